@@ -1,0 +1,147 @@
+//! The program: its arguments are the environment, its answers are logs and the exit code.
+
+use std::{
+    io::{BufRead, BufReader, Lines},
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use reqwest::StatusCode;
+use serde_json::Value;
+
+/// The program in an environment of its own.
+fn api(environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_api"));
+    command.env_clear().envs(environment.iter().copied());
+    command
+}
+
+/// The running program; killed where a test ends before it did.
+struct Service {
+    child: Child,
+    log: Lines<BufReader<ChildStdout>>,
+    port: u64,
+}
+
+impl Service {
+    fn start(environment: &[(&str, &str)]) -> Self {
+        let mut child = api(environment)
+            .env("PORT", "0")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stdout.take().unwrap()).lines();
+        let port = log
+            .by_ref()
+            .map(|line| {
+                serde_json::from_str::<Value>(&line.unwrap())
+                    .expect("every line of the log is JSON")
+            })
+            .find(|line| line["message"] == "listening")
+            .and_then(|line| line["port"].as_u64())
+            .expect("the log names the port");
+        Self { child, log, port }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// The exit code, and what was logged since the port was known.
+    fn wait(mut self) -> (Option<i32>, Vec<Value>) {
+        let log = self
+            .log
+            .by_ref()
+            .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
+            .collect();
+        (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(environment: &[(&str, &str)]) -> Output {
+    api(environment).output().unwrap()
+}
+
+#[actix_web::test]
+async fn sigterm_ends_the_service_well_also_with_an_idle_connection() {
+    let service = Service::start(&[]);
+    let client = reqwest::Client::new();
+    let response = client.get(service.url("/health")).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+
+    let start = Instant::now();
+    service.signal(Signal::SIGTERM);
+    let (code, log) = service.wait();
+    assert_eq!(code, Some(0));
+    assert_eq!(log.last().unwrap()["message"], "stopped");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "took {:?}",
+        start.elapsed()
+    );
+}
+
+#[actix_web::test]
+async fn requests_are_logged_without_their_query_and_probes_only_when_asked_for() {
+    for (level, probes) in [("info", 0), ("debug", 1)] {
+        let service = Service::start(&[("RUST_LOG", level)]);
+        reqwest::get(service.url("/health")).await.unwrap();
+        reqwest::get(service.url("/?secret=1")).await.unwrap();
+        service.signal(Signal::SIGTERM);
+        let (_, log) = service.wait();
+        let requests = |path| {
+            log.iter()
+                .filter(|line| line["message"] == "request" && line["path"] == path)
+                .count()
+        };
+        assert_eq!((requests("/health"), requests("/")), (probes, 1), "{log:?}");
+        assert!(!format!("{log:?}").contains("secret"));
+    }
+}
+
+#[test]
+fn a_wrong_setting_ends_with_2_and_one_clear_line() {
+    for (name, value) in [
+        ("PORT", "http"),
+        ("PORT", "65536"),
+        ("RUST_LOG", "api=loud"),
+    ] {
+        let output = run(&[(name, value)]);
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(output.stdout, b"");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            stderr.starts_with(&format!("error: {name}={value:?}: expected ")),
+            "{stderr}"
+        );
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn a_taken_port_ends_with_1() {
+    let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = run(&[("PORT", &port)]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.starts_with(&format!("error: cannot listen on 0.0.0.0:{port}: ")),
+        "{stderr}"
+    );
+}

@@ -1,0 +1,325 @@
+//! When a run may publish: the whole rule, in one place.
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::reference::{LoopbackRegistry, Registry, Tag};
+use crate::source::{Checkout, State};
+
+/// What a run was started by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// A push to main: the only one that publishes.
+    Push,
+    /// A pull request.
+    PullRequest,
+    /// Anything else: a laptop, another branch, a tag, a schedule.
+    Local,
+}
+
+impl std::fmt::Display for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Push => "push",
+            Self::PullRequest => "pull-request",
+            Self::Local => "local",
+        })
+    }
+}
+
+/// What GitHub Actions says of a run, by the names that its documentation gives.
+#[derive(Clone, Debug, Default)]
+pub struct GitHub {
+    /// `GITHUB_ACTIONS` is `true`.
+    pub actions: bool,
+    /// `GITHUB_EVENT_NAME`.
+    pub event_name: String,
+    /// `GITHUB_REF`.
+    pub git_ref: String,
+    /// `GITHUB_SHA`.
+    pub sha: String,
+    /// `GITHUB_ACTOR`.
+    pub actor: String,
+    /// `GITHUB_TOKEN`.
+    pub token: Option<SecretString>,
+}
+
+impl GitHub {
+    /// What the environment of this process says.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let var = |name| std::env::var(name).unwrap_or_default();
+        Self {
+            actions: var("GITHUB_ACTIONS") == "true",
+            event_name: var("GITHUB_EVENT_NAME"),
+            git_ref: var("GITHUB_REF"),
+            sha: var("GITHUB_SHA"),
+            actor: var("GITHUB_ACTOR"),
+            token: Some(var("GITHUB_TOKEN")).filter(|token| !token.is_empty()).map(SecretString::from),
+        }
+    }
+
+    /// What started the run, as far as GitHub's variables tell.
+    #[must_use]
+    pub fn event(&self) -> Event {
+        match self.event_name.as_str() {
+            _ if !self.actions => Event::Local,
+            "push" if self.git_ref == MAIN => Event::Push,
+            "pull_request" | "pull_request_target" => Event::PullRequest,
+            _ => Event::Local,
+        }
+    }
+}
+
+const MAIN: &str = "refs/heads/main";
+
+/// Where a setting came from, as far as it matters to what a token may be sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line, which is part of the workflow that was reviewed.
+    CommandLine,
+    /// Anything else.
+    Elsewhere,
+}
+
+/// The credential of a registry: name and token. The token cannot be printed.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// `GITHUB_ACTOR`.
+    pub user: String,
+    /// `GITHUB_TOKEN`.
+    pub token: SecretString,
+}
+
+/// The permission to publish one commit's image to one registry. Only [`permit`] makes it.
+#[derive(Debug)]
+pub struct Permit<R> {
+    registry: R,
+    tag: Tag,
+    credential: Option<Credential>,
+}
+
+impl<R> Permit<R> {
+    /// The tag that may be published.
+    #[must_use]
+    pub fn tag(&self) -> &Tag {
+        &self.tag
+    }
+
+    /// The registry that it may be published to.
+    #[must_use]
+    pub fn registry(&self) -> &R {
+        &self.registry
+    }
+
+    /// The credential for it, where there is one.
+    #[must_use]
+    pub fn credential(&self) -> Option<&Credential> {
+        self.credential.as_ref()
+    }
+}
+
+impl Permit<Registry> {
+    /// The same permission, when it is for a registry on loopback: what an image made with stand-ins needs.
+    #[must_use]
+    pub fn for_loopback(self) -> Option<Permit<LoopbackRegistry>> {
+        Some(Permit {
+            registry: LoopbackRegistry::new(self.registry)?,
+            tag: self.tag,
+            credential: self.credential,
+        })
+    }
+}
+
+/// What a run is about to do, as the rule sees it.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// What GitHub says.
+    pub github: &'a GitHub,
+    /// The event that counts: GitHub's, or a lower one that `--event` named.
+    pub event: Event,
+    /// `ci publish` rather than `ci run`.
+    pub explicit: bool,
+    /// The registry.
+    pub registry: &'a Registry,
+    /// Where the registry was named.
+    pub registry_from: Origin,
+    /// The sources.
+    pub checkout: &'a Checkout,
+}
+
+/// The permission to publish, or none where the run ends after its gates.
+///
+/// # Errors
+/// A run that means to publish and may not (exit 4); all conditions that fail are named at once.
+pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure> {
+    let Request { github, event, explicit, registry, registry_from, checkout } = request;
+    if !explicit && *event != Event::Push {
+        return Ok(None);
+    }
+    let trial = *explicit && registry.is_loopback();
+    let mut missing = Vec::new();
+    if !trial {
+        if !github.actions {
+            missing.push("GITHUB_ACTIONS is not `true`: images are published by GitHub Actions only".to_owned());
+        }
+        if github.event_name != "push" {
+            missing.push(format!("the event (GITHUB_EVENT_NAME) is `{}`, not `push`", github.event_name));
+        }
+        if github.git_ref != MAIN {
+            missing.push(format!("GITHUB_REF is `{}`, not `{MAIN}`", github.git_ref));
+        }
+        if *event != Event::Push {
+            missing.push(format!("--event says `{event}`"));
+        }
+        if github.sha != checkout.commit.sha {
+            missing.push(format!("HEAD is {}, but GITHUB_SHA is `{}`", checkout.commit.sha, github.sha));
+        }
+        match &github.token {
+            None => missing.push("GITHUB_TOKEN is not set".to_owned()),
+            Some(token) if !token.expose_secret().starts_with("ghs_") => missing.push(
+                "GITHUB_TOKEN is not the run's own token (those begin with `ghs_`); personal access tokens are not accepted".to_owned(),
+            ),
+            Some(_) => {}
+        }
+        if github.actor.is_empty() {
+            missing.push("GITHUB_ACTOR is not set".to_owned());
+        }
+        if !registry.is_loopback() && registry.to_string() != Registry::GHCR && *registry_from != Origin::CommandLine {
+            missing.push(format!(
+                "the token goes to {} only; another registry ({registry}) has to be named by --registry on the command line",
+                Registry::GHCR
+            ));
+        }
+    }
+    let tag = match &checkout.state {
+        State::Clean(tag) => Some(tag.clone()),
+        State::Dirty(_) => {
+            missing.push("the working tree has uncommitted changes".to_owned());
+            None
+        }
+    };
+    match tag {
+        Some(tag) if missing.is_empty() => Ok(Some(Permit {
+            registry: (*registry).clone(),
+            tag,
+            credential: github.token.clone().map(|token| Credential {
+                user: if github.actor.is_empty() { "ci".into() } else { github.actor.clone() },
+                token,
+            }),
+        })),
+        _ => Err(Failure::refused("this run may not publish")
+            .output(missing.iter().map(|line| format!("- {line}\n")).collect::<String>())
+            .hint(
+                "Only a push to main, on GitHub Actions, publishes. For a trial: ci publish --registry 127.0.0.1:PORT, \
+                 with a registry on this machine; for the gates alone: ci run --event local.",
+            )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Commit;
+
+    const SHA: &str = "4f2a91c0d3b5e6f7a8b9c0d1e2f3a4b5c6d7e8f9";
+
+    fn push_to_main() -> GitHub {
+        GitHub {
+            actions: true,
+            event_name: "push".into(),
+            git_ref: MAIN.into(),
+            sha: SHA.into(),
+            actor: "somebody".into(),
+            token: Some("ghs_token".to_owned().into()),
+        }
+    }
+
+    fn checkout(clean: bool) -> Checkout {
+        let tag = Tag::of_commit("4f2a91c", SHA).unwrap();
+        Checkout {
+            root: "/".into(),
+            commit: Commit { sha: SHA.into(), time: 0 },
+            state: if clean { State::Clean(tag) } else { State::Dirty(tag.dirty()) },
+        }
+    }
+
+    fn ask(github: &GitHub, explicit: bool, registry: &str, clean: bool) -> Result<Option<Permit<Registry>>, Failure> {
+        permit(&Request {
+            github,
+            event: github.event(),
+            explicit,
+            registry: &registry.parse().unwrap(),
+            registry_from: Origin::Elsewhere,
+            checkout: &checkout(clean),
+        })
+    }
+
+    #[test]
+    fn a_push_to_main_may_publish() {
+        let permit = ask(&push_to_main(), false, "ghcr.io", true).unwrap().unwrap();
+        assert_eq!(permit.tag().to_string(), "4f2a91c");
+    }
+
+    #[test]
+    fn each_missing_condition_refuses() {
+        type Break = fn(&mut GitHub);
+        let breaks: [(&str, Break); 5] = [
+            ("GITHUB_SHA", |g| g.sha = "0".repeat(40)),
+            ("GITHUB_TOKEN is not set", |g| g.token = None),
+            ("ghs_", |g| g.token = Some("ghp_personal".to_owned().into())),
+            ("GITHUB_ACTOR", |g| g.actor.clear()),
+            ("GITHUB_SHA", |g| g.sha.clear()),
+        ];
+        for (word, change) in breaks {
+            let mut github = push_to_main();
+            change(&mut github);
+            let failure = ask(&github, false, "ghcr.io", true).unwrap_err();
+            assert_eq!(failure.code as u8, 4);
+            assert!(failure.output.unwrap().contains(word), "{word}");
+        }
+        let dirty = ask(&push_to_main(), false, "ghcr.io", false).unwrap_err();
+        assert!(dirty.output.unwrap().contains("uncommitted"));
+        let elsewhere = ask(&push_to_main(), false, "registry.example.com", true).unwrap_err();
+        assert!(elsewhere.output.unwrap().contains("--registry"));
+    }
+
+    #[test]
+    fn ci_publish_refuses_what_ci_run_would_not_try() {
+        type Break = fn(&mut GitHub);
+        let breaks: [(&str, Break); 3] = [
+            ("GITHUB_ACTIONS", |g| g.actions = false),
+            ("GITHUB_EVENT_NAME", |g| g.event_name = "workflow_dispatch".into()),
+            ("GITHUB_REF", |g| g.git_ref = "refs/heads/topic".into()),
+        ];
+        for (word, change) in breaks {
+            let mut github = push_to_main();
+            change(&mut github);
+            assert!(ask(&github, false, "ghcr.io", true).unwrap().is_none(), "{word}");
+            let failure = ask(&github, true, "ghcr.io", true).unwrap_err();
+            assert!(failure.output.unwrap().contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_trial_on_loopback_needs_a_clean_tree_only() {
+        let nobody = GitHub::default();
+        assert!(ask(&nobody, true, "127.0.0.1:5000", true).unwrap().is_some());
+        assert_eq!(ask(&nobody, true, "127.0.0.1:5000", false).unwrap_err().code as u8, 4);
+        assert!(ask(&nobody, false, "127.0.0.1:5000", true).unwrap().is_none());
+    }
+
+    #[test]
+    fn no_other_event_of_github_is_a_push_to_main() {
+        for event in ["pull_request", "pull_request_target", "workflow_dispatch", "merge_group", "schedule", "release"] {
+            let github = GitHub { event_name: event.into(), ..push_to_main() };
+            assert!(ask(&github, false, "ghcr.io", true).unwrap().is_none(), "{event}");
+        }
+        for git_ref in ["refs/tags/v1", "refs/heads/main2", "refs/heads/topic", "main", ""] {
+            let github = GitHub { git_ref: git_ref.into(), ..push_to_main() };
+            assert!(ask(&github, false, "ghcr.io", true).unwrap().is_none(), "{git_ref}");
+        }
+    }
+}

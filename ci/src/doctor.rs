@@ -1,0 +1,106 @@
+//! `ci doctor`: what a run would use here, and every problem with its remedy.
+
+use crate::app;
+use crate::authority::GitHub;
+use crate::engine::{self, Choice, embedded};
+use crate::failure::{ExitCode, Failure};
+use crate::provision;
+use crate::report;
+use crate::settings::{self, Invocation};
+use crate::source::Checkout;
+
+/// Looks around, changes nothing.
+///
+/// # Errors
+/// When what was said on the command line is not valid. Problems of the machine are no errors of the doctor: they are
+/// printed, and the exit code is 3.
+pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let github = GitHub::from_env();
+    let mut findings = Findings::default();
+
+    let directory = std::env::current_dir().unwrap_or_default();
+    let mut root = directory.clone();
+    match Checkout::discover(&directory) {
+        Ok(checkout) => {
+            let state = if checkout.is_clean() { "clean" } else { "with uncommitted changes: it cannot be published" };
+            findings.good("git", format!("commit {}, {state}", checkout.commit.sha));
+            root = checkout.root;
+        }
+        Err(failure) => findings.bad("git", failure.to_string(), failure.hint.unwrap_or_default()),
+    }
+    let file = std::fs::read_to_string(root.join(settings::FILE)).ok();
+    let settings = invocation.settings(&root, file.as_deref(), &github)?;
+    findings.good("publish", format!("{}; to {}/{}", app::publishing(&github), settings.registry, settings.repository));
+
+    match &settings.engine {
+        Choice::Url(url) => findings.good("engine", url.clone()),
+        choice => {
+            let runtime = engine::runtime().await;
+            match (choice, runtime) {
+                (Choice::Auto | Choice::Docker, Ok(runtime)) => {
+                    findings.good("engine", format!("Dagger's own way, in {runtime}"));
+                }
+                (Choice::Docker, Err(why)) => {
+                    findings.bad("engine", why, "Start a container runtime, or take --engine embedded or --engine URL.".into());
+                }
+                (_, runtime) => {
+                    let why = runtime.err().map(|why| format!(" ({why})")).unwrap_or_default();
+                    findings.good("engine", format!("the embedded one{why}"));
+                    for missing in embedded::missing() {
+                        findings.bad("engine", format!("{} is missing", missing.what), missing.remedy);
+                    }
+                }
+            }
+        }
+    }
+    match provision::cache_root() {
+        Ok(cache) => findings.good("cache", format!("{}, {} MB", cache.display(), provision::size_of(&cache) >> 20)),
+        Err(failure) => findings.bad("cache", failure.to_string(), failure.hint.unwrap_or_default()),
+    }
+    if let Ok(status) = embedded::status().await {
+        let state = if status.healthy { "runs" } else { "does not run" };
+        findings.good("embedded", format!("the engine {} {state}; state {} MB", status.version, status.state_bytes >> 20));
+    }
+    match free_space(&root) {
+        Some(free) if free < MIN_FREE => findings.bad(
+            "disk",
+            format!("{} MB are free", free >> 20),
+            format!("Free some space: images and caches want {} GB.", MIN_FREE >> 30),
+        ),
+        Some(free) => findings.good("disk", format!("{} GB are free", free >> 30)),
+        None => {}
+    }
+    report::data(&findings.text);
+    Ok(if findings.problems == 0 { ExitCode::Success } else { ExitCode::Environment })
+}
+
+/// What a first run takes on the disk, about: 5 GiB.
+const MIN_FREE: u64 = 5 << 30;
+
+#[cfg(unix)]
+fn free_space(path: &std::path::Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(u64::from(stat.blocks_available()) * u64::from(stat.fragment_size()))
+}
+
+#[cfg(not(unix))]
+fn free_space(_: &std::path::Path) -> Option<u64> {
+    None
+}
+
+#[derive(Default)]
+struct Findings {
+    text: String,
+    problems: usize,
+}
+
+impl Findings {
+    fn good(&mut self, about: &str, what: String) {
+        self.text += &format!("ok       {about:<10} {what}\n");
+    }
+
+    fn bad(&mut self, about: &str, what: String, remedy: String) {
+        self.problems += 1;
+        self.text += &format!("problem  {about:<10} {what}\n                    {remedy}\n");
+    }
+}

@@ -1,0 +1,248 @@
+//! What the engine's network leaves on the host: a link and firewall rules, each found by the name and addresses that
+//! are this engine's alone.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Seek as _, Write as _};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::failure::{Failure, OrFail};
+use crate::provision::{command, find_program, output};
+
+/// The name and address range of one engine's network.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Network {
+    /// Its link is called this and `0`.
+    pub(super) name: String,
+    /// The second byte of `10.x.0.0/16`.
+    subnet: u8,
+}
+
+impl Network {
+    /// The network of the engine in `folder`: always the same name, and a range that no route of this host covers.
+    pub(super) fn choose(folder: &Path) -> Self {
+        let digest = Sha256::digest(folder.as_os_str().as_encoded_bytes());
+        let taken = routes(&fs::read_to_string("/proc/net/route").unwrap_or_default());
+        // Dagger's own engine has 10.87; the low ones are what offices and clouds use most.
+        let start = digest[0];
+        let free = (0..100_u8)
+            .map(|step| 128 + (start.wrapping_add(step)) % 100)
+            .find(|subnet| {
+                let ours = u32::from(Ipv4Addr::new(10, *subnet, 0, 0));
+                // Two ranges meet when they are the same under the wider of both masks. The default route meets all.
+                !taken
+                    .iter()
+                    .any(|(net, mask)| *mask != 0 && (ours & mask & WIDTH) == (net & mask & WIDTH))
+            });
+        Self {
+            // A link's name has 15 characters at most.
+            name: format!("labci{}", hex::encode(&digest[..3])),
+            subnet: free.unwrap_or(128),
+        }
+    }
+
+    pub(super) fn link(&self) -> String {
+        format!("{}0", self.name)
+    }
+
+    pub(super) fn cidr(&self) -> String {
+        format!("10.{}.0.0/16", self.subnet)
+    }
+
+    /// Takes the link and the firewall rules away, and says what there was.
+    pub(super) async fn remove(&self) -> Result<Vec<String>, Failure> {
+        let mut removed = Vec::new();
+        let link = self.link();
+        if Path::new("/sys/class/net").join(&link).exists() {
+            let mut delete = command(need("ip")?);
+            delete.args(["link", "delete", &link]);
+            output(delete, "ip link delete").await?;
+            removed.push(format!("link {link}"));
+        }
+        let Some(iptables) = find_program("iptables") else {
+            return Ok(removed);
+        };
+        let nat = self.nat(&rules(&iptables, "nat").await?);
+        let mut count = restore("nat", &nat).await?;
+        let filter = self.filter(&rules(&iptables, "filter").await?);
+        count += restore("filter", &filter).await?;
+        // What remains of the plugin's own chains when nobody has rules in them.
+        count += restore("filter", &empty_chains(&rules(&iptables, "filter").await?)).await?;
+        if count > 0 {
+            removed.push(format!("{count} firewall rules of {}", self.cidr()));
+        }
+        Ok(removed)
+    }
+
+    /// What takes this network's rules out of the table `nat`: the plugin writes the network's name into each.
+    fn nat(&self, rules: &str) -> Vec<String> {
+        let mark = format!(r#"name: \"{}\""#, self.name);
+        let mut orders = Vec::new();
+        let mut chains = Vec::new();
+        for rule in rules.lines().filter(|rule| rule.contains(&mark)) {
+            let Some(rule) = rule.strip_prefix("-A ") else {
+                continue;
+            };
+            if rule.starts_with("POSTROUTING ") {
+                orders.push(format!("-D {rule}"));
+            }
+            let chain = rule.split(' ').next().unwrap_or_default();
+            let target = rule.rsplit(' ').next().unwrap_or_default();
+            for name in [chain, target] {
+                if name.starts_with("CNI-") && !chains.contains(&name) {
+                    chains.push(name);
+                }
+            }
+        }
+        orders.extend(chains.iter().map(|chain| format!("-F {chain}")));
+        orders.extend(chains.iter().map(|chain| format!("-X {chain}")));
+        orders
+    }
+
+    /// What takes this network's rules out of the table `filter`: one pair for each container's address.
+    fn filter(&self, rules: &str) -> Vec<String> {
+        let addresses = [" -s ", " -d "].map(|option| format!("{option}10.{}.", self.subnet));
+        rules
+            .lines()
+            .filter(|rule| rule.starts_with("-A CNI-FORWARD "))
+            .filter(|rule| addresses.iter().any(|address| rule.contains(address)))
+            .filter_map(|rule| Some(format!("-D {}", rule.strip_prefix("-A ")?)))
+            .collect()
+    }
+}
+
+/// The mask of this engine's range.
+const WIDTH: u32 = 0xffff_0000;
+
+/// The plugin's chains and the jumps to them, when there is nothing else in them: other engines may be using them.
+fn empty_chains(rules: &str) -> Vec<String> {
+    let of = |prefix: &'static str| rules.lines().filter(move |rule| rule.starts_with(prefix));
+    let mut jumps = of("-A CNI-FORWARD ");
+    let only_the_jump = jumps
+        .next()
+        .is_some_and(|rule| rule.ends_with("-j CNI-ADMIN"))
+        && jumps.next().is_none();
+    if !only_the_jump || of("-A CNI-ADMIN ").next().is_some() {
+        return Vec::new();
+    }
+    of("-A FORWARD ")
+        .filter(|rule| rule.ends_with("-j CNI-FORWARD"))
+        .filter_map(|rule| Some(format!("-D {}", rule.strip_prefix("-A ")?)))
+        .chain(["-F CNI-FORWARD", "-X CNI-FORWARD", "-X CNI-ADMIN"].map(str::to_owned))
+        .collect()
+}
+
+/// The IPv4 routes of this host: network and mask.
+fn routes(table: &str) -> Vec<(u32, u32)> {
+    let number = |hex: &str| u32::from_str_radix(hex, 16).map(u32::swap_bytes).ok();
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            Some((number(fields.get(1)?)?, number(fields.get(7)?)?))
+        })
+        .collect()
+}
+
+async fn rules(iptables: &Path, table: &str) -> Result<String, Failure> {
+    let mut list = command(iptables);
+    list.args(["--wait", "10", "--table", table, "--list-rules"]);
+    output(list, "iptables --list-rules").await
+}
+
+/// Gives orders to one table, all or none of them.
+async fn restore(table: &str, orders: &[String]) -> Result<usize, Failure> {
+    if orders.is_empty() {
+        return Ok(0);
+    }
+    let mut text = format!("*{table}\n");
+    for order in orders {
+        let _ = writeln!(text, "{order}");
+    }
+    text.push_str("COMMIT\n");
+    let cannot = "cannot write a temporary file";
+    let mut file = tempfile::tempfile().or_environment(cannot)?;
+    file.write_all(text.as_bytes()).or_environment(cannot)?;
+    file.rewind().or_environment(cannot)?;
+    let mut restore = command(need("iptables-restore")?);
+    restore.args(["--noflush", "--wait", "10"]).stdin(file);
+    output(restore, "iptables-restore").await?;
+    Ok(orders
+        .iter()
+        .filter(|order| order.starts_with("-D"))
+        .count())
+}
+
+fn need(program: &str) -> Result<PathBuf, Failure> {
+    find_program(program)
+        .ok_or_else(|| Failure::environment(format!("there is no {program} on this machine")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network() -> Network {
+        Network {
+            name: "labci123456".to_owned(),
+            subnet: 200,
+        }
+    }
+
+    #[test]
+    fn only_the_own_rules_go() {
+        let nat = concat!(
+            "-P POSTROUTING ACCEPT\n-N CNI-aaa\n-N CNI-bbb\n",
+            "-A POSTROUTING -s 10.200.0.2/32 -m comment --comment \"name: \\\"labci123456\\\" id: \\\"x\\\"\" -j CNI-aaa\n",
+            "-A POSTROUTING -s 10.87.0.2/32 -m comment --comment \"name: \\\"dagger\\\" id: \\\"y\\\"\" -j CNI-bbb\n",
+            "-A CNI-aaa -d 10.200.0.0/16 -m comment --comment \"name: \\\"labci123456\\\" id: \\\"x\\\"\" -j ACCEPT\n",
+            "-A CNI-bbb -d 10.87.0.0/16 -m comment --comment \"name: \\\"dagger\\\" id: \\\"y\\\"\" -j ACCEPT\n",
+        );
+        let orders = network().nat(nat);
+        assert_eq!(orders.len(), 3);
+        assert!(
+            orders[0].starts_with("-D POSTROUTING -s 10.200.0.2/32 "),
+            "{orders:?}"
+        );
+        assert_eq!(orders[1..], ["-F CNI-aaa", "-X CNI-aaa"]);
+
+        let filter = "-A CNI-FORWARD -j CNI-ADMIN\n-A CNI-FORWARD -s 10.200.0.2/32 -j ACCEPT\n-A CNI-FORWARD -s 10.20.0.2/32 -j ACCEPT\n";
+        assert_eq!(
+            network().filter(filter),
+            ["-D CNI-FORWARD -s 10.200.0.2/32 -j ACCEPT"]
+        );
+    }
+
+    #[test]
+    fn shared_chains_stay_while_somebody_uses_them() {
+        let jump = "-A FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD\n-A CNI-FORWARD -j CNI-ADMIN\n";
+        assert_eq!(empty_chains(jump).len(), 4);
+        assert!(
+            empty_chains(&format!("{jump}-A CNI-FORWARD -s 10.87.0.2/32 -j ACCEPT\n")).is_empty()
+        );
+        assert!(empty_chains(&format!("{jump}-A CNI-ADMIN -j DROP\n")).is_empty());
+        assert!(empty_chains("").is_empty());
+    }
+
+    #[test]
+    fn routes_are_read_in_the_order_of_the_network() {
+        let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
+                     eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\ndagger0 0000570A 00000000 0001 0 0 0 0000FFFF 0 0 0\n";
+        assert_eq!(routes(table), [(0, 0), (0x0a57_0000, 0xffff_0000)]);
+    }
+
+    #[test]
+    fn the_name_fits_a_link() {
+        let network = Network::choose(Path::new("/some/folder"));
+        assert!(network.link().len() <= 15);
+        assert_eq!(
+            network.name,
+            Network::choose(Path::new("/some/folder")).name
+        );
+        assert!((128..228).contains(&network.subnet));
+    }
+}

@@ -1,0 +1,256 @@
+//! What the engine reports of a run: a receiver of its OTLP logs and spans, sorted by the step they belong to.
+//!
+//! Each step's queries carry a [W3C trace context] of their own; what the engine does for them has that trace id.
+//!
+//! [W3C trace context]: https://www.w3.org/TR/trace-context/
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use prost::Message;
+use tokio::sync::Notify;
+
+use crate::failure::{Failure, OrFail};
+
+/// The trace and span that a step's queries belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    trace: [u8; 16],
+    span: [u8; 8],
+}
+
+impl TraceContext {
+    /// One that no other has.
+    fn unique() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        // RandomState is seeded by the system; two of its hashes are a random number without another crate.
+        let random = || RandomState::new().hash_one(std::process::id()).to_be_bytes();
+        let mut trace = [0; 16];
+        trace[..8].copy_from_slice(&random());
+        trace[8..].copy_from_slice(&random());
+        Self { trace, span: random() }
+    }
+
+    /// The `traceparent` header.
+    #[must_use]
+    pub fn header(&self) -> String {
+        format!("00-{}-{}-01", hex::encode(self.trace), hex::encode(self.span))
+    }
+}
+
+/// Hears the lines that the containers of a step write, as they come.
+pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
+
+#[derive(Default)]
+struct Trace {
+    listener: Option<Listener>,
+    /// The beginning of a line whose end has not come yet, by span and stream.
+    pending: HashMap<(Vec<u8>, i64), String>,
+    log: String,
+    /// Streams that have ended.
+    ended: usize,
+    /// Whether each command that ran in a container was taken from the cache.
+    execs: HashMap<Vec<u8>, bool>,
+}
+
+impl Trace {
+    fn write(&mut self, key: (Vec<u8>, i64), text: &str, end: bool) {
+        let pending = self.pending.entry(key).or_default();
+        pending.push_str(text);
+        let mut lines = Vec::new();
+        while let Some(end) = pending.find('\n') {
+            let rest = pending.split_off(end + 1);
+            lines.push(std::mem::replace(pending, rest));
+        }
+        if end && !pending.is_empty() {
+            lines.push(std::mem::take(pending));
+        }
+        for line in lines {
+            let line = line.trim_end_matches(['\n', '\r']);
+            self.log.push_str(line);
+            self.log.push('\n');
+            if let Some(listener) = &self.listener {
+                listener(line);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    traces: Mutex<HashMap<[u8; 16], Trace>>,
+    changed: Notify,
+}
+
+impl Shared {
+    fn traces(&self) -> MutexGuard<'_, HashMap<[u8; 16], Trace>> {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The receiver; it listens on loopback for as long as it lives.
+#[derive(Clone)]
+pub struct Telemetry {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+impl Telemetry {
+    /// Starts the receiver on a free port.
+    ///
+    /// # Errors
+    /// When no port can be bound on loopback.
+    pub async fn start() -> Result<Self, Failure> {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .or_environment("cannot listen on loopback for the engine's telemetry")?;
+        let address = listener.local_addr().or_environment("cannot listen on loopback")?;
+        let shared = Arc::new(Shared::default());
+        let router = Router::new()
+            .route("/v1/logs", post(logs))
+            .route("/v1/traces", post(spans))
+            .route("/v1/metrics", post(async || StatusCode::OK))
+            .layer(DefaultBodyLimit::disable())
+            .with_state(Arc::clone(&shared));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(Self { shared, address })
+    }
+
+    /// The base URL, as `OTEL_EXPORTER_OTLP_ENDPOINT` wants it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A trace context for a step; `listener` hears its lines.
+    #[must_use]
+    pub fn trace(&self, listener: Option<Listener>) -> TraceContext {
+        let context = TraceContext::unique();
+        self.shared.traces().insert(context.trace, Trace { listener, ..Trace::default() });
+        context
+    }
+
+    /// All that the containers of the step have written up to now.
+    #[must_use]
+    pub fn log(&self, context: TraceContext) -> String {
+        self.shared.traces().get(&context.trace).map(|trace| trace.log.clone()).unwrap_or_default()
+    }
+
+    /// Whether every command of the step was taken from the engine's cache; false where the engine said nothing.
+    #[must_use]
+    pub fn cached(&self, context: TraceContext) -> bool {
+        self.shared
+            .traces()
+            .get(&context.trace)
+            .is_some_and(|trace| !trace.execs.is_empty() && trace.execs.values().all(|cached| *cached))
+    }
+
+    /// Waits until nothing new has come for a moment, and at most `limit`: the engine sends in batches.
+    pub async fn settle(&self, limit: Duration) {
+        let quiet = Duration::from_millis(300);
+        let all = async {
+            while tokio::time::timeout(quiet, self.shared.changed.notified()).await.is_ok() {}
+        };
+        let _ = tokio::time::timeout(limit, all).await;
+    }
+}
+
+async fn logs(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
+    let Ok(request) = ExportLogsServiceRequest::decode(body) else {
+        return StatusCode::BAD_REQUEST;
+    };
+    let records = request
+        .resource_logs
+        .into_iter()
+        .flat_map(|resource| resource.scope_logs)
+        .flat_map(|scope| scope.log_records);
+    let mut traces = shared.traces();
+    for record in records {
+        let Some(trace) = <[u8; 16]>::try_from(record.trace_id.as_slice()).ok().and_then(|id| traces.get_mut(&id)) else {
+            continue;
+        };
+        // Only what a command wrote; the engine's own messages carry no stream.
+        let Some(Value::IntValue(stream)) = attribute(&record.attributes, "stdio.stream") else {
+            continue;
+        };
+        let stream = *stream;
+        let end = matches!(attribute(&record.attributes, "stdio.eof"), Some(Value::BoolValue(true)));
+        let text = match record.body {
+            Some(AnyValue { value: Some(Value::StringValue(text)) }) => text,
+            Some(AnyValue { value: Some(Value::BytesValue(bytes)) }) => String::from_utf8_lossy(&bytes).into_owned(),
+            _ => String::new(),
+        };
+        trace.write((record.span_id, stream), &text, end);
+        trace.ended += usize::from(end);
+    }
+    drop(traces);
+    shared.changed.notify_one();
+    StatusCode::OK
+}
+
+async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
+    let Ok(request) = ExportTraceServiceRequest::decode(body) else {
+        return StatusCode::BAD_REQUEST;
+    };
+    let spans = request
+        .resource_spans
+        .into_iter()
+        .flat_map(|resource| resource.scope_spans)
+        .flat_map(|scope| scope.spans);
+    let mut traces = shared.traces();
+    for span in spans {
+        tracing::trace!(name = span.name, trace = hex::encode(&span.trace_id), attributes = ?span.attributes.iter().map(|a| &a.key).collect::<Vec<_>>());
+        let Some(trace) = <[u8; 16]>::try_from(span.trace_id.as_slice()).ok().and_then(|id| traces.get_mut(&id)) else {
+            continue;
+        };
+        // The call ends at once; the span with an effect's id is the work itself.
+        if span.name.ends_with("Container.withExec") && attribute(&span.attributes, "dagger.io/effect.id").is_some() {
+            let cached = matches!(attribute(&span.attributes, "dagger.io/dag.cached"), Some(Value::BoolValue(true)));
+            let known = trace.execs.entry(span.span_id).or_default();
+            *known |= cached;
+        }
+    }
+    drop(traces);
+    shared.changed.notify_one();
+    StatusCode::OK
+}
+
+fn attribute<'a>(attributes: &'a [KeyValue], name: &str) -> Option<&'a Value> {
+    attributes
+        .iter()
+        .find(|attribute| attribute.key == name)
+        .and_then(|attribute| attribute.value.as_ref()?.value.as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_put_together_by_stream() {
+        let mut trace = Trace::default();
+        trace.write((vec![1], 1), "one ", false);
+        trace.write((vec![1], 2), "other\n", false);
+        trace.write((vec![1], 1), "line\ntwo", false);
+        trace.write((vec![1], 1), "", true);
+        assert_eq!(trace.log, "other\none line\ntwo\n");
+    }
+
+    #[test]
+    fn no_two_steps_share_a_trace() {
+        let header = TraceContext::unique().header();
+        assert_eq!(header.len(), 55);
+        assert_ne!(header, TraceContext::unique().header());
+    }
+}

@@ -1,0 +1,26 @@
+//! What long preparations say while they run. Only `report` prints it.
+
+use std::time::Duration;
+
+/// Hears of each part of a long preparation.
+pub trait Narrator: Send + Sync {
+    /// A part that takes more than a moment begins; `what` says how long it usually takes.
+    fn begin(&self, what: &str);
+    /// One line of the output of the tool that is at work.
+    fn line(&self, line: &str);
+    /// The part ended well.
+    fn done(&self, what: &str, took: Duration);
+    /// Something that the user has to know, now.
+    fn notice(&self, text: &str);
+}
+
+/// Says nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Narrator for Silent {
+    fn begin(&self, _: &str) {}
+    fn line(&self, _: &str) {}
+    fn done(&self, _: &str, _: Duration) {}
+    fn notice(&self, _: &str) {}
+}

@@ -1,0 +1,57 @@
+//! THE SCREEN: the whole pipeline.
+
+use generativity::make_guard;
+
+use crate::authority::Permit;
+use crate::evidence::{Kind, Source, Verified};
+use crate::run::Run;
+use crate::source::{Checkout, Snapshot};
+use crate::step::Step;
+use crate::steps::publish::Published;
+use crate::steps::{build, fmt, lint, publish, scan, smoke, test};
+
+/// Takes the sources through every wanted step. What does not need each other runs at the same time; what is published
+/// needs the evidence of every gate.
+pub async fn run<K: Kind>(
+    run: &Run<K>,
+    checkout: Checkout,
+    snapshot: Snapshot,
+    permit: Option<Permit<K::Registry>>,
+) -> Option<Published> {
+    make_guard!(this_run);
+    make_guard!(this_image);
+    let source = &Source::new(this_run, checkout, snapshot);
+
+    let (tested, formatted, linted, (image, scanned, smoked)) = tokio::join!(
+        run.step(Step::Test, Some(source), test::run),
+        run.step(Step::Fmt, Some(source), fmt::run),
+        run.step(Step::Lint, Some(source), lint::run),
+        async {
+            let image = run.step(Step::Build, Some((source, this_image)), build::run).await;
+            let built = image.as_ref();
+            let (scanned, smoked) = tokio::join!(
+                run.step(Step::Scan, built.map(|image| (source, image)), scan::run),
+                run.step(Step::Smoke, built, smoke::run),
+            );
+            (image, scanned, smoked)
+        },
+    );
+
+    let Some(permit) = permit else {
+        run.skip(Step::Publish, "only a push to main publishes");
+        return None;
+    };
+    let verified = all((tested, formatted, linted, image, scanned, smoked))
+        .map(|(tested, formatted, linted, image, scanned, smoked)| {
+            Verified::new(tested, formatted, linted, image, scanned, smoked)
+        });
+    run.step(Step::Publish, verified.map(|verified| (verified, permit)), publish::run).await
+}
+
+type Six<A, B, C, D, E, F> = (A, B, C, D, E, F);
+
+fn all<A, B, C, D, E, F>(
+    (a, b, c, d, e, f): Six<Option<A>, Option<B>, Option<C>, Option<D>, Option<E>, Option<F>>,
+) -> Option<Six<A, B, C, D, E, F>> {
+    Some((a?, b?, c?, d?, e?, f?))
+}

@@ -1,0 +1,279 @@
+//! What people read while a run goes on.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that prints")]
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anstream::{eprint, eprintln};
+use clap::builder::styling::{AnsiColor, Style};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::json::Report;
+use crate::failure::Failure;
+use crate::narrator::Narrator;
+use crate::settings::{Format, Settings};
+use crate::step::{Record, Status, Step};
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const NOTE: Style = AnsiColor::Yellow.on_default();
+const DIM: Style = Style::new().dimmed();
+
+/// Tells what happens, in the format that was asked for.
+pub struct Reporter {
+    format: Format,
+    quiet: bool,
+    verbose: bool,
+    directory: Option<PathBuf>,
+    secret: Option<SecretString>,
+    /// One event at a time, so that the lines of two steps do not mix.
+    turn: Mutex<()>,
+}
+
+impl Reporter {
+    /// A reporter of a run; `secret` never shows up in anything that it prints or writes.
+    #[must_use]
+    pub fn new(settings: &Settings, secret: Option<SecretString>) -> Self {
+        Self {
+            format: settings.format,
+            quiet: settings.quiet,
+            verbose: settings.verbose > 0,
+            directory: Some(settings.report_dir.clone()),
+            secret,
+            turn: Mutex::default(),
+        }
+    }
+
+    /// A reporter outside of a run.
+    #[must_use]
+    pub fn plain(quiet: bool, verbose: bool) -> Self {
+        Self { format: Format::Human, quiet, verbose, directory: None, secret: None, turn: Mutex::default() }
+    }
+
+    /// `text` without the secret.
+    #[must_use]
+    pub fn redact(&self, text: &str) -> String {
+        match &self.secret {
+            Some(secret) => text.replace(secret.expose_secret(), "***"),
+            None => text.to_owned(),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        eprintln!("{}", self.redact(text));
+    }
+
+    /// What the run is about.
+    pub fn header(&self, text: &str) {
+        if !self.quiet {
+            self.say(text);
+        }
+    }
+
+    /// A step begins.
+    pub fn started(&self, step: Step) {
+        if !self.quiet {
+            self.say(&format!("{DIM}  … {step:<8}{DIM:#}"));
+        }
+    }
+
+    /// A line that a step's container wrote.
+    pub fn line_of(&self, step: Step, line: &str) {
+        self.say(&format!("{DIM}{step:>11} │{DIM:#} {line}"));
+    }
+
+    /// A step has ended.
+    pub fn ended(&self, record: &Record, failure: Option<&Failure>) {
+        let took = format_duration(Duration::from_millis(record.duration_ms));
+        let step = record.name;
+        let Some(failure) = failure else {
+            if !self.quiet {
+                let cached = if record.cached { "  cached" } else { "" };
+                self.say(&format!("{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{cached}{DIM:#}"));
+            }
+            return;
+        };
+        let sign = if record.status == Status::Cancelled { "■" } else { "✗" };
+        let mut text = format!("{BAD}  {sign} {step:<8}{BAD:#}{took:>9}  {failure}\n");
+        let (open, close) = match self.format {
+            Format::Github => (format!("::group::{step}: output\n"), "::endgroup::\n"),
+            _ => (String::new(), ""),
+        };
+        if let Some(output) = &failure.output {
+            text += &open;
+            for line in output.trim_end().lines() {
+                text += &format!("      {line}\n");
+            }
+            text += close;
+        }
+        if let Some(hint) = &failure.hint {
+            text += &format!("{NOTE}      hint:{NOTE:#} {hint}\n");
+        }
+        if self.format == Format::Github {
+            text += &annotation(&format!("{step}: {failure}"));
+        }
+        self.say(text.trim_end());
+    }
+
+    /// Writes what a step's containers wrote into `logs/STEP.log`, and returns its path below the report directory.
+    pub fn write_log(&self, step: Step, log: &str) -> Option<String> {
+        let name = format!("logs/{step}.log");
+        let path = self.directory.as_ref()?.join(&name);
+        let written = path.parent().map(std::fs::create_dir_all)?.and_then(|()| std::fs::write(&path, self.redact(log)));
+        match written {
+            Ok(()) => Some(name),
+            Err(error) => {
+                self.notice(&format!("cannot write {}: {error}", path.display()));
+                None
+            }
+        }
+    }
+
+    /// A failure that belongs to no step.
+    pub fn failed(&self, error: &Failure) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        eprint!("{}", self.redact(&render(error)));
+        if self.format == Format::Github {
+            eprint!("{}", self.redact(&annotation(&error.to_string())));
+        }
+    }
+
+    /// The last word of a run, and with `--format json` the report itself.
+    pub fn verdict(&self, report: &Report) {
+        if !self.quiet || !report.verdict.passed {
+            self.say(&verdict(report));
+        }
+        if self.format == Format::Json {
+            if let Ok(text) = report.text(|text| self.redact(text)) {
+                data(&text);
+            }
+        }
+    }
+}
+
+fn verdict(report: &Report) -> String {
+    let took = format_duration(Duration::from_millis(report.duration_ms));
+    let mut text = String::new();
+    for note in &report.stand_ins {
+        text += &format!("{NOTE}stand-in{NOTE:#} for {}: {}\n", note.name, note.used);
+    }
+    if let Some(digest) = &report.digest {
+        text += &format!("image    {} {DIM}{digest}{DIM:#}\n", report.image);
+    }
+    let with = if report.stand_ins.is_empty() { "" } else { ", with stand-ins" };
+    if report.verdict.passed {
+        let published = match &report.publish {
+            Some(published) => match published.outcome {
+                crate::steps::publish::Outcome::Pushed => ", published",
+                crate::steps::publish::Outcome::AlreadyThere => ", was published before with the same digest",
+            },
+            None => "",
+        };
+        text += &format!("{GOOD}passed{GOOD:#}{with}{published} in {took}");
+    } else {
+        text += &format!("{BAD}failed{BAD:#}{with} in {took} (exit code {})", report.verdict.exit_code);
+    }
+    text
+}
+
+fn render(error: &Failure) -> String {
+    let mut text = format!("{BAD}error:{BAD:#} {error}\n");
+    if let Some(output) = error.output.as_deref().filter(|output| !output.trim().is_empty()) {
+        for line in output.trim_end().lines() {
+            text += &format!("  {line}\n");
+        }
+    }
+    if let Some(hint) = &error.hint {
+        text += &format!("{NOTE}hint:{NOTE:#} {hint}\n");
+    }
+    text
+}
+
+/// A [workflow command](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands).
+fn annotation(message: &str) -> String {
+    let message = message.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    format!("::error title=ci::{message}\n")
+}
+
+fn format_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if seconds >= 60 {
+        format!("{}m {:02}s", seconds / 60, seconds % 60)
+    } else {
+        format!("{:.1}s", duration.as_secs_f64())
+    }
+}
+
+impl Narrator for Reporter {
+    fn begin(&self, what: &str) {
+        if !self.quiet {
+            self.say(&format!("{DIM}  … {what}{DIM:#}"));
+        }
+    }
+
+    fn line(&self, line: &str) {
+        if self.verbose {
+            self.say(&format!("{DIM}    {line}{DIM:#}"));
+        }
+    }
+
+    fn done(&self, what: &str, took: Duration) {
+        if !self.quiet {
+            self.say(&format!("{GOOD}  ✓{GOOD:#} {what} {DIM}{}{DIM:#}", format_duration(took)));
+        }
+    }
+
+    fn notice(&self, text: &str) {
+        if !self.quiet {
+            self.say(&format!("{NOTE}  !{NOTE:#} {text}"));
+        }
+    }
+}
+
+/// Prints data to standard output.
+pub fn data(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that has gone away wants no more.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Prints a failure outside of any run.
+pub fn failure(error: &Failure) {
+    eprint!("{}", render(error));
+}
+
+/// Prints clap's own message where it belongs.
+pub fn help(error: &clap::Error) {
+    // Where the terminal is gone there is nobody to tell.
+    let _ = error.print();
+}
+
+/// Asks the person at the terminal; yes where there is none.
+#[must_use]
+pub fn ask(question: &str) -> bool {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return true;
+    }
+    eprint!("{question} [Y/n] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "" | "y" | "Y" | "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_secret_is_struck_out() {
+        let reporter = Reporter { secret: Some("ghs_secret".to_owned().into()), ..Reporter::plain(true, false) };
+        assert_eq!(reporter.redact("a ghs_secret b"), "a *** b");
+    }
+
+    #[test]
+    fn an_annotation_is_one_line() {
+        assert_eq!(annotation("a\nb 100%"), "::error title=ci::a%0Ab 100%25\n");
+    }
+}

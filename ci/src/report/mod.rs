@@ -1,0 +1,7 @@
+//! The only place that prints, and that writes the report.
+
+mod console;
+mod json;
+
+pub use console::{Reporter, ask, data, failure, help};
+pub use json::{EngineReport, Report, SCHEMA, Verdict};

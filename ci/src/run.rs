@@ -1,0 +1,267 @@
+//! One run: what all steps share, and how a step is started, watched, ended and recorded.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use dagger_sdk::DaggerConn;
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::Event;
+use crate::engine::{Listener, Session, Telemetry, TraceContext};
+use crate::evidence::Kind;
+use crate::failure::{ExitCode, Failure};
+use crate::provision::Consent;
+use crate::report::Reporter;
+use crate::settings::Settings;
+use crate::step::{Record, Status, Step};
+use crate::toolbox::Toolbox;
+
+/// Why a run is being ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGINT or SIGTERM.
+    Signal,
+    /// The time limit.
+    TimeLimit,
+    /// `--fail-fast`, after the first failure.
+    FailFast,
+}
+
+/// Ends a run before its end; the first reason counts.
+#[derive(Clone, Debug, Default)]
+pub struct Stopper {
+    token: CancellationToken,
+    reason: Arc<OnceLock<Stop>>,
+}
+
+impl Stopper {
+    /// Asks everything to end.
+    pub fn stop(&self, reason: Stop) {
+        // A second reason comes too late.
+        let _ = self.reason.set(reason);
+        self.token.cancel();
+    }
+
+    /// `work`, unless the run is stopped first.
+    ///
+    /// # Errors
+    /// Those of `work`; or that it was cancelled (exit 130) or took too long (exit 124).
+    pub async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        self.token.run_until_cancelled(work).await.unwrap_or_else(|| Err(self.failure()))
+    }
+
+    fn failure(&self) -> Failure {
+        match self.reason.get() {
+            Some(Stop::TimeLimit) => Failure::new(ExitCode::TimedOut, "the time limit of the run was reached")
+                .hint("--timeout sets it; `ci doctor` tells what may be slow."),
+            Some(Stop::FailFast) => Failure::cancelled().hint("Another step failed first, and --fail-fast was given."),
+            _ => Failure::cancelled(),
+        }
+    }
+}
+
+/// What all steps of a run share.
+pub struct Run<K: Kind> {
+    /// What the user said.
+    pub settings: Settings,
+    /// Unique to this run.
+    pub id: String,
+    /// The images that the steps run in.
+    pub toolbox: Toolbox<K>,
+    /// What the engine reports.
+    pub telemetry: Telemetry,
+    /// Asks the person at the terminal.
+    pub consent: Consent<'static>,
+    reporter: Arc<Reporter>,
+    session: Session,
+    stopper: Stopper,
+    wanted: Vec<Step>,
+    records: Mutex<BTreeMap<Step, Record>>,
+}
+
+impl<K: Kind> Run<K> {
+    /// A run of `wanted` steps.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        toolbox: Toolbox<K>,
+        telemetry: Telemetry,
+        session: Session,
+        reporter: Arc<Reporter>,
+        stopper: Stopper,
+        wanted: Vec<Step>,
+    ) -> Self {
+        let id = format!("{:x}-{}", jiff::Timestamp::now().as_nanosecond(), std::process::id());
+        Self {
+            settings,
+            id,
+            toolbox,
+            telemetry,
+            consent: &crate::report::ask,
+            reporter,
+            session,
+            stopper,
+            wanted,
+            records: Mutex::default(),
+        }
+    }
+
+    /// The name of a cache volume. It says which runs share it: a pull request's must not reach what main publishes.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> String {
+        let domain = match self.settings.event {
+            Event::Push => "main",
+            Event::PullRequest => "pr",
+            Event::Local => "local",
+        };
+        format!("infrastructure-lab-ci/{domain}/{}/{name}", self.settings.repository)
+    }
+
+    /// Runs one step: unless it is not wanted, what it needs has not passed, or the run was stopped. Without `input` there is
+    /// nothing that it could work on.
+    pub async fn step<I, T, F>(&self, step: Step, input: Option<I>, work: F) -> Option<T>
+    where
+        F: AsyncFnOnce(&StepContext<'_, K>, I) -> Result<T, Failure>,
+    {
+        if !self.wanted.contains(&step) {
+            return None;
+        }
+        let (Some(input), None) = (input, self.unmet(step)) else {
+            let why = self.unmet(step).unwrap_or_else(|| "there is nothing for it to do".into());
+            self.record(skipped(step, why));
+            return None;
+        };
+        let listener: Option<Listener> = (self.settings.verbose > 0).then(|| {
+            let reporter = Arc::clone(&self.reporter);
+            Arc::new(move |line: &str| reporter.line_of(step, line)) as Listener
+        });
+        let trace = self.telemetry.trace(listener);
+        let context = StepContext {
+            run: self,
+            step,
+            trace,
+            client: self.session.client(trace),
+            saw: Mutex::default(),
+        };
+        let start = jiff::Timestamp::now();
+        let begun = Instant::now();
+        self.reporter.started(step);
+        let result = self.stopper.unless_stopped(work(&context, input)).await;
+        let duration = begun.elapsed();
+        // The last lines come a moment after the last answer.
+        self.telemetry.settle(Duration::from_millis(if result.is_ok() { 400 } else { 2000 })).await;
+        let mut record = Record {
+            name: step,
+            status: Status::Passed,
+            start: Some(start),
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            cached: self.telemetry.cached(trace),
+            log: self.reporter.write_log(step, &context.log()),
+            digest: lock(&context.saw).take(),
+            error: None,
+            hint: None,
+            code: None,
+        };
+        let (value, failure) = match result {
+            Ok(value) => (Some(value), None),
+            Err(failure) => {
+                record.status = match failure.code {
+                    ExitCode::Cancelled => Status::Cancelled,
+                    _ => Status::Failed,
+                };
+                record.cached = false;
+                record.error = Some(failure.to_string());
+                record.hint.clone_from(&failure.hint);
+                // What --fail-fast ends did not fail by itself.
+                let by_fail_fast = record.status == Status::Cancelled && self.stopper.reason.get() == Some(&Stop::FailFast);
+                record.code = (!by_fail_fast).then_some(failure.code);
+                if self.settings.fail_fast {
+                    self.stopper.stop(Stop::FailFast);
+                }
+                (None, Some(failure))
+            }
+        };
+        self.reporter.ended(&record, failure.as_ref());
+        self.record(record);
+        value
+    }
+
+    fn unmet(&self, step: Step) -> Option<String> {
+        let records = lock(&self.records);
+        let missing: Vec<_> = step
+            .needs()
+            .iter()
+            .filter(|need| records.get(need).is_none_or(|record| record.status != Status::Passed))
+            .map(|need| need.name())
+            .collect();
+        (!missing.is_empty()).then(|| format!("it needs {}", missing.join(", ")))
+    }
+
+    fn record(&self, record: Record) {
+        lock(&self.records).insert(record.name, record);
+    }
+
+    /// Records that a wanted step has nothing to do, and why.
+    pub fn skip(&self, step: Step, why: &str) {
+        self.record(skipped(step, why.to_owned()));
+    }
+
+    /// The records of all wanted steps, and the session to close.
+    pub fn finish(self) -> (Vec<Record>, Session) {
+        let mut records = self.records.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for step in self.wanted {
+            records.entry(step).or_insert_with(|| skipped(step, "the run ended before it".into()));
+        }
+        (records.into_values().collect(), self.session)
+    }
+}
+
+fn skipped(step: Step, why: String) -> Record {
+    Record {
+        name: step,
+        status: Status::Skipped,
+        start: None,
+        duration_ms: 0,
+        cached: false,
+        log: None,
+        digest: None,
+        error: Some(why),
+        hint: None,
+        code: None,
+    }
+}
+
+/// A step that is running.
+pub struct StepContext<'a, K: Kind> {
+    /// Its run.
+    pub run: &'a Run<K>,
+    /// Which it is.
+    pub step: Step,
+    trace: TraceContext,
+    client: DaggerConn,
+    saw: Mutex<Option<String>>,
+}
+
+impl<K: Kind> StepContext<'_, K> {
+    /// The client whose work the engine reports as this step's.
+    #[must_use]
+    pub fn client(&self) -> &DaggerConn {
+        &self.client
+    }
+
+    /// The image that this step saw, by its digest.
+    pub fn saw(&self, digest: &str) {
+        *lock(&self.saw) = Some(digest.to_owned());
+    }
+
+    /// What the step's containers have written up to now.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.run.telemetry.log(self.trace)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

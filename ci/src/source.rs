@@ -1,0 +1,370 @@
+//! The sources that a run is about: which commit, clean or not, and exactly which bytes.
+//!
+//! A clean tree is read from the git objects of HEAD, so that nothing on the disk (an `assume-unchanged` edit, a
+//! filter, an edit during the run) ships under a clean SHA. A dirty one is what git tracks or does not ignore.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::failure::{ExitCode, Failure, OrFail};
+use crate::provision;
+use crate::reference::{DirtyTag, Tag};
+
+/// The commit that HEAD names.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The full SHA.
+    pub sha: String,
+    /// The committer's time, in seconds since the epoch.
+    pub time: i64,
+}
+
+/// Whether the working tree is HEAD's, and the tag that follows from it.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// Nothing is changed.
+    Clean(Tag),
+    /// Something is.
+    Dirty(DirtyTag),
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Clean(tag) => tag.fmt(f),
+            Self::Dirty(tag) => tag.fmt(f),
+        }
+    }
+}
+
+/// A git working tree with at least one commit.
+#[derive(Clone, Debug)]
+pub struct Checkout {
+    /// The top of the working tree.
+    pub root: PathBuf,
+    /// HEAD.
+    pub commit: Commit,
+    /// Clean or dirty.
+    pub state: State,
+}
+
+impl Checkout {
+    /// Looks at the working tree that `directory` lies in.
+    ///
+    /// # Errors
+    /// When git is missing (exit 3), or there is no working tree or no commit (exit 2).
+    pub fn discover(directory: &Path) -> Result<Self, Failure> {
+        let root = git_text(directory, ["rev-parse", "--show-toplevel"]).map_err(|failure| {
+            if failure.code == ExitCode::Environment {
+                return failure;
+            }
+            Failure::usage(format!("{} is not in a git working tree", directory.display()))
+                .output(failure.output.unwrap_or_default())
+                .hint("Run ci in a checkout; what it builds and publishes is named by its commit.")
+        })?;
+        let root = PathBuf::from(root);
+        let sha = git_text(&root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).map_err(|_| {
+            Failure::usage(format!("the repository at {} has no commit yet", root.display()))
+                .hint("Commit something first: git add . && git commit")
+        })?;
+        // A tag or branch called like the short SHA changes nothing here: git is asked about the object.
+        let short = git_text(&root, ["rev-parse", "--short", &sha])?;
+        let tag = Tag::of_commit(&short, &sha)?;
+        let time = git_text(&root, ["show", "--no-patch", "--no-show-signature", "--format=%ct", &sha])?
+            .parse()
+            .or_environment("git printed a commit time that is not a number")?;
+        let changes = git(
+            &root,
+            ["status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignore-submodules=none"],
+        )?;
+        let state = if changes.is_empty() {
+            State::Clean(tag)
+        } else {
+            State::Dirty(tag.dirty())
+        };
+        Ok(Self {
+            root,
+            commit: Commit { sha, time },
+            state,
+        })
+    }
+
+    /// Whether nothing is changed against HEAD.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        matches!(self.state, State::Clean(_))
+    }
+
+    /// The same working tree, taken as it is on the disk.
+    #[must_use]
+    pub fn as_on_disk(self) -> Self {
+        let state = match self.state {
+            State::Clean(tag) => State::Dirty(tag.dirty()),
+            dirty @ State::Dirty(_) => dirty,
+        };
+        Self { state, ..self }
+    }
+
+    /// Copies the sources into a folder of their own, which lives as long as the value that is returned.
+    ///
+    /// # Errors
+    /// When an object or file cannot be read, or the tree holds what a build cannot take (a submodule).
+    pub fn snapshot(&self) -> Result<Snapshot, Failure> {
+        let folder = tempfile::Builder::new()
+            .prefix("ci-source-")
+            .tempdir()
+            .or_environment("cannot make a folder for the sources")?;
+        match self.state {
+            State::Clean(_) => self.copy_objects(folder.path())?,
+            State::Dirty(_) => self.copy_files(folder.path())?,
+        }
+        Ok(Snapshot { folder })
+    }
+
+    fn copy_objects(&self, to: &Path) -> Result<(), Failure> {
+        let listing = git(&self.root, ["ls-tree", "-r", "-z", "--full-tree", &self.commit.sha])?;
+        let mut entries = Vec::new();
+        for line in listing.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+            entries.push(TreeEntry::parse(line)?);
+        }
+        let mut child = git_command(&self.root, ["cat-file", "--batch"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .or_environment("cannot start git")?;
+        let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Failure::environment("git has no standard streams"));
+        };
+        let mut objects = BufReader::new(output);
+        for entry in &entries {
+            let object = entry.read_from(&mut input, &mut objects).or_environment(format!(
+                "cannot read {} of commit {} from git",
+                entry.path.display(),
+                self.commit.sha
+            ))?;
+            write_entry(&to.join(&entry.path), entry.kind, &object)?;
+        }
+        drop(input);
+        let status = child.wait().or_environment("lost git")?;
+        if !status.success() {
+            return Err(Failure::environment(format!("git cat-file failed ({status})")));
+        }
+        Ok(())
+    }
+
+    fn copy_files(&self, to: &Path) -> Result<(), Failure> {
+        let listing = git(
+            &self.root,
+            ["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"],
+        )?;
+        for line in listing.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+            let path = relative_path(line)?;
+            let from = self.root.join(&path);
+            // A tracked file that was deleted is part of the change.
+            let Ok(data) = from.symlink_metadata() else { continue };
+            let unreadable = || format!("cannot read {}", from.display());
+            let (kind, content) = if data.is_symlink() {
+                let target = std::fs::read_link(&from).or_environment(unreadable())?;
+                (Kind::Symlink, target.into_os_string().into_encoded_bytes())
+            } else if data.is_dir() {
+                return Err(submodule(&path));
+            } else {
+                let kind = if is_executable(&data) { Kind::Program } else { Kind::File };
+                (kind, std::fs::read(&from).or_environment(unreadable())?)
+            };
+            write_entry(&to.join(&path), kind, &content)?;
+        }
+        Ok(())
+    }
+}
+
+/// The sources of a run in a folder of their own.
+#[derive(Debug)]
+pub struct Snapshot {
+    folder: tempfile::TempDir,
+}
+
+impl Snapshot {
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    File,
+    Program,
+    Symlink,
+}
+
+struct TreeEntry {
+    kind: Kind,
+    object: String,
+    path: PathBuf,
+}
+
+impl TreeEntry {
+    /// `<mode> SP <type> SP <object> TAB <path>`.
+    fn parse(line: &[u8]) -> Result<Self, Failure> {
+        let strange = || Failure::environment("git ls-tree printed a line that is not an entry");
+        let tab = line.iter().position(|byte| *byte == b'\t').ok_or_else(strange)?;
+        let head = std::str::from_utf8(&line[..tab]).map_err(|_| strange())?;
+        let path = relative_path(&line[tab + 1..])?;
+        let mut fields = head.split(' ');
+        let kind = match fields.next() {
+            Some("100755") => Kind::Program,
+            Some("120000") => Kind::Symlink,
+            Some("160000") => return Err(submodule(&path)),
+            Some(_) => Kind::File,
+            None => return Err(strange()),
+        };
+        let object = fields.nth(1).ok_or_else(strange)?.to_owned();
+        Ok(Self { kind, object, path })
+    }
+
+    /// One question and answer of `git cat-file --batch`: `<object> SP <type> SP <size> LF <content> LF`.
+    fn read_from(&self, input: &mut impl Write, objects: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
+        writeln!(input, "{}", self.object)?;
+        input.flush()?;
+        let mut head = String::new();
+        objects.read_line(&mut head)?;
+        let size: u64 = head
+            .trim_end()
+            .rsplit(' ')
+            .next()
+            .and_then(|size| size.parse().ok())
+            .ok_or_else(|| std::io::Error::other(format!("git says: {}", head.trim_end())))?;
+        let mut content = Vec::new();
+        objects.by_ref().take(size).read_to_end(&mut content)?;
+        objects.read_until(b'\n', &mut Vec::new())?;
+        if content.len() as u64 == size {
+            Ok(content)
+        } else {
+            Err(std::io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+}
+
+fn submodule(path: &Path) -> Failure {
+    Failure::usage(format!("{} is a git submodule", path.display()))
+        .hint("Submodules are not part of the commit's own content; vendor the files or depend on a released crate.")
+}
+
+#[cfg(unix)]
+fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
+    use std::os::unix::ffi::OsStrExt;
+    inside(PathBuf::from(OsStr::from_bytes(bytes)))
+}
+
+#[cfg(not(unix))]
+fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
+    inside(PathBuf::from(String::from_utf8_lossy(bytes).into_owned()))
+}
+
+/// A tree can be forged; its paths must not lead out of the folder that they are written to.
+fn inside(path: PathBuf) -> Result<PathBuf, Failure> {
+    if path.components().all(|part| matches!(part, Component::Normal(_))) {
+        Ok(path)
+    } else {
+        Err(Failure::usage(format!("the commit holds a path that leads out of it: {}", path.display())))
+    }
+}
+
+fn write_entry(to: &Path, kind: Kind, content: &[u8]) -> Result<(), Failure> {
+    let cannot = || format!("cannot write {}", to.display());
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder).or_environment(cannot())?;
+        set_mode(folder, 0o755).or_environment(cannot())?;
+    }
+    if kind == Kind::Symlink {
+        return symlink(content, to).or_environment(cannot());
+    }
+    std::fs::write(to, content).or_environment(cannot())?;
+    // Explicit, so that the umask changes nothing.
+    set_mode(to, if kind == Kind::Program { 0o755 } else { 0o644 }).or_environment(cannot())
+}
+
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(unix)]
+fn symlink(target: &[u8], to: &Path) -> std::io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    std::os::unix::fs::symlink(OsStr::from_bytes(target), to)
+}
+
+#[cfg(unix)]
+fn is_executable(data: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    data.permissions().mode() & 0o100 != 0
+}
+
+#[cfg(not(unix))]
+fn set_mode(_: &Path, _: u32) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn symlink(_: &[u8], _: &Path) -> std::io::Result<()> {
+    Err(std::io::Error::other("symbolic links need a Unix system"))
+}
+
+#[cfg(not(unix))]
+fn is_executable(_: &std::fs::Metadata) -> bool {
+    false
+}
+
+fn git_command<I, S>(directory: &Path, arguments: I) -> Command
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = Command::new("git");
+    command.arg("-C").arg(directory).args(arguments).stdin(Stdio::null());
+    // The repository is the one around `directory`, whatever a hook's environment says; and a commit is what its
+    // SHA says, whatever `git replace` was told.
+    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"].iter().chain(&provision::SECRETS) {
+        command.env_remove(name);
+    }
+    command
+        .env("GIT_NO_REPLACE_OBJECTS", "1")
+        .env("GIT_OPTIONAL_LOCKS", "0")
+        .env("LC_ALL", "C");
+    command
+}
+
+fn git<I, S>(directory: &Path, arguments: I) -> Result<Vec<u8>, Failure>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = git_command(directory, arguments);
+    let output = command.output().map_err(|error| {
+        Failure::environment("cannot run git")
+            .because(error)
+            .hint("Install git: the commit names what is built.")
+    })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let words: Vec<_> = command.get_args().skip(2).map(OsStr::to_string_lossy).collect();
+    Err(Failure::usage(format!("git {} failed", words.join(" "))).output(said))
+}
+
+fn git_text<I, S>(directory: &Path, arguments: I) -> Result<String, Failure>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let text = String::from_utf8(git(directory, arguments)?).or_environment("git printed what is not UTF-8")?;
+    Ok(text.trim_end_matches('\n').to_owned())
+}

@@ -1,0 +1,162 @@
+//! The image, started and asked for its health.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use dagger_sdk::{
+    Container, ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service, ServiceStopOpts,
+};
+use generativity::Id;
+use tokio::time::Instant;
+
+use super::build::{Image, PORT};
+use crate::engine::EngineError;
+use crate::evidence::Kind;
+use crate::failure::{Failure, OrFail};
+use crate::run::StepContext;
+
+/// What is asked for.
+const HEALTH: &str = "/health";
+/// How often, at the most.
+const TRIES: u32 = 20;
+/// When the last try is made, counted from the start of the container.
+const WINDOW: Duration = Duration::from_secs(20);
+/// The interval between the first two tries.
+const FIRST_INTERVAL: Duration = Duration::from_millis(25);
+/// How long one try may take.
+const TRY_LIMIT: Duration = Duration::from_secs(2);
+
+/// This image, started, answered 200.
+#[derive(Debug)]
+pub struct Smoked<'img, K> {
+    _image: Id<'img>,
+    _kind: PhantomData<K>,
+}
+
+/// Starts the image and polls its health. It always runs: a service is never taken from a cache.
+///
+/// # Errors
+/// When no try is answered with 200; with what the container wrote.
+pub async fn run<'img, K: Kind>(
+    step: &StepContext<'_, K>,
+    image: &Image<'_, 'img, K>,
+) -> Result<Smoked<'img, K>, Failure> {
+    let client = step.client();
+    let archive = image.upload(step).await?;
+    let service = service(&client.container().import(archive));
+    let engine = |error| EngineError::from(error).into_environment("cannot start the image");
+    let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);
+    let answered = async {
+        service.start().await.map_err(|error| match EngineError::from(error) {
+            EngineError::Exec { exit_code, output } => {
+                Failure::gate(format!("the service ended with exit code {exit_code}")).output(output)
+            }
+            other => other.into_environment("cannot start the image"),
+        })?;
+        let started = Instant::now();
+        tunnel.start().await.map_err(engine)?;
+        let address = tunnel.endpoint().await.map_err(engine)?;
+        // The port is that of a tunnel on this machine; it may say so by a name.
+        let port = address.rsplit(':').next().unwrap_or(&address);
+        poll(&format!("http://127.0.0.1:{port}{HEALTH}"), started).await
+    }
+    .await;
+    let kill = || ServiceStopOpts { kill: Some(true) };
+    // A service that has ended cannot be stopped.
+    let stopped = tunnel.stop_opts(kill()).await.and(service.stop_opts(kill()).await);
+    if let Err(error) = stopped {
+        tracing::debug!("stopping the service: {error}");
+    }
+    if let Err(failure) = answered {
+        step.run.telemetry.settle(Duration::from_secs(3)).await;
+        let log = step.log();
+        let said = if log.trim().is_empty() {
+            "(the container wrote nothing)".to_owned()
+        } else {
+            log
+        };
+        return Err(failure
+            .output(said)
+            .hint(format!("The container has to answer GET {HEALTH} on port {PORT} with 200 within {} s.", WINDOW.as_secs())));
+    }
+    step.saw(&image.info().digest);
+    Ok(Smoked { _image: image.id(), _kind: PhantomData })
+}
+
+fn service(container: &Container) -> Service {
+    container
+        // The engine's own check would wait for a port that never opens, without an end.
+        .without_exposed_port(PORT as isize)
+        .with_exposed_port_opts(
+            PORT as isize,
+            ContainerWithExposedPortOpts {
+                description: None,
+                experimental_skip_healthcheck: Some(true),
+                protocol: None,
+            },
+        )
+        .as_service_opts(ContainerAsServiceOpts {
+            args: None,
+            expand: None,
+            experimental_privileged_nesting: None,
+            insecure_root_capabilities: None,
+            no_init: Some(true),
+            use_entrypoint: Some(true),
+        })
+}
+
+async fn poll(url: &str, started: Instant) -> Result<(), Failure> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(TRY_LIMIT)
+        .build()
+        .or_environment("cannot make an HTTP client")?;
+    let mut last = String::new();
+    for at in schedule() {
+        tokio::time::sleep_until(started + at).await;
+        match client.get(url).send().await {
+            Ok(answer) if answer.status() == reqwest::StatusCode::OK => return Ok(()),
+            Ok(answer) => last = format!("it answered {}", answer.status()),
+            Err(error) if error.is_timeout() => last = format!("it did not answer within {} s", TRY_LIMIT.as_secs()),
+            Err(_) => last = format!("nothing answers on port {PORT}"),
+        }
+    }
+    Err(Failure::gate(format!(
+        "GET {HEALTH} was not answered with 200 in {TRIES} tries within {} s; at the last, {last}",
+        WINDOW.as_secs()
+    )))
+}
+
+/// When each try is made: the first at once, the second after [`FIRST_INTERVAL`], each interval longer than the one before by
+/// the same factor, and the last at the end of [`WINDOW`].
+fn schedule() -> impl Iterator<Item = Duration> {
+    let intervals = TRIES - 1;
+    let whole = |factor: f64| (0..intervals).map(|n| FIRST_INTERVAL.as_secs_f64() * factor.powf(n.into())).sum::<f64>();
+    // The sum grows with the factor, so halving finds it.
+    let (mut low, mut high) = (1.0_f64, 4.0_f64);
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        if whole(middle) < WINDOW.as_secs_f64() { low = middle } else { high = middle }
+    }
+    (0..TRIES).map(move |n| {
+        let passed: f64 = (0..n).map(|n| FIRST_INTERVAL.as_secs_f64() * low.powf(n.into())).sum();
+        if n == intervals { WINDOW } else { Duration::from_secs_f64(passed) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twenty_tries_end_at_twenty_seconds() {
+        let tries: Vec<_> = schedule().collect();
+        assert_eq!(tries.len(), 20);
+        assert_eq!(tries[0], Duration::ZERO);
+        assert_eq!(tries[1].as_millis(), 25);
+        assert_eq!(tries[19], Duration::from_secs(20));
+        let intervals: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(intervals.windows(2).all(|pair| pair[0] < pair[1]), "{intervals:?}");
+    }
+}

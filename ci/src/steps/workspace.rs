@@ -1,0 +1,154 @@
+//! The container in which cargo works on a run's sources.
+
+use dagger_sdk::{
+    CacheSharingMode, Container, ContainerWithMountedCacheOpts, DaggerConn,
+};
+
+use crate::engine::EngineError;
+use crate::evidence::{Kind, Source};
+use crate::failure::{ExitCode, Failure};
+use crate::pins;
+use crate::run::StepContext;
+
+/// Where the sources of the run are mounted, as they are.
+const CHECKOUT: &str = "/checkout";
+
+/// Brings `/work/src`, which lies in a cache volume, to the state of `/checkout`, and changes the time of a file only
+/// where its content changed.
+///
+/// Cargo decides by a file's time whether it has to compile it again. The times of a checkout tell nothing (git, an archive
+/// or `touch` sets them), so cargo sees this copy: what is the same keeps the time that it got when it came, what changed is
+/// as new as now, in whatever direction it changed. A file that vanished makes everything new, because cargo does not
+/// notice one that a build script looked at.
+const SYNC: &str = r#"set -eu
+mkdir -p /work/src
+cd /work/src
+gone=$(find . -mindepth 1 -exec sh -c '
+  for f; do
+    from="/checkout/$f"
+    if [ ! -e "$f" ] && [ ! -L "$f" ]; then continue; fi
+    if [ -L "$f" ]; then [ -L "$from" ] && continue
+    elif [ -d "$f" ]; then [ -d "$from" ] && [ ! -L "$from" ] && continue
+    else [ -f "$from" ] && [ ! -L "$from" ] && continue
+    fi
+    rm -rf "$f"
+    echo gone
+  done' sh {} +)
+cd /checkout
+find . -type d -exec sh -c 'cd /work/src && mkdir -p "$@"' sh {} +
+find . -type l -exec sh -c '
+  for f; do
+    to="/work/src/$f"
+    [ "$(readlink "$f")" = "$(readlink "$to" 2>/dev/null)" ] || { rm -f "$to"; cp -P "$f" "$to"; }
+  done' sh {} +
+find . -type f -exec sh -c '
+  for f; do
+    to="/work/src/$f"
+    if cmp -s "$f" "$to" && [ "$(stat -c %a "$f")" = "$(stat -c %a "$to")" ]; then continue; fi
+    rm -f "$to"; cp "$f" "$to.new-from-checkout"; chmod "$(stat -c %a "$f")" "$to.new-from-checkout"
+    touch "$to.new-from-checkout"; mv "$to.new-from-checkout" "$to"
+  done' sh {} +
+cd /work/src
+if [ -n "$gone" ]; then find . -type f -exec touch {} +; fi
+"#;
+
+/// The toolchain's container, without the sources.
+///
+/// # Errors
+/// When the toolchain cannot be had.
+pub async fn toolchain<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
+    let image = step.run.toolbox.rust(step.run.consent).await?;
+    let client = step.client();
+    Ok(with_cargo_home(step, client, image.container(client))
+        .with_env_variable("CARGO_TERM_COLOR", "never")
+        .with_env_variable("RUSTUP_TOOLCHAIN", pins::RUST)
+        // The official image has neither clippy nor rustfmt.
+        .with_exec(vec![
+            "sh",
+            "-c",
+            "{ cargo clippy --version && cargo fmt --version; } >/dev/null 2>&1 || rustup component add clippy rustfmt",
+        ]))
+}
+
+/// The toolchain's container with cargo-auditable in it.
+///
+/// # Errors
+/// When the toolchain cannot be had.
+pub async fn auditable<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
+    let install = format!("cargo-auditable@{}", pins::CARGO_AUDITABLE);
+    Ok(toolchain(step)
+        .await?
+        .with_exec(vec!["cargo", "install", "--quiet", "--locked", "--root", "/opt/tools", &install]))
+}
+
+fn with_cargo_home<K: Kind>(step: &StepContext<'_, K>, client: &DaggerConn, container: Container) -> Container {
+    ["registry", "git"].into_iter().fold(container, |container, part| {
+        let volume = client.cache_volume(step.run.volume(&format!("cargo-{part}")));
+        container.with_mounted_cache(format!("/usr/local/cargo/{part}"), volume)
+    })
+}
+
+/// `container` with the sources of the run, and the volume in which this step's cargo keeps its work.
+#[must_use]
+pub fn with_sources<K: Kind>(step: &StepContext<'_, K>, container: &Container, source: &Source<'_>) -> Container {
+    let client = step.client();
+    let files = client.host().directory(source.snapshot().path().display().to_string());
+    let volume = client.cache_volume(step.run.volume(&format!("{}-{}", step.step, pins::RUST)));
+    container
+        .with_mounted_directory(CHECKOUT, files)
+        .with_mounted_cache_opts(
+            "/work",
+            volume,
+            ContainerWithMountedCacheOpts {
+                expand: None,
+                owner: None,
+                sharing: Some(CacheSharingMode::Locked),
+                source: None,
+            },
+        )
+        .with_env_variable("CARGO_TARGET_DIR", "/work/target")
+}
+
+/// Runs `script` in the synchronized sources.
+///
+/// # Errors
+/// A gate's failure (exit 1) with the output of the script and `hint`, or the engine's (exit 3).
+pub async fn run<K: Kind>(
+    step: &StepContext<'_, K>,
+    container: &Container,
+    script: &str,
+    failed: &str,
+    hint: &str,
+) -> Result<Container, Failure> {
+    let script = format!("{SYNC}\n{script}");
+    let done = container.with_exec(vec!["sh", "-c", &script]);
+    done.sync().await.map_err(|error| judge(step, error.into(), failed, hint))?;
+    Ok(done)
+}
+
+/// The words of a tool that could not get what it needs from the network: not the fault of the code.
+const NETWORK: [&str; 6] = [
+    "Could not resolve host",
+    "Couldn't resolve host",
+    "download of config.json failed",
+    "failed to download from",
+    "spurious network error",
+    "Timeout was reached",
+];
+
+/// A failed command is the gate's failure; everything else is the surroundings'.
+pub fn judge<K: Kind>(step: &StepContext<'_, K>, error: EngineError, failed: &str, hint: &str) -> Failure {
+    match error {
+        EngineError::Exec { output, .. } if NETWORK.iter().any(|sign| output.contains(sign)) => {
+            Failure::environment(format!("{}: the network failed", step.step))
+                .output(output)
+                .hint("Run again; `ci doctor` tells what can be reached.")
+        }
+        EngineError::Exec { exit_code, output } => {
+            Failure::new(ExitCode::GateFailed, format!("{failed} (exit code {exit_code})"))
+                .output(output)
+                .hint(hint)
+        }
+        other => other.into_environment(&format!("step {}", step.step)),
+    }
+}
