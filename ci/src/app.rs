@@ -27,17 +27,26 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(invocation) => invocation,
         Err(error) => {
             report::help(&error);
-            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Success };
+            return if error.use_stderr() {
+                ExitCode::Usage
+            } else {
+                ExitCode::Success
+            };
         }
     };
     start_log(invocation.options.verbose);
     // The only one there can be: it is set once, here.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::environment("cannot start").because(error)),
     };
-    let code = runtime.block_on(dispatch(invocation)).unwrap_or_else(|failure| fail(&failure));
+    let code = runtime
+        .block_on(dispatch(invocation))
+        .unwrap_or_else(|failure| fail(&failure));
     // A download that nobody waits for any more must not hold the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
@@ -52,7 +61,10 @@ fn start_log(verbose: u8) {
     let default = if verbose > 1 { "ci=debug" } else { "off" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAB_CI_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
@@ -65,7 +77,11 @@ async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             return Ok(ExitCode::Success);
         }
         Command::Doctor => return stopper.unless_stopped(doctor::run(&invocation)).await,
-        Command::Engine { command } => return stopper.unless_stopped(embedded_engine(*command, &reporter)).await,
+        Command::Engine { command } => {
+            return stopper
+                .unless_stopped(embedded_engine(*command, &reporter))
+                .await;
+        }
         Command::Run | Command::Publish => Step::ALL.to_vec(),
         Command::Test => Step::with_needs(&[Step::Test]),
         Command::Fmt { .. } => Step::with_needs(&[Step::Fmt]),
@@ -115,8 +131,19 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
         registry_from: settings.registry_from,
         checkout: &checkout,
     };
-    let permit = if may_publish { authority::permit(&request)? } else { None };
-    Ok(Plan { invocation: invocation.command.clone(), settings, checkout, snapshot, permit, steps })
+    let permit = if may_publish {
+        authority::permit(&request)?
+    } else {
+        None
+    };
+    Ok(Plan {
+        invocation: invocation.command.clone(),
+        settings,
+        checkout,
+        snapshot,
+        permit,
+        steps,
+    })
 }
 
 /// What is known of a run, however it ends.
@@ -128,15 +155,23 @@ struct Outcome {
     published: Option<Published>,
 }
 
-async fn pipeline(invocation: &Invocation, steps: Vec<Step>, stopper: Stopper) -> Result<ExitCode, Failure> {
+async fn pipeline(
+    invocation: &Invocation,
+    steps: Vec<Step>,
+    stopper: Stopper,
+) -> Result<ExitCode, Failure> {
     let github = GitHub::from_env();
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
     let plan = plan(invocation, steps, &github)?;
-    let Plan { settings, checkout, .. } = &plan;
+    let Plan {
+        settings, checkout, ..
+    } = &plan;
     let reporter = Arc::new(Reporter::new(settings, github.token.clone()));
-    std::fs::create_dir_all(&settings.report_dir)
-        .or_environment(format!("cannot make the report directory {}", settings.report_dir.display()))?;
+    std::fs::create_dir_all(&settings.report_dir).or_environment(format!(
+        "cannot make the report directory {}",
+        settings.report_dir.display()
+    ))?;
     if let Some(limit) = settings.timeout {
         let stopper = stopper.clone();
         tokio::spawn(async move {
@@ -144,15 +179,29 @@ async fn pipeline(invocation: &Invocation, steps: Vec<Step>, stopper: Stopper) -
             stopper.stop(Stop::TimeLimit);
         });
     }
-    let state = if checkout.is_clean() { "clean" } else { "with uncommitted changes" };
-    reporter.header(&format!("commit {} ({}, {state}), event {}", checkout.commit.sha, checkout.state, settings.event));
+    let state = if checkout.is_clean() {
+        "clean"
+    } else {
+        "with uncommitted changes"
+    };
+    reporter.header(&format!(
+        "commit {} ({}, {state}), event {}",
+        checkout.commit.sha, checkout.state, settings.event
+    ));
     let mut report = Report {
         schema: SCHEMA,
-        verdict: Verdict { passed: false, exit_code: 0, reason: ExitCode::Success },
+        verdict: Verdict {
+            passed: false,
+            exit_code: 0,
+            reason: ExitCode::Success,
+        },
         commit: checkout.commit.sha.clone(),
         clean: checkout.is_clean(),
         tag: checkout.state.to_string(),
-        image: format!("{}/{}:{}", settings.registry, settings.repository, checkout.state),
+        image: format!(
+            "{}/{}:{}",
+            settings.registry, settings.repository, checkout.state
+        ),
         digest: None,
         event: settings.event,
         engine: None,
@@ -177,8 +226,16 @@ async fn pipeline(invocation: &Invocation, steps: Vec<Step>, stopper: Stopper) -
         report.error = Some(failure.to_string());
         report.hint.clone_from(&failure.hint);
     }
-    report.digest = outcome.records.iter().find(|record| record.name == Step::Build).and_then(|record| record.digest.clone());
-    report.verdict = Verdict { passed: code == ExitCode::Success, exit_code: code as u8, reason: code };
+    report.digest = outcome
+        .records
+        .iter()
+        .find(|record| record.name == Step::Build)
+        .and_then(|record| record.digest.clone());
+    report.verdict = Verdict {
+        passed: code == ExitCode::Success,
+        exit_code: code as u8,
+        reason: code,
+    };
     report.engine = outcome.engine;
     report.stand_ins = outcome.stand_ins;
     report.steps = outcome.records;
@@ -188,7 +245,10 @@ async fn pipeline(invocation: &Invocation, steps: Vec<Step>, stopper: Stopper) -
     outputs(&report)?;
     reporter.verdict(&report);
     if code == ExitCode::Success
-        && let Command::Build { output: Some(output), .. } = command
+        && let Command::Build {
+            output: Some(output),
+            ..
+        } = command
     {
         std::fs::copy(directory.join("image.tar"), &output)
             .or_environment(format!("cannot write {}", output.display()))?;
@@ -204,7 +264,11 @@ async fn with_engine(
 ) -> Result<(), Failure> {
     // Permission that is missing is known before the first minute of work.
     if let Some(permit) = &plan.permit {
-        let client = registry::Client::new(permit.registry(), &plan.settings.repository, permit.credential())?;
+        let client = registry::Client::new(
+            permit.registry(),
+            &plan.settings.repository,
+            permit.credential(),
+        )?;
         stopper.unless_stopped(client.prove_write()).await?;
     }
     let (engine, telemetry, session) = stopper
@@ -216,7 +280,10 @@ async fn with_engine(
         })
         .await?;
     reporter.header(&format!("engine {} (Dagger {})", engine.name, pins::DAGGER));
-    outcome.engine = Some(EngineReport { name: engine.name, version: pins::DAGGER.to_owned() });
+    outcome.engine = Some(EngineReport {
+        name: engine.name,
+        version: pins::DAGGER.to_owned(),
+    });
     let client = session.client(telemetry.trace(None));
     let narrator: Arc<Reporter> = Arc::clone(reporter);
     // What can be reached is decided for what this run will use.
@@ -224,7 +291,9 @@ async fn with_engine(
     if plan.permit.is_none() {
         used.retain(|step| *step != Step::Publish);
     }
-    let toolbox = stopper.unless_stopped(toolbox::choose(&client, &used, narrator)).await;
+    let toolbox = stopper
+        .unless_stopped(toolbox::choose(&client, &used, narrator))
+        .await;
     let toolbox = match toolbox {
         Ok(toolbox) => toolbox,
         Err(failure) => {
@@ -232,7 +301,12 @@ async fn with_engine(
             return Err(failure);
         }
     };
-    let parts = Parts { telemetry, session, reporter: Arc::clone(reporter), stopper: stopper.clone() };
+    let parts = Parts {
+        telemetry,
+        session,
+        reporter: Arc::clone(reporter),
+        stopper: stopper.clone(),
+    };
     match toolbox {
         AnyToolbox::Genuine(toolbox) => execute(plan, toolbox, parts, outcome).await,
         AnyToolbox::StandIn(toolbox) => execute(plan, toolbox, parts, outcome).await,
@@ -249,7 +323,12 @@ struct Parts {
 async fn execute<K: Kind>(
     plan: Plan,
     toolbox: Toolbox<K>,
-    Parts { telemetry, session, reporter, stopper }: Parts,
+    Parts {
+        telemetry,
+        session,
+        reporter,
+        stopper,
+    }: Parts,
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
     let permit = match plan.permit.map(K::accept).transpose() {
@@ -259,7 +338,15 @@ async fn execute<K: Kind>(
             return Err(failure);
         }
     };
-    let run = Run::new(plan.settings, toolbox, telemetry, session, Arc::clone(&reporter), stopper, plan.steps.clone());
+    let run = Run::new(
+        plan.settings,
+        toolbox,
+        telemetry,
+        session,
+        Arc::clone(&reporter),
+        stopper,
+        plan.steps.clone(),
+    );
     if matches!(plan.invocation, Command::Fmt { fix: true }) {
         make_guard!(this_run);
         let source = Source::new(this_run, plan.checkout, plan.snapshot);
@@ -272,18 +359,25 @@ async fn execute<K: Kind>(
         outcome.published = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
     }
     outcome.stand_ins = run.toolbox.notes();
-    let (mut records, session) = run.finish();
-    records.retain(|record| plan.steps.contains(&record.name));
-    outcome.records = records;
-    session.close().await;
+    outcome.records = run.finish().await;
+    outcome
+        .records
+        .retain(|record| plan.steps.contains(&record.name));
     Ok(())
 }
 
 /// The outputs of the workflow's step: image, tag and digest.
 fn outputs(report: &Report) -> Result<(), Failure> {
-    let Some(path) = std::env::var_os("GITHUB_OUTPUT").filter(|path| !path.is_empty()) else { return Ok(()) };
-    let Some(digest) = &report.digest else { return Ok(()) };
-    let text = format!("image={}\ntag={}\ndigest={digest}\n", report.image, report.tag);
+    let Some(path) = std::env::var_os("GITHUB_OUTPUT").filter(|path| !path.is_empty()) else {
+        return Ok(());
+    };
+    let Some(digest) = &report.digest else {
+        return Ok(());
+    };
+    let text = format!(
+        "image={}\ntag={}\ndigest={digest}\n",
+        report.image, report.tag
+    );
     std::fs::OpenOptions::new()
         .append(true)
         .create(true)
@@ -296,13 +390,21 @@ async fn embedded_engine(command: EngineCommand, reporter: &Reporter) -> Result<
     match command {
         EngineCommand::Up => {
             let running = engine::embedded::up(&report::ask, reporter).await?;
-            let how = if running.started_now { "started" } else { "was running" };
+            let how = if running.started_now {
+                "started"
+            } else {
+                "was running"
+            };
             reporter.header(&format!("the embedded engine {} {how}", running.version));
             report::data(&format!("{}\n", running.runner_host));
         }
         EngineCommand::Down => {
             let down = engine::embedded::down(reporter).await?;
-            let what = if down.stopped == 0 { "no engine was running".to_owned() } else { format!("ended {}", down.stopped) };
+            let what = if down.stopped == 0 {
+                "no engine was running".to_owned()
+            } else {
+                format!("ended {}", down.stopped)
+            };
             reporter.header(&what);
             for line in down.removed {
                 reporter.header(&format!("removed {line}"));
@@ -310,7 +412,8 @@ async fn embedded_engine(command: EngineCommand, reporter: &Reporter) -> Result<
         }
         EngineCommand::Status => {
             let status = engine::embedded::status().await?;
-            let text = serde_json::to_string_pretty(&status).or_environment("the status cannot be written as JSON")?;
+            let text = serde_json::to_string_pretty(&status)
+                .or_environment("the status cannot be written as JSON")?;
             report::data(&format!("{text}\n"));
         }
     }
@@ -322,8 +425,10 @@ fn stop_on_signals(stopper: &Stopper) -> Result<(), Failure> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate()).or_environment("cannot listen for signals")?;
-        let mut interrupt = signal(SignalKind::interrupt()).or_environment("cannot listen for signals")?;
+        let mut terminate =
+            signal(SignalKind::terminate()).or_environment("cannot listen for signals")?;
+        let mut interrupt =
+            signal(SignalKind::interrupt()).or_environment("cannot listen for signals")?;
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}

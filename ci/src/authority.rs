@@ -57,7 +57,9 @@ impl GitHub {
             git_ref: var("GITHUB_REF"),
             sha: var("GITHUB_SHA"),
             actor: var("GITHUB_ACTOR"),
-            token: Some(var("GITHUB_TOKEN")).filter(|token| !token.is_empty()).map(SecretString::from),
+            token: Some(var("GITHUB_TOKEN"))
+                .filter(|token| !token.is_empty())
+                .map(SecretString::from),
         }
     }
 
@@ -155,7 +157,14 @@ pub struct Request<'a> {
 /// # Errors
 /// A run that means to publish and may not (exit 4); all conditions that fail are named at once.
 pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure> {
-    let Request { github, event, explicit, registry, registry_from, checkout } = request;
+    let Request {
+        github,
+        event,
+        explicit,
+        registry,
+        registry_from,
+        checkout,
+    } = request;
     if !explicit && *event != Event::Push {
         return Ok(None);
     }
@@ -163,10 +172,16 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
     let mut missing = Vec::new();
     if !trial {
         if !github.actions {
-            missing.push("GITHUB_ACTIONS is not `true`: images are published by GitHub Actions only".to_owned());
+            missing.push(
+                "GITHUB_ACTIONS is not `true`: images are published by GitHub Actions only"
+                    .to_owned(),
+            );
         }
         if github.event_name != "push" {
-            missing.push(format!("the event (GITHUB_EVENT_NAME) is `{}`, not `push`", github.event_name));
+            missing.push(format!(
+                "the event (GITHUB_EVENT_NAME) is `{}`, not `push`",
+                github.event_name
+            ));
         }
         if github.git_ref != MAIN {
             missing.push(format!("GITHUB_REF is `{}`, not `{MAIN}`", github.git_ref));
@@ -175,7 +190,10 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
             missing.push(format!("--event says `{event}`"));
         }
         if github.sha != checkout.commit.sha {
-            missing.push(format!("HEAD is {}, but GITHUB_SHA is `{}`", checkout.commit.sha, github.sha));
+            missing.push(format!(
+                "HEAD is {}, but GITHUB_SHA is `{}`",
+                checkout.commit.sha, github.sha
+            ));
         }
         match &github.token {
             None => missing.push("GITHUB_TOKEN is not set".to_owned()),
@@ -187,7 +205,10 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
         if github.actor.is_empty() {
             missing.push("GITHUB_ACTOR is not set".to_owned());
         }
-        if !registry.is_loopback() && registry.to_string() != Registry::GHCR && *registry_from != Origin::CommandLine {
+        if !registry.is_loopback()
+            && registry.to_string() != Registry::GHCR
+            && *registry_from != Origin::CommandLine
+        {
             missing.push(format!(
                 "the token goes to {} only; another registry ({registry}) has to be named by --registry on the command line",
                 Registry::GHCR
@@ -241,12 +262,24 @@ mod tests {
         let tag = Tag::of_commit("4f2a91c", SHA).unwrap();
         Checkout {
             root: "/".into(),
-            commit: Commit { sha: SHA.into(), time: 0 },
-            state: if clean { State::Clean(tag) } else { State::Dirty(tag.dirty()) },
+            commit: Commit {
+                sha: SHA.into(),
+                time: 0,
+            },
+            state: if clean {
+                State::Clean(tag)
+            } else {
+                State::Dirty(tag.dirty())
+            },
         }
     }
 
-    fn ask(github: &GitHub, explicit: bool, registry: &str, clean: bool) -> Result<Option<Permit<Registry>>, Failure> {
+    fn ask(
+        github: &GitHub,
+        explicit: bool,
+        registry: &str,
+        clean: bool,
+    ) -> Result<Option<Permit<Registry>>, Failure> {
         permit(&Request {
             github,
             event: github.event(),
@@ -259,7 +292,9 @@ mod tests {
 
     #[test]
     fn a_push_to_main_may_publish() {
-        let permit = ask(&push_to_main(), false, "ghcr.io", true).unwrap().unwrap();
+        let permit = ask(&push_to_main(), false, "ghcr.io", true)
+            .unwrap()
+            .unwrap();
         assert_eq!(permit.tag().to_string(), "4f2a91c");
     }
 
@@ -291,13 +326,18 @@ mod tests {
         type Break = fn(&mut GitHub);
         let breaks: [(&str, Break); 3] = [
             ("GITHUB_ACTIONS", |g| g.actions = false),
-            ("GITHUB_EVENT_NAME", |g| g.event_name = "workflow_dispatch".into()),
+            ("GITHUB_EVENT_NAME", |g| {
+                g.event_name = "workflow_dispatch".into()
+            }),
             ("GITHUB_REF", |g| g.git_ref = "refs/heads/topic".into()),
         ];
         for (word, change) in breaks {
             let mut github = push_to_main();
             change(&mut github);
-            assert!(ask(&github, false, "ghcr.io", true).unwrap().is_none(), "{word}");
+            assert!(
+                ask(&github, false, "ghcr.io", true).unwrap().is_none(),
+                "{word}"
+            );
             let failure = ask(&github, true, "ghcr.io", true).unwrap_err();
             assert!(failure.output.unwrap().contains(word), "{word}");
         }
@@ -306,20 +346,58 @@ mod tests {
     #[test]
     fn a_trial_on_loopback_needs_a_clean_tree_only() {
         let nobody = GitHub::default();
-        assert!(ask(&nobody, true, "127.0.0.1:5000", true).unwrap().is_some());
-        assert_eq!(ask(&nobody, true, "127.0.0.1:5000", false).unwrap_err().code as u8, 4);
-        assert!(ask(&nobody, false, "127.0.0.1:5000", true).unwrap().is_none());
+        assert!(
+            ask(&nobody, true, "127.0.0.1:5000", true)
+                .unwrap()
+                .is_some()
+        );
+        assert_eq!(
+            ask(&nobody, true, "127.0.0.1:5000", false)
+                .unwrap_err()
+                .code as u8,
+            4
+        );
+        assert!(
+            ask(&nobody, false, "127.0.0.1:5000", true)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
     fn no_other_event_of_github_is_a_push_to_main() {
-        for event in ["pull_request", "pull_request_target", "workflow_dispatch", "merge_group", "schedule", "release"] {
-            let github = GitHub { event_name: event.into(), ..push_to_main() };
-            assert!(ask(&github, false, "ghcr.io", true).unwrap().is_none(), "{event}");
+        for event in [
+            "pull_request",
+            "pull_request_target",
+            "workflow_dispatch",
+            "merge_group",
+            "schedule",
+            "release",
+        ] {
+            let github = GitHub {
+                event_name: event.into(),
+                ..push_to_main()
+            };
+            assert!(
+                ask(&github, false, "ghcr.io", true).unwrap().is_none(),
+                "{event}"
+            );
         }
-        for git_ref in ["refs/tags/v1", "refs/heads/main2", "refs/heads/topic", "main", ""] {
-            let github = GitHub { git_ref: git_ref.into(), ..push_to_main() };
-            assert!(ask(&github, false, "ghcr.io", true).unwrap().is_none(), "{git_ref}");
+        for git_ref in [
+            "refs/tags/v1",
+            "refs/heads/main2",
+            "refs/heads/topic",
+            "main",
+            "",
+        ] {
+            let github = GitHub {
+                git_ref: git_ref.into(),
+                ..push_to_main()
+            };
+            assert!(
+                ask(&github, false, "ghcr.io", true).unwrap().is_none(),
+                "{git_ref}"
+            );
         }
     }
 }

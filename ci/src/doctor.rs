@@ -22,7 +22,11 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let mut root = directory.clone();
     match Checkout::discover(&directory) {
         Ok(checkout) => {
-            let state = if checkout.is_clean() { "clean" } else { "with uncommitted changes: it cannot be published" };
+            let state = if checkout.is_clean() {
+                "clean"
+            } else {
+                "with uncommitted changes: it cannot be published"
+            };
             findings.good("git", format!("commit {}, {state}", checkout.commit.sha));
             root = checkout.root;
         }
@@ -30,7 +34,15 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     }
     let file = std::fs::read_to_string(root.join(settings::FILE)).ok();
     let settings = invocation.settings(&root, file.as_deref(), &github)?;
-    findings.good("publish", format!("{}; to {}/{}", app::publishing(&github), settings.registry, settings.repository));
+    findings.good(
+        "publish",
+        format!(
+            "{}; to {}/{}",
+            app::publishing(&github),
+            settings.registry,
+            settings.repository
+        ),
+    );
 
     match &settings.engine {
         Choice::Url(url) => findings.good("engine", url.clone()),
@@ -41,37 +53,78 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                     findings.good("engine", format!("Dagger's own way, in {runtime}"));
                 }
                 (Choice::Docker, Err(why)) => {
-                    findings.bad("engine", why, "Start a container runtime, or take --engine embedded or --engine URL.".into());
+                    findings.bad(
+                        "engine",
+                        why,
+                        "Start a container runtime, or take --engine embedded or --engine URL."
+                            .into(),
+                    );
                 }
                 (_, runtime) => {
-                    let why = runtime.err().map(|why| format!(" ({why})")).unwrap_or_default();
+                    let why = runtime
+                        .err()
+                        .map(|why| format!(" ({why})"))
+                        .unwrap_or_default();
                     findings.good("engine", format!("the embedded one{why}"));
                     for missing in embedded::missing() {
-                        findings.bad("engine", format!("{} is missing", missing.what), missing.remedy);
+                        findings.bad(
+                            "engine",
+                            format!("{} is missing", missing.what),
+                            missing.remedy,
+                        );
                     }
                 }
             }
         }
     }
     match provision::cache_root() {
-        Ok(cache) => findings.good("cache", format!("{}, {} MB", cache.display(), provision::size_of(&cache) >> 20)),
-        Err(failure) => findings.bad("cache", failure.to_string(), failure.hint.unwrap_or_default()),
+        Ok(cache) => findings.good(
+            "cache",
+            format!(
+                "{}, {} MB",
+                cache.display(),
+                provision::size_of(&cache) >> 20
+            ),
+        ),
+        Err(failure) => findings.bad(
+            "cache",
+            failure.to_string(),
+            failure.hint.unwrap_or_default(),
+        ),
     }
     if let Ok(status) = embedded::status().await {
-        let state = if status.healthy { "runs" } else { "does not run" };
-        findings.good("embedded", format!("the engine {} {state}; state {} MB", status.version, status.state_bytes >> 20));
+        let state = if status.healthy {
+            "runs"
+        } else {
+            "does not run"
+        };
+        findings.good(
+            "embedded",
+            format!(
+                "the engine {} {state}; state {} MB",
+                status.version,
+                status.state_bytes >> 20
+            ),
+        );
     }
     match free_space(&root) {
         Some(free) if free < MIN_FREE => findings.bad(
             "disk",
             format!("{} MB are free", free >> 20),
-            format!("Free some space: images and caches want {} GB.", MIN_FREE >> 30),
+            format!(
+                "Free some space: images and caches want {} GB.",
+                MIN_FREE >> 30
+            ),
         ),
         Some(free) => findings.good("disk", format!("{} GB are free", free >> 30)),
         None => {}
     }
     report::data(&findings.text);
-    Ok(if findings.problems == 0 { ExitCode::Success } else { ExitCode::Environment })
+    Ok(if findings.problems == 0 {
+        ExitCode::Success
+    } else {
+        ExitCode::Environment
+    })
 }
 
 /// What a first run takes on the disk, about: 5 GiB.

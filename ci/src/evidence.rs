@@ -80,7 +80,11 @@ impl<'run> Source<'run> {
     /// The sources of the run that `guard` stands for.
     #[must_use]
     pub fn new(guard: generativity::Guard<'run>, checkout: Checkout, snapshot: Snapshot) -> Self {
-        Self { id: guard.into(), checkout, snapshot }
+        Self {
+            id: guard.into(),
+            checkout,
+            snapshot,
+        }
     }
 
     /// The run.
@@ -125,7 +129,10 @@ impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
         _scanned: Scanned<'img, K>,
         _smoked: Smoked<'img, K>,
     ) -> Self {
-        Self { image, _kind: PhantomData }
+        Self {
+            image,
+            _kind: PhantomData,
+        }
     }
 
     /// The image.

@@ -167,7 +167,10 @@ mod tests {
         use ExitCode::*;
         assert_eq!(ExitCode::of_all([]), Success);
         assert_eq!(ExitCode::of_all([Vulnerable, GateFailed]), GateFailed);
-        assert_eq!(ExitCode::of_all([GateFailed, PublishRefused]), PublishRefused);
+        assert_eq!(
+            ExitCode::of_all([GateFailed, PublishRefused]),
+            PublishRefused
+        );
         assert_eq!(ExitCode::of_all([PublishRefused, Environment]), Environment);
         assert_eq!(ExitCode::of_all([Environment, TimedOut]), TimedOut);
         assert_eq!(ExitCode::of_all([TimedOut, Cancelled]), Cancelled);

@@ -34,7 +34,11 @@ fn mermaid() -> String {
     }
     text += "    event{event}\n    done([success])\n";
     for (from, to) in edges() {
-        let to = if to == Step::Publish { "event" } else { to.name() };
+        let to = if to == Step::Publish {
+            "event"
+        } else {
+            to.name()
+        };
         text += &format!("    {from} --> {to}\n");
     }
     text += "    event -->|pull request, local| done\n    event -->|push to main| publish\n";
@@ -47,7 +51,11 @@ fn dot() -> String {
         text += &format!("    {step} [label = \"{step}\\n{}\"]\n", step.does());
     }
     for (from, to) in edges() {
-        let note = if to == Step::Publish { " [label = \"push to main\"]" } else { "" };
+        let note = if to == Step::Publish {
+            " [label = \"push to main\"]"
+        } else {
+            ""
+        };
         text += &format!("    {from} -> {to}{note}\n");
     }
     text + "}\n"
@@ -78,6 +86,9 @@ mod tests {
     #[test]
     fn the_readme_shows_this_graph() {
         let readme = include_str!("../../README.md");
-        assert!(readme.contains(&mermaid()), "put the output of `ci graph` into README.md");
+        assert!(
+            readme.contains(&mermaid()),
+            "put the output of `ci graph` into README.md"
+        );
     }
 }

@@ -109,13 +109,21 @@ pub fn write_archive(
     let manifest = ImageManifestBuilder::default()
         .schema_version(2u32)
         .media_type(MediaType::ImageManifest)
-        .config(descriptor(MediaType::ImageConfig, &config_digest, configuration.len() as u64)?)
+        .config(descriptor(
+            MediaType::ImageConfig,
+            &config_digest,
+            configuration.len() as u64,
+        )?)
         .layers(vec![descriptor(layer_type, &layer.digest, layer.size)?])
         .build()
         .map_err(io::Error::other)?;
     let manifest = to_json(&manifest)?;
     let manifest_digest = sha256(&manifest);
-    let mut image = descriptor(MediaType::ImageManifest, &manifest_digest, manifest.len() as u64)?;
+    let mut image = descriptor(
+        MediaType::ImageManifest,
+        &manifest_digest,
+        manifest.len() as u64,
+    )?;
     image.set_platform(Some(
         oci_spec::image::PlatformBuilder::default()
             .os(config.platform.os.as_str())
@@ -146,15 +154,23 @@ pub fn write_archive(
         append(&mut tar, &blob_path(&manifest_digest), &manifest)?;
         layer.file.rewind()?;
         let mut header = header(layer.size, 0o644);
-        tar.append_data(&mut header, blob_path(&layer.digest), BufReader::new(&mut layer.file))?;
+        tar.append_data(
+            &mut header,
+            blob_path(&layer.digest),
+            BufReader::new(&mut layer.file),
+        )?;
         tar.finish()?;
     }
     let (writer, file) = hashing.finish();
-    let temporary = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let temporary = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        temporary
+            .as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
     }
     temporary.as_file().sync_all()?;
     temporary.persist(dest)?;
@@ -260,7 +276,9 @@ fn write_layer(
         }
     };
     let (writer, digest) = stored.finish();
-    let mut file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let mut file = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
     let size = file.stream_position()?;
     Ok(Layer {
         file,

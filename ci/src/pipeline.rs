@@ -27,7 +27,9 @@ pub async fn run<K: Kind>(
         run.step(Step::Fmt, Some(source), fmt::run),
         run.step(Step::Lint, Some(source), lint::run),
         async {
-            let image = run.step(Step::Build, Some((source, this_image)), build::run).await;
+            let image = run
+                .step(Step::Build, Some((source, this_image)), build::run)
+                .await;
             let built = image.as_ref();
             let (scanned, smoked) = tokio::join!(
                 run.step(Step::Scan, built.map(|image| (source, image)), scan::run),
@@ -41,11 +43,17 @@ pub async fn run<K: Kind>(
         run.skip(Step::Publish, "only a push to main publishes");
         return None;
     };
-    let verified = all((tested, formatted, linted, image, scanned, smoked))
-        .map(|(tested, formatted, linted, image, scanned, smoked)| {
+    let verified = all((tested, formatted, linted, image, scanned, smoked)).map(
+        |(tested, formatted, linted, image, scanned, smoked)| {
             Verified::new(tested, formatted, linted, image, scanned, smoked)
-        });
-    run.step(Step::Publish, verified.map(|verified| (verified, permit)), publish::run).await
+        },
+    );
+    run.step(
+        Step::Publish,
+        verified.map(|verified| (verified, permit)),
+        publish::run,
+    )
+    .await
 }
 
 type Six<A, B, C, D, E, F> = (A, B, C, D, E, F);

@@ -75,7 +75,8 @@ impl FromStr for Registry {
         if text.contains('@') {
             return wrong("it has a user name; the credential is GITHUB_ACTOR and GITHUB_TOKEN");
         }
-        let (host, port) = if let Some(end) = text.strip_prefix('[').and_then(|rest| rest.find(']')) {
+        let (host, port) = if let Some(end) = text.strip_prefix('[').and_then(|rest| rest.find(']'))
+        {
             let (host, rest) = text.split_at(end + 2);
             if host[1..=end].parse::<std::net::Ipv6Addr>().is_err() {
                 return wrong("its address is not IPv6");
@@ -100,7 +101,9 @@ impl FromStr for Registry {
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         if !host.starts_with('[') && !host.split('.').all(label) {
-            return wrong("its host name is not made of lower-case letters, digits, dashes and dots");
+            return wrong(
+                "its host name is not made of lower-case letters, digits, dashes and dots",
+            );
         }
         let port = match port.map(u16::from_str) {
             None => None,
@@ -160,7 +163,10 @@ impl FromStr for Repository {
             );
         }
         if text.bytes().any(|b| b.is_ascii_uppercase()) {
-            return wrong("it has upper-case letters, which no registry takes", &format!("Write {}.", text.to_lowercase()));
+            return wrong(
+                "it has upper-case letters, which no registry takes",
+                &format!("Write {}.", text.to_lowercase()),
+            );
         }
         // path-component of the distribution specification: alphanumerics joined by `.`, `_`, `__` or dashes.
         let component = |component: &str| {
@@ -173,7 +179,9 @@ impl FromStr for Repository {
                     .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
                 && component
                     .split(|c: char| c.is_ascii_alphanumeric())
-                    .all(|joint| matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|b| b == b'-'))
+                    .all(|joint| {
+                        matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|b| b == b'-')
+                    })
         };
         if text.len() > 255 || !text.split('/').all(component) {
             return wrong(
@@ -260,21 +268,50 @@ mod tests {
 
     #[test]
     fn registries_are_a_host_and_perhaps_a_port() {
-        for good in ["ghcr.io", "localhost", "127.0.0.1:5000", "[::1]:5000", "registry.example.com:443"] {
+        for good in [
+            "ghcr.io",
+            "localhost",
+            "127.0.0.1:5000",
+            "[::1]:5000",
+            "registry.example.com:443",
+        ] {
             assert_eq!(good.parse::<Registry>().unwrap().to_string(), good);
         }
-        for bad in ["", "https://ghcr.io", "ghcr.io/upwind1647", "Ghcr.io", "a..b", "ghcr.io:", "ghcr.io:0", "ghcr.io:99999",
-            "user@ghcr.io", "-a.io", "[::1", "[::g]", "[::1]x"] {
+        for bad in [
+            "",
+            "https://ghcr.io",
+            "ghcr.io/upwind1647",
+            "Ghcr.io",
+            "a..b",
+            "ghcr.io:",
+            "ghcr.io:0",
+            "ghcr.io:99999",
+            "user@ghcr.io",
+            "-a.io",
+            "[::1",
+            "[::g]",
+            "[::1]x",
+        ] {
             assert_eq!(bad.parse::<Registry>().unwrap_err().code as u8, 2, "{bad}");
         }
     }
 
     #[test]
     fn loopback_is_an_address_not_a_name_that_looks_like_one() {
-        for yes in ["localhost:5000", "127.0.0.1", "127.1.2.3:5000", "[::1]:5000"] {
+        for yes in [
+            "localhost:5000",
+            "127.0.0.1",
+            "127.1.2.3:5000",
+            "[::1]:5000",
+        ] {
             assert!(yes.parse::<Registry>().unwrap().is_loopback(), "{yes}");
         }
-        for no in ["ghcr.io", "127.0.0.1.example.com", "localhost.example.com", "10.0.0.1:5000"] {
+        for no in [
+            "ghcr.io",
+            "127.0.0.1.example.com",
+            "localhost.example.com",
+            "10.0.0.1:5000",
+        ] {
             assert!(!no.parse::<Registry>().unwrap().is_loopback(), "{no}");
         }
     }
@@ -284,17 +321,38 @@ mod tests {
         for good in ["status-api", "upwind1647/status-api", "a__b/c.d/e--f"] {
             assert_eq!(good.parse::<Repository>().unwrap().to_string(), good);
         }
-        for bad in ["", "upwind1647/status-api:latest", "Upwind1647/status-api", "a//b", "/a", "a/", "a___b", "a..b", "-a", "a b",
-            "a@sha256:00"] {
-            assert_eq!(bad.parse::<Repository>().unwrap_err().code as u8, 2, "{bad}");
+        for bad in [
+            "",
+            "upwind1647/status-api:latest",
+            "Upwind1647/status-api",
+            "a//b",
+            "/a",
+            "a/",
+            "a___b",
+            "a..b",
+            "-a",
+            "a b",
+            "a@sha256:00",
+        ] {
+            assert_eq!(
+                bad.parse::<Repository>().unwrap_err().code as u8,
+                2,
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn a_tag_is_a_part_of_the_sha() {
         let sha = "4f2a91c0d3b5e6f7a8b9c0d1e2f3a4b5c6d7e8f9";
-        assert_eq!(Tag::of_commit("4f2a91c", sha).unwrap().to_string(), "4f2a91c");
-        assert_eq!(Tag::of_commit("4f2a91c", sha).unwrap().dirty().to_string(), "4f2a91c-dirty");
+        assert_eq!(
+            Tag::of_commit("4f2a91c", sha).unwrap().to_string(),
+            "4f2a91c"
+        );
+        assert_eq!(
+            Tag::of_commit("4f2a91c", sha).unwrap().dirty().to_string(),
+            "4f2a91c-dirty"
+        );
         for bad in ["latest", "", "4f2", "deadbeef", "4f2a91c-dirty"] {
             assert!(Tag::of_commit(bad, sha).is_err(), "{bad}");
         }

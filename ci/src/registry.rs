@@ -69,11 +69,16 @@ impl<'a> Client<'a> {
     pub async fn prove_write(&self) -> Result<(), Failure> {
         let url = self.url(&format!("/v2/{}/blobs/uploads/", self.repository))?;
         let authorization = self.authorization("pull,push").await?;
-        let answer = self.send(self.http.post(url.clone()), &authorization).await?;
+        let answer = self
+            .send(self.http.post(url.clone()), &authorization)
+            .await?;
         if answer.status() != StatusCode::ACCEPTED {
             return Err(self.refusal("does not let this run write", answer).await);
         }
-        let location = answer.headers().get(LOCATION).and_then(|location| url.join(location.to_str().ok()?).ok());
+        let location = answer
+            .headers()
+            .get(LOCATION)
+            .and_then(|location| url.join(location.to_str().ok()?).ok());
         if let Some(location) = location.filter(|location| location.host() == url.host()) {
             // Best effort: an upload that is not cancelled is forgotten by the registry in time.
             let cancelled = self.send(self.http.delete(location), &authorization).await;
@@ -89,15 +94,23 @@ impl<'a> Client<'a> {
     pub async fn manifest_digest(&self, tag: &Tag) -> Result<Option<String>, Failure> {
         let url = self.url(&format!("/v2/{}/manifests/{tag}", self.repository))?;
         let authorization = self.authorization("pull").await?;
-        let request = self.http.request(Method::GET, url).header(ACCEPT, MANIFESTS);
+        let request = self
+            .http
+            .request(Method::GET, url)
+            .header(ACCEPT, MANIFESTS);
         let answer = self.send(request, &authorization).await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::OK => {
-                let manifest = answer.bytes().await.map_err(|error| self.unreachable(error))?;
+                let manifest = answer
+                    .bytes()
+                    .await
+                    .map_err(|error| self.unreachable(error))?;
                 Ok(Some(oci::sha256(&manifest)))
             }
-            _ => Err(self.refusal(&format!("does not say what {tag} is"), answer).await),
+            _ => Err(self
+                .refusal(&format!("does not say what {tag} is"), answer)
+                .await),
         }
     }
 
@@ -106,20 +119,31 @@ impl<'a> Client<'a> {
         text.parse().or_environment(format!("{text} is not a URL"))
     }
 
-    async fn send(&self, mut request: RequestBuilder, authorization: &Authorization) -> Result<Response, Failure> {
+    async fn send(
+        &self,
+        mut request: RequestBuilder,
+        authorization: &Authorization,
+    ) -> Result<Response, Failure> {
         match (authorization, self.credential) {
-            (Authorization::Bearer(token), _) => request = request.bearer_auth(token.expose_secret()),
+            (Authorization::Bearer(token), _) => {
+                request = request.bearer_auth(token.expose_secret())
+            }
             (Authorization::Basic, Some(Credential { user, token })) => {
                 request = request.basic_auth(user, Some(token.expose_secret()));
             }
             _ => {}
         }
-        request.send().await.map_err(|error| self.unreachable(error))
+        request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(error))
     }
 
     /// What the registry wants to see with a request, as its answer to `GET /v2/` says.
     async fn authorization(&self, actions: &str) -> Result<Authorization, Failure> {
-        let answer = self.send(self.http.get(self.url("/v2/")?), &Authorization::None).await?;
+        let answer = self
+            .send(self.http.get(self.url("/v2/")?), &Authorization::None)
+            .await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(Authorization::None);
         }
@@ -129,21 +153,39 @@ impl<'a> Client<'a> {
             .and_then(|header| header.to_str().ok())
             .unwrap_or_default();
         let challenges = http_auth::parse_challenges(challenge).unwrap_or_default();
-        if let Some(bearer) = challenges.iter().find(|challenge| challenge.scheme.eq_ignore_ascii_case("Bearer")) {
+        if let Some(bearer) = challenges
+            .iter()
+            .find(|challenge| challenge.scheme.eq_ignore_ascii_case("Bearer"))
+        {
             let parameter = |name: &str| {
-                let found = bearer.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                let found = bearer
+                    .params
+                    .iter()
+                    .find(|(key, _)| key.eq_ignore_ascii_case(name));
                 found.map(|(_, value)| value.to_unescaped())
             };
-            return self.bearer(parameter("realm").unwrap_or_default(), parameter("service"), actions).await;
+            return self
+                .bearer(
+                    parameter("realm").unwrap_or_default(),
+                    parameter("service"),
+                    actions,
+                )
+                .await;
         }
         Ok(Authorization::Basic)
     }
 
     /// [Token authentication](https://distribution.github.io/distribution/spec/auth/token/).
-    async fn bearer(&self, realm: String, service: Option<String>, actions: &str) -> Result<Authorization, Failure> {
-        let mut url: Url = realm
-            .parse()
-            .or_environment(format!("{} names an authentication realm that is not a URL: {realm}", self.registry))?;
+    async fn bearer(
+        &self,
+        realm: String,
+        service: Option<String>,
+        actions: &str,
+    ) -> Result<Authorization, Failure> {
+        let mut url: Url = realm.parse().or_environment(format!(
+            "{} names an authentication realm that is not a URL: {realm}",
+            self.registry
+        ))?;
         let own = self.url("/")?;
         if url.host() != own.host() || url.scheme() != own.scheme() {
             return Err(Failure::refused(format!(
@@ -153,16 +195,19 @@ impl<'a> Client<'a> {
             .hint("Only a registry that answers for itself is trusted with the token."));
         }
         url.query_pairs_mut()
-            .append_pair("scope", &format!("repository:{}:{actions}", self.repository))
+            .append_pair(
+                "scope",
+                &format!("repository:{}:{actions}", self.repository),
+            )
             .extend_pairs(service.map(|service| ("service", service)));
         let answer = self.send(self.http.get(url), &Authorization::Basic).await?;
         if !answer.status().is_success() {
             return Err(self.refusal("does not accept the credential", answer).await);
         }
-        let token: Token = answer
-            .json()
-            .await
-            .or_environment(format!("{} answered with what is not a token", self.registry))?;
+        let token: Token = answer.json().await.or_environment(format!(
+            "{} answered with what is not a token",
+            self.registry
+        ))?;
         let token = token.token.or(token.access_token).unwrap_or_default();
         Ok(Authorization::Bearer(token.into()))
     }
@@ -177,7 +222,10 @@ impl<'a> Client<'a> {
     async fn refusal(&self, what: &str, answer: Response) -> Failure {
         let status = answer.status();
         let words = answer.text().await.unwrap_or_default();
-        let message = format!("the registry {} {what} to {}: {status}", self.registry, self.repository);
+        let message = format!(
+            "the registry {} {what} to {}: {status}",
+            self.registry, self.repository
+        );
         let failure = if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             Failure::environment(message).hint("Run again later.")
         } else {
@@ -185,7 +233,11 @@ impl<'a> Client<'a> {
                 "The token needs `packages: write`, and the package has to be connected to this repository.",
             )
         };
-        if words.trim().is_empty() { failure } else { failure.output(words.trim().to_owned()) }
+        if words.trim().is_empty() {
+            failure
+        } else {
+            failure.output(words.trim().to_owned())
+        }
     }
 }
 

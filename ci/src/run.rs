@@ -47,15 +47,25 @@ impl Stopper {
     ///
     /// # Errors
     /// Those of `work`; or that it was cancelled (exit 130) or took too long (exit 124).
-    pub async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        self.token.run_until_cancelled(work).await.unwrap_or_else(|| Err(self.failure()))
+    pub async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        self.token
+            .run_until_cancelled(work)
+            .await
+            .unwrap_or_else(|| Err(self.failure()))
     }
 
     fn failure(&self) -> Failure {
         match self.reason.get() {
-            Some(Stop::TimeLimit) => Failure::new(ExitCode::TimedOut, "the time limit of the run was reached")
-                .hint("--timeout sets it; `ci doctor` tells what may be slow."),
-            Some(Stop::FailFast) => Failure::cancelled().hint("Another step failed first, and --fail-fast was given."),
+            Some(Stop::TimeLimit) => {
+                Failure::new(ExitCode::TimedOut, "the time limit of the run was reached")
+                    .hint("--timeout sets it; `ci doctor` tells what may be slow.")
+            }
+            Some(Stop::FailFast) => {
+                Failure::cancelled().hint("Another step failed first, and --fail-fast was given.")
+            }
             _ => Failure::cancelled(),
         }
     }
@@ -78,6 +88,7 @@ pub struct Run<K: Kind> {
     stopper: Stopper,
     wanted: Vec<Step>,
     records: Mutex<BTreeMap<Step, Record>>,
+    traces: Mutex<Vec<(Step, TraceContext)>>,
 }
 
 impl<K: Kind> Run<K> {
@@ -92,7 +103,11 @@ impl<K: Kind> Run<K> {
         stopper: Stopper,
         wanted: Vec<Step>,
     ) -> Self {
-        let id = format!("{:x}-{}", jiff::Timestamp::now().as_nanosecond(), std::process::id());
+        let id = format!(
+            "{:x}-{}",
+            jiff::Timestamp::now().as_nanosecond(),
+            std::process::id()
+        );
         Self {
             settings,
             id,
@@ -104,18 +119,26 @@ impl<K: Kind> Run<K> {
             stopper,
             wanted,
             records: Mutex::default(),
+            traces: Mutex::default(),
         }
     }
 
-    /// The name of a cache volume. It says which runs share it: a pull request's must not reach what main publishes.
+    /// The name of a cache volume of this repository's own.
     #[must_use]
     pub fn volume(&self, name: &str) -> String {
+        self.shared_volume(&format!("{}/{name}", self.settings.repository))
+    }
+
+    /// The name of a cache volume that all repositories share. It says which runs share it: a pull request's must not reach
+    /// what main publishes.
+    #[must_use]
+    pub fn shared_volume(&self, name: &str) -> String {
         let domain = match self.settings.event {
             Event::Push => "main",
             Event::PullRequest => "pr",
             Event::Local => "local",
         };
-        format!("infrastructure-lab-ci/{domain}/{}/{name}", self.settings.repository)
+        format!("infrastructure-lab-ci/{domain}/{name}")
     }
 
     /// Runs one step: unless it is not wanted, what it needs has not passed, or the run was stopped. Without `input` there is
@@ -128,7 +151,9 @@ impl<K: Kind> Run<K> {
             return None;
         }
         let (Some(input), None) = (input, self.unmet(step)) else {
-            let why = self.unmet(step).unwrap_or_else(|| "there is nothing for it to do".into());
+            let why = self
+                .unmet(step)
+                .unwrap_or_else(|| "there is nothing for it to do".into());
             self.record(skipped(step, why));
             return None;
         };
@@ -149,15 +174,15 @@ impl<K: Kind> Run<K> {
         self.reporter.started(step);
         let result = self.stopper.unless_stopped(work(&context, input)).await;
         let duration = begun.elapsed();
-        // The last lines come a moment after the last answer.
-        self.telemetry.settle(Duration::from_millis(if result.is_ok() { 400 } else { 2000 })).await;
+        // What the engine reports comes a moment after its answer.
+        self.telemetry.settle(Duration::from_millis(200)).await;
         let mut record = Record {
             name: step,
             status: Status::Passed,
             start: Some(start),
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            cached: self.telemetry.cached(trace),
-            log: self.reporter.write_log(step, &context.log()),
+            cached: step.may_be_cached() && self.telemetry.cached(trace),
+            log: None,
             digest: lock(&context.saw).take(),
             error: None,
             hint: None,
@@ -174,7 +199,8 @@ impl<K: Kind> Run<K> {
                 record.error = Some(failure.to_string());
                 record.hint.clone_from(&failure.hint);
                 // What --fail-fast ends did not fail by itself.
-                let by_fail_fast = record.status == Status::Cancelled && self.stopper.reason.get() == Some(&Stop::FailFast);
+                let by_fail_fast = record.status == Status::Cancelled
+                    && self.stopper.reason.get() == Some(&Stop::FailFast);
                 record.code = (!by_fail_fast).then_some(failure.code);
                 if self.settings.fail_fast {
                     self.stopper.stop(Stop::FailFast);
@@ -184,6 +210,7 @@ impl<K: Kind> Run<K> {
         };
         self.reporter.ended(&record, failure.as_ref());
         self.record(record);
+        lock(&self.traces).push((step, trace));
         value
     }
 
@@ -192,7 +219,11 @@ impl<K: Kind> Run<K> {
         let missing: Vec<_> = step
             .needs()
             .iter()
-            .filter(|need| records.get(need).is_none_or(|record| record.status != Status::Passed))
+            .filter(|need| {
+                records
+                    .get(need)
+                    .is_none_or(|record| record.status != Status::Passed)
+            })
             .map(|need| need.name())
             .collect();
         (!missing.is_empty()).then(|| format!("it needs {}", missing.join(", ")))
@@ -207,13 +238,32 @@ impl<K: Kind> Run<K> {
         self.record(skipped(step, why.to_owned()));
     }
 
-    /// The records of all wanted steps, and the session to close.
-    pub fn finish(self) -> (Vec<Record>, Session) {
-        let mut records = self.records.into_inner().unwrap_or_else(PoisonError::into_inner);
-        for step in self.wanted {
-            records.entry(step).or_insert_with(|| skipped(step, "the run ended before it".into()));
+    /// Closes the session, by which all that the engine has to report has come; writes the logs, and returns the records of
+    /// all wanted steps.
+    pub async fn finish(self) -> Vec<Record> {
+        self.session.close().await;
+        let mut records = self
+            .records
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let traces = self
+            .traces
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (step, trace) in traces {
+            if let Some(record) = records.get_mut(&step) {
+                record.log = self.reporter.write_log(step, &self.telemetry.log(trace));
+                record.cached = step.may_be_cached()
+                    && record.status == Status::Passed
+                    && self.telemetry.cached(trace);
+            }
         }
-        (records.into_values().collect(), self.session)
+        for step in self.wanted {
+            records
+                .entry(step)
+                .or_insert_with(|| skipped(step, "the run ended before it".into()));
+        }
+        records.into_values().collect()
     }
 }
 

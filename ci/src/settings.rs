@@ -114,13 +114,24 @@ pub enum Format {
 #[derive(Clone, Debug, Default, Args)]
 pub struct Options {
     /// What this run was started by: can lower what GitHub says, never raise it
-    #[arg(long, global = true, env = "LAB_CI_EVENT", value_enum, value_name = "EVENT")]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_EVENT",
+        value_enum,
+        value_name = "EVENT"
+    )]
     pub event: Option<Event>,
     /// auto, docker (any runtime that Dagger's CLI drives), embedded, or an engine's URL [default: auto]
     #[arg(long, global = true, env = "LAB_CI_ENGINE", value_name = "ENGINE")]
     pub engine: Option<String>,
     /// The registry to publish to [default: ghcr.io]
-    #[arg(long, global = true, env = "LAB_CI_REGISTRY", value_name = "HOST[:PORT]")]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_REGISTRY",
+        value_name = "HOST[:PORT]"
+    )]
     pub registry: Option<String>,
     /// The repository in it, without a tag [default: upwind1647/status-api]
     #[arg(long, global = true, env = "LAB_CI_REPOSITORY", value_name = "NAME")]
@@ -132,7 +143,12 @@ pub struct Options {
     #[arg(long, global = true, env = "LAB_CI_FORMAT", value_name = "FORMAT")]
     pub format: Option<String>,
     /// Cancel everything at the first failure
-    #[arg(long, global = true, env = "LAB_CI_FAIL_FAST", overrides_with = "keep_going")]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_FAIL_FAST",
+        overrides_with = "keep_going"
+    )]
     pub fail_fast: bool,
     /// Let independent gates finish after a failure [default]
     #[arg(long, global = true, overrides_with = "fail_fast")]
@@ -219,7 +235,11 @@ impl Invocation {
         Ok(Self {
             command: cli.command.unwrap_or(Command::Run),
             options: cli.options,
-            registry_from: if on_command_line(&matches, "registry") { Origin::CommandLine } else { Origin::Elsewhere },
+            registry_from: if on_command_line(&matches, "registry") {
+                Origin::CommandLine
+            } else {
+                Origin::Elsewhere
+            },
         })
     }
 
@@ -227,25 +247,40 @@ impl Invocation {
     ///
     /// # Errors
     /// When something that was said is not valid (exit 2).
-    pub fn settings(&self, root: &Path, file: Option<&str>, github: &GitHub) -> Result<Settings, Failure> {
+    pub fn settings(
+        &self,
+        root: &Path,
+        file: Option<&str>,
+        github: &GitHub,
+    ) -> Result<Settings, Failure> {
         let file: File = match file {
             None => File::default(),
             Some(text) => toml::from_str(text).map_err(|error| {
-                Failure::usage(format!("{FILE} is not valid")).output(error.to_string()).hint("`ci --help` lists the settings.")
+                Failure::usage(format!("{FILE} is not valid"))
+                    .output(error.to_string())
+                    .hint("`ci --help` lists the settings.")
             })?,
         };
         let options = &self.options;
         let said = |option: &Option<String>, file: Option<String>, default: &str| {
-            option.clone().or(file).unwrap_or_else(|| default.to_owned())
+            option
+                .clone()
+                .or(file)
+                .unwrap_or_else(|| default.to_owned())
         };
         let timeout = match options.timeout.clone().or(file.timeout) {
             None => None,
             Some(text) => Some(duration(&text)?),
         };
-        let report_dir = options.report_dir.clone().or(file.report_dir).unwrap_or_else(|| "target/ci".into());
+        let report_dir = options
+            .report_dir
+            .clone()
+            .or(file.report_dir)
+            .unwrap_or_else(|| "target/ci".into());
         // A path on the command line is the user's; one in the file, and the default, are the project's.
         let report_dir = if options.report_dir.is_some() {
-            std::path::absolute(&report_dir).map_err(|error| Failure::usage("--report-dir is not a path").because(error))?
+            std::path::absolute(&report_dir)
+                .map_err(|error| Failure::usage("--report-dir is not a path").because(error))?
         } else {
             root.join(report_dir)
         };
@@ -254,11 +289,19 @@ impl Invocation {
             engine: said(&options.engine, file.engine, "auto").parse()?,
             registry: said(&options.registry, file.registry, Registry::GHCR).parse()?,
             registry_from: self.registry_from,
-            repository: said(&options.repository, file.repository, "upwind1647/status-api").parse()?,
-            source: file.source.unwrap_or_else(|| env!("CARGO_PKG_REPOSITORY").to_owned()),
+            repository: said(
+                &options.repository,
+                file.repository,
+                "upwind1647/status-api",
+            )
+            .parse()?,
+            source: file
+                .source
+                .unwrap_or_else(|| env!("CARGO_PKG_REPOSITORY").to_owned()),
             report_dir,
             format: format(options.format.clone().or(file.format), github)?,
-            fail_fast: !options.keep_going && (options.fail_fast || file.fail_fast.unwrap_or_default()),
+            fail_fast: !options.keep_going
+                && (options.fail_fast || file.fail_fast.unwrap_or_default()),
             timeout,
             verbose: options.verbose,
             quiet: options.quiet,
@@ -270,9 +313,13 @@ impl Invocation {
     /// # Errors
     /// When `--format` is not one of its formats (exit 2).
     pub fn drawing(&self) -> Result<Drawing, Failure> {
-        let Some(text) = &self.options.format else { return Ok(Drawing::Mermaid) };
-        Drawing::from_str(text, false)
-            .map_err(|_| Failure::usage(format!("`{text}` is not a format of `ci graph`")).hint("It takes mermaid, dot or json."))
+        let Some(text) = &self.options.format else {
+            return Ok(Drawing::Mermaid);
+        };
+        Drawing::from_str(text, false).map_err(|_| {
+            Failure::usage(format!("`{text}` is not a format of `ci graph`"))
+                .hint("It takes mermaid, dot or json.")
+        })
     }
 }
 
@@ -280,20 +327,30 @@ fn format(said: Option<String>, github: &GitHub) -> Result<Format, Failure> {
     match said {
         None if github.actions => Ok(Format::Github),
         None => Ok(Format::Human),
-        Some(text) => Format::from_str(&text, false)
-            .map_err(|_| Failure::usage(format!("`{text}` is not a format")).hint("--format takes human, json or github.")),
+        Some(text) => Format::from_str(&text, false).map_err(|_| {
+            Failure::usage(format!("`{text}` is not a format"))
+                .hint("--format takes human, json or github.")
+        }),
     }
 }
 
 fn duration(text: &str) -> Result<Duration, Failure> {
-    let wrong = || Failure::usage(format!("`{text}` is not a time limit")).hint("Write it as 90s, 30m or 1h 30m.");
+    let wrong = || {
+        Failure::usage(format!("`{text}` is not a time limit"))
+            .hint("Write it as 90s, 30m or 1h 30m.")
+    };
     let signed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
-    Duration::try_from(signed).ok().filter(|limit| !limit.is_zero()).ok_or_else(wrong)
+    Duration::try_from(signed)
+        .ok()
+        .filter(|limit| !limit.is_zero())
+        .ok_or_else(wrong)
 }
 
 fn on_command_line(matches: &ArgMatches, id: &str) -> bool {
     matches.value_source(id) == Some(ValueSource::CommandLine)
-        || matches.subcommand().is_some_and(|(_, below)| on_command_line(below, id))
+        || matches
+            .subcommand()
+            .is_some_and(|(_, below)| on_command_line(below, id))
 }
 
 #[cfg(test)]
@@ -302,7 +359,9 @@ mod tests {
 
     fn settings(arguments: &[&str], file: Option<&str>) -> Result<Settings, Failure> {
         let arguments = ["ci"].iter().chain(arguments).copied();
-        Invocation::parse(arguments).unwrap().settings(Path::new("/top"), file, &GitHub::default())
+        Invocation::parse(arguments)
+            .unwrap()
+            .settings(Path::new("/top"), file, &GitHub::default())
     }
 
     #[test]
@@ -314,11 +373,20 @@ mod tests {
     fn the_command_line_wins_over_the_file() {
         let file = Some("registry = \"registry.example.com\"\nrepository = \"a/b\"\n");
         let all = settings(&[], file).unwrap();
-        assert_eq!((all.registry.to_string(), all.registry_from), ("registry.example.com".into(), Origin::Elsewhere));
+        assert_eq!(
+            (all.registry.to_string(), all.registry_from),
+            ("registry.example.com".into(), Origin::Elsewhere)
+        );
         let all = settings(&["run", "--registry", "127.0.0.1:5000"], file).unwrap();
-        assert_eq!((all.registry.to_string(), all.registry_from), ("127.0.0.1:5000".into(), Origin::CommandLine));
+        assert_eq!(
+            (all.registry.to_string(), all.registry_from),
+            ("127.0.0.1:5000".into(), Origin::CommandLine)
+        );
         assert_eq!(all.repository.to_string(), "a/b");
-        assert_eq!(settings(&[], None).unwrap().report_dir, Path::new("/top/target/ci"));
+        assert_eq!(
+            settings(&[], None).unwrap().report_dir,
+            Path::new("/top/target/ci")
+        );
     }
 
     #[test]
@@ -344,6 +412,10 @@ mod tests {
     #[test]
     fn keep_going_wins_over_the_files_fail_fast() {
         assert!(settings(&[], Some("fail-fast = true")).unwrap().fail_fast);
-        assert!(!settings(&["--keep-going"], Some("fail-fast = true")).unwrap().fail_fast);
+        assert!(
+            !settings(&["--keep-going"], Some("fail-fast = true"))
+                .unwrap()
+                .fail_fast
+        );
     }
 }

@@ -60,24 +60,47 @@ impl Checkout {
             if failure.code == ExitCode::Environment {
                 return failure;
             }
-            Failure::usage(format!("{} is not in a git working tree", directory.display()))
-                .output(failure.output.unwrap_or_default())
-                .hint("Run ci in a checkout; what it builds and publishes is named by its commit.")
+            Failure::usage(format!(
+                "{} is not in a git working tree",
+                directory.display()
+            ))
+            .output(failure.output.unwrap_or_default())
+            .hint("Run ci in a checkout; what it builds and publishes is named by its commit.")
         })?;
         let root = PathBuf::from(root);
-        let sha = git_text(&root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).map_err(|_| {
-            Failure::usage(format!("the repository at {} has no commit yet", root.display()))
+        let sha = git_text(&root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).map_err(
+            |_| {
+                Failure::usage(format!(
+                    "the repository at {} has no commit yet",
+                    root.display()
+                ))
                 .hint("Commit something first: git add . && git commit")
-        })?;
+            },
+        )?;
         // A tag or branch called like the short SHA changes nothing here: git is asked about the object.
         let short = git_text(&root, ["rev-parse", "--short", &sha])?;
         let tag = Tag::of_commit(&short, &sha)?;
-        let time = git_text(&root, ["show", "--no-patch", "--no-show-signature", "--format=%ct", &sha])?
-            .parse()
-            .or_environment("git printed a commit time that is not a number")?;
+        let time = git_text(
+            &root,
+            [
+                "show",
+                "--no-patch",
+                "--no-show-signature",
+                "--format=%ct",
+                &sha,
+            ],
+        )?
+        .parse()
+        .or_environment("git printed a commit time that is not a number")?;
         let changes = git(
             &root,
-            ["status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignore-submodules=none"],
+            [
+                "status",
+                "--porcelain=v1",
+                "-z",
+                "--untracked-files=all",
+                "--ignore-submodules=none",
+            ],
         )?;
         let state = if changes.is_empty() {
             State::Clean(tag)
@@ -124,9 +147,15 @@ impl Checkout {
     }
 
     fn copy_objects(&self, to: &Path) -> Result<(), Failure> {
-        let listing = git(&self.root, ["ls-tree", "-r", "-z", "--full-tree", &self.commit.sha])?;
+        let listing = git(
+            &self.root,
+            ["ls-tree", "-r", "-z", "--full-tree", &self.commit.sha],
+        )?;
         let mut entries = Vec::new();
-        for line in listing.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+        for line in listing
+            .split(|byte| *byte == 0)
+            .filter(|line| !line.is_empty())
+        {
             entries.push(TreeEntry::parse(line)?);
         }
         let mut child = git_command(&self.root, ["cat-file", "--batch"])
@@ -140,17 +169,21 @@ impl Checkout {
         };
         let mut objects = BufReader::new(output);
         for entry in &entries {
-            let object = entry.read_from(&mut input, &mut objects).or_environment(format!(
-                "cannot read {} of commit {} from git",
-                entry.path.display(),
-                self.commit.sha
-            ))?;
+            let object = entry
+                .read_from(&mut input, &mut objects)
+                .or_environment(format!(
+                    "cannot read {} of commit {} from git",
+                    entry.path.display(),
+                    self.commit.sha
+                ))?;
             write_entry(&to.join(&entry.path), entry.kind, &object)?;
         }
         drop(input);
         let status = child.wait().or_environment("lost git")?;
         if !status.success() {
-            return Err(Failure::environment(format!("git cat-file failed ({status})")));
+            return Err(Failure::environment(format!(
+                "git cat-file failed ({status})"
+            )));
         }
         Ok(())
     }
@@ -158,13 +191,25 @@ impl Checkout {
     fn copy_files(&self, to: &Path) -> Result<(), Failure> {
         let listing = git(
             &self.root,
-            ["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"],
+            [
+                "ls-files",
+                "-z",
+                "--cached",
+                "--others",
+                "--exclude-standard",
+                "--deduplicate",
+            ],
         )?;
-        for line in listing.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+        for line in listing
+            .split(|byte| *byte == 0)
+            .filter(|line| !line.is_empty())
+        {
             let path = relative_path(line)?;
             let from = self.root.join(&path);
             // A tracked file that was deleted is part of the change.
-            let Ok(data) = from.symlink_metadata() else { continue };
+            let Ok(data) = from.symlink_metadata() else {
+                continue;
+            };
             let unreadable = || format!("cannot read {}", from.display());
             let (kind, content) = if data.is_symlink() {
                 let target = std::fs::read_link(&from).or_environment(unreadable())?;
@@ -172,7 +217,11 @@ impl Checkout {
             } else if data.is_dir() {
                 return Err(submodule(&path));
             } else {
-                let kind = if is_executable(&data) { Kind::Program } else { Kind::File };
+                let kind = if is_executable(&data) {
+                    Kind::Program
+                } else {
+                    Kind::File
+                };
                 (kind, std::fs::read(&from).or_environment(unreadable())?)
             };
             write_entry(&to.join(&path), kind, &content)?;
@@ -212,7 +261,10 @@ impl TreeEntry {
     /// `<mode> SP <type> SP <object> TAB <path>`.
     fn parse(line: &[u8]) -> Result<Self, Failure> {
         let strange = || Failure::environment("git ls-tree printed a line that is not an entry");
-        let tab = line.iter().position(|byte| *byte == b'\t').ok_or_else(strange)?;
+        let tab = line
+            .iter()
+            .position(|byte| *byte == b'\t')
+            .ok_or_else(strange)?;
         let head = std::str::from_utf8(&line[..tab]).map_err(|_| strange())?;
         let path = relative_path(&line[tab + 1..])?;
         let mut fields = head.split(' ');
@@ -228,7 +280,11 @@ impl TreeEntry {
     }
 
     /// One question and answer of `git cat-file --batch`: `<object> SP <type> SP <size> LF <content> LF`.
-    fn read_from(&self, input: &mut impl Write, objects: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
+    fn read_from(
+        &self,
+        input: &mut impl Write,
+        objects: &mut impl BufRead,
+    ) -> std::io::Result<Vec<u8>> {
         writeln!(input, "{}", self.object)?;
         input.flush()?;
         let mut head = String::new();
@@ -268,10 +324,16 @@ fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
 
 /// A tree can be forged; its paths must not lead out of the folder that they are written to.
 fn inside(path: PathBuf) -> Result<PathBuf, Failure> {
-    if path.components().all(|part| matches!(part, Component::Normal(_))) {
+    if path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)))
+    {
         Ok(path)
     } else {
-        Err(Failure::usage(format!("the commit holds a path that leads out of it: {}", path.display())))
+        Err(Failure::usage(format!(
+            "the commit holds a path that leads out of it: {}",
+            path.display()
+        )))
     }
 }
 
@@ -328,10 +390,22 @@ where
     S: AsRef<OsStr>,
 {
     let mut command = Command::new("git");
-    command.arg("-C").arg(directory).args(arguments).stdin(Stdio::null());
+    command
+        .arg("-C")
+        .arg(directory)
+        .args(arguments)
+        .stdin(Stdio::null());
     // The repository is the one around `directory`, whatever a hook's environment says; and a commit is what its
     // SHA says, whatever `git replace` was told.
-    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"].iter().chain(&provision::SECRETS) {
+    for name in [
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+    ]
+    .iter()
+    .chain(&provision::SECRETS)
+    {
         command.env_remove(name);
     }
     command
@@ -356,7 +430,11 @@ where
         return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let words: Vec<_> = command.get_args().skip(2).map(OsStr::to_string_lossy).collect();
+    let words: Vec<_> = command
+        .get_args()
+        .skip(2)
+        .map(OsStr::to_string_lossy)
+        .collect();
     Err(Failure::usage(format!("git {} failed", words.join(" "))).output(said))
 }
 
@@ -365,6 +443,7 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let text = String::from_utf8(git(directory, arguments)?).or_environment("git printed what is not UTF-8")?;
+    let text = String::from_utf8(git(directory, arguments)?)
+        .or_environment("git printed what is not UTF-8")?;
     Ok(text.trim_end_matches('\n').to_owned())
 }

@@ -26,9 +26,24 @@ pub enum Step {
 
 impl Step {
     /// Every step, in the order in which people list them.
-    pub const ALL: [Self; 7] = [Self::Test, Self::Fmt, Self::Lint, Self::Build, Self::Scan, Self::Smoke, Self::Publish];
+    pub const ALL: [Self; 7] = [
+        Self::Test,
+        Self::Fmt,
+        Self::Lint,
+        Self::Build,
+        Self::Scan,
+        Self::Smoke,
+        Self::Publish,
+    ];
     /// The steps that say no.
-    pub const GATES: [Self; 6] = [Self::Test, Self::Fmt, Self::Lint, Self::Build, Self::Scan, Self::Smoke];
+    pub const GATES: [Self; 6] = [
+        Self::Test,
+        Self::Fmt,
+        Self::Lint,
+        Self::Build,
+        Self::Scan,
+        Self::Smoke,
+    ];
 
     /// The steps that have to pass before this one starts.
     #[must_use]
@@ -68,13 +83,24 @@ impl Step {
         }
     }
 
+    /// Whether its result may come from the engine's cache: the image is always started anew, and a registry always asked.
+    #[must_use]
+    pub const fn may_be_cached(self) -> bool {
+        !matches!(self, Self::Smoke | Self::Publish)
+    }
+
     /// These steps and all that they need, in order.
     #[must_use]
     pub fn with_needs(steps: &[Self]) -> Vec<Self> {
         let mut all = steps.to_vec();
         let mut next = 0;
         while let Some(step) = all.get(next) {
-            let missing: Vec<_> = step.needs().iter().filter(|need| !all.contains(need)).copied().collect();
+            let missing: Vec<_> = step
+                .needs()
+                .iter()
+                .filter(|need| !all.contains(need))
+                .copied()
+                .collect();
             all.extend(missing);
             next += 1;
         }

@@ -1,7 +1,6 @@
 //! The images that the steps run in: the real ones, or stand-ins where no registry can be reached.
 
 use std::marker::PhantomData;
-use std::path::PathBuf;
 
 use dagger_sdk::{Container, DaggerConn};
 use serde::Serialize;
@@ -30,8 +29,8 @@ pub struct StandInNote {
 pub enum ToolImage {
     /// A registry.
     Registry(&'static str),
-    /// An OCI archive on this machine.
-    Archive(PathBuf),
+    /// A root file system of this machine's making.
+    StandIn(standin::StandIn),
 }
 
 impl ToolImage {
@@ -40,9 +39,16 @@ impl ToolImage {
     pub fn container(&self, client: &DaggerConn) -> Container {
         match self {
             Self::Registry(reference) => client.container().from(*reference),
-            Self::Archive(path) => client
-                .container()
-                .import(client.host().file(path.display().to_string())),
+            Self::StandIn(stand_in) => stand_in.container(client),
+        }
+    }
+
+    /// Where the tool's program lies: in the real image, or in the stand-in.
+    #[must_use]
+    pub const fn program<'a>(&self, real: &'a str, stand_in: &'a str) -> &'a str {
+        match self {
+            Self::Registry(_) => real,
+            Self::StandIn(_) => stand_in,
         }
     }
 }
@@ -103,12 +109,17 @@ pub async fn choose(
         match tokio::time::timeout(limit, asked.image_ref()).await {
             Ok(Ok(_)) => {}
             Err(_) => {
-                narrator.notice(&format!("no answer about {image} within {} s: taking stand-ins", limit.as_secs()));
+                narrator.notice(&format!(
+                    "no answer about {image} within {} s: taking stand-ins",
+                    limit.as_secs()
+                ));
                 return Ok(AnyToolbox::StandIn(Toolbox::new(true, narrator)));
             }
             Ok(Err(error)) => match EngineError::from(error) {
                 EngineError::Query(text) if UNREACHABLE.iter().any(|sign| text.contains(sign)) => {
-                    narrator.notice(&format!("{image} cannot be reached from the engine: taking stand-ins"));
+                    narrator.notice(&format!(
+                        "{image} cannot be reached from the engine: taking stand-ins"
+                    ));
                     return Ok(AnyToolbox::StandIn(Toolbox::new(true, narrator)));
                 }
                 other => return Err(other.into_environment(&format!("cannot get {image}"))),
@@ -137,7 +148,12 @@ impl<K: Kind> Toolbox<K> {
     /// When a stand-in has to be made and cannot be.
     pub async fn rust(&self, consent: Consent<'_>) -> Result<&ToolImage, Failure> {
         self.rust
-            .get_or_try_init(|| self.pick(pins::RUST_IMAGE, standin::toolchain(consent, &*self.narrator)))
+            .get_or_try_init(|| {
+                self.pick(
+                    pins::RUST_IMAGE,
+                    standin::toolchain(consent, &*self.narrator),
+                )
+            })
             .await
     }
 
@@ -147,7 +163,9 @@ impl<K: Kind> Toolbox<K> {
     /// When a stand-in has to be made and cannot be.
     pub async fn trivy(&self, consent: Consent<'_>) -> Result<&ToolImage, Failure> {
         self.trivy
-            .get_or_try_init(|| self.pick(pins::TRIVY_IMAGE, standin::trivy(consent, &*self.narrator)))
+            .get_or_try_init(|| {
+                self.pick(pins::TRIVY_IMAGE, standin::trivy(consent, &*self.narrator))
+            })
             .await
     }
 
@@ -157,7 +175,9 @@ impl<K: Kind> Toolbox<K> {
     /// When a stand-in has to be made and cannot be.
     pub async fn crane(&self, consent: Consent<'_>) -> Result<&ToolImage, Failure> {
         self.crane
-            .get_or_try_init(|| self.pick(pins::CRANE_IMAGE, standin::crane(consent, &*self.narrator)))
+            .get_or_try_init(|| {
+                self.pick(pins::CRANE_IMAGE, standin::crane(consent, &*self.narrator))
+            })
             .await
     }
 
@@ -165,12 +185,17 @@ impl<K: Kind> Toolbox<K> {
     ///
     /// # Errors
     /// When the stand-in cannot be made.
-    pub async fn advisories(&self, consent: Consent<'_>) -> Result<Option<&standin::AdvisoryDb>, Failure> {
+    pub async fn advisories(
+        &self,
+        consent: Consent<'_>,
+    ) -> Result<Option<&standin::AdvisoryDb>, Failure> {
         let database = self
             .advisories
             .get_or_try_init(|| async {
                 if self.stand_ins {
-                    standin::advisories(consent, &*self.narrator).await.map(Some)
+                    standin::advisories(consent, &*self.narrator)
+                        .await
+                        .map(Some)
                 } else {
                     Ok(None)
                 }
@@ -185,7 +210,7 @@ impl<K: Kind> Toolbox<K> {
         stand_in: impl Future<Output = Result<standin::StandIn, Failure>>,
     ) -> Result<ToolImage, Failure> {
         if self.stand_ins {
-            Ok(ToolImage::Archive(stand_in.await?.archive))
+            Ok(ToolImage::StandIn(stand_in.await?))
         } else {
             Ok(ToolImage::Registry(reference))
         }
@@ -201,15 +226,21 @@ impl<K: Kind> Toolbox<K> {
         ];
         let mut notes = Vec::new();
         for (name, image) in images {
-            if let Some(ToolImage::Archive(path)) = image.get() {
-                let used = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                notes.push(StandInNote { name: name.to_owned(), used });
+            if let Some(ToolImage::StandIn(stand_in)) = image.get() {
+                let used = format!("made on this machine, {}", stand_in.digest);
+                notes.push(StandInNote {
+                    name: name.to_owned(),
+                    used,
+                });
             }
         }
         if let Some(Some(database)) = self.advisories.get() {
             notes.push(StandInNote {
                 name: "ghcr.io/aquasecurity/trivy-db".to_owned(),
-                used: format!("a few advisories of {}, {}", database.dated, database.digest),
+                used: format!(
+                    "a few advisories of {}, {}",
+                    database.dated, database.digest
+                ),
             });
         }
         notes

@@ -26,7 +26,11 @@ pub(super) fn client(http: &reqwest::Client, address: &Address, trace: TraceCont
     Query {
         proc: None,
         selection: Default::default(),
-        graphql_client: Arc::new(Client { http: http.clone(), address: address.clone(), trace }),
+        graphql_client: Arc::new(Client {
+            http: http.clone(),
+            address: address.clone(),
+            trace,
+        }),
     }
 }
 
@@ -89,7 +93,9 @@ impl GraphQLClient for Client {
             return Ok(answer.data);
         }
         // The SDK's error types hold a text and nothing else; [`EngineError`] reads this one back.
-        Err(GraphQLError::HttpError(serde_json::to_string(&answer.errors).unwrap_or_default()))
+        Err(GraphQLError::HttpError(
+            serde_json::to_string(&answer.errors).unwrap_or_default(),
+        ))
     }
 }
 
@@ -117,16 +123,31 @@ impl From<DaggerError> for EngineError {
             return Self::Query(text.clone());
         };
         for error in &errors {
-            if let Some(Extensions { exit_code: Some(code), stdout, stderr, .. }) = &error.extensions {
+            if let Some(Extensions {
+                exit_code: Some(code),
+                stdout,
+                stderr,
+                ..
+            }) = &error.extensions
+            {
                 let output = [stdout.trim_end(), stderr.trim_end()]
                     .into_iter()
                     .filter(|text| !text.is_empty())
                     .collect::<Vec<_>>()
                     .join("\n");
-                return Self::Exec { exit_code: *code, output };
+                return Self::Exec {
+                    exit_code: *code,
+                    output,
+                };
             }
         }
-        Self::Query(errors.into_iter().map(|error| error.message).collect::<Vec<_>>().join("; "))
+        Self::Query(
+            errors
+                .into_iter()
+                .map(|error| error.message)
+                .collect::<Vec<_>>()
+                .join("; "),
+        )
     }
 }
 
@@ -152,12 +173,17 @@ mod tests {
     fn an_exec_error_keeps_its_exit_code_and_output() {
         let text = r#"[{"message":"exit code: 3","extensions":{"_type":"EXEC_ERROR","cmd":["sh"],"exitCode":3,"stdout":"out\n","stderr":"err\n"}}]"#;
         let error = EngineError::from(DaggerError::Query(GraphQLError::HttpError(text.into())));
-        assert!(matches!(error, EngineError::Exec { exit_code: 3, output } if output == "out\nerr"));
+        assert!(
+            matches!(error, EngineError::Exec { exit_code: 3, output } if output == "out\nerr")
+        );
     }
 
     #[test]
     fn any_other_error_keeps_its_words() {
-        for text in ["connection refused", r#"[{"message":"connection refused"}]"#] {
+        for text in [
+            "connection refused",
+            r#"[{"message":"connection refused"}]"#,
+        ] {
             let error = EngineError::from(DaggerError::Query(GraphQLError::HttpError(text.into())));
             assert!(matches!(error, EngineError::Query(text) if text == "connection refused"));
         }

@@ -33,8 +33,17 @@ pub enum Choice {
 }
 
 /// The URLs that Dagger's CLI takes.
-const SCHEMES: [&str; 9] =
-    ["unix", "tcp", "kube-pod", "ssh", "image", "container", "docker-image", "docker-container", "podman-container"];
+const SCHEMES: [&str; 9] = [
+    "unix",
+    "tcp",
+    "kube-pod",
+    "ssh",
+    "image",
+    "container",
+    "docker-image",
+    "docker-container",
+    "podman-container",
+];
 /// The container runtimes that Dagger's CLI drives, in its own order.
 const RUNTIMES: [&str; 3] = ["docker", "podman", "nerdctl"];
 /// How long a runtime may take to say that it is there.
@@ -84,7 +93,11 @@ pub struct Engine {
 ///
 /// # Errors
 /// When there is none and none can be had (exit 3), with the choices that are left.
-pub async fn find(choice: &Choice, consent: Consent<'_>, narrator: &dyn Narrator) -> Result<Engine, Failure> {
+pub async fn find(
+    choice: &Choice,
+    consent: Consent<'_>,
+    narrator: &dyn Narrator,
+) -> Result<Engine, Failure> {
     match choice {
         Choice::Auto => {
             if let Some(engine) = open_session() {
@@ -103,8 +116,10 @@ pub async fn find(choice: &Choice, consent: Consent<'_>, narrator: &dyn Narrator
         }
         Choice::Docker => {
             let runtime = runtime().await.map_err(|why| {
-                Failure::environment(format!("there is no container runtime that can run an engine: {why}"))
-                    .hint("Start one, or take --engine embedded or --engine URL.")
+                Failure::environment(format!(
+                    "there is no container runtime that can run an engine: {why}"
+                ))
+                .hint("Start one, or take --engine embedded or --engine URL.")
             })?;
             in_runtime(&runtime, narrator).await
         }
@@ -116,11 +131,16 @@ pub async fn find(choice: &Choice, consent: Consent<'_>, narrator: &dyn Narrator
 fn open_session() -> Option<Engine> {
     let port = std::env::var("DAGGER_SESSION_PORT").ok()?.parse().ok()?;
     let token = std::env::var("DAGGER_SESSION_TOKEN").ok()?;
-    Some(Engine { name: "session".into(), endpoint: Endpoint::Session { port, token } })
+    Some(Engine {
+        name: "session".into(),
+        endpoint: Endpoint::Session { port, token },
+    })
 }
 
 fn runner_host() -> Option<String> {
-    std::env::var("_EXPERIMENTAL_DAGGER_RUNNER_HOST").ok().filter(|url| !url.is_empty())
+    std::env::var("_EXPERIMENTAL_DAGGER_RUNNER_HOST")
+        .ok()
+        .filter(|url| !url.is_empty())
 }
 
 /// The first container runtime that answers, or why none does.
@@ -130,7 +150,9 @@ fn runner_host() -> Option<String> {
 pub async fn runtime() -> Result<String, String> {
     let mut why = Vec::new();
     for name in RUNTIMES {
-        let Some(program) = provision::find_program(name) else { continue };
+        let Some(program) = provision::find_program(name) else {
+            continue;
+        };
         let mut command = provision::command(program);
         // `docker version` of a client without a daemon prints the client and fails.
         command.arg("version");
@@ -141,7 +163,10 @@ pub async fn runtime() -> Result<String, String> {
                 let last = said.lines().last().unwrap_or("it failed").trim().to_owned();
                 why.push(format!("{name} is here, but not usable ({last})"));
             }
-            Err(_) => why.push(format!("{name} is here, but did not answer within {} s", RUNTIME_LIMIT.as_secs())),
+            Err(_) => why.push(format!(
+                "{name} is here, but did not answer within {} s",
+                RUNTIME_LIMIT.as_secs()
+            )),
         }
     }
     if why.is_empty() {
@@ -155,7 +180,10 @@ async fn in_runtime(runtime: &str, narrator: &dyn Narrator) -> Result<Engine, Fa
         name: "docker".into(),
         endpoint: Endpoint::Cli {
             cli: cli(narrator).await?,
-            runner_host: Some(format!("image+{runtime}://registry.dagger.io/engine:v{}", pins::DAGGER)),
+            runner_host: Some(format!(
+                "image+{runtime}://registry.dagger.io/engine:v{}",
+                pins::DAGGER
+            )),
             // The engine's image has to be pulled the first time.
             patience: Duration::from_secs(600),
         },
@@ -198,7 +226,9 @@ async fn at_url(url: &str, narrator: &dyn Narrator) -> Result<Engine, Failure> {
 /// Dagger's CLI, of the version that everything else has: the one that `_EXPERIMENTAL_DAGGER_CLI_BIN` names, one that was
 /// built here before, the released one, or one that is built now.
 async fn cli(narrator: &dyn Narrator) -> Result<PathBuf, Failure> {
-    if let Some(named) = std::env::var_os("_EXPERIMENTAL_DAGGER_CLI_BIN").filter(|named| !named.is_empty()) {
+    if let Some(named) =
+        std::env::var_os("_EXPERIMENTAL_DAGGER_CLI_BIN").filter(|named| !named.is_empty())
+    {
         let named = PathBuf::from(named);
         // The SDK would fall through to a download without a word.
         if !named.is_file() {
@@ -232,7 +262,12 @@ mod tests {
     #[test]
     fn an_engine_is_a_word_or_a_url_that_the_cli_takes() {
         assert_eq!("auto".parse::<Choice>().unwrap(), Choice::Auto);
-        for url in ["unix:///run/engine.sock", "tcp://10.0.0.1:1234", "kube-pod://dagger-0?namespace=ci", "image+podman://x"] {
+        for url in [
+            "unix:///run/engine.sock",
+            "tcp://10.0.0.1:1234",
+            "kube-pod://dagger-0?namespace=ci",
+            "image+podman://x",
+        ] {
             assert_eq!(url.parse::<Choice>().unwrap().to_string(), url);
         }
         for bad in ["", "nonsense", "http://x", "tcp://", "Docker"] {

@@ -64,11 +64,18 @@ impl Session {
             .or_environment("cannot make an HTTP client")?;
         match endpoint {
             Endpoint::Session { port, token } => Ok(Self {
-                address: Address { port: *port, token: token.clone() },
+                address: Address {
+                    port: *port,
+                    token: token.clone(),
+                },
                 http,
                 child: None,
             }),
-            Endpoint::Cli { cli, runner_host, patience } => {
+            Endpoint::Cli {
+                cli,
+                runner_host,
+                patience,
+            } => {
                 let mut command = provision::command(cli);
                 command
                     .args(["session", "--label", "dagger.io/sdk.name:rust", "--label"])
@@ -80,6 +87,11 @@ impl Session {
                     .env("DO_NOT_TRACK", "1")
                     .env("DAGGER_NO_NAG", "1")
                     .env("OTEL_EXPORTER_OTLP_ENDPOINT", telemetry.endpoint())
+                    // Logs are sent only where they have an endpoint of their own.
+                    .env(
+                        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+                        format!("{}/v1/logs", telemetry.endpoint()),
+                    )
                     .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
                     .env("OTEL_EXPORTER_OTLP_TRACES_LIVE", "1")
                     .env_remove("TRACEPARENT")
@@ -108,7 +120,10 @@ impl Session {
                         .hint("Run `ci doctor`. --engine chooses another engine: embedded, docker, or a URL."));
                 };
                 Ok(Self {
-                    address: Address { port: params.port, token: params.session_token },
+                    address: Address {
+                        port: params.port,
+                        token: params.session_token,
+                    },
                     http,
                     child: Some(child),
                 })
@@ -126,14 +141,19 @@ impl Session {
     pub async fn close(mut self) {
         let Some(child) = &mut self.child else { return };
         drop(child.stdin.take());
-        if tokio::time::timeout(Duration::from_secs(10), child.wait()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(10), child.wait())
+            .await
+            .is_err()
+        {
             // Its engine is gone; kill_on_drop ends it.
             tracing::debug!("the session did not end by itself");
         }
     }
 }
 
-async fn first_line(stdout: Option<impl AsyncRead + Unpin + Send + 'static>) -> Option<ConnectParams> {
+async fn first_line(
+    stdout: Option<impl AsyncRead + Unpin + Send + 'static>,
+) -> Option<ConnectParams> {
     let mut lines = BufReader::new(stdout?).lines();
     let params = loop {
         let line = lines.next_line().await.ok()??;
@@ -166,6 +186,9 @@ impl Said {
     }
 
     fn text(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .join("\n")
     }
 }

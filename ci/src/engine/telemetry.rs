@@ -35,17 +35,28 @@ impl TraceContext {
     fn unique() -> Self {
         use std::hash::{BuildHasher, RandomState};
         // RandomState is seeded by the system; two of its hashes are a random number without another crate.
-        let random = || RandomState::new().hash_one(std::process::id()).to_be_bytes();
+        let random = || {
+            RandomState::new()
+                .hash_one(std::process::id())
+                .to_be_bytes()
+        };
         let mut trace = [0; 16];
         trace[..8].copy_from_slice(&random());
         trace[8..].copy_from_slice(&random());
-        Self { trace, span: random() }
+        Self {
+            trace,
+            span: random(),
+        }
     }
 
     /// The `traceparent` header.
     #[must_use]
     pub fn header(&self) -> String {
-        format!("00-{}-{}-01", hex::encode(self.trace), hex::encode(self.span))
+        format!(
+            "00-{}-{}-01",
+            hex::encode(self.trace),
+            hex::encode(self.span)
+        )
     }
 }
 
@@ -58,8 +69,6 @@ struct Trace {
     /// The beginning of a line whose end has not come yet, by span and stream.
     pending: HashMap<(Vec<u8>, i64), String>,
     log: String,
-    /// Streams that have ended.
-    ended: usize,
     /// Whether each command that ran in a container was taken from the cache.
     execs: HashMap<Vec<u8>, bool>,
 }
@@ -115,7 +124,9 @@ impl Telemetry {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .or_environment("cannot listen on loopback for the engine's telemetry")?;
-        let address = listener.local_addr().or_environment("cannot listen on loopback")?;
+        let address = listener
+            .local_addr()
+            .or_environment("cannot listen on loopback")?;
         let shared = Arc::new(Shared::default());
         let router = Router::new()
             .route("/v1/logs", post(logs))
@@ -137,14 +148,24 @@ impl Telemetry {
     #[must_use]
     pub fn trace(&self, listener: Option<Listener>) -> TraceContext {
         let context = TraceContext::unique();
-        self.shared.traces().insert(context.trace, Trace { listener, ..Trace::default() });
+        self.shared.traces().insert(
+            context.trace,
+            Trace {
+                listener,
+                ..Trace::default()
+            },
+        );
         context
     }
 
     /// All that the containers of the step have written up to now.
     #[must_use]
     pub fn log(&self, context: TraceContext) -> String {
-        self.shared.traces().get(&context.trace).map(|trace| trace.log.clone()).unwrap_or_default()
+        self.shared
+            .traces()
+            .get(&context.trace)
+            .map(|trace| trace.log.clone())
+            .unwrap_or_default()
     }
 
     /// Whether every command of the step was taken from the engine's cache; false where the engine said nothing.
@@ -153,14 +174,19 @@ impl Telemetry {
         self.shared
             .traces()
             .get(&context.trace)
-            .is_some_and(|trace| !trace.execs.is_empty() && trace.execs.values().all(|cached| *cached))
+            .is_some_and(|trace| {
+                !trace.execs.is_empty() && trace.execs.values().all(|cached| *cached)
+            })
     }
 
     /// Waits until nothing new has come for a moment, and at most `limit`: the engine sends in batches.
     pub async fn settle(&self, limit: Duration) {
-        let quiet = Duration::from_millis(300);
+        let quiet = Duration::from_millis(150);
         let all = async {
-            while tokio::time::timeout(quiet, self.shared.changed.notified()).await.is_ok() {}
+            while tokio::time::timeout(quiet, self.shared.changed.notified())
+                .await
+                .is_ok()
+            {}
         };
         let _ = tokio::time::timeout(limit, all).await;
     }
@@ -177,7 +203,10 @@ async fn logs(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         .flat_map(|scope| scope.log_records);
     let mut traces = shared.traces();
     for record in records {
-        let Some(trace) = <[u8; 16]>::try_from(record.trace_id.as_slice()).ok().and_then(|id| traces.get_mut(&id)) else {
+        let Some(trace) = <[u8; 16]>::try_from(record.trace_id.as_slice())
+            .ok()
+            .and_then(|id| traces.get_mut(&id))
+        else {
             continue;
         };
         // Only what a command wrote; the engine's own messages carry no stream.
@@ -185,14 +214,20 @@ async fn logs(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
             continue;
         };
         let stream = *stream;
-        let end = matches!(attribute(&record.attributes, "stdio.eof"), Some(Value::BoolValue(true)));
+        let end = matches!(
+            attribute(&record.attributes, "stdio.eof"),
+            Some(Value::BoolValue(true))
+        );
         let text = match record.body {
-            Some(AnyValue { value: Some(Value::StringValue(text)) }) => text,
-            Some(AnyValue { value: Some(Value::BytesValue(bytes)) }) => String::from_utf8_lossy(&bytes).into_owned(),
+            Some(AnyValue {
+                value: Some(Value::StringValue(text)),
+            }) => text,
+            Some(AnyValue {
+                value: Some(Value::BytesValue(bytes)),
+            }) => String::from_utf8_lossy(&bytes).into_owned(),
             _ => String::new(),
         };
         trace.write((record.span_id, stream), &text, end);
-        trace.ended += usize::from(end);
     }
     drop(traces);
     shared.changed.notify_one();
@@ -210,13 +245,20 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         .flat_map(|scope| scope.spans);
     let mut traces = shared.traces();
     for span in spans {
-        tracing::trace!(name = span.name, trace = hex::encode(&span.trace_id), attributes = ?span.attributes.iter().map(|a| &a.key).collect::<Vec<_>>());
-        let Some(trace) = <[u8; 16]>::try_from(span.trace_id.as_slice()).ok().and_then(|id| traces.get_mut(&id)) else {
+        let Some(trace) = <[u8; 16]>::try_from(span.trace_id.as_slice())
+            .ok()
+            .and_then(|id| traces.get_mut(&id))
+        else {
             continue;
         };
         // The call ends at once; the span with an effect's id is the work itself.
-        if span.name.ends_with("Container.withExec") && attribute(&span.attributes, "dagger.io/effect.id").is_some() {
-            let cached = matches!(attribute(&span.attributes, "dagger.io/dag.cached"), Some(Value::BoolValue(true)));
+        if span.name.ends_with("Container.withExec")
+            && attribute(&span.attributes, "dagger.io/effect.id").is_some()
+        {
+            let cached = matches!(
+                attribute(&span.attributes, "dagger.io/dag.cached"),
+                Some(Value::BoolValue(true))
+            );
             let known = trace.execs.entry(span.span_id).or_default();
             *known |= cached;
         }

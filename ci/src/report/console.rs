@@ -1,5 +1,9 @@
 //! What people read while a run goes on.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that prints")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is the one place that prints"
+)]
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -49,7 +53,14 @@ impl Reporter {
     /// A reporter outside of a run.
     #[must_use]
     pub fn plain(quiet: bool, verbose: bool) -> Self {
-        Self { format: Format::Human, quiet, verbose, directory: None, secret: None, turn: Mutex::default() }
+        Self {
+            format: Format::Human,
+            quiet,
+            verbose,
+            directory: None,
+            secret: None,
+            turn: Mutex::default(),
+        }
     }
 
     /// `text` without the secret.
@@ -92,11 +103,17 @@ impl Reporter {
         let Some(failure) = failure else {
             if !self.quiet {
                 let cached = if record.cached { "  cached" } else { "" };
-                self.say(&format!("{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{cached}{DIM:#}"));
+                self.say(&format!(
+                    "{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{cached}{DIM:#}"
+                ));
             }
             return;
         };
-        let sign = if record.status == Status::Cancelled { "■" } else { "✗" };
+        let sign = if record.status == Status::Cancelled {
+            "■"
+        } else {
+            "✗"
+        };
         let mut text = format!("{BAD}  {sign} {step:<8}{BAD:#}{took:>9}  {failure}\n");
         let (open, close) = match self.format {
             Format::Github => (format!("::group::{step}: output\n"), "::endgroup::\n"),
@@ -122,7 +139,10 @@ impl Reporter {
     pub fn write_log(&self, step: Step, log: &str) -> Option<String> {
         let name = format!("logs/{step}.log");
         let path = self.directory.as_ref()?.join(&name);
-        let written = path.parent().map(std::fs::create_dir_all)?.and_then(|()| std::fs::write(&path, self.redact(log)));
+        let written = path
+            .parent()
+            .map(std::fs::create_dir_all)?
+            .and_then(|()| std::fs::write(&path, self.redact(log)));
         match written {
             Ok(()) => Some(name),
             Err(error) => {
@@ -163,25 +183,38 @@ fn verdict(report: &Report) -> String {
     if let Some(digest) = &report.digest {
         text += &format!("image    {} {DIM}{digest}{DIM:#}\n", report.image);
     }
-    let with = if report.stand_ins.is_empty() { "" } else { ", with stand-ins" };
+    let with = if report.stand_ins.is_empty() {
+        ""
+    } else {
+        ", with stand-ins"
+    };
     if report.verdict.passed {
         let published = match &report.publish {
             Some(published) => match published.outcome {
                 crate::steps::publish::Outcome::Pushed => ", published",
-                crate::steps::publish::Outcome::AlreadyThere => ", was published before with the same digest",
+                crate::steps::publish::Outcome::AlreadyThere => {
+                    ", was published before with the same digest"
+                }
             },
             None => "",
         };
         text += &format!("{GOOD}passed{GOOD:#}{with}{published} in {took}");
     } else {
-        text += &format!("{BAD}failed{BAD:#}{with} in {took} (exit code {})", report.verdict.exit_code);
+        text += &format!(
+            "{BAD}failed{BAD:#}{with} in {took} (exit code {})",
+            report.verdict.exit_code
+        );
     }
     text
 }
 
 fn render(error: &Failure) -> String {
     let mut text = format!("{BAD}error:{BAD:#} {error}\n");
-    if let Some(output) = error.output.as_deref().filter(|output| !output.trim().is_empty()) {
+    if let Some(output) = error
+        .output
+        .as_deref()
+        .filter(|output| !output.trim().is_empty())
+    {
         for line in output.trim_end().lines() {
             text += &format!("  {line}\n");
         }
@@ -194,7 +227,10 @@ fn render(error: &Failure) -> String {
 
 /// A [workflow command](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands).
 fn annotation(message: &str) -> String {
-    let message = message.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    let message = message
+        .replace('%', "%25")
+        .replace('\r', "%0D")
+        .replace('\n', "%0A");
     format!("::error title=ci::{message}\n")
 }
 
@@ -222,7 +258,10 @@ impl Narrator for Reporter {
 
     fn done(&self, what: &str, took: Duration) {
         if !self.quiet {
-            self.say(&format!("{GOOD}  ✓{GOOD:#} {what} {DIM}{}{DIM:#}", format_duration(took)));
+            self.say(&format!(
+                "{GOOD}  ✓{GOOD:#} {what} {DIM}{}{DIM:#}",
+                format_duration(took)
+            ));
         }
     }
 
@@ -259,7 +298,8 @@ pub fn ask(question: &str) -> bool {
     }
     eprint!("{question} [Y/n] ");
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "" | "y" | "Y" | "yes")
+    std::io::stdin().read_line(&mut answer).is_ok()
+        && matches!(answer.trim(), "" | "y" | "Y" | "yes")
 }
 
 #[cfg(test)]
@@ -268,7 +308,10 @@ mod tests {
 
     #[test]
     fn the_secret_is_struck_out() {
-        let reporter = Reporter { secret: Some("ghs_secret".to_owned().into()), ..Reporter::plain(true, false) };
+        let reporter = Reporter {
+            secret: Some("ghs_secret".to_owned().into()),
+            ..Reporter::plain(true, false)
+        };
         assert_eq!(reporter.redact("a ghs_secret b"), "a *** b");
     }
 

@@ -76,7 +76,8 @@ impl Report {
     /// # Errors
     /// When it cannot be put into JSON.
     pub fn text(&self, redact: impl Fn(&str) -> String) -> Result<String, Failure> {
-        let text = serde_json::to_string_pretty(self).or_environment("the report cannot be written as JSON")?;
+        let text = serde_json::to_string_pretty(self)
+            .or_environment("the report cannot be written as JSON")?;
         Ok(redact(&text) + "\n")
     }
 

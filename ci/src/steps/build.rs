@@ -63,7 +63,10 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
     /// # Errors
     /// When the file on the disk was changed since, or the engine cannot have it.
     pub async fn upload(&self, step: &StepContext<'_, K>) -> Result<File, Failure> {
-        let file = step.client().host().file(self.archive.display().to_string());
+        let file = step
+            .client()
+            .host()
+            .file(self.archive.display().to_string());
         // File.digest is the engine's own, over more than the content.
         let sum = workspace::toolchain(step)
             .await?
@@ -71,7 +74,9 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
             .with_exec(vec!["sha256sum", "/image.tar"])
             .stdout()
             .await
-            .map_err(|error| EngineError::from(error).into_environment("cannot take the image to the engine"))?;
+            .map_err(|error| {
+                EngineError::from(error).into_environment("cannot take the image to the engine")
+            })?;
         let digest = format!("sha256:{}", sum.split(' ').next().unwrap_or_default());
         if digest != self.info.file {
             return Err(Failure::gate(format!(
@@ -141,10 +146,19 @@ cargo pkgid --locked --package {PACKAGE} > /out/pkgid"
         ],
         user: Some(USER.into()),
         working_dir: Some("/".into()),
-        labels: labels(&checkout.commit.sha, version, &settings.source, &text("rustc")?, &text("linker")?),
+        labels: labels(
+            &checkout.commit.sha,
+            version,
+            &settings.source,
+            &text("rustc")?,
+            &text("linker")?,
+        ),
         exposed_ports: vec![format!("{PORT}/tcp")],
         created: checkout.commit.time,
-        platform: Platform { os: "linux".into(), architecture: "amd64".into() },
+        platform: Platform {
+            os: "linux".into(),
+            architecture: "amd64".into(),
+        },
     };
     let archive = settings.report_dir.join("image.tar");
     let binary = out.path().join("binary");
@@ -167,7 +181,12 @@ cargo pkgid --locked --package {PACKAGE} > /out/pkgid"
     })
 }
 
-fn assemble(archive: &Path, config: &ImageConfig, binary: &Path, time: u64) -> std::io::Result<ArchiveInfo> {
+fn assemble(
+    archive: &Path,
+    config: &ImageConfig,
+    binary: &Path,
+    time: u64,
+) -> std::io::Result<ArchiveInfo> {
     let content = std::fs::File::open(binary)?;
     let mut header = oci::header(content.metadata()?.len(), 0o755);
     header.set_mtime(time);
@@ -180,7 +199,13 @@ fn assemble(archive: &Path, config: &ImageConfig, binary: &Path, time: u64) -> s
 /// made it, keys of our own.
 ///
 /// [OCI image specification]: https://github.com/opencontainers/image-spec/blob/main/annotations.md
-fn labels(sha: &str, version: &str, source: &str, rustc: &str, linker: &str) -> BTreeMap<String, String> {
+fn labels(
+    sha: &str,
+    version: &str,
+    source: &str,
+    rustc: &str,
+    linker: &str,
+) -> BTreeMap<String, String> {
     [
         ("org.opencontainers.image.title", PACKAGE),
         ("org.opencontainers.image.revision", sha),

@@ -30,14 +30,20 @@ pub async fn run<'run, K: Kind>(
 ) -> Result<Formatted<'run, K>, Failure> {
     let container = workspace::with_sources(step, &workspace::toolchain(step).await?, source);
     workspace::run(step, &container, "cargo fmt --all --check", FAILED, HINT).await?;
-    Ok(Formatted { _run: source.run(), _kind: PhantomData })
+    Ok(Formatted {
+        _run: source.run(),
+        _kind: PhantomData,
+    })
 }
 
 /// Formats the working tree. Only files that the format changes are written, and none that was edited meanwhile.
 ///
 /// # Errors
 /// When rustfmt cannot read the code, or a file cannot be written.
-pub async fn fix<K: Kind>(step: &StepContext<'_, K>, source: &Source<'_>) -> Result<Vec<PathBuf>, Failure> {
+pub async fn fix<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+) -> Result<Vec<PathBuf>, Failure> {
     let container = workspace::with_sources(step, &workspace::toolchain(step).await?, source);
     // What is in a volume cannot be exported: a copy can.
     let done = workspace::run(
@@ -48,19 +54,26 @@ pub async fn fix<K: Kind>(step: &StepContext<'_, K>, source: &Source<'_>) -> Res
         "Mend what it says.",
     )
     .await?;
-    let folder = tempfile::tempdir().or_environment("cannot make a folder for the formatted files")?;
+    let folder =
+        tempfile::tempdir().or_environment("cannot make a folder for the formatted files")?;
     done.directory("/formatted")
         .export(folder.path().display().to_string())
         .await
-        .map_err(|error| crate::engine::EngineError::from(error).into_environment("cannot get the formatted files"))?;
+        .map_err(|error| {
+            crate::engine::EngineError::from(error)
+                .into_environment("cannot get the formatted files")
+        })?;
     let mut changed = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
-        let entries = std::fs::read_dir(source.snapshot().path().join(&below)).or_environment("cannot list the sources")?;
+        let entries = std::fs::read_dir(source.snapshot().path().join(&below))
+            .or_environment("cannot list the sources")?;
         for entry in entries {
             let entry = entry.or_environment("cannot list the sources")?;
             let path = below.join(entry.file_name());
-            let kind = entry.file_type().or_environment("cannot list the sources")?;
+            let kind = entry
+                .file_type()
+                .or_environment("cannot list the sources")?;
             if kind.is_dir() {
                 folders.push(path);
             } else if kind.is_file() && replace(source, folder.path(), &path)? {
@@ -82,8 +95,11 @@ fn replace(source: &Source<'_>, formatted: &Path, path: &Path) -> Result<bool, F
     }
     let file = source.checkout().root.join(path);
     if read(file.clone())? != before {
-        return Err(Failure::gate(format!("{} was edited meanwhile and is left alone", path.display()))
-            .hint("Run `ci fmt --fix` again."));
+        return Err(Failure::gate(format!(
+            "{} was edited meanwhile and is left alone",
+            path.display()
+        ))
+        .hint("Run `ci fmt --fix` again."));
     }
     std::fs::write(&file, after).or_environment(cannot())?;
     Ok(true)

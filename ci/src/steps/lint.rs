@@ -33,5 +33,8 @@ pub async fn run<'run, K: Kind>(
         "Mend what it says; `cargo clippy --fix` does a part of it.",
     )
     .await?;
-    Ok(Linted { _run: source.run(), _kind: PhantomData })
+    Ok(Linted {
+        _run: source.run(),
+        _kind: PhantomData,
+    })
 }

@@ -1,9 +1,7 @@
 //! The push, byte for byte.
 
-use dagger_sdk::{
-    Container, HostServiceOpts, NetworkProtocol, PortForward,
-};
 use base64::Engine as _;
+use dagger_sdk::{Container, HostServiceOpts, NetworkProtocol, PortForward};
 use secrecy::ExposeSecret;
 
 use super::build::Image;
@@ -16,6 +14,7 @@ use crate::reference::{Reference, Registry, Tag};
 use crate::registry;
 use crate::run::StepContext;
 use crate::source::State;
+use crate::standin;
 
 /// What a registry on this machine's loopback is called inside the engine's network.
 const LOOPBACK_ALIAS: &str = "registry";
@@ -52,7 +51,11 @@ pub async fn run<K: Kind>(
     let image = verified.image();
     let tag = clean_tag(image, permit.tag())?;
     let registry: Registry = permit.registry().clone().into();
-    let reference = Reference { registry: registry.clone(), repository: step.run.settings.repository.clone(), tag: tag.clone() };
+    let reference = Reference {
+        registry: registry.clone(),
+        repository: step.run.settings.repository.clone(),
+        tag: tag.clone(),
+    };
     let digest = &image.info().digest;
     let client = registry::Client::new(&registry, &reference.repository, permit.credential())?;
 
@@ -68,18 +71,29 @@ pub async fn run<K: Kind>(
         Some(there) if there == *digest => {}
         Some(there) => return Err(taken(&reference, &there, digest)),
         None => {
-            return Err(Failure::environment(format!("{reference} was pushed, but the registry does not have it"))
-                .hint("Run again: what is there is not pushed twice."));
+            return Err(Failure::environment(format!(
+                "{reference} was pushed, but the registry does not have it"
+            ))
+            .hint("Run again: what is there is not pushed twice."));
         }
     }
     step.saw(digest);
-    Ok(Published { image: reference, digest: digest.clone(), outcome })
+    Ok(Published {
+        image: reference,
+        digest: digest.clone(),
+        outcome,
+    })
 }
 
-fn clean_tag<'a, K: Kind>(image: &Image<'_, '_, K>, permitted: &'a Tag) -> Result<&'a Tag, Failure> {
+fn clean_tag<'a, K: Kind>(
+    image: &Image<'_, '_, K>,
+    permitted: &'a Tag,
+) -> Result<&'a Tag, Failure> {
     match image.state() {
         State::Clean(tag) if tag == permitted => Ok(permitted),
-        state => Err(Failure::refused(format!("the image is that of {state}, and what may be published is {permitted}"))),
+        state => Err(Failure::refused(format!(
+            "the image is that of {state}, and what may be published is {permitted}"
+        ))),
     }
 }
 
@@ -100,26 +114,36 @@ async fn push<K: Kind>(
     let layout = workspace::toolchain(step)
         .await?
         .with_mounted_file("/image.tar", archive)
-        .with_exec(vec!["sh", "-c", "mkdir /layout && tar -xf /image.tar -C /layout && rm /layout/manifest.json"])
+        .with_exec(vec![
+            "sh",
+            "-c",
+            "mkdir /layout && tar -xf /image.tar -C /layout && rm /layout/manifest.json",
+        ])
         .directory("/layout");
     let registry = &reference.registry;
     let mut host = registry.to_string();
-    let mut crane = step
-        .run
-        .toolbox
-        .crane(step.run.consent)
-        .await?
+    let image = step.run.toolbox.crane(step.run.consent).await?;
+    let mut crane = image
         .container(client)
         .with_mounted_directory("/layout", layout)
         // What is in a registry is not in the engine's cache: each run asks anew.
         .with_env_variable("RUN_ID", &step.run.id);
-    let mut arguments = vec!["crane", "push"];
+    let mut arguments = vec![image.program("/ko-app/crane", standin::CRANE_PATH), "push"];
     if registry.is_loopback() {
         host = format!("{LOOPBACK_ALIAS}:{}", registry.port());
         let port = registry.port() as isize;
-        let forward = PortForward { backend: port, frontend: port, protocol: NetworkProtocol::Tcp };
+        let forward = PortForward {
+            backend: port,
+            frontend: port,
+            protocol: NetworkProtocol::Tcp,
+        };
         let address = registry.host().trim_matches(['[', ']']).to_owned();
-        let service = client.host().service_opts(vec![forward], HostServiceOpts { host: Some(&address) });
+        let service = client.host().service_opts(
+            vec![forward],
+            HostServiceOpts {
+                host: Some(&address),
+            },
+        );
         crane = crane.with_service_binding(LOOPBACK_ALIAS, service);
         arguments.push("--insecure");
     }
@@ -134,18 +158,24 @@ async fn push<K: Kind>(
         .await
         .map(drop)
         .map_err(|error| match EngineError::from(error) {
-            EngineError::Exec { output, .. } if refused(&output) => {
-                Failure::new(ExitCode::PublishRefused, format!("{registry} refused the push of {reference}")).output(output)
-            }
+            EngineError::Exec { output, .. } if refused(&output) => Failure::new(
+                ExitCode::PublishRefused,
+                format!("{registry} refused the push of {reference}"),
+            )
+            .output(output),
             EngineError::Exec { output, .. } => {
-                Failure::environment(format!("the push of {reference} failed")).output(output).hint("Run again.")
+                Failure::environment(format!("the push of {reference} failed"))
+                    .output(output)
+                    .hint("Run again.")
             }
             other => other.into_environment("step publish"),
         })
 }
 
 fn refused(output: &str) -> bool {
-    ["UNAUTHORIZED", "DENIED", "401 ", "403 "].iter().any(|sign| output.contains(sign))
+    ["UNAUTHORIZED", "DENIED", "401 ", "403 "]
+        .iter()
+        .any(|sign| output.contains(sign))
 }
 
 /// The credential as files that exist for one command only: what `docker login` would write, and the bare token, so that
@@ -157,11 +187,19 @@ fn with_credential<K: Kind>(
     Credential { user, token }: &Credential,
 ) -> Container {
     let client = step.client();
-    let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{}", token.expose_secret()));
+    let auth = base64::engine::general_purpose::STANDARD
+        .encode(format!("{user}:{}", token.expose_secret()));
     let config = serde_json::json!({ "auths": { host: { "auth": auth } } }).to_string();
-    let secret = |name: &str, value: &str| client.set_secret(format!("{name}-{}", step.run.id), value);
+    let secret =
+        |name: &str, value: &str| client.set_secret(format!("{name}-{}", step.run.id), value);
     container
         .with_env_variable("DOCKER_CONFIG", "/run/secrets")
-        .with_mounted_secret("/run/secrets/config.json", secret("registry-config", &config))
-        .with_mounted_secret("/run/secrets/token", secret("registry-token", token.expose_secret()))
+        .with_mounted_secret(
+            "/run/secrets/config.json",
+            secret("registry-config", &config),
+        )
+        .with_mounted_secret(
+            "/run/secrets/token",
+            secret("registry-token", token.expose_secret()),
+        )
 }

@@ -66,9 +66,23 @@ impl Vulnerability {
 
 impl std::fmt::Display for Vulnerability {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { id, pkg_name, installed_version, fixed_version, severity, title } = self;
-        write!(f, "{severity:<8}  {id}  {pkg_name} {installed_version}, fixed in {fixed_version}")?;
-        if title.is_empty() { Ok(()) } else { write!(f, "  {title}") }
+        let Self {
+            id,
+            pkg_name,
+            installed_version,
+            fixed_version,
+            severity,
+            title,
+        } = self;
+        write!(
+            f,
+            "{severity:<8}  {id}  {pkg_name} {installed_version}, fixed in {fixed_version}"
+        )?;
+        if title.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "  {title}")
+        }
     }
 }
 
@@ -84,9 +98,25 @@ pub async fn run<'img, K: Kind>(
     let archive = image.upload(step).await?;
     let database = database(step).await?;
     let mut arguments = vec![
-        "trivy", "image", "--input", "/image.tar", "--cache-dir", "/cache", "--skip-db-update", "--skip-java-db-update",
-        "--skip-version-check", "--offline-scan", "--scanners", "vuln", "--pkg-types", "os,library", "--list-all-pkgs",
-        "--format", "json", "--output", "/out/trivy.json",
+        "trivy",
+        "image",
+        "--input",
+        "/image.tar",
+        "--cache-dir",
+        "/cache",
+        "--skip-db-update",
+        "--skip-java-db-update",
+        "--skip-version-check",
+        "--offline-scan",
+        "--scanners",
+        "vuln",
+        "--pkg-types",
+        "os,library",
+        "--list-all-pkgs",
+        "--format",
+        "json",
+        "--output",
+        "/out/trivy.json",
     ];
     let trivy = step.run.toolbox.trivy(step.run.consent).await?;
     let mut container = trivy
@@ -95,7 +125,10 @@ pub async fn run<'img, K: Kind>(
         .with_directory("/out", client.directory())
         .with_mounted_file("/image.tar", archive)
         // Exceptions end on a day: yesterday's answer is not today's.
-        .with_env_variable("SCAN_DATE", jiff::Timestamp::now().strftime("%F").to_string());
+        .with_env_variable(
+            "SCAN_DATE",
+            jiff::Timestamp::now().strftime("%F").to_string(),
+        );
     let ignore = source.snapshot().path().join(IGNORE_FILE);
     if ignore.exists() {
         let exceptions = client.host().file(ignore.display().to_string());
@@ -110,7 +143,8 @@ pub async fn run<'img, K: Kind>(
         .map_err(|error| failed(error.into()))?;
     let path = step.run.settings.report_dir.join("trivy.json");
     std::fs::write(&path, &report).or_environment(format!("cannot write {}", path.display()))?;
-    let report: Report = serde_json::from_str(&report).or_environment("Trivy's report is not what was expected")?;
+    let report: Report =
+        serde_json::from_str(&report).or_environment("Trivy's report is not what was expected")?;
     if report.metadata.image_id != image.info().config {
         return Err(Failure::gate(format!(
             "Trivy scanned the image {}, not the one that was built, {}",
@@ -120,11 +154,18 @@ pub async fn run<'img, K: Kind>(
     }
     judge(&report)?;
     step.saw(&image.info().digest);
-    Ok(Scanned { _image: image.id(), _kind: PhantomData })
+    Ok(Scanned {
+        _image: image.id(),
+        _kind: PhantomData,
+    })
 }
 
 fn judge(report: &Report) -> Result<(), Failure> {
-    let packages: usize = report.results.iter().map(|result| result.packages.len()).sum();
+    let packages: usize = report
+        .results
+        .iter()
+        .map(|result| result.packages.len())
+        .sum();
     if packages == 0 {
         return Err(Failure::gate("the scan saw no packages, so it says nothing").hint(
             "The binary has to carry its dependency list: it is put there by cargo-auditable and must not be stripped of it.",
@@ -139,7 +180,10 @@ fn judge(report: &Report) -> Result<(), Failure> {
     if found.is_empty() {
         return Ok(());
     }
-    let table: String = found.iter().map(|vulnerability| format!("{vulnerability}\n")).collect();
+    let table: String = found
+        .iter()
+        .map(|vulnerability| format!("{vulnerability}\n"))
+        .collect();
     Err(Failure::new(
         ExitCode::Vulnerable,
         format!("{} fixable HIGH or CRITICAL vulnerabilities in {packages} packages", found.len()),
@@ -161,14 +205,30 @@ async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failu
     let directory = trivy
         .container(client)
         // Trivy publishes a new one every six hours.
-        .with_env_variable("DATABASE_OF", format!("{}-{}", now.strftime("%F"), now.strftime("%H").to_string().parse::<u8>().unwrap_or(0) / 6))
-        .with_exec(vec!["trivy", "image", "--download-db-only", "--skip-version-check", "--cache-dir", "/cache"])
+        .with_env_variable(
+            "DATABASE_OF",
+            format!(
+                "{}-{}",
+                now.strftime("%F"),
+                now.strftime("%H").to_string().parse::<u8>().unwrap_or(0) / 6
+            ),
+        )
+        .with_exec(vec![
+            "trivy",
+            "image",
+            "--download-db-only",
+            "--skip-version-check",
+            "--cache-dir",
+            "/cache",
+        ])
         .directory("/cache/db");
     let metadata = directory
         .file("metadata.json")
         .contents()
         .await
-        .map_err(|error| EngineError::from(error).into_environment("cannot get the vulnerability database"))?;
+        .map_err(|error| {
+            EngineError::from(error).into_environment("cannot get the vulnerability database")
+        })?;
     check_age(&metadata, now)?;
     Ok(directory)
 }
@@ -180,8 +240,8 @@ struct DatabaseMetadata {
 }
 
 fn check_age(metadata: &str, now: jiff::Timestamp) -> Result<(), Failure> {
-    let metadata: DatabaseMetadata =
-        serde_json::from_str(metadata).or_environment("the vulnerability database is damaged: its metadata.json")?;
+    let metadata: DatabaseMetadata = serde_json::from_str(metadata)
+        .or_environment("the vulnerability database is damaged: its metadata.json")?;
     if now.duration_since(metadata.updated_at) > MAX_AGE {
         return Err(Failure::environment(format!(
             "the vulnerability database is of {}, which is too old",
@@ -194,7 +254,11 @@ fn check_age(metadata: &str, now: jiff::Timestamp) -> Result<(), Failure> {
 
 fn failed(error: EngineError) -> Failure {
     match error {
-        EngineError::Exec { output, .. } if output.contains("db error") || output.contains("DB") => {
+        EngineError::Exec { output, .. }
+            if ["DB error", "DB corrupt", "bbolt"]
+                .iter()
+                .any(|sign| output.contains(sign)) =>
+        {
             Failure::environment("the vulnerability database cannot be used").output(output)
         }
         EngineError::Exec { exit_code, output } => {
@@ -227,19 +291,40 @@ struct IgnoreFile {
 pub fn check_exceptions(yaml: &str) -> Result<(), Failure> {
     let wrong = |why: String| Failure::usage(format!("{IGNORE_FILE}: {why}"));
     // A file of comments only is a file without exceptions.
-    let file: Option<IgnoreFile> = serde_saphyr::from_str(yaml).map_err(|error| wrong(error.to_string()))?;
+    let file: Option<IgnoreFile> =
+        serde_saphyr::from_str(yaml).map_err(|error| wrong(error.to_string()))?;
     let mut problems = String::new();
     for (number, exception) in file.unwrap_or_default().vulnerabilities.iter().enumerate() {
-        let name = if exception.id.is_empty() { format!("entry {}", number + 1) } else { exception.id.clone() };
+        let name = if exception.id.is_empty() {
+            format!("entry {}", number + 1)
+        } else {
+            exception.id.clone()
+        };
         if exception.id.is_empty() {
             problems += &format!("- {name} has no id\n");
         }
         if exception.statement.trim().is_empty() {
             problems += &format!("- {name} has no statement, which says why it is accepted\n");
         }
-        match exception.expired_at.as_deref().map(str::parse::<jiff::civil::Date>) {
+        match exception
+            .expired_at
+            .as_deref()
+            .map(str::parse::<jiff::civil::Date>)
+        {
+            // Trivy wants the bare date: it does not read one in quotes.
+            Some(Ok(day))
+                if ['"', '\'']
+                    .iter()
+                    .any(|quote| yaml.contains(&format!("{quote}{day}{quote}"))) =>
+            {
+                problems +=
+                    &format!("- {name} has its expired_at in quotes, which Trivy does not read\n");
+            }
             Some(Ok(_)) => {}
-            Some(Err(_)) => problems += &format!("- {name} has an expired_at that is not a date such as 2027-01-31\n"),
+            Some(Err(_)) => {
+                problems +=
+                    &format!("- {name} has an expired_at that is not a date such as 2027-01-31\n")
+            }
             None => problems += &format!("- {name} has no expired_at, the day on which it ends\n"),
         }
     }
@@ -261,8 +346,16 @@ mod tests {
 
     #[test]
     fn a_scan_that_saw_nothing_fails() {
-        for empty in ["{}", r#"{"Results":[]}"#, r#"{"Results":[{"Packages":[]}]}"#] {
-            assert_eq!(judge(&report(empty)).unwrap_err().code, ExitCode::GateFailed, "{empty}");
+        for empty in [
+            "{}",
+            r#"{"Results":[]}"#,
+            r#"{"Results":[{"Packages":[]}]}"#,
+        ] {
+            assert_eq!(
+                judge(&report(empty)).unwrap_err().code,
+                ExitCode::GateFailed,
+                "{empty}"
+            );
         }
         judge(&report(r#"{"Results":[{"Packages":[{"Name":"api"}]}]}"#)).unwrap();
     }
@@ -275,7 +368,10 @@ mod tests {
             )))
         };
         for severity in ["HIGH", "CRITICAL"] {
-            assert_eq!(one(severity, "1.0.1").unwrap_err().code, ExitCode::Vulnerable);
+            assert_eq!(
+                one(severity, "1.0.1").unwrap_err().code,
+                ExitCode::Vulnerable
+            );
             one(severity, "").unwrap();
         }
         for severity in ["MEDIUM", "LOW", "UNKNOWN"] {
@@ -290,16 +386,31 @@ mod tests {
         check_exceptions("vulnerabilities: []\n").unwrap();
         check_exceptions("vulnerabilities:\n  - id: CVE-1\n    statement: not reachable\n    expired_at: 2027-01-31\n").unwrap();
         for (yaml, word) in [
-            ("vulnerabilities:\n  - id: CVE-1\n    expired_at: 2027-01-31\n", "statement"),
-            ("vulnerabilities:\n  - id: CVE-1\n    statement: x\n", "expired_at"),
-            ("vulnerabilities:\n  - id: CVE-1\n    statement: x\n    expired_at: never\n", "date"),
-            ("vulnerabilities:\n  - statement: x\n    expired_at: 2027-01-31\n", "id"),
+            (
+                "vulnerabilities:\n  - id: CVE-1\n    expired_at: 2027-01-31\n",
+                "statement",
+            ),
+            (
+                "vulnerabilities:\n  - id: CVE-1\n    statement: x\n",
+                "expired_at",
+            ),
+            (
+                "vulnerabilities:\n  - id: CVE-1\n    statement: x\n    expired_at: never\n",
+                "date",
+            ),
+            (
+                "vulnerabilities:\n  - statement: x\n    expired_at: 2027-01-31\n",
+                "id",
+            ),
         ] {
             let failure = check_exceptions(yaml).unwrap_err();
             assert_eq!(failure.code, ExitCode::Usage);
             assert!(failure.output.unwrap().contains(word), "{yaml}");
         }
-        assert_eq!(check_exceptions("vulnerabilities: [").unwrap_err().code, ExitCode::Usage);
+        assert_eq!(
+            check_exceptions("vulnerabilities: [").unwrap_err().code,
+            ExitCode::Usage
+        );
     }
 
     #[test]

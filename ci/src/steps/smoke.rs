@@ -47,12 +47,16 @@ pub async fn run<'img, K: Kind>(
     let engine = |error| EngineError::from(error).into_environment("cannot start the image");
     let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);
     let answered = async {
-        service.start().await.map_err(|error| match EngineError::from(error) {
-            EngineError::Exec { exit_code, output } => {
-                Failure::gate(format!("the service ended with exit code {exit_code}")).output(output)
-            }
-            other => other.into_environment("cannot start the image"),
-        })?;
+        service
+            .start()
+            .await
+            .map_err(|error| match EngineError::from(error) {
+                EngineError::Exec { exit_code, output } => {
+                    Failure::gate(format!("the service ended with exit code {exit_code}"))
+                        .output(output)
+                }
+                other => other.into_environment("cannot start the image"),
+            })?;
         let started = Instant::now();
         tunnel.start().await.map_err(engine)?;
         let address = tunnel.endpoint().await.map_err(engine)?;
@@ -63,7 +67,10 @@ pub async fn run<'img, K: Kind>(
     .await;
     let kill = || ServiceStopOpts { kill: Some(true) };
     // A service that has ended cannot be stopped.
-    let stopped = tunnel.stop_opts(kill()).await.and(service.stop_opts(kill()).await);
+    let stopped = tunnel
+        .stop_opts(kill())
+        .await
+        .and(service.stop_opts(kill()).await);
     if let Err(error) = stopped {
         tracing::debug!("stopping the service: {error}");
     }
@@ -75,12 +82,16 @@ pub async fn run<'img, K: Kind>(
         } else {
             log
         };
-        return Err(failure
-            .output(said)
-            .hint(format!("The container has to answer GET {HEALTH} on port {PORT} with 200 within {} s.", WINDOW.as_secs())));
+        return Err(failure.output(said).hint(format!(
+            "The container has to answer GET {HEALTH} on port {PORT} with 200 within {} s.",
+            WINDOW.as_secs()
+        )));
     }
     step.saw(&image.info().digest);
-    Ok(Smoked { _image: image.id(), _kind: PhantomData })
+    Ok(Smoked {
+        _image: image.id(),
+        _kind: PhantomData,
+    })
 }
 
 fn service(container: &Container) -> Service {
@@ -118,7 +129,9 @@ async fn poll(url: &str, started: Instant) -> Result<(), Failure> {
         match client.get(url).send().await {
             Ok(answer) if answer.status() == reqwest::StatusCode::OK => return Ok(()),
             Ok(answer) => last = format!("it answered {}", answer.status()),
-            Err(error) if error.is_timeout() => last = format!("it did not answer within {} s", TRY_LIMIT.as_secs()),
+            Err(error) if error.is_timeout() => {
+                last = format!("it did not answer within {} s", TRY_LIMIT.as_secs())
+            }
             Err(_) => last = format!("nothing answers on port {PORT}"),
         }
     }
@@ -132,16 +145,30 @@ async fn poll(url: &str, started: Instant) -> Result<(), Failure> {
 /// the same factor, and the last at the end of [`WINDOW`].
 fn schedule() -> impl Iterator<Item = Duration> {
     let intervals = TRIES - 1;
-    let whole = |factor: f64| (0..intervals).map(|n| FIRST_INTERVAL.as_secs_f64() * factor.powf(n.into())).sum::<f64>();
+    let whole = |factor: f64| {
+        (0..intervals)
+            .map(|n| FIRST_INTERVAL.as_secs_f64() * factor.powf(n.into()))
+            .sum::<f64>()
+    };
     // The sum grows with the factor, so halving finds it.
     let (mut low, mut high) = (1.0_f64, 4.0_f64);
     for _ in 0..60 {
         let middle = f64::midpoint(low, high);
-        if whole(middle) < WINDOW.as_secs_f64() { low = middle } else { high = middle }
+        if whole(middle) < WINDOW.as_secs_f64() {
+            low = middle
+        } else {
+            high = middle
+        }
     }
     (0..TRIES).map(move |n| {
-        let passed: f64 = (0..n).map(|n| FIRST_INTERVAL.as_secs_f64() * low.powf(n.into())).sum();
-        if n == intervals { WINDOW } else { Duration::from_secs_f64(passed) }
+        let passed: f64 = (0..n)
+            .map(|n| FIRST_INTERVAL.as_secs_f64() * low.powf(n.into()))
+            .sum();
+        if n == intervals {
+            WINDOW
+        } else {
+            Duration::from_secs_f64(passed)
+        }
     })
 }
 
@@ -157,6 +184,9 @@ mod tests {
         assert_eq!(tries[1].as_millis(), 25);
         assert_eq!(tries[19], Duration::from_secs(20));
         let intervals: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(intervals.windows(2).all(|pair| pair[0] < pair[1]), "{intervals:?}");
+        assert!(
+            intervals.windows(2).all(|pair| pair[0] < pair[1]),
+            "{intervals:?}"
+        );
     }
 }

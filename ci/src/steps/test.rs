@@ -33,5 +33,8 @@ pub async fn run<'run, K: Kind>(
         "Run `cargo test --workspace --locked` for the same tests on this machine.",
     )
     .await?;
-    Ok(Tested { _run: source.run(), _kind: PhantomData })
+    Ok(Tested {
+        _run: source.run(),
+        _kind: PhantomData,
+    })
 }

@@ -1,8 +1,6 @@
 //! The container in which cargo works on a run's sources.
 
-use dagger_sdk::{
-    CacheSharingMode, Container, ContainerWithMountedCacheOpts, DaggerConn,
-};
+use dagger_sdk::{CacheSharingMode, Container, ContainerWithMountedCacheOpts, DaggerConn};
 
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
@@ -76,23 +74,41 @@ pub async fn toolchain<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, 
 /// When the toolchain cannot be had.
 pub async fn auditable<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
     let install = format!("cargo-auditable@{}", pins::CARGO_AUDITABLE);
-    Ok(toolchain(step)
-        .await?
-        .with_exec(vec!["cargo", "install", "--quiet", "--locked", "--root", "/opt/tools", &install]))
+    Ok(toolchain(step).await?.with_exec(vec![
+        "cargo",
+        "install",
+        "--quiet",
+        "--locked",
+        "--root",
+        "/opt/tools",
+        &install,
+    ]))
 }
 
-fn with_cargo_home<K: Kind>(step: &StepContext<'_, K>, client: &DaggerConn, container: Container) -> Container {
-    ["registry", "git"].into_iter().fold(container, |container, part| {
-        let volume = client.cache_volume(step.run.volume(&format!("cargo-{part}")));
-        container.with_mounted_cache(format!("/usr/local/cargo/{part}"), volume)
-    })
+fn with_cargo_home<K: Kind>(
+    step: &StepContext<'_, K>,
+    client: &DaggerConn,
+    container: Container,
+) -> Container {
+    ["registry", "git"]
+        .into_iter()
+        .fold(container, |container, part| {
+            let volume = client.cache_volume(step.run.shared_volume(&format!("cargo-{part}")));
+            container.with_mounted_cache(format!("/usr/local/cargo/{part}"), volume)
+        })
 }
 
 /// `container` with the sources of the run, and the volume in which this step's cargo keeps its work.
 #[must_use]
-pub fn with_sources<K: Kind>(step: &StepContext<'_, K>, container: &Container, source: &Source<'_>) -> Container {
+pub fn with_sources<K: Kind>(
+    step: &StepContext<'_, K>,
+    container: &Container,
+    source: &Source<'_>,
+) -> Container {
     let client = step.client();
-    let files = client.host().directory(source.snapshot().path().display().to_string());
+    let files = client
+        .host()
+        .directory(source.snapshot().path().display().to_string());
     let volume = client.cache_volume(step.run.volume(&format!("{}-{}", step.step, pins::RUST)));
     container
         .with_mounted_directory(CHECKOUT, files)
@@ -122,7 +138,9 @@ pub async fn run<K: Kind>(
 ) -> Result<Container, Failure> {
     let script = format!("{SYNC}\n{script}");
     let done = container.with_exec(vec!["sh", "-c", &script]);
-    done.sync().await.map_err(|error| judge(step, error.into(), failed, hint))?;
+    done.sync()
+        .await
+        .map_err(|error| judge(step, error.into(), failed, hint))?;
     Ok(done)
 }
 
@@ -137,18 +155,24 @@ const NETWORK: [&str; 6] = [
 ];
 
 /// A failed command is the gate's failure; everything else is the surroundings'.
-pub fn judge<K: Kind>(step: &StepContext<'_, K>, error: EngineError, failed: &str, hint: &str) -> Failure {
+pub fn judge<K: Kind>(
+    step: &StepContext<'_, K>,
+    error: EngineError,
+    failed: &str,
+    hint: &str,
+) -> Failure {
     match error {
         EngineError::Exec { output, .. } if NETWORK.iter().any(|sign| output.contains(sign)) => {
             Failure::environment(format!("{}: the network failed", step.step))
                 .output(output)
                 .hint("Run again; `ci doctor` tells what can be reached.")
         }
-        EngineError::Exec { exit_code, output } => {
-            Failure::new(ExitCode::GateFailed, format!("{failed} (exit code {exit_code})"))
-                .output(output)
-                .hint(hint)
-        }
+        EngineError::Exec { exit_code, output } => Failure::new(
+            ExitCode::GateFailed,
+            format!("{failed} (exit code {exit_code})"),
+        )
+        .output(output)
+        .hint(hint),
         other => other.into_environment(&format!("step {}", step.step)),
     }
 }
