@@ -1,1 +1,13 @@
-//! The suite that needs a machine.
+//! The suite that needs a machine: a real engine, a real registry, root where the embedded engine is the one.
+//!
+//! `LAB_CI_ENGINE` chooses the engine, as it does for `ci` itself; without it the embedded engine is brought up where there is
+//! no container runtime.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod harness;
+
+mod gates;
