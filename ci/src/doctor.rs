@@ -133,7 +133,13 @@ const MIN_FREE: u64 = 5 << 30;
 #[cfg(unix)]
 fn free_space(path: &std::path::Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(u64::from(stat.blocks_available()) * u64::from(stat.fragment_size()))
+    Some(wide(stat.blocks_available()).saturating_mul(wide(stat.fragment_size())))
+}
+
+/// These numbers have other widths on other systems.
+#[cfg(unix)]
+fn wide(number: impl Into<u64>) -> u64 {
+    number.into()
 }
 
 #[cfg(not(unix))]

@@ -43,23 +43,15 @@ pub async fn run<K: Kind>(
         run.skip(Step::Publish, "only a push to main publishes");
         return None;
     };
-    let verified = all((tested, formatted, linted, image, scanned, smoked)).map(
-        |(tested, formatted, linted, image, scanned, smoked)| {
-            Verified::new(tested, formatted, linted, image, scanned, smoked)
-        },
-    );
+    let verified = || {
+        Some(Verified::new(
+            tested?, formatted?, linted?, image?, scanned?, smoked?,
+        ))
+    };
     run.step(
         Step::Publish,
-        verified.map(|verified| (verified, permit)),
+        verified().map(|verified| (verified, permit)),
         publish::run,
     )
     .await
-}
-
-type Six<A, B, C, D, E, F> = (A, B, C, D, E, F);
-
-fn all<A, B, C, D, E, F>(
-    (a, b, c, d, e, f): Six<Option<A>, Option<B>, Option<C>, Option<D>, Option<E>, Option<F>>,
-) -> Option<Six<A, B, C, D, E, F>> {
-    Some((a?, b?, c?, d?, e?, f?))
 }

@@ -1,9 +1,4 @@
 //! What people read while a run goes on.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is the one place that prints"
-)]
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -166,10 +161,10 @@ impl Reporter {
         if !self.quiet || !report.verdict.passed {
             self.say(&verdict(report));
         }
-        if self.format == Format::Json {
-            if let Ok(text) = report.text(|text| self.redact(text)) {
-                data(&text);
-            }
+        if self.format == Format::Json
+            && let Ok(text) = report.text(|text| self.redact(text))
+        {
+            data(&text);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The container in which cargo works on a run's sources.
 
-use dagger_sdk::{CacheSharingMode, Container, ContainerWithMountedCacheOpts, DaggerConn};
+use dagger_sdk::{CacheSharingMode, Container, ContainerWithMountedCacheOpts};
 
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
@@ -10,6 +10,8 @@ use crate::run::StepContext;
 
 /// Where the sources of the run are mounted, as they are.
 const CHECKOUT: &str = "/checkout";
+/// Where cargo keeps what it downloads.
+const CARGO_HOME: &str = "/cargo";
 
 /// Brings `/work/src`, which lies in a cache volume, to the state of `/checkout`, and changes the time of a file only
 /// where its content changed.
@@ -57,7 +59,11 @@ if [ -n "$gone" ]; then find . -type f -exec touch {} +; fi
 pub async fn toolchain<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
     let image = step.run.toolbox.rust(step.run.consent).await?;
     let client = step.client();
-    Ok(with_cargo_home(step, client, image.container(client))
+    Ok(image
+        .container(client)
+        // The whole of cargo's home: the lock that keeps two cargos apart lies at its top, beside the registry.
+        .with_mounted_cache(CARGO_HOME, client.cache_volume(step.run.shared_volume("cargo-home")))
+        .with_env_variable("CARGO_HOME", CARGO_HOME)
         .with_env_variable("CARGO_TERM_COLOR", "never")
         .with_env_variable("RUSTUP_TOOLCHAIN", pins::RUST)
         // The official image has neither clippy nor rustfmt.
@@ -83,19 +89,6 @@ pub async fn auditable<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, 
         "/opt/tools",
         &install,
     ]))
-}
-
-fn with_cargo_home<K: Kind>(
-    step: &StepContext<'_, K>,
-    client: &DaggerConn,
-    container: Container,
-) -> Container {
-    ["registry", "git"]
-        .into_iter()
-        .fold(container, |container, part| {
-            let volume = client.cache_volume(step.run.shared_volume(&format!("cargo-{part}")));
-            container.with_mounted_cache(format!("/usr/local/cargo/{part}"), volume)
-        })
 }
 
 /// `container` with the sources of the run, and the volume in which this step's cargo keeps its work.

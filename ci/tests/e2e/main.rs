@@ -3,6 +3,7 @@
 //! `LAB_CI_ENGINE` chooses the engine, as it does for `ci` itself; without it the embedded engine is brought up where there is
 //! no container runtime.
 #![expect(
+    clippy::panic,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test fails by panicking"
