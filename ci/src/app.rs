@@ -79,7 +79,11 @@ async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Doctor => return stopper.unless_stopped(doctor::run(&invocation)).await,
         Command::Engine { command } => {
             return stopper
-                .unless_stopped(embedded_engine(*command, &reporter))
+                .unless_stopped(embedded_engine(
+                    *command,
+                    invocation.options.format.as_deref(),
+                    &reporter,
+                ))
                 .await;
         }
         Command::Run | Command::Publish => Step::ALL.to_vec(),
@@ -215,10 +219,18 @@ async fn pipeline(
     };
     let directory = settings.report_dir.clone();
     let command = plan.invocation.clone();
+    let wanted = plan.steps.clone();
 
     let mut outcome = Outcome::default();
     let result = with_engine(plan, &stopper, &reporter, &mut outcome).await;
 
+    if outcome.records.is_empty() {
+        let why = "the run ended before it";
+        outcome.records = wanted
+            .into_iter()
+            .map(|step| Record::skipped(step, why.into()))
+            .collect();
+    }
     let failures = outcome.records.iter().filter_map(|record| record.code);
     let code = ExitCode::of_all(failures.chain(result.as_ref().err().map(|failure| failure.code)));
     if let Err(failure) = &result {
@@ -245,13 +257,17 @@ async fn pipeline(
     outputs(&report)?;
     reporter.verdict(&report);
     if code == ExitCode::Success
-        && let Command::Build {
-            output: Some(output),
-            ..
-        } = command
+        && let Command::Build { output, load } = command
     {
-        std::fs::copy(directory.join("image.tar"), &output)
-            .or_environment(format!("cannot write {}", output.display()))?;
+        let archive = directory.join("image.tar");
+        if let Some(output) = output {
+            std::fs::copy(&archive, &output)
+                .or_environment(format!("cannot write {}", output.display()))?;
+        }
+        if load {
+            let runtime = engine::load(&archive, &report.image).await?;
+            reporter.header(&format!("{} is in {runtime}", report.image));
+        }
     }
     Ok(code)
 }
@@ -371,7 +387,7 @@ fn outputs(report: &Report) -> Result<(), Failure> {
     let Some(path) = std::env::var_os("GITHUB_OUTPUT").filter(|path| !path.is_empty()) else {
         return Ok(());
     };
-    let Some(digest) = &report.digest else {
+    let Some(digest) = report.digest.as_ref().filter(|_| report.verdict.passed) else {
         return Ok(());
     };
     let text = format!(
@@ -386,7 +402,11 @@ fn outputs(report: &Report) -> Result<(), Failure> {
         .or_environment("cannot write GITHUB_OUTPUT")
 }
 
-async fn embedded_engine(command: EngineCommand, reporter: &Reporter) -> Result<ExitCode, Failure> {
+async fn embedded_engine(
+    command: EngineCommand,
+    format: Option<&str>,
+    reporter: &Reporter,
+) -> Result<ExitCode, Failure> {
     match command {
         EngineCommand::Up => {
             let running = engine::embedded::up(&report::ask, reporter).await?;
@@ -412,12 +432,42 @@ async fn embedded_engine(command: EngineCommand, reporter: &Reporter) -> Result<
         }
         EngineCommand::Status => {
             let status = engine::embedded::status().await?;
-            let text = serde_json::to_string_pretty(&status)
-                .or_environment("the status cannot be written as JSON")?;
-            report::data(&format!("{text}\n"));
+            report::data(&match format {
+                Some("json") => {
+                    serde_json::to_string_pretty(&status)
+                        .or_environment("the status cannot be written as JSON")?
+                        + "\n"
+                }
+                _ => status_text(&status),
+            });
         }
     }
     Ok(ExitCode::Success)
+}
+
+fn status_text(status: &engine::embedded::Status) -> String {
+    let state = match (status.pid, status.healthy) {
+        (Some(pid), true) => format!("runs, process {pid}"),
+        (Some(pid), false) => format!("does not answer, process {pid}"),
+        (None, _) if status.built => "does not run".to_owned(),
+        (None, _) => "is not built".to_owned(),
+    };
+    let mut lines = vec![
+        ("engine", format!("{} {state}", status.version)),
+        ("state", format!("{} MB", status.state_bytes >> 20)),
+        ("folder", status.folder.display().to_string()),
+        ("log", status.log.display().to_string()),
+    ];
+    if let Some(url) = &status.runner_host {
+        lines.insert(1, ("url", url.clone()));
+    }
+    if let Some(uptime) = status.uptime {
+        lines.insert(1, ("uptime", report::format_duration(uptime)));
+    }
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<8} {value}\n"))
+        .collect()
 }
 
 fn stop_on_signals(stopper: &Stopper) -> Result<(), Failure> {

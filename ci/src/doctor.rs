@@ -5,6 +5,7 @@ use crate::authority::GitHub;
 use crate::engine::{self, Choice, embedded};
 use crate::failure::{ExitCode, Failure};
 use crate::provision;
+use crate::registry;
 use crate::report;
 use crate::settings::{self, Invocation};
 use crate::source::Checkout;
@@ -42,6 +43,17 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             settings.registry,
             settings.repository
         ),
+    );
+
+    let reached = registry::Client::new(&settings.registry, &settings.repository, None)?
+        .reach()
+        .await;
+    findings.note(
+        "registry",
+        match reached {
+            Ok(()) => format!("{} answers", settings.registry),
+            Err(failure) => format!("{failure}: nothing can be published there from here"),
+        },
     );
 
     match &settings.engine {
@@ -156,6 +168,11 @@ struct Findings {
 impl Findings {
     fn good(&mut self, about: &str, what: String) {
         self.text += &format!("ok       {about:<10} {what}\n");
+    }
+
+    /// Not good, but no run of this machine's own needs it.
+    fn note(&mut self, about: &str, what: String) {
+        self.text += &format!("note     {about:<10} {what}\n");
     }
 
     fn bad(&mut self, about: &str, what: String, remedy: String) {

@@ -199,6 +199,17 @@ pub fn read_digest(path: &Path) -> io::Result<String> {
     }
 }
 
+/// The digest of the configuration of the one image in the archive at `path`: the id by which Docker knows it.
+///
+/// # Errors
+/// When the file is not an OCI archive with exactly one image.
+pub fn read_config_digest(path: &Path) -> io::Result<String> {
+    let manifest = read_entry(path, &blob_path(&read_digest(path)?))?;
+    let manifest: oci_spec::image::ImageManifest =
+        serde_json::from_slice(&manifest).map_err(io::Error::other)?;
+    Ok(manifest.config().digest().to_string())
+}
+
 /// The content of one entry of the archive at `path`.
 ///
 /// # Errors
@@ -464,6 +475,7 @@ mod tests {
             );
         }
         assert_eq!(read_digest(&archive).unwrap(), info.digest);
+        assert_eq!(read_config_digest(&archive).unwrap(), info.config);
         assert_eq!(sha256(&std::fs::read(&archive).unwrap()), info.file);
         assert_ne!(info.layer, info.diff_id);
     }

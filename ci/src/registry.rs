@@ -62,6 +62,16 @@ impl<'a> Client<'a> {
         })
     }
 
+    /// Asks whether there is a registry at all, without any credential.
+    ///
+    /// # Errors
+    /// When it cannot be reached (exit 3).
+    pub async fn reach(&self) -> Result<(), Failure> {
+        self.send(self.http.get(self.url("/v2/")?), &Authorization::None)
+            .await
+            .map(drop)
+    }
+
     /// Proves that this run may write, without writing: an upload is begun and cancelled.
     ///
     /// # Errors

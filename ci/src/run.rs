@@ -154,7 +154,7 @@ impl<K: Kind> Run<K> {
             let why = self
                 .unmet(step)
                 .unwrap_or_else(|| "there is nothing for it to do".into());
-            self.record(skipped(step, why));
+            self.record(Record::skipped(step, why));
             return None;
         };
         let listener: Option<Listener> = (self.settings.verbose > 0).then(|| {
@@ -235,7 +235,7 @@ impl<K: Kind> Run<K> {
 
     /// Records that a wanted step has nothing to do, and why.
     pub fn skip(&self, step: Step, why: &str) {
-        self.record(skipped(step, why.to_owned()));
+        self.record(Record::skipped(step, why.to_owned()));
     }
 
     /// Closes the session, by which all that the engine has to report has come; writes the logs, and returns the records of
@@ -261,24 +261,9 @@ impl<K: Kind> Run<K> {
         for step in self.wanted {
             records
                 .entry(step)
-                .or_insert_with(|| skipped(step, "the run ended before it".into()));
+                .or_insert_with(|| Record::skipped(step, "the run ended before it".into()));
         }
         records.into_values().collect()
-    }
-}
-
-fn skipped(step: Step, why: String) -> Record {
-    Record {
-        name: step,
-        status: Status::Skipped,
-        start: None,
-        duration_ms: 0,
-        cached: false,
-        log: None,
-        digest: None,
-        error: Some(why),
-        hint: None,
-        code: None,
     }
 }
 

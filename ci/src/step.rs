@@ -160,6 +160,25 @@ pub struct Record {
     pub code: Option<ExitCode>,
 }
 
+impl Record {
+    /// The line of a step that did not start.
+    #[must_use]
+    pub fn skipped(step: Step, why: String) -> Self {
+        Self {
+            name: step,
+            status: Status::Skipped,
+            start: None,
+            duration_ms: 0,
+            cached: false,
+            log: None,
+            digest: None,
+            error: Some(why),
+            hint: None,
+            code: None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ mod graphql;
 mod session;
 mod telemetry;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl std::fmt::Display for Choice {
 /// An engine, found.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    /// What it is, for people and the report: `session`, `docker`, `embedded` or its URL.
+    /// What it is, for people and the report: `session`, the container runtime's name, `embedded`, or its URL.
     pub name: String,
     /// How it is reached.
     pub endpoint: Endpoint,
@@ -107,7 +107,7 @@ pub async fn find(
                 return at_url(&url, narrator).await;
             }
             match runtime().await {
-                Ok(runtime) => in_runtime(&runtime, narrator).await,
+                Ok(runtime) => in_runtime(runtime, narrator).await,
                 Err(why) => {
                     narrator.notice(&format!("{why}: taking the embedded engine"));
                     in_this_machine(consent, narrator).await
@@ -121,7 +121,7 @@ pub async fn find(
                 ))
                 .hint("Start one, or take --engine embedded or --engine URL.")
             })?;
-            in_runtime(&runtime, narrator).await
+            in_runtime(runtime, narrator).await
         }
         Choice::Embedded => in_this_machine(consent, narrator).await,
         Choice::Url(url) => at_url(url, narrator).await,
@@ -175,15 +175,33 @@ pub async fn runtime() -> Result<String, String> {
     Err(why.join("; "))
 }
 
-async fn in_runtime(runtime: &str, narrator: &dyn Narrator) -> Result<Engine, Failure> {
+/// Loads the OCI archive of an image into the local container runtime, under `name`; returns the runtime's name.
+///
+/// # Errors
+/// When there is no runtime, or it does not take the image (exit 3).
+pub async fn load(archive: &Path, name: &str) -> Result<String, Failure> {
+    let runtime = runtime().await.map_err(|why| {
+        Failure::environment(format!("the image cannot be loaded: {why}"))
+            .hint("Start a container runtime, or take the archive: --output FILE.")
+    })?;
+    let config =
+        crate::oci::read_config_digest(archive).or_environment("the archive cannot be read")?;
+    let mut load = provision::command(&runtime);
+    load.arg("load").arg("--input").arg(archive);
+    provision::output(load, &format!("{runtime} load")).await?;
+    let mut tag = provision::command(&runtime);
+    tag.args(["tag", &config, name]);
+    provision::output(tag, &format!("{runtime} tag")).await?;
+    Ok(runtime)
+}
+
+async fn in_runtime(runtime: String, narrator: &dyn Narrator) -> Result<Engine, Failure> {
     Ok(Engine {
-        name: "docker".into(),
+        name: runtime,
         endpoint: Endpoint::Cli {
             cli: cli(narrator).await?,
-            runner_host: Some(format!(
-                "image+{runtime}://registry.dagger.io/engine:v{}",
-                pins::DAGGER
-            )),
+            // The CLI knows which runtime answers, and which image is its own.
+            runner_host: None,
             // The engine's image has to be pulled the first time.
             patience: Duration::from_secs(600),
         },

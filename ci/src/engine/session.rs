@@ -96,9 +96,10 @@ impl Session {
                     .env("OTEL_EXPORTER_OTLP_TRACES_LIVE", "1")
                     .env_remove("TRACEPARENT")
                     .env_remove("DAGGER_SESSION_PORT");
-                if let Some(host) = runner_host {
-                    command.env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", host);
-                }
+                match runner_host {
+                    Some(host) => command.env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", host),
+                    None => command.env_remove("_EXPERIMENTAL_DAGGER_RUNNER_HOST"),
+                };
                 let mut child = command
                     .spawn()
                     .or_environment(format!("cannot start Dagger's CLI at {}", cli.display()))?;

@@ -62,8 +62,11 @@ impl Reporter {
     #[must_use]
     pub fn redact(&self, text: &str) -> String {
         match &self.secret {
-            Some(secret) => text.replace(secret.expose_secret(), "***"),
-            None => text.to_owned(),
+            // A token of a few letters would be found in every word.
+            Some(secret) if secret.expose_secret().len() >= 6 => {
+                text.replace(secret.expose_secret(), "***")
+            }
+            _ => text.to_owned(),
         }
     }
 
@@ -229,7 +232,9 @@ fn annotation(message: &str) -> String {
     format!("::error title=ci::{message}\n")
 }
 
-fn format_duration(duration: Duration) -> String {
+/// A duration for people: `3.4s`, `2m 05s`.
+#[must_use]
+pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if seconds >= 60 {
         format!("{}m {:02}s", seconds / 60, seconds % 60)

@@ -27,7 +27,7 @@ pub struct Verdict {
 /// The engine of the run.
 #[derive(Clone, Debug, Serialize)]
 pub struct EngineReport {
-    /// `session`, `docker`, `embedded` or a URL.
+    /// `session`, the container runtime's name, `embedded`, or a URL.
     pub name: String,
     /// Its version.
     pub version: String,

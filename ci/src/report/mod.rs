@@ -3,5 +3,5 @@
 mod console;
 mod json;
 
-pub use console::{Reporter, ask, data, failure, help};
+pub use console::{Reporter, ask, data, failure, format_duration, help};
 pub use json::{EngineReport, Report, SCHEMA, Verdict};

@@ -17,7 +17,7 @@ impl Machine {
         // Builds the engine where it is not built, which on an empty machine takes minutes.
         let built = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
         assert!(built.stdout.starts_with("unix://"), "{}", built.stdout);
-        let status = Ci::new(Path::new("/"), &["engine", "status"])
+        let status = Ci::new(Path::new("/"), &["engine", "status", "--format", "json"])
             .run()
             .exits(0);
         let status: Value = serde_json::from_str(&status.stdout).unwrap();
@@ -45,7 +45,14 @@ impl Machine {
     }
 
     fn status(&self) -> Value {
-        serde_json::from_str(&self.ci(&["engine", "status"]).run().exits(0).stdout).unwrap()
+        serde_json::from_str(
+            &self
+                .ci(&["engine", "status", "--format", "json"])
+                .run()
+                .exits(0)
+                .stdout,
+        )
+        .unwrap()
     }
 
     /// A gate on the engine, which proves that it works.
@@ -210,4 +217,31 @@ fn its_sockets_and_folders_are_the_owners_alone() {
         "{}",
         folder.display()
     );
+}
+
+#[test]
+fn who_is_not_root_is_told_the_choices() {
+    // Where that user can run it and keep a cache.
+    let folder = tempfile::Builder::new()
+        .prefix("ci")
+        .tempdir_in("/tmp")
+        .unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
+    let program = folder.path().join("ci");
+    std::fs::copy(env!("CARGO_BIN_EXE_ci"), &program).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args(["engine", "up"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("LAB_CI_CACHE_DIR", folder.path().join("cache"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for choice in ["root", "container runtime", "--engine"] {
+        assert!(said.contains(choice), "{choice} is not in: {said}");
+    }
 }
