@@ -168,6 +168,10 @@ async fn pipeline(
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
     let plan = plan(invocation, steps, &github)?;
+    let loader = match plan.invocation {
+        Command::Build { load: true, .. } => Some(engine::loader().await?),
+        _ => None,
+    };
     let Plan {
         settings, checkout, ..
     } = &plan;
@@ -257,15 +261,15 @@ async fn pipeline(
     outputs(&report)?;
     reporter.verdict(&report);
     if code == ExitCode::Success
-        && let Command::Build { output, load } = command
+        && let Command::Build { output, .. } = command
     {
         let archive = directory.join("image.tar");
         if let Some(output) = output {
             std::fs::copy(&archive, &output)
                 .or_environment(format!("cannot write {}", output.display()))?;
         }
-        if load {
-            let runtime = engine::load(&archive, &report.image).await?;
+        if let Some(runtime) = loader {
+            engine::load(&runtime, &archive, &report.image).await?;
             reporter.header(&format!("{} is in {runtime}", report.image));
         }
     }

@@ -175,24 +175,31 @@ pub async fn runtime() -> Result<String, String> {
     Err(why.join("; "))
 }
 
-/// Loads the OCI archive of an image into the local container runtime, under `name`; returns the runtime's name.
+/// The local container runtime that an image can be loaded into.
 ///
 /// # Errors
-/// When there is no runtime, or it does not take the image (exit 3).
-pub async fn load(archive: &Path, name: &str) -> Result<String, Failure> {
-    let runtime = runtime().await.map_err(|why| {
+/// When there is none (exit 3).
+pub async fn loader() -> Result<String, Failure> {
+    runtime().await.map_err(|why| {
         Failure::environment(format!("the image cannot be loaded: {why}"))
             .hint("Start a container runtime, or take the archive: --output FILE.")
-    })?;
+    })
+}
+
+/// Loads the OCI archive of an image into a local container runtime, under `name`.
+///
+/// # Errors
+/// When the runtime does not take it (exit 3).
+pub async fn load(runtime: &str, archive: &Path, name: &str) -> Result<(), Failure> {
     let config =
         crate::oci::read_config_digest(archive).or_environment("the archive cannot be read")?;
-    let mut load = provision::command(&runtime);
+    let mut load = provision::command(runtime);
     load.arg("load").arg("--input").arg(archive);
     provision::output(load, &format!("{runtime} load")).await?;
-    let mut tag = provision::command(&runtime);
+    let mut tag = provision::command(runtime);
     tag.args(["tag", &config, name]);
     provision::output(tag, &format!("{runtime} tag")).await?;
-    Ok(runtime)
+    Ok(())
 }
 
 async fn in_runtime(runtime: String, narrator: &dyn Narrator) -> Result<Engine, Failure> {
