@@ -56,9 +56,21 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         },
     );
 
-    match &settings.engine {
-        Choice::Url(url) => findings.good("engine", url.clone()),
-        choice => {
+    let named = match &settings.engine {
+        Choice::Url(url) => Some(url.clone()),
+        Choice::Auto => engine::named(),
+        Choice::Docker | Choice::Embedded => None,
+    };
+    match (&settings.engine, named) {
+        (_, Some(name)) => match engine::listens(&name).await {
+            Ok(()) => findings.good("engine", name),
+            Err(failure) => findings.bad(
+                "engine",
+                failure.to_string(),
+                failure.hint.unwrap_or_default(),
+            ),
+        },
+        (choice, None) => {
             let runtime = engine::runtime().await;
             match (choice, runtime) {
                 (Choice::Auto | Choice::Docker, Ok(runtime)) => {

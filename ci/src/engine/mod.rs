@@ -33,7 +33,7 @@ pub enum Choice {
 }
 
 /// The URLs that Dagger's CLI takes.
-const SCHEMES: [&str; 9] = [
+const SCHEMES: [&str; 8] = [
     "unix",
     "tcp",
     "kube-pod",
@@ -42,7 +42,6 @@ const SCHEMES: [&str; 9] = [
     "container",
     "docker-image",
     "docker-container",
-    "podman-container",
 ];
 /// The container runtimes that Dagger's CLI drives, in its own order.
 const RUNTIMES: [&str; 3] = ["docker", "podman", "nerdctl"];
@@ -126,6 +125,14 @@ pub async fn find(
         Choice::Embedded => in_this_machine(consent, narrator).await,
         Choice::Url(url) => at_url(url, narrator).await,
     }
+}
+
+/// The engine that the environment names before anything on this machine is looked at: an open session, or a URL.
+#[must_use]
+pub fn named() -> Option<String> {
+    open_session()
+        .map(|engine| engine.name)
+        .or_else(runner_host)
 }
 
 fn open_session() -> Option<Engine> {
@@ -227,17 +234,27 @@ async fn in_this_machine(consent: Consent<'_>, narrator: &dyn Narrator) -> Resul
     })
 }
 
+/// Whether somebody listens on the socket that `url` names; other URLs are for the CLI to try.
+///
+/// # Errors
+/// When nobody does (exit 3).
+pub async fn listens(url: &str) -> Result<(), Failure> {
+    let Some(path) = url.strip_prefix("unix://") else {
+        return Ok(());
+    };
+    tokio::net::UnixStream::connect(path)
+        .await
+        .map(drop)
+        .map_err(|error| {
+            Failure::environment(format!("no engine listens on {url}"))
+                .because(error)
+                .hint("Start that engine, or choose another with --engine.")
+        })
+}
+
 async fn at_url(url: &str, narrator: &dyn Narrator) -> Result<Engine, Failure> {
-    if let Some(path) = url.strip_prefix("unix://") {
-        // The CLI would wait for a socket that nobody listens on.
-        tokio::net::UnixStream::connect(path)
-            .await
-            .map_err(|error| {
-                Failure::environment(format!("no engine listens on {url}"))
-                    .because(error)
-                    .hint("Start that engine, or choose another with --engine.")
-            })?;
-    }
+    // The CLI would wait for a socket that nobody listens on.
+    listens(url).await?;
     Ok(Engine {
         name: url.to_owned(),
         endpoint: Endpoint::Cli {
