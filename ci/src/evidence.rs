@@ -20,13 +20,13 @@ use crate::steps::smoke::Smoked;
 use crate::steps::test::Tested;
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Genuine {}
-    impl Sealed for super::StandIn {}
+    pub trait OneOfTheTwo {}
+    impl OneOfTheTwo for super::Genuine {}
+    impl OneOfTheTwo for super::StandIn {}
 }
 
 /// With what evidence was made: [`Genuine`] or [`StandIn`].
-pub trait Kind: sealed::Sealed + 'static {
+pub trait Kind: sealed::OneOfTheTwo + 'static {
     /// The registries that may get an image of this kind.
     type Registry: Clone + std::fmt::Debug + Into<Registry>;
 
@@ -107,11 +107,7 @@ impl<'run> Source<'run> {
 
 /// An image that passed every gate of its run: the only thing that can be published.
 ///
-/// ```compile_fail
-/// fn no_copies(verified: ci::evidence::Verified<'_, '_, ci::evidence::Genuine>) {
-///     let _ = verified.clone();
-/// }
-/// ```
+/// `tests/e2e/compile-fail` holds the ways around a gate that do not compile.
 #[derive(Debug)]
 pub struct Verified<'run, 'img, K> {
     image: Image<'run, 'img, K>,

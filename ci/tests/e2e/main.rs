@@ -12,4 +12,5 @@
 mod harness;
 
 mod embedded;
+mod evidence;
 mod gates;

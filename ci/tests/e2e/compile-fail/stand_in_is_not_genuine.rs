@@ -1,0 +1,24 @@
+//! What was made with stand-ins does not become genuine by being put beside what was not.
+
+use ci::evidence::StandIn;
+use ci::evidence::{Genuine, Verified};
+use ci::steps::{build::Image, fmt::Formatted, lint::Linted, scan::Scanned, smoke::Smoked, test::Tested};
+
+fn one_stand_in_among_them<'run, 'img>(
+    tested: Tested<'run, Genuine>,
+    formatted: Formatted<'run, Genuine>,
+    linted: Linted<'run, Genuine>,
+    image: Image<'run, 'img, Genuine>,
+    scanned: Scanned<'img, StandIn>,
+    smoked: Smoked<'img, Genuine>,
+) -> Verified<'run, 'img, Genuine> {
+    Verified::new(tested, formatted, linted, image, scanned, smoked)
+}
+
+fn all_of_them_stand_ins<'run, 'img>(
+    verified: Verified<'run, 'img, StandIn>,
+) -> Verified<'run, 'img, Genuine> {
+    verified
+}
+
+fn main() {}

@@ -1,0 +1,28 @@
+//! The scan of one image says nothing about another, and neither does its smoke test.
+
+use ci::evidence::{Genuine, Verified};
+use ci::steps::{build::Image, fmt::Formatted, lint::Linted, scan::Scanned, smoke::Smoked, test::Tested};
+
+fn the_scan_of_another_image<'run, 'img, 'other>(
+    tested: Tested<'run, Genuine>,
+    formatted: Formatted<'run, Genuine>,
+    linted: Linted<'run, Genuine>,
+    image: Image<'run, 'img, Genuine>,
+    scanned: Scanned<'other, Genuine>,
+    smoked: Smoked<'img, Genuine>,
+) -> Verified<'run, 'img, Genuine> {
+    Verified::new(tested, formatted, linted, image, scanned, smoked)
+}
+
+fn the_smoke_test_of_another_image<'run, 'img, 'other>(
+    tested: Tested<'run, Genuine>,
+    formatted: Formatted<'run, Genuine>,
+    linted: Linted<'run, Genuine>,
+    image: Image<'run, 'img, Genuine>,
+    scanned: Scanned<'img, Genuine>,
+    smoked: Smoked<'other, Genuine>,
+) -> Verified<'run, 'img, Genuine> {
+    Verified::new(tested, formatted, linted, image, scanned, smoked)
+}
+
+fn main() {}
