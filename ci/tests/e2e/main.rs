@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod archive;
 mod embedded;
 mod evidence;
 mod gates;
