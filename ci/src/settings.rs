@@ -16,7 +16,7 @@ use crate::reference::{Registry, Repository};
 /// Takes a commit through tests, format check, lint, image build, scan and smoke test in containers of a Dagger engine, and
 /// on a push to main publishes the image.
 #[derive(Debug, Parser)]
-#[command(name = "ci", version, about, after_help = EXIT_CODES)]
+#[command(name = "ci", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do; `run` where nothing is said.
     #[command(subcommand)]
@@ -31,8 +31,9 @@ Exit codes: 0 every gate passed (and the image was published, where it was to be
 settings; 3 no engine, registry, network or vulnerability database; 4 publishing refused; 5 vulnerability found; 124 time \
 limit; 130 cancelled.
 
-Every option can also be given in the environment (LAB_CI_ENGINE, LAB_CI_REGISTRY, …) and in ci.toml (engine = \"auto\"); \
-the command line wins over the environment, which wins over the file.";
+The environment can say what the options say, by the names beside them, and so can ci.toml in the top of the repository, with \
+the keys engine, registry, repository, source, report-dir, format, fail-fast and timeout. The command line wins over the \
+environment, which wins over the file.";
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
@@ -139,7 +140,7 @@ pub struct Options {
     /// Where the reports go [default: target/ci]
     #[arg(long, global = true, env = "LAB_CI_REPORT_DIR", value_name = "DIR")]
     pub report_dir: Option<PathBuf>,
-    /// human, json or github; for `graph`: mermaid, dot or json [default: by terminal and environment]
+    /// human, json or github; for `graph`: mermaid, dot or json [default: github on GitHub Actions, human elsewhere]
     #[arg(long, global = true, env = "LAB_CI_FORMAT", value_name = "FORMAT")]
     pub format: Option<String>,
     /// Cancel everything at the first failure

@@ -1,0 +1,125 @@
+//! `ci doctor` in an environment without anything of the caller's.
+
+use crate::harness::{Outcome, Project};
+use crate::{NOWHERE, ci, without_a_named_engine};
+
+/// A registry that does not answer: the doctor asks nobody outside of this machine here.
+const REGISTRY: [&str; 2] = ["LAB_CI_REGISTRY", "127.0.0.1:1"];
+
+/// Its lines, each problem with its remedy below it; and the exit code says whether there is a problem.
+#[track_caller]
+fn examined(outcome: &Outcome) -> Vec<&str> {
+    let lines: Vec<_> = outcome.stdout.lines().collect();
+    let mut problems = 0;
+    for (at, line) in lines.iter().enumerate() {
+        if line.starts_with("problem ") {
+            problems += 1;
+            let remedy = lines.get(at + 1).copied().unwrap_or_default();
+            assert!(
+                remedy.starts_with("          ") && !remedy.trim().is_empty(),
+                "no remedy below: {line}"
+            );
+        } else {
+            assert!(
+                ["ok ", "note ", " "]
+                    .iter()
+                    .any(|sign| line.starts_with(sign)),
+                "{line}"
+            );
+        }
+    }
+    assert_eq!(
+        outcome.code,
+        if problems == 0 { 0 } else { 3 },
+        "{lines:#?}"
+    );
+    lines
+}
+
+fn doctor(project: &Project) -> (Outcome, tempfile::TempDir) {
+    let home = tempfile::tempdir().unwrap();
+    let cache = home.path().join("cache");
+    let ci = project
+        .ci(&["doctor"])
+        .env(REGISTRY[0], REGISTRY[1])
+        .env("HOME", home.path().to_str().unwrap())
+        .env("LAB_CI_CACHE_DIR", cache.to_str().unwrap());
+    (without_a_named_engine(ci), home)
+}
+
+#[test]
+fn it_looks_at_everything_a_run_would_use() {
+    let project = Project::new("doctor");
+    let (outcome, _home) = doctor(&project);
+    let lines = examined(&outcome);
+    for about in ["git", "publish", "registry", "engine", "cache", "disk"] {
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.split_whitespace().nth(1) == Some(about)),
+            "nothing about {about} in {lines:#?}"
+        );
+    }
+    let head = project.git(&["rev-parse", "HEAD"]);
+    assert!(outcome.stdout.contains(&format!("commit {head}, clean")));
+    assert!(outcome.stdout.contains("it ends after its gates"));
+    assert!(
+        !project.path().join("target").exists(),
+        "it changes nothing"
+    );
+}
+
+#[test]
+fn an_engine_that_does_not_listen_is_a_problem() {
+    let project = Project::new("doctor-engine");
+    let outcome = ci(&project, &["doctor"])
+        .env(REGISTRY[0], REGISTRY[1])
+        .run()
+        .exits(3);
+    let lines = examined(&outcome);
+    let problem = format!("no engine listens on {NOWHERE}");
+    assert!(
+        lines.iter().any(|line| line.contains(&problem)),
+        "{lines:#?}"
+    );
+}
+
+#[test]
+fn the_engine_that_the_environment_names_is_the_one_it_looks_at() {
+    let project = Project::new("doctor-named");
+    let named = project
+        .ci(&["doctor"])
+        .env(REGISTRY[0], REGISTRY[1])
+        .env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", NOWHERE);
+    let outcome = without_a_named_engine(named).exits(3);
+    assert!(
+        examined(&outcome)
+            .iter()
+            .any(|line| line.contains(&format!("no engine listens on {NOWHERE}"))),
+        "{}",
+        outcome.stdout
+    );
+}
+
+#[test]
+fn a_folder_without_a_repository_is_a_problem_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = crate::ci_in(folder.path(), &["doctor"])
+        .env(REGISTRY[0], REGISTRY[1])
+        .run()
+        .exits(3);
+    let lines = examined(&outcome);
+    assert!(
+        lines.iter().any(|line| line.starts_with("problem  git")),
+        "{lines:#?}"
+    );
+}
+
+#[test]
+fn wrong_settings_are_wrong_for_the_doctor_too() {
+    let project = Project::new("doctor-settings");
+    ci(&project, &["doctor", "--repository", "a/b:latest"])
+        .run()
+        .exits(2)
+        .says("it has a tag");
+}

@@ -1,0 +1,182 @@
+//! When a run may publish: each missing condition refuses with exit code 4, before any work and without a registry.
+
+use crate::harness::{Ci, Project};
+use crate::{Ends, ci};
+
+const TOKEN: &str = "ghs_not-a-real-one";
+
+/// A push to main, as GitHub Actions would run it in `project`.
+fn push(project: &Project, arguments: &[&str]) -> Ci {
+    ci(project, arguments).push_to_main(&project.git(&["rev-parse", "HEAD"]), TOKEN)
+}
+
+#[test]
+fn a_push_to_main_that_misses_a_condition_refuses_and_not_skipped() {
+    let project = Project::new("push");
+    for (name, value, words) in [
+        (
+            "GITHUB_SHA",
+            "0000000000000000000000000000000000000000",
+            "but GITHUB_SHA is `0000",
+        ),
+        ("GITHUB_SHA", "", "but GITHUB_SHA is ``"),
+        ("GITHUB_TOKEN", "", "GITHUB_TOKEN is not set"),
+        (
+            "GITHUB_TOKEN",
+            "ghp_a-person's",
+            "personal access tokens are not accepted",
+        ),
+        (
+            "GITHUB_TOKEN",
+            "github_pat_a-person's",
+            "personal access tokens are not accepted",
+        ),
+        (
+            "GITHUB_TOKEN",
+            "x-ghs_not-at-the-beginning",
+            "personal access tokens are not accepted",
+        ),
+        ("GITHUB_ACTOR", "", "GITHUB_ACTOR is not set"),
+        (
+            "LAB_CI_REGISTRY",
+            "registry.example.com",
+            "another registry (registry.example.com)",
+        ),
+    ] {
+        for command in ["run", "publish"] {
+            let outcome = push(&project, &[command])
+                .env(name, value)
+                .run()
+                .refuses(4, "this run may not publish")
+                .says(words);
+            for token in [TOKEN, "ghp_a-person's", "github_pat_", "x-ghs_"] {
+                assert!(!outcome.stderr.contains(token), "{}", outcome.stderr);
+                assert!(!outcome.stdout.contains(token), "{}", outcome.stdout);
+            }
+        }
+    }
+    project.write("ci.toml", "registry = \"registry.example.com\"\n");
+    project.commit("another registry");
+    push(&project, &[])
+        .run()
+        .refuses(4, "has to be named by --registry on the command line");
+}
+
+#[test]
+fn uncommitted_changes_are_never_published() {
+    let project = Project::new("push-dirty");
+    project.write("new.txt", "not committed\n");
+    push(&project, &[])
+        .run()
+        .refuses(4, "the working tree has uncommitted changes");
+    ci(&project, &["publish", "--registry", "127.0.0.1:5000"])
+        .run()
+        .refuses(4, "the working tree has uncommitted changes");
+}
+
+#[test]
+fn all_that_is_missing_is_said_at_once() {
+    let project = Project::new("nothing");
+    let mut outcome = ci(&project, &["publish"])
+        .run()
+        .refuses(4, "this run may not publish");
+    for words in [
+        "GITHUB_ACTIONS is not `true`",
+        "GITHUB_EVENT_NAME",
+        "GITHUB_REF",
+        "GITHUB_SHA",
+        "GITHUB_TOKEN is not set",
+        "GITHUB_ACTOR is not set",
+        "hint: Only a push to main, on GitHub Actions, publishes",
+    ] {
+        outcome = outcome.says(words);
+    }
+}
+
+#[test]
+fn ci_publish_refuses_every_other_event() {
+    let project = Project::new("events");
+    for (name, value, words) in [
+        ("GITHUB_ACTIONS", "1", "GITHUB_ACTIONS is not `true`"),
+        (
+            "GITHUB_EVENT_NAME",
+            "pull_request",
+            "is `pull_request`, not `push`",
+        ),
+        (
+            "GITHUB_EVENT_NAME",
+            "workflow_dispatch",
+            "is `workflow_dispatch`, not `push`",
+        ),
+        (
+            "GITHUB_REF",
+            "refs/heads/topic",
+            "GITHUB_REF is `refs/heads/topic`",
+        ),
+        ("GITHUB_REF", "refs/tags/v1", "GITHUB_REF is `refs/tags/v1`"),
+        ("LAB_CI_EVENT", "local", "--event says `local`"),
+    ] {
+        push(&project, &["publish"])
+            .env(name, value)
+            .run()
+            .refuses(4, words);
+        // The same without a wish to publish is a run of the gates.
+        let run = push(&project, &["run"])
+            .env(name, value)
+            .run()
+            .misses_the_engine();
+        assert_ne!(run.report["event"], "push");
+    }
+}
+
+#[test]
+fn no_option_raises_the_event() {
+    let project = Project::new("raise");
+    for command in ["run", "publish", "test", "build", "scan"] {
+        ci(&project, &[command, "--event", "push"])
+            .run()
+            .refuses(4, "GITHUB_ACTIONS is not `true`");
+        // Main's caches are main's alone: a pull request's own run does not get at them either.
+        push(&project, &[command, "--event", "push"])
+            .env("GITHUB_EVENT_NAME", "pull_request")
+            .env("GITHUB_REF", "refs/pull/1/merge")
+            .run()
+            .refuses(4, "is `pull_request`, not `push`");
+    }
+    ci(
+        &project,
+        &["publish", "--event", "push", "--registry", "127.0.0.1:5000"],
+    )
+    .run()
+    .refuses(4, "GITHUB_ACTIONS is not `true`");
+}
+
+#[test]
+fn a_lower_event_needs_no_token_and_ends_after_the_gates() {
+    let project = Project::new("lower");
+    for event in ["local", "pull-request"] {
+        let run = push(&project, &["run", "--event", event])
+            .env("GITHUB_TOKEN", "")
+            .run()
+            .misses_the_engine();
+        assert_eq!(run.report["event"], event);
+    }
+}
+
+#[test]
+fn a_registry_that_cannot_be_reached_is_known_before_the_engine_is() {
+    let project = Project::new("unreachable");
+    // The port is free again when the listener is gone.
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let registry = format!("127.0.0.1:{port}");
+    let run = ci(&project, &["publish", "--registry", &registry])
+        .run()
+        .exits(3)
+        .says(&format!("the registry {registry} cannot be reached"));
+    assert_eq!(run.report["engine"], serde_json::Value::Null);
+    assert_eq!(run.report["publish"], serde_json::Value::Null);
+}
