@@ -177,7 +177,7 @@ async fn pipeline(
     let Plan {
         settings, checkout, ..
     } = &plan;
-    let reporter = Arc::new(Reporter::new(settings, github.token.clone()));
+    let reporter = Arc::new(Reporter::new(settings, github.credential()));
     std::fs::create_dir_all(&settings.report_dir).or_environment(format!(
         "cannot make the report directory {}",
         settings.report_dir.display()

@@ -1,5 +1,6 @@
 //! When a run may publish: the whole rule, in one place.
 
+use base64::Engine as _;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
@@ -63,6 +64,19 @@ impl GitHub {
         }
     }
 
+    /// The credential for a registry, where there is a token.
+    #[must_use]
+    pub fn credential(&self) -> Option<Credential> {
+        Some(Credential {
+            user: if self.actor.is_empty() {
+                "ci".into()
+            } else {
+                self.actor.clone()
+            },
+            token: self.token.clone()?,
+        })
+    }
+
     /// What started the run, as far as GitHub's variables tell.
     #[must_use]
     pub fn event(&self) -> Event {
@@ -93,6 +107,17 @@ pub struct Credential {
     pub user: String,
     /// `GITHUB_TOKEN`.
     pub token: SecretString,
+}
+
+impl Credential {
+    /// Name and token as a registry gets to see them: base64 of both.
+    #[must_use]
+    pub fn basic(&self) -> SecretString {
+        let text = format!("{}:{}", self.user, self.token.expose_secret());
+        base64::engine::general_purpose::STANDARD
+            .encode(text)
+            .into()
+    }
 }
 
 /// The permission to publish one commit's image to one registry. Only [`permit`] makes it.
@@ -228,10 +253,7 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
         Some(tag) if missing.is_empty() => Ok(Some(Permit {
             registry: (*registry).clone(),
             tag,
-            credential: github.token.clone().map(|token| Credential {
-                user: if github.actor.is_empty() { "ci".into() } else { github.actor.clone() },
-                token,
-            }),
+            credential: github.credential(),
         })),
         _ => Err(Failure::refused("this run may not publish")
             .output(missing.iter().map(|line| format!("- {line}\n")).collect::<String>())

@@ -10,6 +10,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::json::Report;
+use crate::authority::Credential;
 use crate::failure::Failure;
 use crate::narrator::Narrator;
 use crate::settings::{Format, Settings};
@@ -26,21 +27,22 @@ pub struct Reporter {
     quiet: bool,
     verbose: bool,
     directory: Option<PathBuf>,
-    secret: Option<SecretString>,
+    /// What never shows up: the token, and how it looks on its way to a registry.
+    secrets: Vec<SecretString>,
     /// One event at a time, so that the lines of two steps do not mix.
     turn: Mutex<()>,
 }
 
 impl Reporter {
-    /// A reporter of a run; `secret` never shows up in anything that it prints or writes.
+    /// A reporter of a run; `credential` never shows up in anything that it prints or writes.
     #[must_use]
-    pub fn new(settings: &Settings, secret: Option<SecretString>) -> Self {
+    pub fn new(settings: &Settings, credential: Option<Credential>) -> Self {
         Self {
             format: settings.format,
             quiet: settings.quiet,
             verbose: settings.verbose > 0,
             directory: Some(settings.report_dir.clone()),
-            secret,
+            secrets: credential.map_or_else(Vec::new, |it| vec![it.basic(), it.token]),
             turn: Mutex::default(),
         }
     }
@@ -53,21 +55,20 @@ impl Reporter {
             quiet,
             verbose,
             directory: None,
-            secret: None,
+            secrets: Vec::new(),
             turn: Mutex::default(),
         }
     }
 
-    /// `text` without the secret.
+    /// `text` without the secrets.
     #[must_use]
     pub fn redact(&self, text: &str) -> String {
-        match &self.secret {
+        self.secrets
+            .iter()
+            .map(ExposeSecret::expose_secret)
             // A token of a few letters would be found in every word.
-            Some(secret) if secret.expose_secret().len() >= 6 => {
-                text.replace(secret.expose_secret(), "***")
-            }
-            _ => text.to_owned(),
-        }
+            .filter(|secret| secret.len() >= 6)
+            .fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
     }
 
     fn say(&self, text: &str) {
@@ -309,10 +310,10 @@ mod tests {
     #[test]
     fn the_secret_is_struck_out() {
         let reporter = Reporter {
-            secret: Some("ghs_secret".to_owned().into()),
+            secrets: vec!["ghs_secret".to_owned().into(), "Z2hzX3NlY3JldA==".to_owned().into()],
             ..Reporter::plain(true, false)
         };
-        assert_eq!(reporter.redact("a ghs_secret b"), "a *** b");
+        assert_eq!(reporter.redact("a ghs_secret b Z2hzX3NlY3JldA=="), "a *** b ***");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The push, byte for byte.
 
-use base64::Engine as _;
 use dagger_sdk::{Container, HostServiceOpts, NetworkProtocol, PortForward};
 use secrecy::ExposeSecret;
 
@@ -184,12 +183,12 @@ fn with_credential<K: Kind>(
     step: &StepContext<'_, K>,
     container: Container,
     host: &str,
-    Credential { user, token }: &Credential,
+    credential: &Credential,
 ) -> Container {
     let client = step.client();
-    let auth = base64::engine::general_purpose::STANDARD
-        .encode(format!("{user}:{}", token.expose_secret()));
-    let config = serde_json::json!({ "auths": { host: { "auth": auth } } }).to_string();
+    let auth = credential.basic();
+    let config =
+        serde_json::json!({ "auths": { host: { "auth": auth.expose_secret() } } }).to_string();
     let secret =
         |name: &str, value: &str| client.set_secret(format!("{name}-{}", step.run.id), value);
     container
@@ -200,6 +199,6 @@ fn with_credential<K: Kind>(
         )
         .with_mounted_secret(
             "/run/secrets/token",
-            secret("registry-token", token.expose_secret()),
+            secret("registry-token", credential.token.expose_secret()),
         )
 }
