@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use generativity::make_guard;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::prelude::*;
 
 use crate::authority::{self, Event, GitHub, Permit};
 use crate::engine::{self, Session, Telemetry};
@@ -61,9 +63,13 @@ fn start_log(verbose: u8) {
     let default = if verbose > 1 { "ci=debug" } else { "off" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAB_CI_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        // The SDK logs its queries whole, those that hand a secret to the engine among them.
+        .with_filter(filter_fn(|event| !event.target().starts_with("dagger_sdk")));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
         .init();
 }
 
