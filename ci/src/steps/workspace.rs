@@ -18,10 +18,14 @@ const CARGO_HOME: &str = "/cargo";
 ///
 /// Cargo decides by a file's time whether it has to compile it again. The times of a checkout tell nothing (git, an archive
 /// or `touch` sets them), so cargo sees this copy: what is the same keeps the time that it got when it came, what changed is
-/// as new as now, in whatever direction it changed. A file that vanished makes everything new, because cargo does not
-/// notice one that a build script looked at.
+/// as new as now, in whatever direction it changed. Where cargo would not notice, everything is made new: a file that
+/// vanished, which a build script may have looked at, a link that leads to another file, whose own time is older, and a
+/// synchronization that was cut off. Build scripts run again after any change: they may not have told cargo what they read.
 const SYNC: &str = r#"set -eu
 mkdir -p /work/src
+all=
+if [ -e /work/unfinished ]; then all=yes; fi
+touch /work/unfinished
 cd /work/src
 gone=$(find . -mindepth 1 -exec sh -c '
   for f; do
@@ -36,20 +40,26 @@ gone=$(find . -mindepth 1 -exec sh -c '
   done' sh {} +)
 cd /checkout
 find . -type d -exec sh -c 'cd /work/src && mkdir -p "$@"' sh {} +
-find . -type l -exec sh -c '
+led=$(find . -type l -exec sh -ec '
   for f; do
     to="/work/src/$f"
-    [ "$(readlink "$f")" = "$(readlink "$to" 2>/dev/null)" ] || { rm -f "$to"; cp -P "$f" "$to"; }
-  done' sh {} +
-find . -type f -exec sh -c '
+    if [ "$(readlink "$f")" = "$(readlink "$to" 2>/dev/null)" ]; then continue; fi
+    rm -f "$to"; cp -P "$f" "$to"
+    echo led
+  done' sh {} +)
+new=$(find . -type f -exec sh -ec '
   for f; do
     to="/work/src/$f"
     if cmp -s "$f" "$to" && [ "$(stat -c %a "$f")" = "$(stat -c %a "$to")" ]; then continue; fi
     rm -f "$to"; cp "$f" "$to.new-from-checkout"; chmod "$(stat -c %a "$f")" "$to.new-from-checkout"
     touch "$to.new-from-checkout"; mv "$to.new-from-checkout" "$to"
-  done' sh {} +
+    echo new
+  done' sh {} +)
 cd /work/src
-if [ -n "$gone" ]; then find . -type f -exec touch {} +; fi
+if [ -n "$all$gone$led" ]; then find . -type f -exec touch {} +
+elif [ -n "$new" ]; then find . -type f -name build.rs -exec touch {} +
+fi
+rm /work/unfinished
 "#;
 
 /// The toolchain's container, without the sources.
