@@ -10,8 +10,11 @@
 )]
 
 mod harness;
+mod registry;
 
 mod archive;
 mod embedded;
 mod evidence;
 mod gates;
+mod publishing;
+mod sources;

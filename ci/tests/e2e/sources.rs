@@ -1,0 +1,428 @@
+//! What is tested, built and smoke-tested is what the report says, whatever the files, git or a cache look like.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ci::oci;
+use serde_json::Value;
+
+use crate::harness::{Ci, Outcome, Project, git};
+
+const MAIN: &str = "api/src/main.rs";
+/// The first words of the service, which are in its binary and in its log.
+const WORDS: &str = "\"listening\"";
+
+/// The tag that git gives HEAD.
+pub fn short(project: &Project) -> String {
+    project.git(&["rev-parse", "--short", "HEAD"])
+}
+
+/// The image that a run left in the report directory.
+pub struct Shipped {
+    pub config: Vec<u8>,
+    /// The layer's content, unpacked: a tar archive.
+    pub layer: Vec<u8>,
+}
+
+/// Opens the archive that the run in `project` has made.
+pub fn shipped(project: &Project) -> Shipped {
+    let archive = project.path().join("target/ci/image.tar");
+    let blob = |digest: &str| oci::read_entry(&archive, &oci::blob_path(digest)).unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&blob(&oci::read_digest(&archive).unwrap())).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 1);
+    let mut layer = Vec::new();
+    flate2::read::GzDecoder::new(&blob(layers[0]["digest"].as_str().unwrap())[..])
+        .read_to_end(&mut layer)
+        .unwrap();
+    Shipped {
+        config: blob(manifest["config"]["digest"].as_str().unwrap()),
+        layer,
+    }
+}
+
+/// `ci build`, to a good end.
+#[track_caller]
+fn build(project: &Project) -> Outcome {
+    project.ci(&["build"]).run().exits(0)
+}
+
+/// The binary that the last run built holds `marker`, and none of `others`.
+#[track_caller]
+fn holds(project: &Project, marker: &str, others: &[&str]) {
+    let layer = shipped(project).layer;
+    let has = |text: &str| {
+        layer
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
+    };
+    assert!(has(marker), "{marker} is not in what was built");
+    for other in others {
+        assert!(!has(other), "{other} is in what was built");
+    }
+}
+
+/// The report names HEAD, and says that nothing was changed against it.
+#[track_caller]
+fn says_head(project: &Project, run: &Outcome) {
+    assert_eq!(run.report["commit"], project.git(&["rev-parse", "HEAD"]));
+    assert_eq!(run.report["clean"], true);
+    assert_eq!(run.report["tag"], short(project));
+}
+
+fn is_from_2001(project: &Project, path: &str) {
+    let status = Command::new("touch")
+        .args(["--date=2001-01-01T00:00:00Z"])
+        .arg(project.path().join(path))
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_change_counts_though_its_file_is_from_2001() {
+    let project = Project::new("from-2001");
+    project.edit(MAIN, WORDS, "\"marker one\"");
+    project.commit("one");
+    build(&project);
+    holds(&project, "marker one", &[]);
+    project.ci(&["test"]).run().exits(0);
+
+    project.edit(MAIN, "marker one", "marker two");
+    project.edit(MAIN, "contains(\" 200 \")", "contains(\" 500 \")");
+    is_from_2001(&project, MAIN);
+    // Neither the file's time nor that of its commit tells anything.
+    let uncommitted = build(&project);
+    assert_eq!(uncommitted.report["clean"], false);
+    holds(&project, "marker two", &["marker one"]);
+    project.ci(&["test"]).run().exits(1).only_fails("test");
+
+    project.commit("two");
+    let run = build(&project);
+    says_head(&project, &run);
+    holds(&project, "marker two", &["marker one"]);
+    project
+        .ci(&["test"])
+        .run()
+        .exits(1)
+        .only_fails("test")
+        .says("it_answers_well");
+
+    project.git(&["checkout", "--quiet", "HEAD~1"]);
+    is_from_2001(&project, MAIN);
+    project.ci(&["test"]).run().exits(0);
+    says_head(&project, &build(&project));
+    holds(&project, "marker one", &["marker two"]);
+}
+
+#[test]
+fn a_switch_of_branches_and_back_ships_each_time_the_right_one() {
+    let project = Project::new("branches");
+    project.edit(MAIN, WORDS, "\"marker of main\"");
+    project.commit("main's");
+    project.git(&["switch", "--quiet", "--create", "topic"]);
+    project.edit(MAIN, "marker of main", "marker of topic");
+    project.commit("topic's");
+
+    let mut digests = Vec::new();
+    for (branch, other) in [
+        ("topic", "main"),
+        ("main", "topic"),
+        ("topic", "main"),
+        ("main", "topic"),
+    ] {
+        project.git(&["switch", "--quiet", branch]);
+        let run = project.ci(&["smoke"]).run().exits(0);
+        says_head(&project, &run);
+        let (ours, theirs) = (format!("marker of {branch}"), format!("marker of {other}"));
+        holds(&project, &ours, &[&theirs]);
+        // What was started is what was built.
+        let log = project.path().join("target/ci/logs/smoke.log");
+        let log = std::fs::read_to_string(log).unwrap();
+        assert!(log.contains(&ours) && !log.contains(&theirs), "{log}");
+        assert_eq!(run.step("smoke")["digest"], run.report["digest"]);
+        digests.push(run.report["digest"].clone());
+    }
+    assert_ne!(digests[0], digests[1]);
+    assert_eq!(digests[0], digests[2]);
+    assert_eq!(digests[1], digests[3]);
+}
+
+#[test]
+fn what_git_was_told_to_overlook_does_not_ship() {
+    let project = Project::new("overlooked");
+    project.edit(MAIN, WORDS, "\"marker of HEAD\"");
+    project.commit("HEAD's");
+    for flag in ["assume-unchanged", "skip-worktree"] {
+        let marker = format!("marker under {flag}");
+        project.git(&["update-index", &format!("--{flag}"), MAIN]);
+        project.edit(MAIN, "marker of HEAD", &marker);
+        project.edit(MAIN, "contains(\" 200 \")", "contains(\" 500 \")");
+        let run = build(&project);
+        says_head(&project, &run);
+        holds(&project, "marker of HEAD", &[&marker]);
+        // Nor is it tested.
+        project.ci(&["test"]).run().exits(0);
+        project.git(&["update-index", &format!("--no-{flag}"), MAIN]);
+        project.git(&["checkout", "--quiet", "--", MAIN]);
+    }
+}
+
+#[test]
+fn a_replaced_object_does_not_ship() {
+    let project = Project::new("replaced");
+    project.edit(MAIN, WORDS, "\"marker of the commit\"");
+    let commit = project.commit("the one");
+    project.git(&["switch", "--quiet", "--create", "other"]);
+    project.edit(MAIN, "marker of the commit", "marker of another");
+    project.commit("another");
+    project.git(&["switch", "--quiet", "main"]);
+    project.git(&["replace", "main:api/src/main.rs", "other:api/src/main.rs"]);
+    project.git(&["replace", "main", "other"]);
+    let run = build(&project);
+    assert_eq!(run.report["commit"], commit);
+    assert_eq!(run.report["clean"], true);
+    holds(&project, "marker of the commit", &["marker of another"]);
+}
+
+#[test]
+fn filters_and_attributes_change_nothing() {
+    let project = Project::new("filters");
+    project.edit(
+        MAIN,
+        WORDS,
+        "concat!(\"marker of the object\", include_str!(\"expanded.txt\"), include_str!(\"ident.txt\"))",
+    );
+    project.write("api/src/expanded.txt", "commit $Format:%H$ end");
+    project.write("api/src/ident.txt", "blob $Id$ end");
+    project.write(
+        ".gitattributes",
+        "api/src/main.rs filter=swap export-ignore\napi/src/expanded.txt export-subst\napi/src/ident.txt ident\n",
+    );
+    project.commit("with attributes");
+    // As on the machine of somebody whose configuration has such a filter.
+    project.git(&[
+        "config",
+        "filter.swap.smudge",
+        "sed 's/marker of the object/marker of the filter/'",
+    ]);
+    project.git(&[
+        "config",
+        "filter.swap.clean",
+        "sed 's/marker of the filter/marker of the object/'",
+    ]);
+    for path in [MAIN, "api/src/ident.txt"] {
+        std::fs::remove_file(project.path().join(path)).unwrap();
+        project.git(&["checkout", "--quiet", "--", path]);
+    }
+    let on_disk = std::fs::read_to_string(project.path().join(MAIN)).unwrap();
+    assert!(on_disk.contains("marker of the filter"), "{on_disk}");
+    let run = build(&project);
+    says_head(&project, &run);
+    holds(&project, "marker of the object", &["marker of the filter"]);
+    holds(&project, "commit $Format:%H$ endblob $Id$ end", &[]);
+}
+
+#[test]
+fn a_dirty_tree_is_what_git_tracks_or_does_not_ignore() {
+    let project = Project::new("dirty");
+    // A build script is found by its name: it counts while it is there.
+    project.write(
+        "api/build.rs",
+        "fn main() { println!(\"cargo::rustc-env=SCRIPT=marker of the script\"); }\n",
+    );
+    project.edit(
+        MAIN,
+        WORDS,
+        "\"{}\", option_env!(\"SCRIPT\").unwrap_or(\"no script\")",
+    );
+    project.write(".gitignore", "/target\n/.cargo\n");
+    project.commit("with a build script");
+    build(&project);
+    holds(&project, "marker of the script", &[]);
+
+    std::fs::remove_file(project.path().join("api/build.rs")).unwrap();
+    project.write(
+        "api/src/untracked.rs",
+        "pub const WORDS: &str = \"marker, untracked\";\n",
+    );
+    project.edit(
+        MAIN,
+        "\"{}\", option_env!(\"SCRIPT\").unwrap_or(\"no script\")",
+        "\"{}{}\", untracked::WORDS, option_env!(\"SCRIPT\").unwrap_or(\"no script\")",
+    );
+    project.edit(MAIN, "fn main() {", "mod untracked;\n\nfn main() {");
+    // Cargo would stop at this one.
+    project.write(".cargo/config.toml", "this is not TOML");
+    let run = build(&project);
+    assert_eq!(run.report["clean"], false);
+    let tag = format!("{}-dirty", short(&project));
+    assert_eq!(run.report["tag"], tag.as_str());
+    let image = run.report["image"].as_str().unwrap();
+    assert!(image.ends_with(&format!(":{tag}")), "{image}");
+    holds(&project, "marker, untracked", &["marker of the script"]);
+}
+
+#[test]
+fn an_edit_during_the_run_does_not_ship() {
+    let project = Project::new("edited-meanwhile");
+    project.edit(MAIN, WORDS, "\"marker before\"");
+    project.commit("before");
+    let run = while_running(&project, || {
+        project.edit(MAIN, "marker before", "marker during");
+    });
+    says_head(&project, &run);
+    holds(&project, "marker before", &["marker during"]);
+
+    // It is part of the next run, and what comes during that is not.
+    let run = while_running(&project, || {
+        project.edit(MAIN, "marker during", "marker after");
+    });
+    assert_eq!(run.report["clean"], false);
+    holds(
+        &project,
+        "marker during",
+        &["marker before", "marker after"],
+    );
+}
+
+/// Runs `ci build`, and does `work` when it has said what it builds.
+fn while_running(project: &Project, work: impl FnOnce()) -> Outcome {
+    let mut child = project
+        .ci(&["build"])
+        .into_command()
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut said = lines.next().unwrap().unwrap();
+    assert!(said.contains("commit "), "{said}");
+    work();
+    for line in lines {
+        said += &format!("\n{}", line.unwrap());
+    }
+    let report = project.path().join("target/ci/report.json");
+    let run = Outcome {
+        code: child.wait().unwrap().code().unwrap(),
+        stdout: String::new(),
+        stderr: said,
+        report: serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap(),
+    };
+    run.exits(0)
+}
+
+#[test]
+fn what_a_build_script_saw_counts_though_cargo_was_not_told() {
+    let project = Project::new("build-script");
+    project.write(
+        "api/build.rs",
+        r#"fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let seen = std::fs::read_to_string("seen.txt").unwrap_or("marker of nothing".into());
+    println!("cargo::rustc-env=SEEN={}", seen.trim());
+}
+"#,
+    );
+    project.edit(MAIN, WORDS, "env!(\"SEEN\")");
+    project.commit("without the file");
+    build(&project);
+    holds(&project, "marker of nothing", &[]);
+
+    project.write("api/seen.txt", "marker when new\n");
+    project.commit("the file comes");
+    build(&project);
+    holds(&project, "marker when new", &["marker of nothing"]);
+
+    project.write("api/seen.txt", "marker of change\n");
+    project.commit("the file changes");
+    build(&project);
+    holds(&project, "marker of change", &["marker when new"]);
+
+    project.git(&["rm", "--quiet", "api/seen.txt"]);
+    // Not a tree that was built before, which the engine would remember.
+    project.edit(MAIN, "ok\"", "OK\"");
+    project.commit("the file goes");
+    build(&project);
+    holds(&project, "marker of nothing", &["marker of change"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_symbolic_link_that_leads_elsewhere_counts() {
+    let project = Project::new("link");
+    let link = project.path().join("api/src/words.rs");
+    let points_to = |name: &str| {
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(name, &link).unwrap();
+        project.commit(name);
+    };
+    for name in ["one", "two"] {
+        project.write(
+            &format!("api/src/{name}.rs"),
+            &format!("pub const WORDS: &str = \"marker {name}\";\n"),
+        );
+    }
+    project.edit(MAIN, WORDS, "\"{}\", words::WORDS");
+    project.edit(MAIN, "fn main() {", "mod words;\n\nfn main() {");
+    points_to("one.rs");
+    build(&project);
+    holds(&project, "marker one", &["marker two"]);
+    points_to("two.rs");
+    build(&project);
+    holds(&project, "marker two", &["marker one"]);
+}
+
+#[test]
+fn one_commit_is_one_image_wherever_it_is_built() {
+    let project = Project::new("here");
+    let here = build(&project);
+    let folder = tempfile::tempdir().unwrap();
+    let there = folder.path().join("another path, and longer");
+    git(
+        folder.path(),
+        &[
+            "clone",
+            "--quiet",
+            project.path().to_str().unwrap(),
+            there.to_str().unwrap(),
+        ],
+    );
+    // Another length of the short SHA is another tag, but the same image.
+    git(&there, &["config", "core.abbrev", "12"]);
+    // Another repository has caches of its own, which are empty.
+    let ci = Ci::new(&there, &["build"])
+        .env("LAB_CI_REPOSITORY", "e2e/there")
+        .env("TZ", "Pacific/Kiritimati")
+        .env("LANG", "tr_TR.UTF-8");
+    let run = with_umask("077", ci.into_command());
+    assert!(run.status.success(), "{run:?}");
+    let there = report(&there);
+    assert_eq!(there["digest"], here.report["digest"]);
+    assert_eq!(there["tag"].as_str().unwrap().len(), 12);
+}
+
+/// Runs a command as a user with this umask would.
+fn with_umask(umask: &str, command: Command) -> std::process::Output {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &format!("umask {umask} && exec \"$0\" \"$@\"")])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear()
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .current_dir(command.get_current_dir().unwrap())
+        .stdin(Stdio::null());
+    shell.output().unwrap()
+}
+
+fn report(project: &Path) -> Value {
+    let text = std::fs::read_to_string(project.join("target/ci/report.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
