@@ -310,10 +310,16 @@ mod tests {
     #[test]
     fn the_secret_is_struck_out() {
         let reporter = Reporter {
-            secrets: vec!["ghs_secret".to_owned().into(), "Z2hzX3NlY3JldA==".to_owned().into()],
+            secrets: vec![
+                "ghs_secret".to_owned().into(),
+                "Z2hzX3NlY3JldA==".to_owned().into(),
+            ],
             ..Reporter::plain(true, false)
         };
-        assert_eq!(reporter.redact("a ghs_secret b Z2hzX3NlY3JldA=="), "a *** b ***");
+        assert_eq!(
+            reporter.redact("a ghs_secret b Z2hzX3NlY3JldA=="),
+            "a *** b ***"
+        );
     }
 
     #[test]

@@ -24,8 +24,10 @@ const NO_ENGINE: [&str; 2] = ["--engine", "unix:///nonexistent/engine.sock"];
 /// No step ran: the refusal came before.
 #[track_caller]
 fn did_no_work(run: &Outcome) {
-    let steps = run.report["steps"].as_array();
-    assert!(steps.is_none_or(Vec::is_empty), "{:#}", run.report);
+    for step in run.report["steps"].as_array().into_iter().flatten() {
+        assert_eq!(step["status"], "skipped", "{:#}", run.report);
+    }
+    assert_eq!(run.report["publish"], serde_json::Value::Null);
 }
 
 #[test]
