@@ -71,6 +71,8 @@ struct Trace {
     log: String,
     /// Whether each command that ran in a container was taken from the cache.
     execs: HashMap<Vec<u8>, bool>,
+    /// The commands that have ended, and what the engine says of their end.
+    ended: HashMap<String, String>,
 }
 
 impl Trace {
@@ -179,6 +181,15 @@ impl Telemetry {
             })
     }
 
+    /// What the engine says of the end of a command, once it has ended: nothing where it ended well.
+    #[must_use]
+    pub fn ended(&self, context: TraceContext, command: &str) -> Option<String> {
+        self.shared
+            .traces()
+            .get(&context.trace)
+            .and_then(|trace| trace.ended.get(command).cloned())
+    }
+
     /// Waits until nothing new has come for a moment, and at most `limit`: the engine sends in batches.
     pub async fn settle(&self, limit: Duration) {
         let quiet = Duration::from_millis(150);
@@ -251,6 +262,13 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         else {
             continue;
         };
+        // A span comes twice: when it begins, and when it has ended.
+        if let (Some(command), 1..) = (span.name.strip_prefix("exec "), span.end_time_unix_nano) {
+            let how = span.status.map(|status| status.message);
+            trace
+                .ended
+                .insert(command.to_owned(), how.unwrap_or_default());
+        }
         // The call ends at once; the span with an effect's id is the work itself.
         if span.name.ends_with("Container.withExec")
             && attribute(&span.attributes, "dagger.io/effect.id").is_some()
