@@ -207,7 +207,7 @@ impl Ci {
 }
 
 /// What came of a call.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     pub code: i32,
     pub stdout: String,

@@ -13,3 +13,5 @@ mod harness;
 
 mod embedded;
 mod gates;
+mod runs;
+mod smoke;
