@@ -87,83 +87,98 @@ const SERVICES: [(&str, &str); 10] = [
     ),
 ];
 
-static RUNS: LazyLock<HashMap<&str, Outcome>> = LazyLock::new(|| {
+/// The outcome of each, and the log of its smoke test.
+static RUNS: LazyLock<HashMap<&str, (Outcome, String)>> = LazyLock::new(|| {
     std::thread::scope(|scope| {
         let runs = SERVICES.map(|(name, body)| {
             scope.spawn(move || {
                 let project = Project::new(&format!("smoke-{name}"));
                 project.write("api/src/main.rs", &service(body));
                 project.commit(name);
-                (name, project.ci(&["smoke"]).run())
+                let run = project.ci(&["smoke"]).run();
+                // Where there is none, the run itself tells why.
+                let log = project.path().join("target/ci/logs/smoke.log");
+                (
+                    name,
+                    (run, std::fs::read_to_string(log).unwrap_or_default()),
+                )
             })
         });
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     })
 });
 
-/// The smoke test of this service failed, for this reason, and the service was heard.
+/// The smoke test of this service failed, for this reason, and the service was heard: nothing but what it said.
 #[track_caller]
-fn fails(name: &str, why: &str) {
-    let run = RUNS[name]
-        .clone()
+fn fails(name: &str, why: &str, last_words: &[&str]) {
+    let (run, log) = RUNS[name].clone();
+    let run = run
         .exits(1)
         .only_fails("smoke")
         .says(why)
         .says(SAYS[0])
         .says(SAYS[1]);
     assert_eq!(run.status("build"), "passed");
+    let mut log: Vec<_> = log.lines().collect();
+    log.sort_unstable();
+    let mut said = [&SAYS[..], last_words].concat();
+    said.sort_unstable();
+    assert_eq!(log, said, "the log is what the container said");
 }
 
 #[test]
 fn a_service_that_crashes_fails_with_its_exit_code() {
-    fails("crashes", "the service ended with exit code 7");
+    fails("crashes", "the service ended with exit code 7", &[]);
 }
 
 #[test]
 fn a_service_that_ends_well_fails_too() {
-    fails("ends", "the service ended with exit code 0");
+    fails("ends", "the service ended with exit code 0", &[]);
 }
 
 #[test]
 fn a_service_that_crashes_later_fails_with_its_last_words() {
-    fails("crashes-later", "the service ended with exit code 101");
-    RUNS["crashes-later"].clone().says("the database is gone");
+    fails(
+        "crashes-later",
+        "the service ended with exit code 101",
+        &["the database is gone"],
+    );
 }
 
 #[test]
 fn a_service_that_hangs_fails() {
-    fails("hangs", "nothing answers on port 8000");
+    fails("hangs", "nothing answers on port 8000", &[]);
 }
 
 #[test]
 fn a_service_that_answers_500_fails() {
-    fails("answers-500", "it answered 500 Internal Server Error");
+    fails("answers-500", "it answered 500 Internal Server Error", &[]);
 }
 
 #[test]
 fn a_redirect_is_no_answer_whatever_it_leads_to() {
-    fails("redirects", "it answered 302 Found");
+    fails("redirects", "it answered 302 Found", &[]);
 }
 
 #[test]
 fn a_service_on_another_port_fails() {
-    fails("wrong-port", "nothing answers on port 8000");
+    fails("wrong-port", "nothing answers on port 8000", &[]);
 }
 
 #[test]
 fn a_service_that_accepts_and_never_answers_fails() {
-    fails("never-answers", "it did not answer within 2 s");
+    fails("never-answers", "it did not answer within 2 s", &[]);
 }
 
 #[test]
 fn a_service_that_needs_19_seconds_passes() {
-    let run = RUNS["needs-19-s"].clone().exits(0);
+    let run = RUNS["needs-19-s"].0.clone().exits(0);
     assert_eq!(run.status("smoke"), "passed");
 }
 
 #[test]
 fn a_service_that_needs_25_seconds_fails() {
-    fails("needs-25-s", "20 tries within 20 s");
+    fails("needs-25-s", "20 tries within 20 s", &[]);
 }
 
 #[test]
