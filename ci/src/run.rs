@@ -290,6 +290,12 @@ impl<K: Kind> StepContext<'_, K> {
         *lock(&self.saw) = Some(digest.to_owned());
     }
 
+    /// What the engine says of the end of a service's command, once it has ended: nothing where it ended well.
+    #[must_use]
+    pub fn ended(&self, command: &str) -> Option<String> {
+        self.run.telemetry.ended(self.trace, command)
+    }
+
     /// What the step's containers have written up to now.
     #[must_use]
     pub fn log(&self) -> String {

@@ -60,6 +60,9 @@ impl TraceContext {
     }
 }
 
+/// The calls whose output is that of a command in a container.
+const COMMANDS: [&str; 2] = ["Container.withExec", "Container.asService"];
+
 /// Hears the lines that the containers of a step write, as they come.
 pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -68,13 +71,19 @@ struct Trace {
     listener: Option<Listener>,
     /// The beginning of a line whose end has not come yet, by span and stream.
     pending: HashMap<(Vec<u8>, i64), String>,
-    log: String,
+    /// The whole lines, each with its span.
+    lines: Vec<(Vec<u8>, String)>,
+    /// Whether a span is that of a command; those of other calls carry the call's answer as if it were output.
+    commands: HashMap<Vec<u8>, bool>,
     /// Whether each command that ran in a container was taken from the cache.
     execs: HashMap<Vec<u8>, bool>,
+    /// The commands that have ended, and what the engine says of their end.
+    ended: HashMap<String, String>,
 }
 
 impl Trace {
     fn write(&mut self, key: (Vec<u8>, i64), text: &str, end: bool) {
+        let span = key.0.clone();
         let pending = self.pending.entry(key).or_default();
         pending.push_str(text);
         let mut lines = Vec::new();
@@ -87,12 +96,24 @@ impl Trace {
         }
         for line in lines {
             let line = line.trim_end_matches(['\n', '\r']);
-            self.log.push_str(line);
-            self.log.push('\n');
-            if let Some(listener) = &self.listener {
+            self.lines.push((span.clone(), line.to_owned()));
+            if let Some(listener) = &self.listener
+                && self.is_output(&span)
+            {
                 listener(line);
             }
         }
+    }
+
+    /// Whether what comes from a span is a command's output. What is not known is taken for it: better too much than too
+    /// little.
+    fn is_output(&self, span: &[u8]) -> bool {
+        self.commands.get(span).copied().unwrap_or(true)
+    }
+
+    fn log(&self) -> String {
+        let lines = self.lines.iter().filter(|(span, _)| self.is_output(span));
+        lines.fold(String::new(), |log, (_, line)| log + line + "\n")
     }
 }
 
@@ -164,7 +185,7 @@ impl Telemetry {
         self.shared
             .traces()
             .get(&context.trace)
-            .map(|trace| trace.log.clone())
+            .map(Trace::log)
             .unwrap_or_default()
     }
 
@@ -177,6 +198,15 @@ impl Telemetry {
             .is_some_and(|trace| {
                 !trace.execs.is_empty() && trace.execs.values().all(|cached| *cached)
             })
+    }
+
+    /// What the engine says of the end of a command, once it has ended: nothing where it ended well.
+    #[must_use]
+    pub fn ended(&self, context: TraceContext, command: &str) -> Option<String> {
+        self.shared
+            .traces()
+            .get(&context.trace)
+            .and_then(|trace| trace.ended.get(command).cloned())
     }
 
     /// Waits until nothing new has come for a moment, and at most `limit`: the engine sends in batches.
@@ -251,6 +281,16 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         else {
             continue;
         };
+        trace
+            .commands
+            .insert(span.span_id.clone(), COMMANDS.contains(&&*span.name));
+        // A span comes twice: when it begins, and when it has ended.
+        if let (Some(command), 1..) = (span.name.strip_prefix("exec "), span.end_time_unix_nano) {
+            let how = span.status.map(|status| status.message);
+            trace
+                .ended
+                .insert(command.to_owned(), how.unwrap_or_default());
+        }
         // The call ends at once; the span with an effect's id is the work itself.
         if span.name.ends_with("Container.withExec")
             && attribute(&span.attributes, "dagger.io/effect.id").is_some()
@@ -286,7 +326,20 @@ mod tests {
         trace.write((vec![1], 2), "other\n", false);
         trace.write((vec![1], 1), "line\ntwo", false);
         trace.write((vec![1], 1), "", true);
-        assert_eq!(trace.log, "other\none line\ntwo\n");
+        assert_eq!(trace.log(), "other\none line\ntwo\n");
+    }
+
+    #[test]
+    fn the_answer_of_a_call_is_no_output() {
+        let mut trace = Trace::default();
+        trace.write((vec![1], 1), "of a command\n", false);
+        trace.write((vec![2], 1), "of a call\n", false);
+        trace.write((vec![3], 1), "of something that is not known\n", false);
+        trace.commands.extend([(vec![1], true), (vec![2], false)]);
+        assert_eq!(
+            trace.log(),
+            "of a command\nof something that is not known\n"
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use dagger_sdk::{
 use generativity::Id;
 use tokio::time::Instant;
 
-use super::build::{Image, PORT};
+use super::build::{Image, PACKAGE, PORT};
 use crate::engine::EngineError;
 use crate::evidence::Kind;
 use crate::failure::{Failure, OrFail};
@@ -62,7 +62,11 @@ pub async fn run<'img, K: Kind>(
         let address = tunnel.endpoint().await.map_err(engine)?;
         // The port is that of a tunnel on this machine; it may say so by a name.
         let port = address.rsplit(':').next().unwrap_or(&address);
-        poll(&format!("http://127.0.0.1:{port}{HEALTH}"), started).await
+        let url = format!("http://127.0.0.1:{port}{HEALTH}");
+        tokio::select! {
+            answered = poll(&url, started) => answered,
+            ended = end(step) => Err(ended),
+        }
     }
     .await;
     let kill = || ServiceStopOpts { kill: Some(true) };
@@ -92,6 +96,19 @@ pub async fn run<'img, K: Kind>(
         _image: image.id(),
         _kind: PhantomData,
     })
+}
+
+/// Waits for the end of the service, of which nobody but the engine's telemetry tells, and which nothing can mend.
+async fn end<K: Kind>(step: &StepContext<'_, K>) -> Failure {
+    let command = format!("/{PACKAGE}");
+    loop {
+        if let Some(how) = step.ended(&command) {
+            let code = how.strip_prefix("exit code: ").unwrap_or(&how);
+            let code = if code.is_empty() { "0" } else { code };
+            return Failure::gate(format!("the service ended with exit code {code}"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn service(container: &Container) -> Service {

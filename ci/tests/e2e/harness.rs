@@ -79,6 +79,29 @@ impl Project {
         self.write(path, &text.replace(from, to));
     }
 
+    pub fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.path().join(path)).unwrap()
+    }
+
+    /// Lets `api` depend on something of the package registry, by a line of its `Cargo.toml`.
+    pub fn depend(&self, line: &str) {
+        let manifest = self.read("api/Cargo.toml");
+        self.write(
+            "api/Cargo.toml",
+            &format!("{manifest}\n[dependencies]\n{line}\n"),
+        );
+        let output = Command::new(env!("CARGO"))
+            .args(["generate-lockfile", "--quiet"])
+            .current_dir(self.path())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
     pub fn git(&self, arguments: &[&str]) -> String {
         git(self.path(), arguments)
     }
@@ -184,7 +207,7 @@ impl Ci {
 }
 
 /// What came of a call.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     pub code: i32,
     pub stdout: String,
@@ -267,7 +290,13 @@ impl Outcome {
                 self.stderr
             );
         }
-        assert_eq!(self.report["publish"], Value::Null, "nothing is published");
+        self.publishes_nothing()
+    }
+
+    /// Nothing reached a registry.
+    #[track_caller]
+    pub fn publishes_nothing(self) -> Self {
+        assert!(self.report["publish"].is_null(), "{:#}", self.report);
         self
     }
 }

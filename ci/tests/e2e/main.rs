@@ -17,4 +17,7 @@ mod embedded;
 mod evidence;
 mod gates;
 mod publishing;
+mod runs;
+mod smoke;
 mod sources;
+mod whole;
