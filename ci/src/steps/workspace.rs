@@ -1,6 +1,6 @@
 //! The container in which cargo works on a run's sources.
 
-use dagger_sdk::{CacheSharingMode, Container, ContainerWithMountedCacheOpts};
+use dagger_sdk::Container;
 
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
@@ -21,7 +21,12 @@ const CARGO_HOME: &str = "/cargo";
 /// as new as now, in whatever direction it changed. Where cargo would not notice, everything is made new: a file that
 /// vanished, which a build script may have looked at, a link that leads to another file, whose own time is older, and a
 /// synchronization that was cut off. Build scripts run again after any change: they may not have told cargo what they read.
+///
+/// Two runs at once take turns by a lock of their own, which ends with the container. The engine's (`LOCKED`) may stay
+/// behind for ever when a run is cancelled: nobody could use the volume again before the engine's restart.
 const SYNC: &str = r#"set -eu
+exec 9>/work/lock
+flock --nonblock 9 || { echo "waiting for another run with the same cache" >&2; flock 9; }
 mkdir -p /work/src
 all=
 if [ -e /work/unfinished ]; then all=yes; fi
@@ -115,16 +120,7 @@ pub fn with_sources<K: Kind>(
     let volume = client.cache_volume(step.run.volume(&format!("{}-{}", step.step, pins::RUST)));
     container
         .with_mounted_directory(CHECKOUT, files)
-        .with_mounted_cache_opts(
-            "/work",
-            volume,
-            ContainerWithMountedCacheOpts {
-                expand: None,
-                owner: None,
-                sharing: Some(CacheSharingMode::Locked),
-                source: None,
-            },
-        )
+        .with_mounted_cache("/work", volume)
         .with_env_variable("CARGO_TARGET_DIR", "/work/target")
 }
 
