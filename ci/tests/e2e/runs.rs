@@ -100,8 +100,14 @@ fn ends_by(signal: Signal, name: &str) {
     let project = Project::new(name);
     test_does(&project, SLEEPS);
     project.commit("a test that never ends");
+    interrupt(&project, signal);
+    // What was cancelled does not stand in the way of the next run: its test runs, too.
+    interrupt(&project, signal);
+}
+
+fn interrupt(project: &Project, signal: Signal) {
     let ci = project
-        .ci(&["-v"])
+        .ci(&["-v", "--timeout", "5m"])
         .into_command()
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
