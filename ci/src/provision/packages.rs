@@ -92,7 +92,11 @@ pub async fn packages(
     }
     let names: Vec<&str> = absent.iter().map(|package| package.name).collect();
     let list = names.join(" ");
-    let lacks = || Failure::environment(format!("this machine lacks: {list}"));
+    let described: Vec<String> = absent
+        .iter()
+        .map(|package| format!("{} ({})", package.name, package.purpose))
+        .collect();
+    let lacks = || Failure::environment(format!("this machine lacks: {}", described.join(", ")));
     let Some(apt) = find_program("apt-get") else {
         return Err(lacks().hint(format!(
             "Install them with this system's package manager (the names are Debian's). {CHOICES}"

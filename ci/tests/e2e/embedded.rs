@@ -2,18 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::MutexGuard;
 
 use serde_json::Value;
 
-use crate::harness::{Ci, Project};
+use crate::harness::{Ci, Project, whole_machine};
 
 /// A cache directory of the test's own, with the programs that were built already.
 struct Machine {
     cache: tempfile::TempDir,
+    _busy: MutexGuard<'static, ()>,
 }
 
 impl Machine {
     fn new() -> Self {
+        let busy = whole_machine();
         // Builds the engine where it is not built, which on an empty machine takes minutes.
         let built = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
         assert!(built.stdout.starts_with("unix://"), "{}", built.stdout);
@@ -36,7 +39,7 @@ impl Machine {
             .status()
             .unwrap();
         assert!(copied.success());
-        Self { cache }
+        Self { cache, _busy: busy }
     }
 
     fn ci(&self, arguments: &[&str]) -> Ci {
@@ -244,4 +247,30 @@ fn who_is_not_root_is_told_the_choices() {
     for choice in ["root", "container runtime", "--engine"] {
         assert!(said.contains(choice), "{choice} is not in: {said}");
     }
+}
+
+#[test]
+fn who_has_no_go_is_told_the_choices() {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = folder.path().join("bin");
+    std::fs::create_dir(&programs).unwrap();
+    // All that the engine needs but Go, and nothing to get Go with.
+    for name in [
+        "runc", "iptables", "ip", "dnsmasq", "pigz", "git", "tini", "unshare",
+    ] {
+        std::fs::write(programs.join(name), "#!/bin/sh\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(programs.join(name), mode).unwrap();
+    }
+    Ci::new(folder.path(), &["engine", "up"])
+        .env("PATH", programs.to_str().unwrap())
+        .env(
+            "LAB_CI_CACHE_DIR",
+            folder.path().join("cache").to_str().unwrap(),
+        )
+        .run()
+        .exits(3)
+        .says("Go ")
+        .says("container runtime")
+        .says("--engine URL");
 }

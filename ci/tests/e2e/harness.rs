@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -25,6 +26,13 @@ const KEPT: [&str; 14] = [
 
 /// A service of the standard library alone that is healthy.
 pub const SERVICE: &str = include_str!("service.rs");
+
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// The machine for this test alone, among those that ask for it: some load it for minutes, and others are about seconds.
+pub fn whole_machine() -> MutexGuard<'static, ()> {
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A git repository with a workspace whose package `api` is the service.
 pub struct Project {

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use crate::harness::{Outcome, Project};
+use crate::harness::{Outcome, Project, whole_machine};
 
 /// Each service says this at its start, the first on standard output and the second on standard error.
 const SAYS: [&str; 2] = ["the service starts", "the service has no configuration"];
@@ -89,6 +89,7 @@ const SERVICES: [(&str, &str); 10] = [
 
 /// The outcome of each, and the log of its smoke test.
 static RUNS: LazyLock<HashMap<&str, (Outcome, String)>> = LazyLock::new(|| {
+    let _quiet = whole_machine();
     std::thread::scope(|scope| {
         let runs = SERVICES.map(|(name, body)| {
             scope.spawn(move || {
