@@ -7,3 +7,10 @@
 
 mod process;
 mod routes;
+
+/// A client of the service. Built together with `ci`, reqwest has TLS whose provider has to be named, though nothing here uses it.
+fn client() -> reqwest::Client {
+    // Another test may have named it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}

@@ -80,7 +80,7 @@ fn run(environment: &[(&str, &str)]) -> Output {
 #[actix_web::test]
 async fn sigterm_ends_the_service_well_also_with_an_idle_connection() {
     let service = Service::start(&[]);
-    let client = reqwest::Client::new();
+    let client = crate::client();
     let response = client.get(service.url("/health")).send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
 
@@ -100,8 +100,16 @@ async fn sigterm_ends_the_service_well_also_with_an_idle_connection() {
 async fn requests_are_logged_without_their_query_and_probes_only_when_asked_for() {
     for (level, probes) in [("info", 0), ("debug", 1)] {
         let service = Service::start(&[("RUST_LOG", level)]);
-        reqwest::get(service.url("/health")).await.unwrap();
-        reqwest::get(service.url("/?secret=1")).await.unwrap();
+        crate::client()
+            .get(service.url("/health"))
+            .send()
+            .await
+            .unwrap();
+        crate::client()
+            .get(service.url("/?secret=1"))
+            .send()
+            .await
+            .unwrap();
         service.signal(Signal::SIGTERM);
         let (_, log) = service.wait();
         let requests = |path| {

@@ -16,7 +16,7 @@ fn start(app_env: Option<&str>) -> String {
 }
 
 async fn get(url: String) -> Response {
-    reqwest::get(url).await.unwrap()
+    crate::client().get(url).send().await.unwrap()
 }
 
 #[actix_web::test]
@@ -50,7 +50,7 @@ async fn other_methods_and_paths_are_not_there_but_head_is() {
         get(format!("{url}/nothing")).await.status(),
         StatusCode::NOT_FOUND
     );
-    let client = reqwest::Client::new();
+    let client = crate::client();
     for path in ["/", "/health"] {
         let post = client.post(format!("{url}{path}")).send().await.unwrap();
         assert_eq!(post.status(), StatusCode::METHOD_NOT_ALLOWED);
