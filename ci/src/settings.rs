@@ -38,7 +38,7 @@ environment, which wins over the file.";
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Every gate; publishes when, and only when, this is a push to main on GitHub Actions [default]
+    /// Every gate; publishes when, and only when, this is a push to main on GitHub Actions (the default)
     Run,
     /// The tests of the workspace
     Test,
@@ -151,7 +151,7 @@ pub struct Options {
         overrides_with = "keep_going"
     )]
     pub fail_fast: bool,
-    /// Let independent gates finish after a failure [default]
+    /// Let independent gates finish after a failure (the default)
     #[arg(long, global = true, overrides_with = "fail_fast")]
     pub keep_going: bool,
     /// The time limit of the whole run, such as 30m
