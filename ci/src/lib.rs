@@ -12,6 +12,7 @@ pub mod oci;
 pub mod pins;
 pub mod pipeline;
 pub mod provision;
+pub mod random;
 pub mod reference;
 pub mod registry;
 pub mod report;

@@ -136,6 +136,13 @@ impl From<LoopbackRegistry> for Registry {
 }
 
 /// The name of a repository in a registry, as the OCI distribution specification allows it: no tag, no digest.
+///
+/// ```
+/// use ci::reference::Repository;
+///
+/// assert!("upwind1647/status-api".parse::<Repository>().is_ok());
+/// assert!("upwind1647/status-api:latest".parse::<Repository>().is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository(String);
 

@@ -307,7 +307,7 @@ impl TreeEntry {
 }
 
 fn submodule(path: &Path) -> Failure {
-    Failure::usage(format!("{} is a git submodule", path.display()))
+    Failure::usage(format!("{} is a git submodule or another repository", path.display()))
         .hint("Submodules are not part of the commit's own content; vendor the files or depend on a released crate.")
 }
 

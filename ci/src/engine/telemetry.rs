@@ -22,6 +22,7 @@ use prost::Message;
 use tokio::sync::Notify;
 
 use crate::failure::{Failure, OrFail};
+use crate::random;
 
 /// The trace and span that a step's queries belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +34,7 @@ pub struct TraceContext {
 impl TraceContext {
     /// One that no other has.
     fn unique() -> Self {
-        use std::hash::{BuildHasher, RandomState};
-        // RandomState is seeded by the system; two of its hashes are a random number without another crate.
-        let random = || {
-            RandomState::new()
-                .hash_one(std::process::id())
-                .to_be_bytes()
-        };
+        let random = || random::number().to_be_bytes();
         let mut trace = [0; 16];
         trace[..8].copy_from_slice(&random());
         trace[8..].copy_from_slice(&random());

@@ -13,6 +13,7 @@ use super::json::Report;
 use crate::authority::Credential;
 use crate::failure::Failure;
 use crate::narrator::Narrator;
+use crate::random;
 use crate::settings::{Format, Settings};
 use crate::step::{Record, Status, Step};
 
@@ -92,6 +93,8 @@ impl Reporter {
 
     /// A line that a step's container wrote.
     pub fn line_of(&self, step: Step, line: &str) {
+        // The runner finds its older commands anywhere in a line.
+        let line = line.replace("##[", "## [");
         self.say(&format!("{DIM}{step:>11} │{DIM:#} {line}"));
     }
 
@@ -114,16 +117,19 @@ impl Reporter {
             "✗"
         };
         let mut text = format!("{BAD}  {sign} {step:<8}{BAD:#}{took:>9}  {failure}\n");
-        let (open, close) = match self.format {
-            Format::Github => (format!("::group::{step}: output\n"), "::endgroup::\n"),
-            _ => (String::new(), ""),
-        };
         if let Some(output) = &failure.output {
-            text += &open;
-            for line in output.trim_end().lines() {
-                text += &format!("      {line}\n");
-            }
-            text += close;
+            let lines: String = output
+                .trim_end()
+                .lines()
+                .map(|line| format!("      {line}\n"))
+                .collect();
+            text += &match self.format {
+                Format::Github => format!(
+                    "::group::{step}: output\n{}::endgroup::\n",
+                    without_commands(&lines)
+                ),
+                _ => lines,
+            };
         }
         if let Some(hint) = &failure.hint {
             text += &format!("{NOTE}      hint:{NOTE:#} {hint}\n");
@@ -153,11 +159,11 @@ impl Reporter {
 
     /// A failure that belongs to no step.
     pub fn failed(&self, error: &Failure) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        eprint!("{}", self.redact(&render(error)));
-        if self.format == Format::Github {
-            eprint!("{}", self.redact(&annotation(&error.to_string())));
-        }
+        let text = match self.format {
+            Format::Github => without_commands(&render(error)) + &annotation(&error.to_string()),
+            _ => render(error),
+        };
+        self.say(text.trim_end());
     }
 
     /// The last word of a run, and with `--format json` the report itself.
@@ -222,6 +228,14 @@ fn render(error: &Failure) -> String {
         text += &format!("{NOTE}hint:{NOTE:#} {hint}\n");
     }
     text
+}
+
+/// Text of other people's programs for GitHub's log, which must not be read as workflow commands: they are
+/// [stopped](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands#stopping-and-starting-workflow-commands)
+/// by a word that the text cannot know.
+fn without_commands(text: &str) -> String {
+    let word = format!("{:016x}{:016x}", random::number(), random::number());
+    format!("::stop-commands::{word}\n{text}::{word}::\n")
 }
 
 /// A [workflow command](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands).
@@ -320,6 +334,16 @@ mod tests {
             reporter.redact("a ghs_secret b Z2hzX3NlY3JldA=="),
             "a *** b ***"
         );
+    }
+
+    #[test]
+    fn what_a_test_prints_is_no_workflow_command() {
+        let text = without_commands("      ::add-mask::a\n");
+        let lines: Vec<_> = text.lines().collect();
+        let word = lines[0].strip_prefix("::stop-commands::").unwrap();
+        assert_eq!(lines[1], "      ::add-mask::a");
+        assert_eq!(lines[2], format!("::{word}::"));
+        assert_ne!(text, without_commands("      ::add-mask::a\n"));
     }
 
     #[test]
