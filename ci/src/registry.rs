@@ -78,7 +78,7 @@ impl<'a> Client<'a> {
     /// When the registry refuses (exit 4) or cannot be reached (exit 3).
     pub async fn prove_write(&self) -> Result<(), Failure> {
         let url = self.url(&format!("/v2/{}/blobs/uploads/", self.repository))?;
-        let authorization = self.authorization("pull,push").await?;
+        let authorization = self.authorization().await?;
         let answer = self
             .send(self.http.post(url.clone()), &authorization)
             .await?;
@@ -89,7 +89,7 @@ impl<'a> Client<'a> {
             .headers()
             .get(LOCATION)
             .and_then(|location| url.join(location.to_str().ok()?).ok());
-        if let Some(location) = location.filter(|location| location.host() == url.host()) {
+        if let Some(location) = location.filter(|location| location.origin() == url.origin()) {
             // Best effort: an upload that is not cancelled is forgotten by the registry in time.
             let cancelled = self.send(self.http.delete(location), &authorization).await;
             tracing::debug!(cancelled = cancelled.is_ok(), "the trial upload");
@@ -103,7 +103,7 @@ impl<'a> Client<'a> {
     /// When the registry refuses (exit 4) or cannot be reached (exit 3).
     pub async fn manifest_digest(&self, tag: &Tag) -> Result<Option<String>, Failure> {
         let url = self.url(&format!("/v2/{}/manifests/{tag}", self.repository))?;
-        let authorization = self.authorization("pull").await?;
+        let authorization = self.authorization().await?;
         let request = self
             .http
             .request(Method::GET, url)
@@ -150,7 +150,7 @@ impl<'a> Client<'a> {
     }
 
     /// What the registry wants to see with a request, as its answer to `GET /v2/` says.
-    async fn authorization(&self, actions: &str) -> Result<Authorization, Failure> {
+    async fn authorization(&self) -> Result<Authorization, Failure> {
         let answer = self
             .send(self.http.get(self.url("/v2/")?), &Authorization::None)
             .await?;
@@ -175,22 +175,19 @@ impl<'a> Client<'a> {
                 found.map(|(_, value)| value.to_unescaped())
             };
             return self
-                .bearer(
-                    parameter("realm").unwrap_or_default(),
-                    parameter("service"),
-                    actions,
-                )
+                .bearer(parameter("realm").unwrap_or_default(), parameter("service"))
                 .await;
         }
         Ok(Authorization::Basic)
     }
 
+    /// Always for both actions: a token to read alone is denied for a repository that does not exist yet.
+    ///
     /// [Token authentication](https://distribution.github.io/distribution/spec/auth/token/).
     async fn bearer(
         &self,
         realm: String,
         service: Option<String>,
-        actions: &str,
     ) -> Result<Authorization, Failure> {
         let mut url: Url = realm.parse().or_environment(format!(
             "{} names an authentication realm that is not a URL: {realm}",
@@ -207,7 +204,7 @@ impl<'a> Client<'a> {
         url.query_pairs_mut()
             .append_pair(
                 "scope",
-                &format!("repository:{}:{actions}", self.repository),
+                &format!("repository:{}:pull,push", self.repository),
             )
             .extend_pairs(service.map(|service| ("service", service)));
         let answer = self.send(self.http.get(url), &Authorization::Basic).await?;

@@ -262,15 +262,27 @@ fn who_has_no_go_is_told_the_choices() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(programs.join(name), mode).unwrap();
     }
-    Ci::new(folder.path(), &["engine", "up"])
-        .env("PATH", programs.to_str().unwrap())
-        .env(
-            "LAB_CI_CACHE_DIR",
-            folder.path().join("cache").to_str().unwrap(),
-        )
-        .run()
-        .exits(3)
-        .says("Go ")
-        .says("container runtime")
-        .says("--engine URL");
+    // Go is found where its own installer puts it, too: there is none in a mount namespace without that folder.
+    let hidden = "/usr/bin/mkdir -p /usr/local/go && /usr/bin/mount -t tmpfs none /usr/local/go && exec \"$0\" engine up";
+    let output = Command::new("/usr/bin/unshare")
+        .args([
+            "--mount",
+            "--propagation",
+            "private",
+            "/bin/sh",
+            "-c",
+            hidden,
+        ])
+        .arg(env!("CARGO_BIN_EXE_ci"))
+        .env_clear()
+        .env("PATH", programs)
+        .env("LAB_CI_CACHE_DIR", folder.path().join("cache"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for choice in ["Go ", "container runtime", "--engine URL"] {
+        assert!(said.contains(choice), "{choice} is not in: {said}");
+    }
 }
