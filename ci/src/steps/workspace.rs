@@ -143,15 +143,30 @@ pub async fn run<K: Kind>(
     Ok(done)
 }
 
-/// The words of a tool that could not get what it needs from the network: not the fault of the code.
-const NETWORK: [&str; 6] = [
-    "Could not resolve host",
-    "Couldn't resolve host",
-    "download of config.json failed",
-    "failed to download from",
-    "spurious network error",
-    "Timeout was reached",
+/// What cargo says when it is not the code that is at fault, and what that means.
+const SURROUNDINGS: [(&str, &str); 7] = [
+    ("No space left on device", "the engine's disk is full"),
+    ("database or disk is full", "the engine's disk is full"),
+    ("Could not resolve host", "the network failed"),
+    ("Couldn't resolve host", "the network failed"),
+    ("download of config.json failed", "the network failed"),
+    ("failed to download from", "the network failed"),
+    ("spurious network error", "the network failed"),
 ];
+/// What is said when the code is at fault, whatever words its tests print.
+const FAULTS: [&str; 3] = [
+    "test result: FAILED",
+    "error: could not compile",
+    "panicked at",
+];
+
+/// What around the code failed, as far as `output` tells.
+fn surroundings(output: &str) -> Option<&'static str> {
+    let (_, what) = SURROUNDINGS
+        .iter()
+        .find(|(sign, _)| output.contains(sign))?;
+    (!FAULTS.iter().any(|fault| output.contains(fault))).then_some(what)
+}
 
 /// A failed command is the gate's failure; everything else is the surroundings'.
 pub fn judge<K: Kind>(
@@ -161,17 +176,35 @@ pub fn judge<K: Kind>(
     hint: &str,
 ) -> Failure {
     match error {
-        EngineError::Exec { output, .. } if NETWORK.iter().any(|sign| output.contains(sign)) => {
-            Failure::environment(format!("{}: the network failed", step.step))
+        EngineError::Exec { exit_code, output } => match surroundings(&output) {
+            Some(what) => Failure::environment(format!("{}: {what}", step.step))
                 .output(output)
-                .hint("Run again; `ci doctor` tells what can be reached.")
-        }
-        EngineError::Exec { exit_code, output } => Failure::new(
-            ExitCode::GateFailed,
-            format!("{failed} (exit code {exit_code})"),
-        )
-        .output(output)
-        .hint(hint),
+                .hint("Run again when that is mended; `ci doctor` tells what there is."),
+            None => Failure::new(
+                ExitCode::GateFailed,
+                format!("{failed} (exit code {exit_code})"),
+            )
+            .output(output)
+            .hint(hint),
+        },
         other => other.into_environment(&format!("step {}", step.step)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_the_fault_of_the_code_but_a_test_about_one_is() {
+        assert_eq!(
+            surroundings("error: No space left on device (os error 28)"),
+            Some("the engine's disk is full")
+        );
+        assert_eq!(
+            surroundings("No space left on device\ntest result: FAILED. 1 passed"),
+            None
+        );
+        assert_eq!(surroundings("error[E0308]: mismatched types"), None);
     }
 }
