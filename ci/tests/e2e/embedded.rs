@@ -1,7 +1,7 @@
 //! The embedded engine: it comes up, survives what happens to it, and leaves nothing behind.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::MutexGuard;
 
 use serde_json::Value;
@@ -222,6 +222,16 @@ fn its_sockets_and_folders_are_the_owners_alone() {
     );
 }
 
+/// There is no engine to be had, and these are the choices.
+#[track_caller]
+fn is_told(output: Output, choices: &[&str]) {
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for choice in choices {
+        assert!(said.contains(choice), "{choice} is not in: {said}");
+    }
+}
+
 #[test]
 fn who_is_not_root_is_told_the_choices() {
     // Where that user can run it and keep a cache.
@@ -242,11 +252,7 @@ fn who_is_not_root_is_told_the_choices() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    for choice in ["root", "container runtime", "--engine"] {
-        assert!(said.contains(choice), "{choice} is not in: {said}");
-    }
+    is_told(output, &["root", "container runtime", "--engine"]);
 }
 
 #[test]
@@ -280,9 +286,5 @@ fn who_has_no_go_is_told_the_choices() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    for choice in ["Go ", "container runtime", "--engine URL"] {
-        assert!(said.contains(choice), "{choice} is not in: {said}");
-    }
+    is_told(output, &["Go ", "container runtime", "--engine URL"]);
 }
