@@ -8,7 +8,7 @@ use generativity::make_guard;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
-use crate::authority::{self, Event, GitHub, Permit};
+use crate::authority::{self, Event, GitHub, Permit, Purpose};
 use crate::engine::{self, Session, Telemetry};
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
@@ -131,23 +131,18 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
     if let Some(exceptions) = read(scan::IGNORE_FILE)? {
         scan::check_exceptions(&exceptions)?;
     }
-    let explicit = matches!(invocation.command, Command::Publish);
-    let may_publish = explicit || matches!(invocation.command, Command::Run);
-    let request = authority::Request {
+    let permit = authority::permit(&authority::Request {
         github,
         event: settings.event,
-        explicit,
+        purpose: match invocation.command {
+            Command::Run => Purpose::Run,
+            Command::Publish => Purpose::Publish,
+            _ => Purpose::Gates,
+        },
         registry: &settings.registry,
         registry_from: settings.registry_from,
         checkout: &checkout,
-    };
-    // A gate alone publishes nothing, but it works in the caches of its event: main's are not for everybody who asks.
-    let raised = settings.event == Event::Push && github.event() != Event::Push;
-    let permit = if may_publish || raised {
-        authority::permit(&request)?
-    } else {
-        None
-    };
+    })?;
     Ok(Plan {
         invocation: invocation.command.clone(),
         settings,

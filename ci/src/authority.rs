@@ -160,6 +160,17 @@ impl Permit<Registry> {
     }
 }
 
+/// What a command is for, as far as the rule is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Some gates, and nothing after them.
+    Gates,
+    /// `ci run`: every gate, and the publish on a push to main.
+    Run,
+    /// `ci publish`: the publish, or a refusal.
+    Publish,
+}
+
 /// What a run is about to do, as the rule sees it.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -167,8 +178,8 @@ pub struct Request<'a> {
     pub github: &'a GitHub,
     /// The event that counts: GitHub's, or a lower one that `--event` named.
     pub event: Event,
-    /// `ci publish` rather than `ci run`.
-    pub explicit: bool,
+    /// What the command is for.
+    pub purpose: Purpose,
     /// The registry.
     pub registry: &'a Registry,
     /// Where the registry was named.
@@ -185,17 +196,23 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
     let Request {
         github,
         event,
-        explicit,
+        purpose,
         registry,
         registry_from,
         checkout,
     } = request;
-    if !explicit && *event != Event::Push {
+    // Who calls himself a push to main works in main's caches, which are not for everybody who asks: not for a gate alone,
+    // and not for a trial.
+    let raised = *event == Event::Push && github.event() != Event::Push;
+    let meant = match purpose {
+        Purpose::Gates => raised,
+        Purpose::Run => *event == Event::Push,
+        Purpose::Publish => true,
+    };
+    if !meant {
         return Ok(None);
     }
-    // Who calls himself a push to main works in main's caches, so this is no trial.
-    let raised = *event == Event::Push && github.event() != Event::Push;
-    let trial = *explicit && registry.is_loopback() && !raised;
+    let trial = *purpose == Purpose::Publish && registry.is_loopback() && !raised;
     let mut missing = Vec::new();
     if !trial {
         if !github.actions {
@@ -307,7 +324,11 @@ mod tests {
         permit(&Request {
             github,
             event: github.event(),
-            explicit,
+            purpose: if explicit {
+                Purpose::Publish
+            } else {
+                Purpose::Run
+            },
             registry: &registry.parse().unwrap(),
             registry_from: Origin::Elsewhere,
             checkout: &checkout(clean),
