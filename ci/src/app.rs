@@ -231,12 +231,11 @@ async fn pipeline(
     let mut outcome = Outcome::default();
     let result = with_engine(plan, &stopper, &reporter, &mut outcome).await;
 
-    if outcome.records.is_empty() {
-        let why = "the run ended before it";
-        outcome.records = wanted
-            .into_iter()
-            .map(|step| Record::skipped(step, why.into()))
-            .collect();
+    for step in wanted {
+        if !outcome.records.iter().any(|record| record.name == step) {
+            let why = "the run ended before it".to_owned();
+            outcome.records.push(Record::skipped(step, why));
+        }
     }
     let failures = outcome.records.iter().filter_map(|record| record.code);
     let code = ExitCode::of_all(failures.chain(result.as_ref().err().map(|failure| failure.code)));
@@ -368,7 +367,7 @@ async fn execute<K: Kind>(
         session,
         Arc::clone(&reporter),
         stopper,
-        plan.steps.clone(),
+        plan.steps,
     );
     if matches!(plan.invocation, Command::Fmt { fix: true }) {
         make_guard!(this_run);
@@ -383,9 +382,6 @@ async fn execute<K: Kind>(
     }
     outcome.stand_ins = run.toolbox.notes();
     outcome.records = run.finish().await;
-    outcome
-        .records
-        .retain(|record| plan.steps.contains(&record.name));
     Ok(())
 }
 

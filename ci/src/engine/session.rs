@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dagger_sdk::DaggerConn;
@@ -169,7 +169,7 @@ async fn first_line(
 
 /// The last lines of the session's standard error.
 #[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<String>>>);
+struct Said(Arc<Mutex<provision::Tail>>);
 
 impl Said {
     fn listen(self, stderr: impl AsyncRead + Unpin + Send + 'static) {
@@ -177,19 +177,16 @@ impl Said {
             let mut lines = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 tracing::trace!(target: "dagger", "{line}");
-                let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                if said.len() == 30 {
-                    said.remove(0);
-                }
-                said.push(line);
+                self.lock().push(&line);
             }
         });
     }
 
     fn text(&self) -> String {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .join("\n")
+        self.lock().text()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, provision::Tail> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,7 +14,7 @@ pub use packages::{
     CNI_PLUGINS, DEBOOTSTRAP, DNSMASQ, GIT, IPROUTE, IPTABLES, PIGZ, PYTHON_VENV, Package, Probe,
     RUNC, TINI, UTIL_LINUX, missing_packages, packages,
 };
-pub(crate) use process::SECRETS;
+pub(crate) use process::{SECRETS, Tail};
 pub use process::{command, find_program, output, run};
 
 /// Asks the person at the terminal; answers yes where there is none to ask.

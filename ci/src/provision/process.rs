@@ -128,7 +128,7 @@ async fn drive(
     }
 }
 
-fn judge(status: ExitStatus, what: &str, tail: Tail) -> Result<(), Failure> {
+fn judge(status: ExitStatus, what: &str, mut tail: Tail) -> Result<(), Failure> {
     if status.success() {
         return Ok(());
     }
@@ -179,19 +179,20 @@ impl Drop for Group {
     }
 }
 
+/// The last lines that a program wrote.
 #[derive(Default)]
-struct Tail(VecDeque<String>);
+pub(crate) struct Tail(VecDeque<String>);
 
 impl Tail {
-    fn push(&mut self, line: &str) {
+    pub(crate) fn push(&mut self, line: &str) {
         if self.0.len() == TAIL_LINES {
             self.0.pop_front();
         }
         self.0.push_back(line.to_owned());
     }
 
-    fn text(self) -> String {
-        Vec::from(self.0).join("\n")
+    pub(crate) fn text(&mut self) -> String {
+        self.0.make_contiguous().join("\n")
     }
 }
 
