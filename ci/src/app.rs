@@ -1,27 +1,34 @@
 //! From the command line to the exit code.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dagger_sdk::DaggerConn;
 use generativity::make_guard;
+use tokio::sync::Notify;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
 use crate::authority::{self, Event, GitHub, Permit, Purpose};
-use crate::engine::{self, Session, Telemetry};
+use crate::engine::{self, EngineError, Session, Telemetry};
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
+use crate::oci::Platform;
+use crate::project::Project;
 use crate::reference::Registry;
 use crate::report::{self, EngineReport, Report, Reporter, SCHEMA, Verdict};
-use crate::run::{Run, Stop, Stopper};
+use crate::run::{Platforms, Run, Stop, Stopper, Surroundings};
 use crate::settings::{self, Command, EngineCommand, Invocation, Settings};
 use crate::source::{Checkout, Snapshot};
-use crate::step::{Record, Step};
+use crate::standin::StandIns;
+use crate::step::{Record, Status, Step};
 use crate::steps::publish::Published;
 use crate::steps::{fmt, scan};
 use crate::toolbox::{self, AnyToolbox, StandInNote, Toolbox};
-use crate::{doctor, graph, pins, registry};
+use crate::{doctor, graph, init, pins, project, registry};
 
 /// Does what the command line says.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -82,6 +89,7 @@ async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             report::data(&graph::draw(invocation.drawing()?));
             return Ok(ExitCode::Success);
         }
+        Command::Init => return init::run(&invocation, &reporter),
         Command::Doctor => return stopper.unless_stopped(doctor::run(&invocation)).await,
         Command::Engine { command } => {
             return stopper
@@ -114,7 +122,7 @@ struct Plan {
 }
 
 fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Plan, Failure> {
-    let directory = std::env::current_dir().or_environment("there is no current directory")?;
+    let directory = invocation.directory()?;
     let mut checkout = Checkout::discover(&directory)?;
     let formats = matches!(invocation.command, Command::Fmt { fix: true });
     if formats {
@@ -122,12 +130,21 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
         checkout = checkout.as_on_disk();
     }
     let snapshot = checkout.snapshot()?;
-    let read = |name: &str| match std::fs::read_to_string(snapshot.path().join(name)) {
+    let project = Project::find(
+        snapshot.path(),
+        &project::below(&checkout.root, &directory)?,
+    )?;
+    let read = |name: &str| match std::fs::read_to_string(project.sources.join(name)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Failure::usage(format!("{name} cannot be read")).because(error)),
     };
-    let settings = invocation.settings(&checkout.root, read(settings::FILE)?.as_deref(), github)?;
+    let settings = invocation.settings(
+        &checkout.root.join(&project.folder),
+        &project,
+        read(settings::FILE)?.as_deref(),
+        github,
+    )?;
     if let Some(exceptions) = read(scan::IGNORE_FILE)? {
         scan::check_exceptions(&exceptions)?;
     }
@@ -143,6 +160,16 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
         registry_from: settings.registry_from,
         checkout: &checkout,
     })?;
+    if permit.is_some()
+        && settings.registry.to_string() == Registry::GHCR
+        && !settings.repository.to_string().contains('/')
+    {
+        return Err(Failure::usage(format!(
+            "{} has no repository called {}: it wants an owner too",
+            settings.registry, settings.repository
+        ))
+        .hint("Set repository in ci.toml, as in OWNER/NAME."));
+    }
     Ok(Plan {
         invocation: invocation.command.clone(),
         settings,
@@ -157,6 +184,7 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
 #[derive(Default)]
 struct Outcome {
     engine: Option<EngineReport>,
+    platform: Option<String>,
     stand_ins: Vec<StandInNote>,
     records: Vec<Record>,
     published: Option<Published>,
@@ -215,7 +243,9 @@ async fn pipeline(
         ),
         digest: None,
         event: settings.event,
+        platform: None,
         engine: None,
+        prepared: Vec::new(),
         stand_ins: Vec::new(),
         start,
         duration_ms: 0,
@@ -229,7 +259,21 @@ async fn pipeline(
     let wanted = plan.steps.clone();
 
     let mut outcome = Outcome::default();
-    let result = with_engine(plan, &stopper, &reporter, &mut outcome).await;
+    let mut result = with_engine(plan, &stopper, &reporter, &mut outcome).await;
+    let built = |record: &Record| record.name == Step::Build && record.status == Status::Passed;
+    if let (Ok(()), Command::Build { output, .. }) = (&result, &command)
+        && outcome.records.iter().any(built)
+    {
+        let archive = directory.join("image.tar");
+        result = deliver(
+            &archive,
+            output.as_deref(),
+            loader,
+            &report.image,
+            &reporter,
+        )
+        .await;
+    }
 
     for step in wanted {
         if !outcome.records.iter().any(|record| record.name == step) {
@@ -255,6 +299,8 @@ async fn pipeline(
         reason: code,
     };
     report.engine = outcome.engine;
+    report.platform = outcome.platform;
+    report.prepared = reporter.prepared();
     report.stand_ins = outcome.stand_ins;
     report.steps = outcome.records;
     report.publish = outcome.published;
@@ -262,20 +308,26 @@ async fn pipeline(
     report.write(&directory, |text| reporter.redact(text))?;
     outputs(&report)?;
     reporter.verdict(&report);
-    if code == ExitCode::Success
-        && let Command::Build { output, .. } = command
-    {
-        let archive = directory.join("image.tar");
-        if let Some(output) = output {
-            std::fs::copy(&archive, &output)
-                .or_environment(format!("cannot write {}", output.display()))?;
-        }
-        if let Some(runtime) = loader {
-            engine::load(&runtime, &archive, &report.image).await?;
-            reporter.header(&format!("{} is in {runtime}", report.image));
-        }
-    }
     Ok(code)
+}
+
+/// Takes a built image to where `ci build` was told to take it.
+async fn deliver(
+    archive: &Path,
+    output: Option<&Path>,
+    loader: Option<String>,
+    image: &str,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
+    if let Some(output) = output {
+        std::fs::copy(archive, output)
+            .or_environment(format!("cannot write {}", output.display()))?;
+    }
+    if let Some(runtime) = loader {
+        engine::load(&runtime, archive, image).await?;
+        reporter.header(&format!("{image} is in {runtime}"));
+    }
+    Ok(())
 }
 
 async fn with_engine(
@@ -293,6 +345,27 @@ async fn with_engine(
         )?;
         stopper.unless_stopped(client.prove_write()).await?;
     }
+    let narrator: Arc<Reporter> = Arc::clone(reporter);
+    let stand_ins = Arc::new(StandIns::new(&report::ask, narrator));
+    let ahead = Ahead::new(&stand_ins, &plan);
+    // In a box: with every step's future in it, this one is large.
+    let run = Box::pin(on_engine(
+        plan, stopper, reporter, outcome, &stand_ins, &ahead,
+    ));
+    tokio::select! {
+        result = run => result,
+        never = ahead.make() => match never {},
+    }
+}
+
+async fn on_engine(
+    plan: Plan,
+    stopper: &Stopper,
+    reporter: &Arc<Reporter>,
+    outcome: &mut Outcome,
+    stand_ins: &Arc<StandIns>,
+    ahead: &Ahead,
+) -> Result<(), Failure> {
     let (engine, telemetry, session) = stopper
         .unless_stopped(async {
             let engine = engine::find(&plan.settings.engine, &report::ask, &**reporter).await?;
@@ -307,68 +380,116 @@ async fn with_engine(
         version: pins::DAGGER.to_owned(),
     });
     let client = session.client(telemetry.trace(None));
-    let narrator: Arc<Reporter> = Arc::clone(reporter);
-    // What can be reached is decided for what this run will use.
-    let mut used = plan.steps.clone();
-    if plan.permit.is_none() {
-        used.retain(|step| *step != Step::Publish);
-    }
-    let toolbox = stopper
-        .unless_stopped(toolbox::choose(&client, &used, narrator))
+    let asked = stopper
+        .unless_stopped(async {
+            let platforms = platforms(&client, &plan).await?;
+            let toolbox = toolbox::choose(&client, &ahead.steps, stand_ins, &**reporter).await?;
+            Ok((platforms, toolbox))
+        })
         .await;
-    let toolbox = match toolbox {
-        Ok(toolbox) => toolbox,
+    let (platforms, toolbox) = match asked {
+        Ok(asked) => asked,
         Err(failure) => {
             session.close().await;
             return Err(failure);
         }
     };
-    let parts = Parts {
+    outcome.platform = Some(platforms.image.to_string());
+    let surroundings = Surroundings {
+        platforms,
         telemetry,
         session,
         reporter: Arc::clone(reporter),
         stopper: stopper.clone(),
     };
     match toolbox {
-        AnyToolbox::Genuine(toolbox) => execute(plan, toolbox, parts, outcome).await,
-        AnyToolbox::StandIn(toolbox) => execute(plan, toolbox, parts, outcome).await,
+        AnyToolbox::Genuine(toolbox) => execute(plan, toolbox, surroundings, outcome).await,
+        AnyToolbox::StandIn(toolbox) => {
+            ahead.needed.notify_one();
+            execute(plan, toolbox, surroundings, outcome).await
+        }
     }
 }
 
-struct Parts {
-    telemetry: Telemetry,
-    session: Session,
-    reporter: Arc<Reporter>,
-    stopper: Stopper,
+/// The image's platform is the one that was said; where none was, a published image has a fixed one, and any other that of
+/// the engine, which is the quickest.
+async fn platforms(client: &DaggerConn, plan: &Plan) -> Result<Platforms, Failure> {
+    let engine: Platform = client
+        .default_platform()
+        .await
+        .map_err(|error| {
+            EngineError::from(error).into_environment("the engine does not say its platform")
+        })?
+        .0
+        .parse()?;
+    let image = match (&plan.settings.platform, &plan.permit) {
+        (Some(said), _) => said.clone(),
+        (None, Some(_)) => Platform::published(),
+        (None, None) => engine.clone(),
+    };
+    Ok(Platforms { image, engine })
+}
+
+/// What a first run makes before anything waits for it: while the engine is being built and started, and while the tests
+/// run. Where it is dropped before its end, what needs the rest makes it.
+struct Ahead {
+    stand_ins: Arc<StandIns>,
+    /// The steps that will want something.
+    steps: Vec<Step>,
+    /// Told when the run is known to need stand-ins.
+    needed: Notify,
+    /// Whether this machine will have to build an engine first.
+    builds_engine: bool,
+}
+
+impl Ahead {
+    fn new(stand_ins: &Arc<StandIns>, plan: &Plan) -> Self {
+        let mut steps = plan.steps.clone();
+        if plan.permit.is_none() {
+            steps.retain(|step| *step != Step::Publish);
+        }
+        Self {
+            stand_ins: Arc::clone(stand_ins),
+            steps,
+            needed: Notify::new(),
+            builds_engine: engine::builds_first(&plan.settings.engine),
+        }
+    }
+
+    /// A failure here is not the run's: who needs the thing tries again, and tells.
+    async fn make(&self) -> Infallible {
+        let quietly = |failure: Failure| tracing::debug!("made ahead: {failure}");
+        // The engine decides what can be reached; before there is one, this machine's own view is a good guess.
+        if self.builds_engine && !toolbox::reachable_from_here().await {
+            let _ = self.stand_ins.rust().await.map_err(quietly);
+        }
+        self.needed.notified().await;
+        if self.steps.contains(&Step::Scan) {
+            let _ = self.stand_ins.trivy().await.map_err(quietly);
+            let _ = self.stand_ins.advisories().await.map_err(quietly);
+        }
+        if self.steps.contains(&Step::Publish) {
+            let _ = self.stand_ins.crane().await.map_err(quietly);
+        }
+        std::future::pending().await
+    }
 }
 
 async fn execute<K: Kind>(
     plan: Plan,
     toolbox: Toolbox<K>,
-    Parts {
-        telemetry,
-        session,
-        reporter,
-        stopper,
-    }: Parts,
+    surroundings: Surroundings,
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
     let permit = match plan.permit.map(K::accept).transpose() {
         Ok(permit) => permit,
         Err(failure) => {
-            session.close().await;
+            surroundings.session.close().await;
             return Err(failure);
         }
     };
-    let run = Run::new(
-        plan.settings,
-        toolbox,
-        telemetry,
-        session,
-        Arc::clone(&reporter),
-        stopper,
-        plan.steps,
-    );
+    let reporter = Arc::clone(&surroundings.reporter);
+    let run = Run::new(plan.settings, toolbox, surroundings, plan.steps);
     if matches!(plan.invocation, Command::Fmt { fix: true }) {
         make_guard!(this_run);
         let source = Source::new(this_run, plan.checkout, plan.snapshot);

@@ -4,6 +4,7 @@ use crate::app;
 use crate::authority::GitHub;
 use crate::engine::{self, Choice, embedded};
 use crate::failure::{ExitCode, Failure};
+use crate::project::{self, Package, Project};
 use crate::provision;
 use crate::registry;
 use crate::report;
@@ -19,8 +20,9 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let github = GitHub::from_env();
     let mut findings = Findings::default();
 
-    let directory = std::env::current_dir().unwrap_or_default();
+    let directory = invocation.directory()?;
     let mut root = directory.clone();
+    let mut project = None;
     match Checkout::discover(&directory) {
         Ok(checkout) => {
             let state = if checkout.is_clean() {
@@ -29,12 +31,25 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 "with uncommitted changes: it cannot be published"
             };
             findings.good("git", format!("commit {}, {state}", checkout.commit.sha));
-            root = checkout.root;
+            let inside = project::below(&checkout.root, &directory)?;
+            match Project::find(&checkout.root, &inside) {
+                Ok(found) => {
+                    root = checkout.root.join(&found.folder);
+                    project = Some(found);
+                }
+                Err(failure) => findings.bad(
+                    "workspace",
+                    failure.to_string(),
+                    failure.hint.unwrap_or_default(),
+                ),
+            }
         }
         Err(failure) => findings.bad("git", failure.to_string(), failure.hint.unwrap_or_default()),
     }
     let file = std::fs::read_to_string(root.join(settings::FILE)).ok();
-    let settings = invocation.settings(&root, file.as_deref(), &github)?;
+    // Without a workspace there is no service, but everything else can be looked at.
+    let project = project.unwrap_or_else(placeholder);
+    let settings = invocation.settings(&root, &project, file.as_deref(), &github)?;
     findings.good(
         "publish",
         format!(
@@ -149,6 +164,18 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     } else {
         ExitCode::Environment
     })
+}
+
+/// Stands for the workspace where there is none.
+fn placeholder() -> Project {
+    Project {
+        packages: vec![Package {
+            name: "api".to_owned(),
+            programs: vec!["api".to_owned()],
+            ..Package::default()
+        }],
+        ..Project::default()
+    }
 }
 
 /// What a first run takes on the disk, about: 5 GiB.

@@ -8,17 +8,20 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flate2::{Compression as Level, GzBuilder};
 use oci_spec::image::{
-    ConfigBuilder, DescriptorBuilder, HistoryBuilder, ImageConfigurationBuilder, ImageIndexBuilder,
-    ImageManifestBuilder, MediaType, RootFsBuilder, Sha256Digest,
+    ConfigBuilder, Descriptor, DescriptorBuilder, HistoryBuilder, ImageConfiguration,
+    ImageConfigurationBuilder, ImageIndex, ImageIndexBuilder, ImageManifest, ImageManifestBuilder,
+    MediaType, RootFsBuilder, Sha256Digest,
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::failure::Failure;
+
 /// The platform of an image, as the OCI image specification spells it (`linux/amd64`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Platform {
     /// `linux`.
     pub os: String,
@@ -27,23 +30,65 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// The platform of the machine that this program was built for.
+    /// The platform of this machine.
     #[must_use]
-    pub fn host() -> Self {
+    pub fn here() -> Self {
         Self {
             os: "linux".into(),
             architecture: match std::env::consts::ARCH {
-                "x86_64" => "amd64",
                 "aarch64" => "arm64",
-                other => other,
+                _ => "amd64",
             }
             .into(),
+        }
+    }
+
+    /// What is published where nothing else is said.
+    #[must_use]
+    pub fn published() -> Self {
+        Self {
+            os: "linux".into(),
+            architecture: "amd64".into(),
+        }
+    }
+
+    /// The compiler's name of it.
+    #[must_use]
+    pub fn target(&self) -> &'static str {
+        match self.architecture.as_str() {
+            "arm64" => "aarch64-unknown-linux-gnu",
+            _ => "x86_64-unknown-linux-gnu",
+        }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)
+    }
+}
+
+impl std::str::FromStr for Platform {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        // An engine adds the variant of the architecture, of which these two have one each.
+        match text.split('/').collect::<Vec<_>>()[..] {
+            ["linux", architecture @ ("amd64" | "arm64")]
+            | ["linux", architecture @ "arm64", "v8"] => Ok(Self {
+                os: "linux".into(),
+                architecture: architecture.into(),
+            }),
+            _ => Err(
+                Failure::usage(format!("`{text}` is not a platform that ci builds for"))
+                    .hint("It builds for linux/amd64 and linux/arm64."),
+            ),
         }
     }
 }
 
 /// What an image's configuration says beside its layer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ImageConfig {
     /// The program and its fixed arguments.
     pub entrypoint: Vec<String>,
@@ -87,12 +132,140 @@ pub struct ArchiveInfo {
     pub file: String,
 }
 
-/// Writes the archive of an image with one layer to `dest`; `fill` writes the layer's entries.
+/// An image to put a layer on: what is read of its layout.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The digest of its manifest.
+    pub digest: String,
+    /// The folder of the layout.
+    layout: PathBuf,
+    layers: Vec<Descriptor>,
+    config: ImageConfiguration,
+}
+
+impl Base {
+    /// Reads the layout of one image, in OCI's or Docker's terms.
+    ///
+    /// # Errors
+    /// When it is not one, or a blob has not the digest that it is named by.
+    pub fn read(layout: &Path) -> io::Result<Self> {
+        let blob = |digest: &str| {
+            let content = std::fs::read(layout.join(blob_path(digest)))?;
+            if sha256(&content) == digest {
+                Ok(content)
+            } else {
+                Err(io::Error::other(format!(
+                    "the blob {digest} has another digest"
+                )))
+            }
+        };
+        let index: ImageIndex = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)
+            .map_err(io::Error::other)?;
+        let [image] = index.manifests().as_slice() else {
+            return Err(io::Error::other(format!(
+                "it holds {} images, not one",
+                index.manifests().len()
+            )));
+        };
+        let digest = image.digest().to_string();
+        let manifest: ImageManifest =
+            serde_json::from_slice(&blob(&digest)?).map_err(io::Error::other)?;
+        let config: ImageConfiguration =
+            serde_json::from_slice(&blob(manifest.config().digest().as_ref())?)
+                .map_err(io::Error::other)?;
+        let layers = manifest
+            .layers()
+            .iter()
+            .map(|layer| {
+                let mut layer = layer.clone();
+                // Docker's names of the same things.
+                let kind = match layer.media_type().to_string().as_str() {
+                    "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+                        MediaType::ImageLayerGzip
+                    }
+                    "application/vnd.docker.image.rootfs.diff.tar" => MediaType::ImageLayer,
+                    _ => layer.media_type().clone(),
+                };
+                match kind {
+                    MediaType::ImageLayer
+                    | MediaType::ImageLayerGzip
+                    | MediaType::ImageLayerZstd => {
+                        layer.set_media_type(kind);
+                        Ok(layer)
+                    }
+                    other => Err(io::Error::other(format!(
+                        "it has a layer of the type {other}"
+                    ))),
+                }
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        if layers.len() != config.rootfs().diff_ids().len() {
+            return Err(io::Error::other("its configuration is of other layers"));
+        }
+        Ok(Self {
+            digest,
+            layout: layout.to_owned(),
+            layers,
+            config,
+        })
+    }
+
+    /// The environment that it sets, in order.
+    #[must_use]
+    pub fn env(&self) -> Vec<(String, String)> {
+        let env = self
+            .config
+            .config()
+            .as_ref()
+            .and_then(|it| it.env().as_ref());
+        env.into_iter()
+            .flatten()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// Copies its layers, each once, and proves while it does that they are what they are named by.
+    fn append_layers<W: Write>(&self, tar: &mut tar::Builder<W>) -> io::Result<()> {
+        let mut written = Vec::new();
+        for layer in &self.layers {
+            let digest = layer.digest().to_string();
+            if written.contains(&digest) {
+                continue;
+            }
+            let path = blob_path(&digest);
+            let file = File::open(self.layout.join(&path))?;
+            let mut header = header(file.metadata()?.len(), 0o644);
+            let mut hashing = HashingReader {
+                inner: BufReader::new(file),
+                hasher: Sha256::new(),
+            };
+            tar.append_data(&mut header, &path, &mut hashing)?;
+            if format!("sha256:{}", hex::encode(hashing.hasher.finalize())) != digest {
+                return Err(io::Error::other(format!(
+                    "the layer {digest} of the base image has another digest"
+                )));
+            }
+            written.push(digest);
+        }
+        Ok(())
+    }
+
+    /// Whether it is for this platform.
+    #[must_use]
+    pub fn is_for(&self, platform: &Platform) -> bool {
+        self.config.os().to_string() == platform.os
+            && self.config.architecture().to_string() == platform.architecture
+    }
+}
+
+/// Writes the archive of an image to `dest`: the layers of `base`, and one more, whose entries `fill` writes.
 ///
 /// # Errors
-/// When a file cannot be written, or `config` cannot be expressed in OCI's terms.
+/// When a file cannot be read or written, or `config` cannot be expressed in OCI's terms.
 pub fn write_archive(
     dest: &Path,
+    base: Option<&Base>,
     config: &ImageConfig,
     compression: Compression,
     fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
@@ -100,12 +273,18 @@ pub fn write_archive(
     let directory = dest.parent().unwrap_or(Path::new("."));
     let mut layer = write_layer(directory, compression, fill)?;
 
-    let configuration = to_json(&configuration(config, &layer.diff_id)?)?;
+    let configuration = to_json(&configuration(config, base, &layer.diff_id)?)?;
     let config_digest = sha256(&configuration);
     let layer_type = match compression {
         Compression::None => MediaType::ImageLayer,
         Compression::Gzip => MediaType::ImageLayerGzip,
     };
+    let mut layers = base.map_or_else(Vec::new, |base| base.layers.clone());
+    layers.push(descriptor(layer_type, &layer.digest, layer.size)?);
+    let paths: Vec<_> = layers
+        .iter()
+        .map(|layer| blob_path(layer.digest().as_ref()))
+        .collect();
     let manifest = ImageManifestBuilder::default()
         .schema_version(2u32)
         .media_type(MediaType::ImageManifest)
@@ -114,7 +293,7 @@ pub fn write_archive(
             &config_digest,
             configuration.len() as u64,
         )?)
-        .layers(vec![descriptor(layer_type, &layer.digest, layer.size)?])
+        .layers(layers)
         .build()
         .map_err(io::Error::other)?;
     let manifest = to_json(&manifest)?;
@@ -140,7 +319,7 @@ pub fn write_archive(
     let docker = serde_json::json!([{
         "Config": blob_path(&config_digest),
         "RepoTags": null,
-        "Layers": [blob_path(&layer.digest)],
+        "Layers": paths,
     }]);
 
     let temporary = tempfile::NamedTempFile::new_in(directory)?;
@@ -152,6 +331,9 @@ pub fn write_archive(
         append(&mut tar, "manifest.json", &to_json(&docker)?)?;
         append(&mut tar, &blob_path(&config_digest), &configuration)?;
         append(&mut tar, &blob_path(&manifest_digest), &manifest)?;
+        if let Some(base) = base {
+            base.append_layers(&mut tar)?;
+        }
         layer.file.rewind()?;
         let mut header = header(layer.size, 0o644);
         tar.append_data(
@@ -188,7 +370,7 @@ pub fn write_archive(
 /// # Errors
 /// When the file is not an OCI archive with exactly one image.
 pub fn read_digest(path: &Path) -> io::Result<String> {
-    let index: oci_spec::image::ImageIndex =
+    let index: ImageIndex =
         serde_json::from_slice(&read_entry(path, "index.json")?).map_err(io::Error::other)?;
     match index.manifests().as_slice() {
         [image] => Ok(image.digest().to_string()),
@@ -205,8 +387,7 @@ pub fn read_digest(path: &Path) -> io::Result<String> {
 /// When the file is not an OCI archive with exactly one image.
 pub fn read_config_digest(path: &Path) -> io::Result<String> {
     let manifest = read_entry(path, &blob_path(&read_digest(path)?))?;
-    let manifest: oci_spec::image::ImageManifest =
-        serde_json::from_slice(&manifest).map_err(io::Error::other)?;
+    let manifest: ImageManifest = serde_json::from_slice(&manifest).map_err(io::Error::other)?;
     Ok(manifest.config().digest().to_string())
 }
 
@@ -316,8 +497,15 @@ fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, content: &[u8]) -> io
 
 fn configuration(
     config: &ImageConfig,
+    base: Option<&Base>,
     diff_id: &str,
-) -> io::Result<oci_spec::image::ImageConfiguration> {
+) -> io::Result<ImageConfiguration> {
+    let below = base.map(|base| &base.config);
+    let mut diff_ids = below.map_or_else(Vec::new, |it| it.rootfs().diff_ids().clone());
+    diff_ids.push(diff_id.to_owned());
+    let mut history = below
+        .and_then(|it| it.history().clone())
+        .unwrap_or_default();
     let created = jiff::Timestamp::from_second(config.created)
         .map_err(io::Error::other)?
         .to_string();
@@ -340,34 +528,31 @@ fn configuration(
     let mut process = process.build().map_err(io::Error::other)?;
     // oci-spec keeps labels in a HashMap, whose order changes with every run: `to_json` sorts all keys.
     process.set_labels(Some(config.labels.clone().into_iter().collect()));
+    history.push(
+        HistoryBuilder::default()
+            .created(created.clone())
+            .created_by("ci build")
+            .build()
+            .map_err(io::Error::other)?,
+    );
     ImageConfigurationBuilder::default()
-        .created(created.clone())
+        .created(created)
         .architecture(config.platform.architecture.as_str())
         .os(config.platform.os.as_str())
         .config(process)
         .rootfs(
             RootFsBuilder::default()
                 .typ("layers")
-                .diff_ids(vec![diff_id.to_owned()])
+                .diff_ids(diff_ids)
                 .build()
                 .map_err(io::Error::other)?,
         )
-        .history(vec![
-            HistoryBuilder::default()
-                .created(created)
-                .created_by("ci build")
-                .build()
-                .map_err(io::Error::other)?,
-        ])
+        .history(history)
         .build()
         .map_err(io::Error::other)
 }
 
-fn descriptor(
-    media_type: MediaType,
-    digest: &str,
-    size: u64,
-) -> io::Result<oci_spec::image::Descriptor> {
+fn descriptor(media_type: MediaType, digest: &str, size: u64) -> io::Result<Descriptor> {
     let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
     DescriptorBuilder::default()
         .media_type(media_type)
@@ -381,6 +566,19 @@ fn descriptor(
 fn to_json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     let value: serde_json::Value = serde_json::to_value(value).map_err(io::Error::other)?;
     serde_json::to_vec(&value).map_err(io::Error::other)
+}
+
+struct HashingReader<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
 }
 
 struct Hashing<W> {
@@ -444,6 +642,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let info = write_archive(
             &directory.path().join(name),
+            None,
             &config(),
             compression,
             |layer| {
@@ -462,6 +661,41 @@ mod tests {
             let (_b, second) = write("b.tar", compression);
             assert_eq!(first, second);
         }
+    }
+
+    #[test]
+    fn a_layer_goes_on_top_of_a_base_whose_blobs_stay_as_they_are() {
+        let (directory, below) = write("base.tar", Compression::Gzip);
+        let layout = directory.path().join("layout");
+        let archive = File::open(directory.path().join("base.tar")).unwrap();
+        tar::Archive::new(archive).unpack(&layout).unwrap();
+        let base = Base::read(&layout).unwrap();
+        assert_eq!(base.digest, below.digest);
+        assert!(base.is_for(&Platform::published()));
+        let dest = directory.path().join("image.tar");
+        let fill = |layer: &mut tar::Builder<&mut dyn Write>| {
+            layer.append_data(&mut header(3, 0o644), "extra", &b"abc"[..])
+        };
+        let info = write_archive(&dest, Some(&base), &config(), Compression::Gzip, fill).unwrap();
+        let json = |digest: &str| -> serde_json::Value {
+            serde_json::from_slice(&read_entry(&dest, &blob_path(digest)).unwrap()).unwrap()
+        };
+        let manifest = json(&info.digest);
+        assert_eq!(manifest["layers"][0]["digest"], below.layer);
+        assert_eq!(manifest["layers"][1]["digest"], info.layer);
+        assert_eq!(
+            sha256(&read_entry(&dest, &blob_path(&below.layer)).unwrap()),
+            below.layer
+        );
+        let diff_ids = &json(&info.config)["rootfs"]["diff_ids"];
+        assert_eq!(*diff_ids, serde_json::json!([below.diff_id, info.diff_id]));
+        assert_eq!(json(&info.config)["history"].as_array().unwrap().len(), 2);
+
+        std::fs::write(layout.join(blob_path(&below.layer)), "tampered").unwrap();
+        let base = Base::read(&layout).unwrap();
+        assert!(write_archive(&dest, Some(&base), &config(), Compression::Gzip, fill).is_err());
+        std::fs::write(layout.join(blob_path(&below.config)), "{}").unwrap();
+        assert!(Base::read(&layout).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::authority::Event;
 use crate::engine::{Listener, Session, Telemetry, TraceContext};
 use crate::evidence::Kind;
 use crate::failure::{ExitCode, Failure};
-use crate::provision::Consent;
+use crate::oci::Platform;
 use crate::report::Reporter;
 use crate::settings::Settings;
 use crate::step::{Record, Status, Step};
@@ -71,6 +71,29 @@ impl Stopper {
     }
 }
 
+/// For which platform the image is, and on which the engine runs.
+#[derive(Clone, Debug)]
+pub struct Platforms {
+    /// The image's.
+    pub image: Platform,
+    /// The engine's.
+    pub engine: Platform,
+}
+
+/// What a run works with.
+pub struct Surroundings {
+    /// The image's and the engine's.
+    pub platforms: Platforms,
+    /// What the engine reports.
+    pub telemetry: Telemetry,
+    /// The session with it.
+    pub session: Session,
+    /// Tells the user.
+    pub reporter: Arc<Reporter>,
+    /// Ends the run before its end.
+    pub stopper: Stopper,
+}
+
 /// What all steps of a run share.
 pub struct Run<K: Kind> {
     /// What the user said.
@@ -81,8 +104,9 @@ pub struct Run<K: Kind> {
     pub toolbox: Toolbox<K>,
     /// What the engine reports.
     pub telemetry: Telemetry,
-    /// Asks the person at the terminal.
-    pub consent: Consent<'static>,
+    /// The image's.
+    pub platform: Platform,
+    engine_platform: Platform,
     reporter: Arc<Reporter>,
     session: Session,
     stopper: Stopper,
@@ -97,12 +121,16 @@ impl<K: Kind> Run<K> {
     pub fn new(
         settings: Settings,
         toolbox: Toolbox<K>,
-        telemetry: Telemetry,
-        session: Session,
-        reporter: Arc<Reporter>,
-        stopper: Stopper,
+        surroundings: Surroundings,
         wanted: Vec<Step>,
     ) -> Self {
+        let Surroundings {
+            platforms,
+            telemetry,
+            session,
+            reporter,
+            stopper,
+        } = surroundings;
         let id = format!(
             "{:x}-{}",
             jiff::Timestamp::now().as_nanosecond(),
@@ -113,7 +141,8 @@ impl<K: Kind> Run<K> {
             id,
             toolbox,
             telemetry,
-            consent: &crate::report::ask,
+            platform: platforms.image,
+            engine_platform: platforms.engine,
             reporter,
             session,
             stopper,
@@ -121,6 +150,12 @@ impl<K: Kind> Run<K> {
             records: Mutex::default(),
             traces: Mutex::default(),
         }
+    }
+
+    /// The image's platform, where it is not the engine's own.
+    #[must_use]
+    pub fn foreign_platform(&self) -> Option<&Platform> {
+        (self.platform != self.engine_platform).then_some(&self.platform)
     }
 
     /// The name of a cache volume of this repository's own.
@@ -172,7 +207,16 @@ impl<K: Kind> Run<K> {
         let start = jiff::Timestamp::now();
         let begun = Instant::now();
         self.reporter.started(step);
-        let result = self.stopper.unless_stopped(work(&context, input)).await;
+        let limited = async {
+            let work = work(&context, input);
+            match self.settings.limits.get(&step) {
+                None => work.await,
+                Some(limit) => tokio::time::timeout(*limit, work)
+                    .await
+                    .unwrap_or_else(|_| Err(too_slow(step, *limit))),
+            }
+        };
+        let result = self.stopper.unless_stopped(limited).await;
         let duration = begun.elapsed();
         // What the engine reports comes a moment after its answer.
         self.telemetry.settle(Duration::from_millis(200)).await;
@@ -261,6 +305,17 @@ impl<K: Kind> Run<K> {
         }
         records.into_values().collect()
     }
+}
+
+fn too_slow(step: Step, limit: Duration) -> Failure {
+    let limit = crate::report::format_duration(limit);
+    Failure::new(
+        ExitCode::TimedOut,
+        format!("it did not end within its limit of {limit}"),
+    )
+    .hint(format!(
+        "limits.{step} in ci.toml is the limit of this step."
+    ))
 }
 
 /// A step that is running.

@@ -1,5 +1,6 @@
 //! What the user says: command line, environment (`LAB_CI_…`), `ci.toml`, in this order.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,8 +11,15 @@ use serde::Deserialize;
 
 use crate::authority::{Event, GitHub, Origin};
 use crate::engine::Choice;
-use crate::failure::Failure;
+use crate::failure::{Failure, OrFail};
+use crate::oci::Platform;
+use crate::project::Project;
 use crate::reference::{Registry, Repository};
+use crate::service::{
+    self, Backing, BackingTable, Contents, ImageTable, ScanLimits, ScanTable, Service,
+    ServiceTable, SmokeTable, TestTable, ToolchainTable, Trial,
+};
+use crate::step::Step;
 
 /// Takes a commit through tests, format check, lint, image build, scan and smoke test in containers of a Dagger engine, and
 /// on a push to main publishes the image.
@@ -31,9 +39,9 @@ Exit codes: 0 every gate passed (and the image was published, where it was to be
 settings; 3 no engine, registry, network or vulnerability database; 4 publishing refused; 5 vulnerability found; 124 time \
 limit; 130 cancelled.
 
-The environment can say what the options say, by the names beside them, and so can ci.toml in the top of the repository, with \
-the keys engine, registry, repository, source, report-dir, format, fail-fast and timeout. The command line wins over the \
-environment, which wins over the file.";
+The environment can say what the options say, by the names beside them, and so can ci.toml beside the workspace's Cargo.toml, \
+which also says what the service is: `ci init` writes one with every key. The command line wins over the environment, which wins \
+over the file.";
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
@@ -67,6 +75,8 @@ pub enum Command {
     Publish,
     /// The pipeline's own graph (--format mermaid, dot or json)
     Graph,
+    /// A commented ci.toml and the workflow, for the Cargo workspace that is here
+    Init,
     /// What a run would use here, and every problem with its remedy
     Doctor,
     /// The embedded engine
@@ -126,6 +136,12 @@ pub struct Options {
     /// auto, docker (any runtime that Dagger's CLI drives), embedded, or an engine's URL [default: auto]
     #[arg(long, global = true, env = "LAB_CI_ENGINE", value_name = "ENGINE")]
     pub engine: Option<String>,
+    /// The folder of the Cargo workspace, or one in it [default: this one]
+    #[arg(long, global = true, env = "LAB_CI_WORKSPACE", value_name = "DIR")]
+    pub workspace: Option<PathBuf>,
+    /// The platform of the image [default: linux/amd64 where it is published, else the engine's]
+    #[arg(long, global = true, env = "LAB_CI_PLATFORM", value_name = "OS/ARCH")]
+    pub platform: Option<String>,
     /// The registry to publish to [default: ghcr.io]
     #[arg(
         long,
@@ -134,7 +150,7 @@ pub struct Options {
         value_name = "HOST[:PORT]"
     )]
     pub registry: Option<String>,
-    /// The repository in it, without a tag [default: upwind1647/status-api]
+    /// The repository in it, without a tag [default: upwind1647/status-api for the package api, else the package's name]
     #[arg(long, global = true, env = "LAB_CI_REPOSITORY", value_name = "NAME")]
     pub repository: Option<String>,
     /// Where the reports go [default: target/ci]
@@ -165,7 +181,7 @@ pub struct Options {
     pub quiet: bool,
 }
 
-/// `ci.toml`, in the top of the sources.
+/// `ci.toml`, beside the workspace's `Cargo.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
@@ -173,10 +189,19 @@ struct File {
     registry: Option<String>,
     repository: Option<String>,
     source: Option<String>,
+    platform: Option<String>,
     report_dir: Option<PathBuf>,
     format: Option<String>,
     fail_fast: Option<bool>,
     timeout: Option<String>,
+    service: ServiceTable,
+    image: ImageTable,
+    services: BTreeMap<String, BackingTable>,
+    toolchain: ToolchainTable,
+    test: TestTable,
+    scan: ScanTable,
+    smoke: SmokeTable,
+    limits: BTreeMap<Step, String>,
 }
 
 /// The name of the settings' file.
@@ -195,8 +220,28 @@ pub struct Settings {
     pub registry_from: Origin,
     /// The repository.
     pub repository: Repository,
-    /// The label `org.opencontainers.image.source`: from the settings, never from the git remote.
-    pub source: String,
+    /// The label `org.opencontainers.image.source`: from the settings or the package, never from the git remote.
+    pub source: Option<String>,
+    /// The platform of the image, where it was said.
+    pub platform: Option<Platform>,
+    /// The workspace's folder, relative to the top of the sources.
+    pub folder: PathBuf,
+    /// What is shipped.
+    pub service: Service,
+    /// What is in its image.
+    pub image: Contents,
+    /// What it or its tests need beside them.
+    pub services: Vec<Backing>,
+    /// Packages of the distribution that are installed beside the toolchain.
+    pub packages: Vec<String>,
+    /// The environment of the tests.
+    pub test_env: BTreeMap<String, String>,
+    /// What the scan lets pass.
+    pub scan: ScanLimits,
+    /// How the image is tried.
+    pub smoke: Trial,
+    /// How long a step may take, where that was said.
+    pub limits: BTreeMap<Step, Duration>,
     /// The report directory, absolute.
     pub report_dir: PathBuf,
     /// How to report.
@@ -244,13 +289,30 @@ impl Invocation {
         })
     }
 
-    /// The settings of a run in `root`, where `file` is the content of its `ci.toml`.
+    /// The directory that the run is about: `--workspace`, or the current one.
+    ///
+    /// # Errors
+    /// When it is not a directory (exit 2), or there is no current one (exit 3).
+    pub fn directory(&self) -> Result<PathBuf, Failure> {
+        match &self.options.workspace {
+            Some(named) if named.is_dir() => std::path::absolute(named)
+                .or_environment(format!("cannot look at {}", named.display())),
+            Some(named) => Err(Failure::usage(format!(
+                "--workspace names {}, which is not a directory",
+                named.display()
+            ))),
+            None => std::env::current_dir().or_environment("there is no current directory"),
+        }
+    }
+
+    /// The settings of a run on `project`, which lies in `root` on the disk; `file` is the content of its `ci.toml`.
     ///
     /// # Errors
     /// When something that was said is not valid (exit 2).
     pub fn settings(
         &self,
         root: &Path,
+        project: &Project,
         file: Option<&str>,
         github: &GitHub,
     ) -> Result<Settings, Failure> {
@@ -259,9 +321,10 @@ impl Invocation {
             Some(text) => toml::from_str(text).map_err(|error| {
                 Failure::usage(format!("{FILE} is not valid"))
                     .output(error.to_string())
-                    .hint("`ci --help` lists the settings.")
+                    .hint("`ci init` in an empty folder of the workspace shows every key, and so does the README.")
             })?,
         };
+        let service = file.service.resolve(project)?;
         let options = &self.options;
         let said = |option: &Option<String>, file: Option<String>, default: &str| {
             option
@@ -285,6 +348,12 @@ impl Invocation {
         } else {
             root.join(report_dir)
         };
+        let platform = options.platform.clone().or(file.platform);
+        let services = file
+            .services
+            .into_iter()
+            .map(|(name, table)| table.resolve(name))
+            .collect::<Result<_, _>>()?;
         Ok(Settings {
             event: options.event.unwrap_or_else(|| github.event()),
             engine: said(&options.engine, file.engine, "auto").parse()?,
@@ -293,12 +362,20 @@ impl Invocation {
             repository: said(
                 &options.repository,
                 file.repository,
-                "upwind1647/status-api",
+                &default_repository(&service.package),
             )
             .parse()?,
-            source: file
-                .source
-                .unwrap_or_else(|| env!("CARGO_PKG_REPOSITORY").to_owned()),
+            source: file.source.or_else(|| service.repository.clone()),
+            platform: platform.as_deref().map(str::parse).transpose()?,
+            folder: project.folder.clone(),
+            image: file.image.resolve(&service, &project.sources)?,
+            service,
+            services,
+            packages: file.toolchain.resolve()?,
+            test_env: file.test.resolve()?,
+            scan: file.scan.resolve()?,
+            smoke: file.smoke.resolve()?,
+            limits: service::limits(file.limits)?,
             report_dir,
             format: format(options.format.clone().or(file.format), github)?,
             fail_fast: !options.keep_going
@@ -335,7 +412,16 @@ fn format(said: Option<String>, github: &GitHub) -> Result<Format, Failure> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, Failure> {
+/// Ours, for our service; a service of somebody else's is not published under our name because nobody said another.
+fn default_repository(package: &str) -> String {
+    match package {
+        "api" => "upwind1647/status-api".to_owned(),
+        other => other.to_lowercase(),
+    }
+}
+
+/// A duration of more than nothing, as people write it.
+pub(crate) fn duration(text: &str) -> Result<Duration, Failure> {
     let wrong = || {
         Failure::usage(format!("`{text}` is not a time limit"))
             .hint("Write it as 90s, 30m or 1h 30m.")
@@ -345,6 +431,19 @@ fn duration(text: &str) -> Result<Duration, Failure> {
         .ok()
         .filter(|limit| !limit.is_zero())
         .ok_or_else(wrong)
+}
+
+/// The keys that `ci.toml` takes at its top, or in the table that `head` opens: as the parser itself lists them.
+#[cfg(test)]
+pub(crate) fn keys(head: &str) -> Vec<String> {
+    let text = format!("{head}\nno-such-key = 1\n");
+    let error = toml::from_str::<File>(&text).unwrap_err().to_string();
+    let list = error.split("expected").nth(1).unwrap_or_default();
+    list.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(ToOwned::to_owned)
+        .collect()
 }
 
 fn on_command_line(matches: &ArgMatches, id: &str) -> bool {
@@ -357,12 +456,25 @@ fn on_command_line(matches: &ArgMatches, id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::project::Package;
 
     fn settings(arguments: &[&str], file: Option<&str>) -> Result<Settings, Failure> {
         let arguments = ["ci"].iter().chain(arguments).copied();
-        Invocation::parse(arguments)
-            .unwrap()
-            .settings(Path::new("/top"), file, &GitHub::default())
+        let package = |name: &str| Package {
+            name: name.to_owned(),
+            programs: vec![name.to_owned()],
+            ..Package::default()
+        };
+        let project = Project {
+            packages: vec![package("api"), package("ci")],
+            ..Project::default()
+        };
+        Invocation::parse(arguments).unwrap().settings(
+            Path::new("/top"),
+            &project,
+            file,
+            &GitHub::default(),
+        )
     }
 
     #[test]

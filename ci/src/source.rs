@@ -364,7 +364,7 @@ fn symlink(target: &[u8], to: &Path) -> std::io::Result<()> {
 }
 
 #[cfg(unix)]
-fn is_executable(data: &std::fs::Metadata) -> bool {
+pub(crate) fn is_executable(data: &std::fs::Metadata) -> bool {
     use std::os::unix::fs::PermissionsExt;
     data.permissions().mode() & 0o100 != 0
 }
@@ -380,7 +380,7 @@ fn symlink(_: &[u8], _: &Path) -> std::io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn is_executable(_: &std::fs::Metadata) -> bool {
+pub(crate) fn is_executable(_: &std::fs::Metadata) -> bool {
     false
 }
 

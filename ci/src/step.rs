@@ -1,11 +1,11 @@
 //! The steps of the pipeline: their names, what each needs, and what became of each.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::ExitCode;
 
 /// A step of the pipeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
     /// `cargo test`.
@@ -76,7 +76,7 @@ impl Step {
             Self::Test => "cargo test",
             Self::Fmt => "cargo fmt --check",
             Self::Lint => "clippy, warnings are errors",
-            Self::Build => "static binary, OCI archive",
+            Self::Build => "release binary, OCI archive",
             Self::Scan => "Trivy, fixable HIGH and CRITICAL fail",
             Self::Smoke => "GET /health, 20 tries in 20 s",
             Self::Publish => "push to the registry",

@@ -1,18 +1,20 @@
 //! The images that the steps run in: the real ones, or stand-ins where no registry can be reached.
 
 use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use dagger_sdk::{Container, DaggerConn};
+use dagger_sdk::{Container, DaggerConn, QueryContainerOpts};
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
 use crate::engine::EngineError;
-use crate::evidence::{Genuine, Kind, StandIn};
+use crate::evidence::{self, Genuine, Kind};
 use crate::failure::Failure;
 use crate::narrator::Narrator;
+use crate::oci::Platform;
 use crate::pins;
-use crate::provision::Consent;
-use crate::standin;
+use crate::standin::{self, AdvisoryDb, StandIn, StandIns};
 use crate::step::Step;
 
 /// Something that could not be reached, and what was taken in its place.
@@ -30,16 +32,28 @@ pub enum ToolImage {
     /// A registry.
     Registry(&'static str),
     /// A root file system of this machine's making.
-    StandIn(standin::StandIn),
+    StandIn(StandIn),
 }
 
 impl ToolImage {
-    /// A container of it.
-    #[must_use]
-    pub fn container(&self, client: &DaggerConn) -> Container {
-        match self {
-            Self::Registry(reference) => client.container().from(*reference),
-            Self::StandIn(stand_in) => stand_in.container(client),
+    /// A container of it, for the engine's own platform or for another.
+    ///
+    /// # Errors
+    /// When another is asked for and this machine has made it for its own (exit 3).
+    pub fn container(
+        &self,
+        client: &DaggerConn,
+        platform: Option<&Platform>,
+    ) -> Result<Container, Failure> {
+        match (self, platform) {
+            (Self::Registry(reference), platform) => {
+                Ok(container(client, platform).from(*reference))
+            }
+            (Self::StandIn(stand_in), None) => Ok(stand_in.container(client)),
+            (Self::StandIn(_), Some(platform)) => Err(Failure::environment(format!(
+                "the base images cannot be reached, and the stand-ins of this machine are not for {platform}"
+            ))
+            .hint("Build for the engine's own platform, or let the engine reach docker.io.")),
         }
     }
 
@@ -53,22 +67,33 @@ impl ToolImage {
     }
 }
 
+/// An empty container, for the engine's own platform or for another.
+#[must_use]
+pub fn container(client: &DaggerConn, platform: Option<&Platform>) -> Container {
+    match platform {
+        None => client.container(),
+        Some(platform) => client.container_opts(QueryContainerOpts {
+            platform: Some(platform.to_string().as_str().into()),
+        }),
+    }
+}
+
 /// Which of the two kinds this run's tools are; decided anew in each run.
 pub enum AnyToolbox {
     /// All from their registries.
     Genuine(Toolbox<Genuine>),
     /// All stand-ins.
-    StandIn(Toolbox<StandIn>),
+    StandIn(Toolbox<evidence::StandIn>),
 }
 
 /// The images that the steps run in. `K` says which kind, and so does all evidence that is made with them.
 pub struct Toolbox<K> {
-    stand_ins: bool,
+    stand_ins: Option<Arc<StandIns>>,
     rust: OnceCell<ToolImage>,
     trivy: OnceCell<ToolImage>,
     crane: OnceCell<ToolImage>,
-    advisories: OnceCell<Option<standin::AdvisoryDb>>,
-    narrator: std::sync::Arc<dyn Narrator>,
+    advisories: OnceCell<Option<AdvisoryDb>>,
+    others: Mutex<Vec<StandInNote>>,
     _kind: PhantomData<fn() -> K>,
 }
 
@@ -87,6 +112,12 @@ const UNREACHABLE: [&str; 11] = [
     "proxyconnect",
 ];
 
+/// Whether the engine says, in whatever words, that a registry cannot be reached.
+#[must_use]
+pub fn is_unreachable(words: &str) -> bool {
+    UNREACHABLE.iter().any(|sign| words.contains(sign))
+}
+
 /// Asks the engine, which may be on another machine, whether it reaches the images that `steps` need.
 ///
 /// # Errors
@@ -94,7 +125,8 @@ const UNREACHABLE: [&str; 11] = [
 pub async fn choose(
     client: &DaggerConn,
     steps: &[Step],
-    narrator: std::sync::Arc<dyn Narrator>,
+    stand_ins: &Arc<StandIns>,
+    narrator: &dyn Narrator,
 ) -> Result<AnyToolbox, Failure> {
     let mut needed = vec![pins::RUST_IMAGE];
     if steps.contains(&Step::Scan) {
@@ -104,116 +136,168 @@ pub async fn choose(
         needed.push(pins::CRANE_IMAGE);
     }
     for image in needed {
-        let limit = std::time::Duration::from_secs(60);
-        let asked = client.container().from(image);
-        match tokio::time::timeout(limit, asked.image_ref()).await {
-            Ok(Ok(_)) => {}
-            Err(_) => {
-                narrator.notice(&format!(
-                    "no answer about {image} within {} s: taking stand-ins",
-                    limit.as_secs()
-                ));
-                return Ok(AnyToolbox::StandIn(Toolbox::new(true, narrator)));
-            }
-            Ok(Err(error)) => match EngineError::from(error) {
-                EngineError::Query(text) if UNREACHABLE.iter().any(|sign| text.contains(sign)) => {
-                    narrator.notice(&format!(
-                        "{image} cannot be reached from the engine: taking stand-ins"
-                    ));
-                    return Ok(AnyToolbox::StandIn(Toolbox::new(true, narrator)));
-                }
-                other => return Err(other.into_environment(&format!("cannot get {image}"))),
-            },
+        if let Err(why) = reaches(client, image).await? {
+            narrator.notice(&format!("{why}: taking stand-ins"));
+            return Ok(AnyToolbox::StandIn(Toolbox::new(Some(Arc::clone(
+                stand_ins,
+            )))));
         }
     }
-    Ok(AnyToolbox::Genuine(Toolbox::new(false, narrator)))
+    Ok(AnyToolbox::Genuine(Toolbox::new(None)))
+}
+
+/// Whether the engine reaches the registry of `image`; within, why not.
+async fn reaches(client: &DaggerConn, image: &str) -> Result<Result<(), String>, Failure> {
+    let limit = Duration::from_secs(60);
+    let asked = client.container().from(image);
+    Ok(match tokio::time::timeout(limit, asked.image_ref()).await {
+        Ok(Ok(_)) => Ok(()),
+        Err(_) => Err(format!(
+            "no answer about {image} within {} s",
+            limit.as_secs()
+        )),
+        Ok(Err(error)) => match EngineError::from(error) {
+            EngineError::Query(text) if is_unreachable(&text) => {
+                Err(format!("{image} cannot be reached from the engine"))
+            }
+            other => return Err(other.into_environment(&format!("cannot get {image}"))),
+        },
+    })
+}
+
+/// Whether this machine, where no engine can be asked yet, reaches the registry of the first image that a run needs.
+pub async fn reachable_from_here() -> bool {
+    let host = match pins::RUST_IMAGE.split('/').next() {
+        Some("docker.io") | None => "registry-1.docker.io",
+        Some(host) => host,
+    };
+    let Ok(client) = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .build()
+    else {
+        return false;
+    };
+    client
+        .get(format!("https://{host}/v2/"))
+        .send()
+        .await
+        .is_ok()
 }
 
 impl<K: Kind> Toolbox<K> {
-    fn new(stand_ins: bool, narrator: std::sync::Arc<dyn Narrator>) -> Self {
+    fn new(stand_ins: Option<Arc<StandIns>>) -> Self {
         Self {
             stand_ins,
             rust: OnceCell::new(),
             trivy: OnceCell::new(),
             crane: OnceCell::new(),
             advisories: OnceCell::new(),
-            narrator,
+            others: Mutex::default(),
             _kind: PhantomData,
         }
+    }
+
+    /// What this run's stand-ins come from, where it has any.
+    #[must_use]
+    pub fn stand_ins(&self) -> Option<&StandIns> {
+        self.stand_ins.as_deref()
     }
 
     /// The Rust toolchain.
     ///
     /// # Errors
     /// When a stand-in has to be made and cannot be.
-    pub async fn rust(&self, consent: Consent<'_>) -> Result<&ToolImage, Failure> {
-        self.rust
-            .get_or_try_init(|| {
-                self.pick(
-                    pins::RUST_IMAGE,
-                    standin::toolchain(consent, &*self.narrator),
-                )
-            })
-            .await
+    pub async fn rust(&self) -> Result<&ToolImage, Failure> {
+        let stand_in = async |made: &StandIns| made.rust().await.cloned();
+        self.pick(&self.rust, pins::RUST_IMAGE, stand_in).await
     }
 
     /// Trivy.
     ///
     /// # Errors
     /// When a stand-in has to be made and cannot be.
-    pub async fn trivy(&self, consent: Consent<'_>) -> Result<&ToolImage, Failure> {
-        self.trivy
-            .get_or_try_init(|| {
-                self.pick(pins::TRIVY_IMAGE, standin::trivy(consent, &*self.narrator))
-            })
-            .await
+    pub async fn trivy(&self) -> Result<&ToolImage, Failure> {
+        let stand_in = async |made: &StandIns| made.trivy().await.cloned();
+        self.pick(&self.trivy, pins::TRIVY_IMAGE, stand_in).await
     }
 
     /// crane.
     ///
     /// # Errors
     /// When a stand-in has to be made and cannot be.
-    pub async fn crane(&self, consent: Consent<'_>) -> Result<&ToolImage, Failure> {
-        self.crane
-            .get_or_try_init(|| {
-                self.pick(pins::CRANE_IMAGE, standin::crane(consent, &*self.narrator))
-            })
-            .await
+    pub async fn crane(&self) -> Result<&ToolImage, Failure> {
+        let stand_in = async |made: &StandIns| made.crane().await.cloned();
+        self.pick(&self.crane, pins::CRANE_IMAGE, stand_in).await
     }
 
     /// The stand-in for the vulnerability database, or none where the real one is taken.
     ///
     /// # Errors
     /// When the stand-in cannot be made.
-    pub async fn advisories(
-        &self,
-        consent: Consent<'_>,
-    ) -> Result<Option<&standin::AdvisoryDb>, Failure> {
+    pub async fn advisories(&self) -> Result<Option<&AdvisoryDb>, Failure> {
         let database = self
             .advisories
             .get_or_try_init(|| async {
-                if self.stand_ins {
-                    standin::advisories(consent, &*self.narrator)
-                        .await
-                        .map(Some)
-                } else {
-                    Ok(None)
+                match &self.stand_ins {
+                    Some(made) => made.advisories().await.cloned().map(Some),
+                    None => Ok(None),
                 }
             })
             .await?;
         Ok(database.as_ref())
     }
 
-    async fn pick(
+    /// The image of a backing service, by the engine's own name of it, or the stand-in for it.
+    ///
+    /// # Errors
+    /// When its registry cannot be reached and there is no stand-in for it.
+    pub async fn backing(
         &self,
-        reference: &'static str,
-        stand_in: impl Future<Output = Result<standin::StandIn, Failure>>,
-    ) -> Result<ToolImage, Failure> {
-        if self.stand_ins {
-            Ok(ToolImage::StandIn(stand_in.await?))
-        } else {
-            Ok(ToolImage::Registry(reference))
+        client: &DaggerConn,
+        image: &str,
+    ) -> Result<Option<standin::Server>, Failure> {
+        let Some(made) = &self.stand_ins else {
+            return Ok(None);
+        };
+        let Err(why) = reaches(client, image).await? else {
+            return Ok(None);
+        };
+        let server = made.server(image).await?.ok_or_else(|| {
+            Failure::environment(why)
+                .hint("There are stand-ins for the images of PostgreSQL and Redis only.")
+        })?;
+        self.note(
+            image,
+            &format!("made on this machine, {}", server.image.digest),
+        );
+        Ok(Some(server))
+    }
+
+    /// Says that a stand-in was taken.
+    pub fn note(&self, name: &str, used: &str) {
+        let note = StandInNote {
+            name: name.to_owned(),
+            used: used.to_owned(),
+        };
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if !others.contains(&note) {
+            others.push(note);
         }
+    }
+
+    async fn pick<'a>(
+        &'a self,
+        cell: &'a OnceCell<ToolImage>,
+        reference: &'static str,
+        stand_in: impl AsyncFnOnce(&StandIns) -> Result<StandIn, Failure>,
+    ) -> Result<&'a ToolImage, Failure> {
+        cell.get_or_try_init(|| async {
+            match &self.stand_ins {
+                Some(made) => Ok(ToolImage::StandIn(stand_in(made).await?)),
+                None => Ok(ToolImage::Registry(reference)),
+            }
+        })
+        .await
     }
 
     /// What was taken in place of what, up to now.
@@ -243,6 +327,8 @@ impl<K: Kind> Toolbox<K> {
                 ),
             });
         }
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.extend(others.iter().cloned());
         notes
     }
 }

@@ -127,6 +127,16 @@ pub async fn find(
     }
 }
 
+/// Whether `choice` may come to an engine that this machine has to build first.
+#[must_use]
+pub fn builds_first(choice: &Choice) -> bool {
+    match choice {
+        Choice::Auto => named().is_none() && !embedded::is_built(),
+        Choice::Embedded => !embedded::is_built(),
+        Choice::Docker | Choice::Url(_) => false,
+    }
+}
+
 /// The engine that the environment names before anything on this machine is looked at: an open session, or a URL.
 #[must_use]
 pub fn named() -> Option<String> {

@@ -2,14 +2,14 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anstream::{eprint, eprintln};
 use clap::builder::styling::{AnsiColor, Style};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::json::Report;
+use super::json::{Prepared, Report};
 use crate::authority::Credential;
 use crate::failure::Failure;
 use crate::narrator::Narrator;
@@ -30,6 +30,7 @@ pub struct Reporter {
     directory: Option<PathBuf>,
     /// What never shows up: the token, and how it looks on its way to a registry.
     secrets: Vec<SecretString>,
+    prepared: Mutex<Vec<Prepared>>,
     /// One event at a time, so that the lines of two steps do not mix.
     turn: Mutex<()>,
 }
@@ -44,6 +45,7 @@ impl Reporter {
             verbose: settings.verbose > 0,
             directory: Some(settings.report_dir.clone()),
             secrets: credential.map_or_else(Vec::new, |it| vec![it.basic(), it.token]),
+            prepared: Mutex::default(),
             turn: Mutex::default(),
         }
     }
@@ -57,6 +59,7 @@ impl Reporter {
             verbose,
             directory: None,
             secrets: Vec::new(),
+            prepared: Mutex::default(),
             turn: Mutex::default(),
         }
     }
@@ -73,8 +76,14 @@ impl Reporter {
     }
 
     fn say(&self, text: &str) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         eprintln!("{}", self.redact(text));
+    }
+
+    /// What was made first, up to now.
+    #[must_use]
+    pub fn prepared(&self) -> Vec<Prepared> {
+        lock(&self.prepared).clone()
     }
 
     /// What the run is about.
@@ -179,6 +188,10 @@ impl Reporter {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn verdict(report: &Report) -> String {
     let took = format_duration(Duration::from_millis(report.duration_ms));
     let mut text = String::new();
@@ -272,6 +285,11 @@ impl Narrator for Reporter {
     }
 
     fn done(&self, what: &str, took: Duration) {
+        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        lock(&self.prepared).push(Prepared {
+            what: what.to_owned(),
+            duration_ms,
+        });
         if !self.quiet {
             self.say(&format!(
                 "{GOOD}  ✓{GOOD:#} {what} {DIM}{}{DIM:#}",

@@ -33,6 +33,15 @@ pub struct EngineReport {
     pub version: String,
 }
 
+/// Something that was made before it could be used, once for this machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct Prepared {
+    /// What it was.
+    pub what: String,
+    /// How long that took, in milliseconds.
+    pub duration_ms: u64,
+}
+
 /// Everything about a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -52,8 +61,12 @@ pub struct Report {
     pub digest: Option<String>,
     /// The event that counted.
     pub event: Event,
+    /// The image's platform, where an engine was found: `linux/amd64`.
+    pub platform: Option<String>,
     /// The engine, where one was found.
     pub engine: Option<EngineReport>,
+    /// What this machine had to make or install first, part by part; parts may have been made at the same time.
+    pub prepared: Vec<Prepared>,
     /// What could not be reached, and what was taken in its place.
     pub stand_ins: Vec<StandInNote>,
     /// When the run began.

@@ -4,4 +4,4 @@ mod console;
 mod json;
 
 pub use console::{Reporter, ask, data, failure, format_duration, help};
-pub use json::{EngineReport, Report, SCHEMA, Verdict};
+pub use json::{EngineReport, Prepared, Report, SCHEMA, Verdict};

@@ -10,7 +10,7 @@ use super::tools::{TRIVY, state};
 use super::{blocking, is_kept, keep_folder, key_of};
 use crate::failure::{Failure, OrFail};
 use crate::narrator::Narrator;
-use crate::provision::{self, Consent};
+use crate::provision;
 
 /// In the OSV format, one advisory a line; identifiers, versions and severities as in GitHub's advisory database
 /// (CC BY 4.0), the words are ours.
@@ -40,10 +40,7 @@ struct Advisory {
 ///
 /// # Errors
 /// When its builder cannot be built here or fails.
-pub async fn advisories(
-    _consent: Consent<'_>,
-    narrator: &dyn Narrator,
-) -> Result<AdvisoryDb, Failure> {
+pub async fn advisories(narrator: &dyn Narrator) -> Result<AdvisoryDb, Failure> {
     let key = key_of(&[
         include_bytes!("advisories.rs"),
         ADVISORIES.as_bytes(),

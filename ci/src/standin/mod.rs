@@ -3,6 +3,9 @@
 //! image's name, and it need not be on this machine.
 
 mod advisories;
+mod base;
+mod debian;
+mod servers;
 mod toolchain;
 mod tools;
 mod tree;
@@ -10,18 +13,21 @@ mod tree;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use dagger_sdk::{Container, DaggerConn};
 use sha2::{Digest, Sha256};
+use tokio::sync::OnceCell;
 
-pub use advisories::{ADVISORIES_DATED, AdvisoryDb, advisories};
-pub use toolchain::toolchain;
-pub use tools::{CRANE_PATH, TRIVY_PATH, crane, trivy};
+pub use advisories::{ADVISORIES_DATED, AdvisoryDb};
+pub use base::BaseLayout;
+pub use servers::Server;
+pub use tools::{CRANE_PATH, TRIVY_PATH};
 
 use crate::failure::{Failure, OrFail};
 use crate::narrator::Narrator;
-use crate::provision;
+use crate::provision::{self, Consent};
 
 /// Stand-ins of other inputs are kept this long, for whoever switches between branches.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -51,6 +57,103 @@ impl StandIn {
             client.container().with_rootfs(root),
             |container, (name, value)| container.with_env_variable(*name, *value),
         )
+    }
+}
+
+/// The stand-ins of one run: each is made once, when it is first asked for.
+pub struct StandIns {
+    consent: Consent<'static>,
+    narrator: Arc<dyn Narrator>,
+    rust: OnceCell<StandIn>,
+    trivy: OnceCell<StandIn>,
+    crane: OnceCell<StandIn>,
+    servers: OnceCell<StandIn>,
+    advisories: OnceCell<AdvisoryDb>,
+    base: OnceCell<BaseLayout>,
+}
+
+impl StandIns {
+    /// None yet; what makes one asks `consent` and talks to `narrator`.
+    #[must_use]
+    pub fn new(consent: Consent<'static>, narrator: Arc<dyn Narrator>) -> Self {
+        Self {
+            consent,
+            narrator,
+            rust: OnceCell::new(),
+            trivy: OnceCell::new(),
+            crane: OnceCell::new(),
+            servers: OnceCell::new(),
+            advisories: OnceCell::new(),
+            base: OnceCell::new(),
+        }
+    }
+
+    /// The Rust toolchain.
+    ///
+    /// # Errors
+    /// When it cannot be made here.
+    pub async fn rust(&self) -> Result<&StandIn, Failure> {
+        self.rust
+            .get_or_try_init(|| toolchain::toolchain(self.consent, &*self.narrator))
+            .await
+    }
+
+    /// Trivy.
+    ///
+    /// # Errors
+    /// When it cannot be built here.
+    pub async fn trivy(&self) -> Result<&StandIn, Failure> {
+        self.trivy
+            .get_or_try_init(|| tools::trivy(&*self.narrator))
+            .await
+    }
+
+    /// crane.
+    ///
+    /// # Errors
+    /// When it cannot be built here.
+    pub async fn crane(&self) -> Result<&StandIn, Failure> {
+        self.crane
+            .get_or_try_init(|| tools::crane(&*self.narrator))
+            .await
+    }
+
+    /// The vulnerability database.
+    ///
+    /// # Errors
+    /// When it cannot be made here.
+    pub async fn advisories(&self) -> Result<&AdvisoryDb, Failure> {
+        self.advisories
+            .get_or_try_init(|| advisories::advisories(&*self.narrator))
+            .await
+    }
+
+    /// The base image, whichever it was to be.
+    ///
+    /// # Errors
+    /// When it cannot be made here.
+    pub async fn base(&self) -> Result<&BaseLayout, Failure> {
+        self.base
+            .get_or_try_init(|| base::layout(self.consent, &*self.narrator))
+            .await
+    }
+
+    /// The server whose released image is called `image`; none where there is no stand-in for it.
+    ///
+    /// # Errors
+    /// When it cannot be made here.
+    pub async fn server(&self, image: &str) -> Result<Option<Server>, Failure> {
+        let Some(command) = servers::command(image) else {
+            return Ok(None);
+        };
+        let image = self
+            .servers
+            .get_or_try_init(|| servers::image(self.consent, &*self.narrator))
+            .await?;
+        Ok(Some(Server {
+            image: image.clone(),
+            command,
+        }))
     }
 }
 

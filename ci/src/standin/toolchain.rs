@@ -5,22 +5,23 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::{StandIn, blocking, ca_bundle, keep, key_of, tree, write_bundle};
+use super::{StandIn, blocking, ca_bundle, debian, keep, key_of, tree};
 use crate::failure::Failure;
 use crate::narrator::Narrator;
 use crate::pins;
-use crate::provision::{self, Consent, DEBOOTSTRAP, Package, Probe, UTIL_LINUX};
+use crate::provision::{self, Consent};
 
-/// The Debian release of [`pins::RUST_IMAGE`].
-const RELEASE: &str = "bookworm";
-/// What a build and its tests use of that image: certificates, a compiler and linker, git, pkg-config, make.
-const PACKAGES: &str = "ca-certificates,gcc,libc6-dev,git,make,pkg-config";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const DEBIAN_KEYRING: Package = Package {
-    name: "debian-archive-keyring",
-    purpose: "proves that Debian's packages are Debian's",
-    probe: Probe::File(&[KEYRING]),
-};
+/// What a build and its tests use of that image: certificates, a compiler and linker, git, OpenSSL, pkg-config, make.
+const PACKAGES: &[&str] = &[
+    "ca-certificates",
+    "g++",
+    "gcc",
+    "git",
+    "libc6-dev",
+    "libssl-dev",
+    "make",
+    "pkg-config",
+];
 const PROGRAMS: [&str; 7] = [
     "cargo",
     "rustc",
@@ -30,26 +31,6 @@ const PROGRAMS: [&str; 7] = [
     "cargo-fmt",
     "rustfmt",
 ];
-/// Of these folders only themselves are kept, not what is in them.
-const EMPTIED: [&str; 14] = [
-    "boot",
-    "dev",
-    "proc",
-    "run",
-    "sys",
-    "tmp",
-    "usr/share/doc",
-    "usr/share/info",
-    "usr/share/locale",
-    "usr/share/man",
-    "var/cache",
-    "var/lib/apt/lists",
-    "var/log",
-    "var/tmp",
-];
-/// What debootstrap copies from the host, and what would be another one in each build.
-const REMOVED: [&str; 3] = ["etc/hostname", "etc/machine-id", "etc/resolv.conf"];
-
 /// The stand-in for [`pins::RUST_IMAGE`].
 ///
 /// # Errors
@@ -59,6 +40,7 @@ pub async fn toolchain(consent: Consent<'_>, narrator: &dyn Narrator) -> Result<
     let certificates = ca_bundle()?;
     let key = key_of(&[
         include_bytes!("toolchain.rs"),
+        include_bytes!("debian.rs"),
         include_bytes!("tree.rs"),
         toolchain.version.as_bytes(),
         &certificates,
@@ -82,36 +64,15 @@ pub async fn toolchain(consent: Consent<'_>, narrator: &dyn Narrator) -> Result<
         narrator,
         |root| async move {
             let sysroot = toolchain.sysroot().await?;
-            provision::packages(
-                &[DEBOOTSTRAP, DEBIAN_KEYRING, UTIL_LINUX],
-                consent,
-                narrator,
-            )
-            .await?;
-            debootstrap(&root, narrator).await?;
-            blocking(move || complete(&root, &toolchain, &sysroot, &certificates)).await
+            debian::build(&root, PACKAGES, &certificates, consent, narrator).await?;
+            blocking(move || complete(&root, &toolchain, &sysroot)).await
         },
     )
     .await
 }
 
 /// Makes of a fresh Debian what [`pins::RUST_IMAGE`] is.
-fn complete(
-    root: &Path,
-    toolchain: &Toolchain,
-    sysroot: &Path,
-    certificates: &[u8],
-) -> io::Result<()> {
-    for folder in EMPTIED {
-        tree::empty(&root.join(folder))?;
-    }
-    for file in REMOVED {
-        match fs::remove_file(root.join(file)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    write_bundle(root, certificates)?;
+fn complete(root: &Path, toolchain: &Toolchain, sysroot: &Path) -> io::Result<()> {
     let place = format!(
         "usr/local/rustup/toolchains/{}-{}",
         pins::RUST,
@@ -217,103 +178,9 @@ fn remedy() -> String {
     )
 }
 
-async fn debootstrap(root: &Path, narrator: &dyn Narrator) -> Result<(), Failure> {
-    let need = |name| {
-        provision::find_program(name)
-            .ok_or_else(|| Failure::environment(format!("there is no {name} on PATH")))
-    };
-    let mirror = mirror().await?;
-    // In namespaces of its own: whatever ends it leaves neither a mount nor a process behind.
-    let mut command = provision::command(need("unshare")?);
-    command
-        .args([
-            "--mount",
-            "--propagation=private",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-        ])
-        .arg(need("debootstrap")?)
-        .args(["--variant=minbase", "--merged-usr"])
-        .arg(format!("--keyring={KEYRING}"))
-        .arg(format!("--include={PACKAGES}"))
-        .arg(RELEASE)
-        .arg(root)
-        .arg(&mirror);
-    provision::run(command, "debootstrap", narrator).await.map_err(|failure| {
-        failure.hint(format!(
-            "debootstrap needs root and Debian's archive at {mirror}; a base image from a registry needs neither."
-        ))
-    })
-}
-
-/// Debian's archive as the host's apt knows it.
-async fn mirror() -> Result<String, Failure> {
-    let none = || {
-        Failure::environment("apt on this machine knows no archive of Debian's").hint(format!(
-            "Add one that has {RELEASE} to /etc/apt/sources.list."
-        ))
-    };
-    let mut command = provision::command(provision::find_program("apt-get").ok_or_else(none)?);
-    command.args([
-        "indextargets",
-        "--format",
-        "$(RELEASE) $(ORIGIN) $(REPO_URI)",
-        "Created-By: Packages",
-        "Component: main",
-    ]);
-    let targets = provision::output(command, "asking apt for its sources").await?;
-    choose(&targets).ok_or_else(none)
-}
-
-/// The archive that has [`RELEASE`] itself; else any of Debian's, as each has all current releases.
-fn choose(targets: &str) -> Option<String> {
-    let targets: Vec<[&str; 3]> = targets
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let release = words.next()?;
-            let address = words.next_back()?;
-            // Before the first `apt-get update` the origin is not known.
-            Some([release, words.next().unwrap_or_default(), address])
-        })
-        .filter(|[_, _, address]| address.starts_with("http://") || address.starts_with("https://"))
-        .collect();
-    targets
-        .iter()
-        .find(|[release, ..]| *release == RELEASE)
-        .or_else(|| {
-            targets.iter().find(|[release, origin, address]| {
-                *origin == "Debian"
-                    && !release.contains("security")
-                    && !address.contains("security")
-            })
-        })
-        .map(|[_, _, address]| (*address).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_archive_is_the_hosts() {
-        let same = "bookworm-security Debian http://a.example/debian-security/\nbookworm Debian http://a.example/debian/\n";
-        assert_eq!(choose(same).as_deref(), Some("http://a.example/debian/"));
-        assert_eq!(
-            choose("bookworm  http://new.example/debian/").as_deref(),
-            Some("http://new.example/debian/")
-        );
-        let newer = "trixie-security Debian http://a.example/debian-security/\ntrixie Debian https://b.example/debian/";
-        assert_eq!(choose(newer).as_deref(), Some("https://b.example/debian/"));
-        assert_eq!(choose("noble Ubuntu http://u.example/ubuntu/\n"), None);
-        assert_eq!(
-            choose("bookworm Debian mirror+file:/etc/apt/mirrors\n"),
-            None
-        );
-        assert_eq!(choose(""), None);
-    }
 
     #[test]
     fn only_the_hosts_target_is_taken() {

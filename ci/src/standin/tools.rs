@@ -9,7 +9,7 @@ use super::{StandIn, blocking, ca_bundle, is_kept, keep, key_of, write_bundle};
 use crate::failure::Failure;
 use crate::narrator::Narrator;
 use crate::pins;
-use crate::provision::{self, Consent, GoModule};
+use crate::provision::{self, GoModule};
 
 /// Where Trivy is in its stand-in; in the real image, too.
 pub const TRIVY_PATH: &str = "/usr/local/bin/trivy";
@@ -49,7 +49,7 @@ const CRANE: GoModule = GoModule {
 ///
 /// # Errors
 /// When Trivy cannot be built here.
-pub async fn trivy(_consent: Consent<'_>, narrator: &dyn Narrator) -> Result<StandIn, Failure> {
+pub async fn trivy(narrator: &dyn Narrator) -> Result<StandIn, Failure> {
     tool("trivy", TRIVY, TRIVY_PATH, narrator).await
 }
 
@@ -57,7 +57,7 @@ pub async fn trivy(_consent: Consent<'_>, narrator: &dyn Narrator) -> Result<Sta
 ///
 /// # Errors
 /// When crane cannot be built here.
-pub async fn crane(_consent: Consent<'_>, narrator: &dyn Narrator) -> Result<StandIn, Failure> {
+pub async fn crane(narrator: &dyn Narrator) -> Result<StandIn, Failure> {
     tool("crane", CRANE, CRANE_PATH, narrator).await
 }
 

@@ -55,6 +55,14 @@ pub fn empty(folder: &Path) -> io::Result<()> {
 pub fn digest(folder: &Path) -> io::Result<String> {
     let mut sum = Sum(Sha256::new());
     let mut tar = Builder::new(&mut sum);
+    append(&mut tar, folder)?;
+    tar.finish()?;
+    drop(tar);
+    Ok(format!("sha256:{}", hex::encode(sum.0.finalize())))
+}
+
+/// Writes everything below a folder into a tar: sorted, root's, without times.
+pub fn append<W: Write>(tar: &mut Builder<W>, folder: &Path) -> io::Result<()> {
     for entry in WalkDir::new(folder).min_depth(1).sort_by_file_name() {
         let entry = entry?;
         let data = entry.metadata()?;
@@ -75,9 +83,7 @@ pub fn digest(folder: &Path) -> io::Result<String> {
             tar.append_data(&mut header, path, File::open(entry.path())?)?;
         }
     }
-    tar.finish()?;
-    drop(tar);
-    Ok(format!("sha256:{}", hex::encode(sum.0.finalize())))
+    Ok(())
 }
 
 struct Sum(Sha256);

@@ -1,28 +1,24 @@
-//! The static binary, and its image as one deterministic OCI archive.
+//! The service's binary, and its image as one deterministic OCI archive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use dagger_sdk::File;
+use dagger_sdk::{Container, File as EngineFile};
 use generativity::{Guard, Id};
+use walkdir::WalkDir;
 
-use super::workspace;
+use super::{base, missing, workspace};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{Failure, OrFail};
-use crate::oci::{self, ArchiveInfo, Compression, ImageConfig, Platform};
+use crate::oci::{self, ArchiveInfo, Compression, ImageConfig};
 use crate::run::StepContext;
-use crate::source::State;
-
-/// The package, and the binary, that is shipped.
-pub const PACKAGE: &str = "api";
-/// The port that the service listens on.
-pub const PORT: u16 = 8000;
-/// nobody's in particular: no name for it exists in an image from scratch.
-const USER: &str = "65532:65532";
-/// The compiler's name of the platform that is published.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+use crate::service::{Libc, Service};
+use crate::settings::Settings;
+use crate::source::{Checkout, State, is_executable};
 
 /// The image of one run: an archive on the disk, and what is known of it.
 #[derive(Debug)]
@@ -62,7 +58,7 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
     ///
     /// # Errors
     /// When the file on the disk was changed since, or the engine cannot have it.
-    pub async fn upload(&self, step: &StepContext<'_, K>) -> Result<File, Failure> {
+    pub async fn upload(&self, step: &StepContext<'_, K>) -> Result<EngineFile, Failure> {
         let file = step
             .client()
             .host()
@@ -95,29 +91,13 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
 /// Compiles the service and assembles its image in the report directory.
 ///
 /// # Errors
-/// When the code does not compile.
+/// When the code does not compile, or the base image cannot be had.
 pub async fn run<'run, 'img, K: Kind>(
     step: &StepContext<'_, K>,
     (source, image): (&Source<'run>, Guard<'img>),
 ) -> Result<Image<'run, 'img, K>, Failure> {
-    let container = workspace::with_sources(step, &workspace::auditable(step).await?, source)
-        .with_env_variable("RUSTFLAGS", "-C target-feature=+crt-static");
-    let script = format!(
-        "/opt/tools/bin/cargo-auditable auditable build --release --locked --package {PACKAGE} --bin {PACKAGE} --target {TARGET}
-mkdir -p /out
-cp /work/target/{TARGET}/release/{PACKAGE} /out/binary
-rustc --version > /out/rustc
-ld --version | head -n 1 > /out/linker
-cargo pkgid --locked --package {PACKAGE} > /out/pkgid"
-    );
-    let built = workspace::run(
-        step,
-        &container,
-        &script,
-        "the service does not build",
-        &format!("Run `cargo build --release --locked --package {PACKAGE}` for the same errors on this machine."),
-    )
-    .await?;
+    let settings = &step.run.settings;
+    let (built, base) = tokio::try_join!(compile(step, source), base::fetch(step))?;
 
     let out = tempfile::tempdir().or_environment("cannot make a folder for the binary")?;
     built
@@ -130,44 +110,40 @@ cargo pkgid --locked --package {PACKAGE} > /out/pkgid"
             .map(|text| text.trim().to_owned())
             .or_environment(format!("the build did not say its {name}"))
     };
-    let pkgid = text("pkgid")?;
-    let version = pkgid.rsplit(['#', '@']).next().unwrap_or(&pkgid);
     let checkout = source.checkout();
-    let settings = &step.run.settings;
     let config = ImageConfig {
-        entrypoint: vec![format!("/{PACKAGE}")],
-        env: vec![
-            ("PORT".into(), PORT.to_string()),
-            ("APP_COMMIT".into(), checkout.commit.sha.clone()),
-            (
-                "APP_BUILD_TIME".into(),
-                jiff::Timestamp::from_second(checkout.commit.time)
-                    .or_environment("the commit has an impossible time")?
-                    .to_string(),
-            ),
-        ],
-        user: Some(USER.into()),
+        entrypoint: vec![format!("/{}", settings.service.binary)],
+        env: environment(settings, base.as_ref(), checkout)?,
+        user: Some(settings.image.user.clone()),
         working_dir: Some("/".into()),
         labels: labels(
-            &checkout.commit.sha,
-            version,
-            &settings.source,
-            &text("rustc")?,
-            &text("linker")?,
+            settings,
+            checkout,
+            &text("pkgid")?,
+            base.as_ref(),
+            [text("rustc")?, text("linker")?],
         ),
-        exposed_ports: vec![format!("{PORT}/tcp")],
+        exposed_ports: vec![format!("{}/tcp", settings.service.port)],
         created: checkout.commit.time,
-        platform: Platform {
-            os: "linux".into(),
-            architecture: "amd64".into(),
-        },
+        platform: step.run.platform.clone(),
     };
     let archive = settings.report_dir.join("image.tar");
-    let binary = out.path().join("binary");
+    let layer = Layer {
+        binary: out.path().join("binary"),
+        name: settings.service.binary.clone(),
+        sources: source.snapshot().path().join(&settings.folder),
+        files: settings.image.files.clone(),
+        from_scratch: base.is_none(),
+        time: u64::try_from(checkout.commit.time).unwrap_or_default(),
+    };
     let info = tokio::task::spawn_blocking({
         let archive = archive.clone();
-        let time = u64::try_from(checkout.commit.time).unwrap_or_default();
-        move || assemble(&archive, &config, &binary, time)
+        let base = base.map(|base| base.image);
+        move || {
+            oci::write_archive(&archive, base.as_ref(), &config, Compression::Gzip, |tar| {
+                layer.fill(tar)
+            })
+        }
     })
     .await
     .or_environment("the assembly was cancelled")?
@@ -183,18 +159,145 @@ cargo pkgid --locked --package {PACKAGE} > /out/pkgid"
     })
 }
 
-fn assemble(
-    archive: &Path,
-    config: &ImageConfig,
-    binary: &Path,
-    time: u64,
-) -> std::io::Result<ArchiveInfo> {
-    let content = std::fs::File::open(binary)?;
-    let mut header = oci::header(content.metadata()?.len(), 0o755);
-    header.set_mtime(time);
-    oci::write_archive(archive, config, Compression::Gzip, |layer| {
-        layer.append_data(&mut header, PACKAGE, content)
+async fn compile<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+) -> Result<Container, Failure> {
+    let settings = &step.run.settings;
+    let Service {
+        package, binary, ..
+    } = &settings.service;
+    let target = step.run.platform.target();
+    let mut container = workspace::with_sources(step, &workspace::auditable(step).await?, source);
+    if settings.image.libc == Libc::Static {
+        container = container.with_env_variable("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    // Cargo takes no other letters in a name, so that nothing here needs quoting.
+    let script = format!(
+        "/opt/tools/bin/cargo-auditable auditable build --release --locked --package {package} --bin {binary} --target {target}
+mkdir -p /out
+cp /work/target/{target}/release/{binary} /out/binary
+rustc --version > /out/rustc
+ld --version | head -n 1 > /out/linker
+cargo pkgid --locked --package {package} > /out/pkgid"
+    );
+    workspace::run(
+        step,
+        &container,
+        &script,
+        "the service does not build",
+        &format!("Run `cargo build --release --locked --package {package}` for the same errors on this machine."),
+    )
+    .await
+    .map_err(|failure| match failure.output.as_deref().and_then(missing::at_build) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     })
+}
+
+/// The base's environment, then the settings', then the identity.
+fn environment(
+    settings: &Settings,
+    base: Option<&base::Fetched>,
+    checkout: &Checkout,
+) -> Result<Vec<(String, String)>, Failure> {
+    let ours = [
+        ("PORT".to_owned(), settings.service.port.to_string()),
+        ("APP_COMMIT".to_owned(), checkout.commit.sha.clone()),
+        (
+            "APP_BUILD_TIME".to_owned(),
+            jiff::Timestamp::from_second(checkout.commit.time)
+                .or_environment("the commit has an impossible time")?
+                .to_string(),
+        ),
+    ];
+    let ours: Vec<_> = settings.image.env.clone().into_iter().chain(ours).collect();
+    let mut env = base.map_or_else(Vec::new, |base| base.image.env());
+    env.retain(|(name, _)| ours.iter().all(|(own, _)| own != name));
+    env.extend(ours);
+    Ok(env)
+}
+
+/// What is laid over the base image.
+struct Layer {
+    binary: PathBuf,
+    name: String,
+    sources: PathBuf,
+    files: BTreeMap<PathBuf, PathBuf>,
+    from_scratch: bool,
+    /// Of everything in it: the commit's, in seconds since the epoch.
+    time: u64,
+}
+
+impl Layer {
+    fn fill(&self, tar: &mut tar::Builder<&mut dyn Write>) -> std::io::Result<()> {
+        let content = File::open(&self.binary)?;
+        let mut header = self.header(content.metadata()?.len(), 0o755);
+        tar.append_data(&mut header, &self.name, content)?;
+        // Nobody's folders are there yet: with a base image they are its own, or made when the image is unpacked.
+        let mut folders = BTreeSet::new();
+        for to in self.files.values().filter(|_| self.from_scratch) {
+            folders.extend(
+                to.ancestors()
+                    .skip(1)
+                    .filter(|it| !it.as_os_str().is_empty()),
+            );
+        }
+        for folder in folders {
+            self.folder(tar, folder)?;
+        }
+        for (from, to) in &self.files {
+            let from = self.sources.join(from);
+            for entry in WalkDir::new(&from).sort_by_file_name() {
+                let entry = entry?;
+                let below = entry.path().strip_prefix(&from);
+                let below = below.map_err(std::io::Error::other)?;
+                // Joined with nothing, a path would end in a slash.
+                let path = if below.as_os_str().is_empty() {
+                    to.clone()
+                } else {
+                    to.join(below)
+                };
+                self.append(tar, &entry, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn append(
+        &self,
+        tar: &mut tar::Builder<&mut dyn Write>,
+        entry: &walkdir::DirEntry,
+        path: &Path,
+    ) -> std::io::Result<()> {
+        let kind = entry.file_type();
+        if kind.is_dir() {
+            return self.folder(tar, path);
+        }
+        if kind.is_symlink() {
+            let mut header = self.header(0, 0o777);
+            header.set_entry_type(tar::EntryType::Symlink);
+            return tar.append_link(&mut header, path, std::fs::read_link(entry.path())?);
+        }
+        let content = File::open(entry.path())?;
+        let data = content.metadata()?;
+        // Git knows of a file's rights only this.
+        let mode = if is_executable(&data) { 0o755 } else { 0o644 };
+        let mut header = self.header(data.len(), mode);
+        tar.append_data(&mut header, path, content)
+    }
+
+    fn folder(&self, tar: &mut tar::Builder<&mut dyn Write>, path: &Path) -> std::io::Result<()> {
+        let mut header = self.header(0, 0o755);
+        header.set_entry_type(tar::EntryType::Directory);
+        tar.append_data(&mut header, path, std::io::empty())
+    }
+
+    fn header(&self, size: u64, mode: u32) -> tar::Header {
+        let mut header = oci::header(size, mode);
+        header.set_mtime(self.time);
+        header
+    }
 }
 
 /// The identity that the image carries, by the keys that the [OCI image specification] defines and, for the tools that
@@ -202,21 +305,26 @@ fn assemble(
 ///
 /// [OCI image specification]: https://github.com/opencontainers/image-spec/blob/main/annotations.md
 fn labels(
-    sha: &str,
-    version: &str,
-    source: &str,
-    rustc: &str,
-    linker: &str,
+    settings: &Settings,
+    checkout: &Checkout,
+    pkgid: &str,
+    base: Option<&base::Fetched>,
+    [rustc, linker]: [String; 2],
 ) -> BTreeMap<String, String> {
-    [
-        ("org.opencontainers.image.title", PACKAGE),
-        ("org.opencontainers.image.revision", sha),
-        ("org.opencontainers.image.version", version),
-        ("org.opencontainers.image.source", source),
-        ("io.github.upwind1647.infrastructure-lab.compiler", rustc),
-        ("io.github.upwind1647.infrastructure-lab.linker", linker),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .collect()
+    let version = pkgid.rsplit(['#', '@']).next().unwrap_or(pkgid);
+    let oci = |key: &str| format!("org.opencontainers.image.{key}");
+    let own = |key: &str| format!("io.github.upwind1647.infrastructure-lab.{key}");
+    let mut labels = BTreeMap::from([
+        (oci("title"), settings.service.binary.clone()),
+        (oci("revision"), checkout.commit.sha.clone()),
+        (oci("version"), version.to_owned()),
+        (own("compiler"), rustc),
+        (own("linker"), linker),
+    ]);
+    labels.extend(settings.source.clone().map(|url| (oci("source"), url)));
+    if let Some(base) = base {
+        labels.insert(oci("base.name"), base.name.clone());
+        labels.insert(oci("base.digest"), base.image.digest.clone());
+    }
+    labels
 }

@@ -1,10 +1,14 @@
-//! One step a file: what it runs, its evidence, its remedy.
+//! One step a file: what it runs, its evidence, its remedy; and what several of them use.
 
+mod base;
 pub mod build;
+mod crane;
 pub mod fmt;
 pub mod lint;
+mod missing;
 pub mod publish;
 pub mod scan;
+mod services;
 pub mod smoke;
 pub mod test;
 pub mod workspace;

@@ -1,10 +1,10 @@
 //! The push, byte for byte.
 
-use dagger_sdk::{Container, HostServiceOpts, NetworkProtocol, PortForward};
+use dagger_sdk::Container;
 use secrecy::ExposeSecret;
 
 use super::build::Image;
-use super::workspace;
+use super::{crane, workspace};
 use crate::authority::{Credential, Permit};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Verified};
@@ -13,10 +13,6 @@ use crate::reference::{Reference, Registry, Tag};
 use crate::registry;
 use crate::run::StepContext;
 use crate::source::State;
-use crate::standin;
-
-/// What a registry on this machine's loopback is called inside the engine's network.
-const LOOPBACK_ALIAS: &str = "registry";
 
 /// How an image got to where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -108,7 +104,6 @@ async fn push<K: Kind>(
     reference: &Reference,
     credential: Option<&Credential>,
 ) -> Result<(), Failure> {
-    let client = step.client();
     let archive = image.upload(step).await?;
     let layout = workspace::toolchain(step)
         .await?
@@ -120,39 +115,19 @@ async fn push<K: Kind>(
         ])
         .directory("/layout");
     let registry = &reference.registry;
-    let mut host = registry.to_string();
-    let image = step.run.toolbox.crane(step.run.consent).await?;
-    let mut crane = image
-        .container(client)
+    let crane = crane::container(step, registry).await?;
+    let host = &crane.host;
+    let mut container = crane
+        .container
         .with_mounted_directory("/layout", layout)
         // What is in a registry is not in the engine's cache: each run asks anew.
         .with_env_variable("RUN_ID", &step.run.id);
-    let mut arguments = vec![image.program("/ko-app/crane", standin::CRANE_PATH), "push"];
-    if registry.is_loopback() {
-        host = format!("{LOOPBACK_ALIAS}:{}", registry.port());
-        let port = registry.port() as isize;
-        let forward = PortForward {
-            backend: port,
-            frontend: port,
-            protocol: NetworkProtocol::Tcp,
-        };
-        let address = registry.host().trim_matches(['[', ']']).to_owned();
-        let service = client.host().service_opts(
-            vec![forward],
-            HostServiceOpts {
-                host: Some(&address),
-            },
-        );
-        crane = crane.with_service_binding(LOOPBACK_ALIAS, service);
-        arguments.push("--insecure");
-    }
     if let Some(credential) = credential {
-        crane = with_credential(step, crane, &host, credential);
+        container = with_credential(step, container, host, credential);
     }
     let target = format!("{host}/{}:{}", reference.repository, reference.tag);
-    arguments.extend(["/layout", &target]);
-    crane
-        .with_exec(arguments)
+    container
+        .with_exec(crane.arguments(&["push", "/layout", &target]))
         .sync()
         .await
         .map(drop)

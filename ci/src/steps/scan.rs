@@ -1,6 +1,7 @@
 //! Trivy's scan of the archive, and the gate on what it found.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use dagger_sdk::Directory;
 use generativity::Id;
@@ -11,11 +12,12 @@ use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
 use crate::run::StepContext;
+use crate::service::{ScanLimits, Severity};
 
 /// The file with the exceptions, in the top of the sources.
 pub const IGNORE_FILE: &str = ".trivyignore.yaml";
-/// A vulnerability database older than this is no database.
-const MAX_AGE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 7);
+/// What Trivy calls a binary that carries its dependency list.
+const RUST_BINARY: &str = "rustbinary";
 
 /// Trivy saw this image's packages, and none of them has a fixable vulnerability of high or critical severity.
 #[derive(Debug)]
@@ -42,6 +44,9 @@ struct Metadata {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct ScanResult {
+    /// `rustbinary`, or what else the packages are of.
+    #[serde(rename = "Type")]
+    kind: String,
     packages: Vec<serde::de::IgnoredAny>,
     vulnerabilities: Vec<Vulnerability>,
 }
@@ -54,14 +59,20 @@ struct Vulnerability {
     pkg_name: String,
     installed_version: String,
     fixed_version: String,
-    severity: String,
+    #[serde(deserialize_with = "severity")]
+    severity: Severity,
     title: String,
 }
 
 impl Vulnerability {
-    fn counts(&self) -> bool {
-        matches!(self.severity.as_str(), "HIGH" | "CRITICAL") && !self.fixed_version.is_empty()
+    fn counts(&self, limits: &ScanLimits) -> bool {
+        self.severity >= limits.severity && (limits.unfixed || !self.fixed_version.is_empty())
     }
+}
+
+fn severity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Severity, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(Severity::from_trivy(&text))
 }
 
 impl std::fmt::Display for Vulnerability {
@@ -74,10 +85,12 @@ impl std::fmt::Display for Vulnerability {
             severity,
             title,
         } = self;
-        write!(
-            f,
-            "{severity:<8}  {id}  {pkg_name} {installed_version}, fixed in {fixed_version}"
-        )?;
+        write!(f, "{severity:<8}  {id}  {pkg_name} {installed_version}, ")?;
+        if fixed_version.is_empty() {
+            f.write_str("no fix yet")?;
+        } else {
+            write!(f, "fixed in {fixed_version}")?;
+        }
         if title.is_empty() {
             Ok(())
         } else {
@@ -118,9 +131,9 @@ pub async fn run<'img, K: Kind>(
         "--output",
         "/out/trivy.json",
     ];
-    let trivy = step.run.toolbox.trivy(step.run.consent).await?;
+    let trivy = step.run.toolbox.trivy().await?;
     let mut container = trivy
-        .container(client)
+        .container(client, None)?
         .with_directory("/cache/db", database)
         .with_directory("/out", client.directory())
         .with_mounted_file("/image.tar", archive)
@@ -129,7 +142,12 @@ pub async fn run<'img, K: Kind>(
             "SCAN_DATE",
             jiff::Timestamp::now().strftime("%F").to_string(),
         );
-    let ignore = source.snapshot().path().join(IGNORE_FILE);
+    let settings = &step.run.settings;
+    let ignore = source
+        .snapshot()
+        .path()
+        .join(&settings.folder)
+        .join(IGNORE_FILE);
     if ignore.exists() {
         let exceptions = client.host().file(ignore.display().to_string());
         container = container.with_mounted_file("/trivyignore.yaml", exceptions);
@@ -141,7 +159,7 @@ pub async fn run<'img, K: Kind>(
         .contents()
         .await
         .map_err(|error| failed(error.into()))?;
-    let path = step.run.settings.report_dir.join("trivy.json");
+    let path = settings.report_dir.join("trivy.json");
     std::fs::write(&path, &report).or_environment(format!("cannot write {}", path.display()))?;
     let report: Report =
         serde_json::from_str(&report).or_environment("Trivy's report is not what was expected")?;
@@ -152,7 +170,7 @@ pub async fn run<'img, K: Kind>(
             image.info().config
         )));
     }
-    judge(&report)?;
+    judge(&report, &settings.scan)?;
     step.saw(&image.info().digest);
     Ok(Scanned {
         _image: image.id(),
@@ -160,14 +178,18 @@ pub async fn run<'img, K: Kind>(
     })
 }
 
-fn judge(report: &Report) -> Result<(), Failure> {
-    let packages: usize = report
-        .results
-        .iter()
-        .map(|result| result.packages.len())
-        .sum();
-    if packages == 0 {
-        return Err(Failure::gate("the scan saw no packages, so it says nothing").hint(
+fn judge(report: &Report, limits: &ScanLimits) -> Result<(), Failure> {
+    let packages = |of: &dyn Fn(&&ScanResult) -> bool| -> usize {
+        report
+            .results
+            .iter()
+            .filter(of)
+            .map(|result| result.packages.len())
+            .sum()
+    };
+    // Those of a base image say nothing about the service.
+    if packages(&|result| result.kind == RUST_BINARY) == 0 {
+        return Err(Failure::gate("the scan saw no packages of the service, so it says nothing").hint(
             "The binary has to carry its dependency list: it is put there by cargo-auditable and must not be stripped of it.",
         ));
     }
@@ -175,7 +197,7 @@ fn judge(report: &Report) -> Result<(), Failure> {
         .results
         .iter()
         .flat_map(|result| &result.vulnerabilities)
-        .filter(|vulnerability| vulnerability.counts())
+        .filter(|vulnerability| vulnerability.counts(limits))
         .collect();
     if found.is_empty() {
         return Ok(());
@@ -184,26 +206,32 @@ fn judge(report: &Report) -> Result<(), Failure> {
         .iter()
         .map(|vulnerability| format!("{vulnerability}\n"))
         .collect();
+    let what = if limits.unfixed { "" } else { "fixable " };
     Err(Failure::new(
         ExitCode::Vulnerable,
-        format!("{} fixable HIGH or CRITICAL vulnerabilities in {packages} packages", found.len()),
+        format!(
+            "{} {what}vulnerabilities of {} or worse in {} packages",
+            found.len(),
+            limits.severity,
+            packages(&|_| true)
+        ),
     )
     .output(table)
     .hint(format!(
-        "Update the packages (`cargo update`). An exception needs an entry in {IGNORE_FILE} with id, statement and expired_at."
+        "Update the packages (`cargo update`), or the base image. An exception needs an entry in {IGNORE_FILE} with id, statement and expired_at."
     )))
 }
 
 /// Trivy's database, or its stand-in.
 async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failure> {
     let client = step.client();
-    if let Some(stand_in) = step.run.toolbox.advisories(step.run.consent).await? {
+    if let Some(stand_in) = step.run.toolbox.advisories().await? {
         return Ok(client.host().directory(stand_in.dir.display().to_string()));
     }
-    let trivy = step.run.toolbox.trivy(step.run.consent).await?;
+    let trivy = step.run.toolbox.trivy().await?;
     let now = jiff::Timestamp::now();
     let directory = trivy
-        .container(client)
+        .container(client, None)?
         // Trivy publishes a new one every six hours.
         .with_env_variable(
             "DATABASE_OF",
@@ -229,7 +257,7 @@ async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failu
         .map_err(|error| {
             EngineError::from(error).into_environment("cannot get the vulnerability database")
         })?;
-    check_age(&metadata, now)?;
+    check_age(&metadata, now, step.run.settings.scan.database_age)?;
     Ok(directory)
 }
 
@@ -239,15 +267,16 @@ struct DatabaseMetadata {
     updated_at: jiff::Timestamp,
 }
 
-fn check_age(metadata: &str, now: jiff::Timestamp) -> Result<(), Failure> {
+fn check_age(metadata: &str, now: jiff::Timestamp, most: Duration) -> Result<(), Failure> {
     let metadata: DatabaseMetadata = serde_json::from_str(metadata)
         .or_environment("the vulnerability database is damaged: its metadata.json")?;
-    if now.duration_since(metadata.updated_at) > MAX_AGE {
+    let age = Duration::try_from(now.duration_since(metadata.updated_at)).unwrap_or_default();
+    if age > most {
         return Err(Failure::environment(format!(
             "the vulnerability database is of {}, which is too old",
             metadata.updated_at
         ))
-        .hint("Run again when ghcr.io/aquasecurity/trivy-db is up to date."));
+        .hint("Run again when ghcr.io/aquasecurity/trivy-db is up to date; scan.database-age in ci.toml is the limit."));
     }
     Ok(())
 }
@@ -340,8 +369,14 @@ pub fn check_exceptions(yaml: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    fn report(json: &str) -> Report {
-        serde_json::from_str(json).unwrap()
+    const LIMITS: ScanLimits = ScanLimits {
+        severity: Severity::High,
+        unfixed: false,
+        database_age: Duration::from_secs(7 * 24 * 3600),
+    };
+
+    fn judge(json: &str, limits: &ScanLimits) -> Result<(), Failure> {
+        super::judge(&serde_json::from_str(json).unwrap(), limits)
     }
 
     #[test]
@@ -349,34 +384,61 @@ mod tests {
         for empty in [
             "{}",
             r#"{"Results":[]}"#,
-            r#"{"Results":[{"Packages":[]}]}"#,
+            r#"{"Results":[{"Type":"rustbinary","Packages":[]}]}"#,
+            r#"{"Results":[{"Type":"debian","Packages":[{"Name":"libc6"}]}]}"#,
         ] {
             assert_eq!(
-                judge(&report(empty)).unwrap_err().code,
+                judge(empty, &LIMITS).unwrap_err().code,
                 ExitCode::GateFailed,
                 "{empty}"
             );
         }
-        judge(&report(r#"{"Results":[{"Packages":[{"Name":"api"}]}]}"#)).unwrap();
+        judge(
+            r#"{"Results":[{"Type":"rustbinary","Packages":[{"Name":"api"}]}]}"#,
+            &LIMITS,
+        )
+        .unwrap();
+    }
+
+    fn one(severity: &str, fixed: &str, limits: &ScanLimits) -> Result<(), Failure> {
+        let json = format!(
+            r#"{{"Results":[{{"Type":"rustbinary","Packages":[{{}}],"Vulnerabilities":[{{"VulnerabilityID":"CVE-1","Severity":"{severity}","FixedVersion":"{fixed}"}}]}}]}}"#
+        );
+        judge(&json, limits)
     }
 
     #[test]
     fn only_fixable_high_and_critical_findings_count() {
-        let one = |severity: &str, fixed: &str| {
-            judge(&report(&format!(
-                r#"{{"Results":[{{"Packages":[{{}}],"Vulnerabilities":[{{"VulnerabilityID":"CVE-1","Severity":"{severity}","FixedVersion":"{fixed}"}}]}}]}}"#
-            )))
-        };
         for severity in ["HIGH", "CRITICAL"] {
             assert_eq!(
-                one(severity, "1.0.1").unwrap_err().code,
+                one(severity, "1.0.1", &LIMITS).unwrap_err().code,
                 ExitCode::Vulnerable
             );
-            one(severity, "").unwrap();
+            one(severity, "", &LIMITS).unwrap();
         }
         for severity in ["MEDIUM", "LOW", "UNKNOWN"] {
-            one(severity, "1.0.1").unwrap();
+            one(severity, "1.0.1", &LIMITS).unwrap();
         }
+    }
+
+    #[test]
+    fn the_limits_can_be_others() {
+        let strict = ScanLimits {
+            severity: Severity::Low,
+            unfixed: true,
+            ..LIMITS
+        };
+        for severity in ["LOW", "MEDIUM", "CRITICAL"] {
+            let failure = one(severity, "", &strict).unwrap_err();
+            assert!(failure.output.unwrap().contains("no fix yet"));
+        }
+        one("UNKNOWN", "", &strict).unwrap();
+        let lax = ScanLimits {
+            severity: Severity::Critical,
+            ..LIMITS
+        };
+        one("HIGH", "1.0.1", &lax).unwrap();
+        one("CRITICAL", "1.0.1", &lax).unwrap_err();
     }
 
     #[test]
@@ -416,9 +478,15 @@ mod tests {
     #[test]
     fn an_old_database_is_none() {
         let now: jiff::Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
-        check_age(r#"{"UpdatedAt":"2026-11-22T00:00:00Z"}"#, now).unwrap();
+        check_age(
+            r#"{"UpdatedAt":"2026-11-22T00:00:00Z"}"#,
+            now,
+            LIMITS.database_age,
+        )
+        .unwrap();
         for bad in [r#"{"UpdatedAt":"2026-11-01T00:00:00Z"}"#, "{}", "nonsense"] {
-            assert_eq!(check_age(bad, now).unwrap_err().code, ExitCode::Environment);
+            let failure = check_age(bad, now, LIMITS.database_age).unwrap_err();
+            assert_eq!(failure.code, ExitCode::Environment);
         }
     }
 }

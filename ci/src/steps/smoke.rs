@@ -4,23 +4,24 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use dagger_sdk::{
-    Container, ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service, ServiceStopOpts,
+    Container, ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service as EngineService,
+    ServiceStopOpts,
 };
 use generativity::Id;
 use tokio::time::Instant;
 
-use super::build::{Image, PACKAGE, PORT};
+use super::build::Image;
+use super::services::Services;
+use super::{missing, workspace};
 use crate::engine::EngineError;
 use crate::evidence::Kind;
 use crate::failure::{Failure, OrFail};
+use crate::report::format_duration;
 use crate::run::StepContext;
+use crate::service::{Service, Trial};
+use crate::settings::Settings;
+use crate::toolbox;
 
-/// What is asked for.
-const HEALTH: &str = "/health";
-/// How often, at the most.
-const TRIES: u32 = 20;
-/// When the last try is made, counted from the start of the container.
-const WINDOW: Duration = Duration::from_secs(20);
 /// The interval between the first two tries.
 const FIRST_INTERVAL: Duration = Duration::from_millis(25);
 /// How long one try may take.
@@ -42,8 +43,12 @@ pub async fn run<'img, K: Kind>(
     image: &Image<'_, 'img, K>,
 ) -> Result<Smoked<'img, K>, Failure> {
     let client = step.client();
+    let settings = &step.run.settings;
     let archive = image.upload(step).await?;
-    let service = service(&client.container().import(archive));
+    let services = Services::of(step).await?;
+    let container = toolbox::container(client, step.run.foreign_platform()).import(archive);
+    let container = workspace::with_env(&container, &settings.smoke.env);
+    let service = service(&services.bind(&container), settings.service.port);
     let engine = |error| EngineError::from(error).into_environment("cannot start the image");
     let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);
     let answered = async {
@@ -62,13 +67,13 @@ pub async fn run<'img, K: Kind>(
         let address = tunnel.endpoint().await.map_err(engine)?;
         // The port is that of a tunnel on this machine; it may say so by a name.
         let port = address.rsplit(':').next().unwrap_or(&address);
-        let url = format!("http://127.0.0.1:{port}{HEALTH}");
+        let url = format!("http://127.0.0.1:{port}{}", settings.service.health);
         tokio::select! {
-            answered = poll(&url, started) => answered,
+            answered = poll(&url, settings, started) => answered,
             ended = end(step) => Err(ended),
         }
-    }
-    .await;
+    };
+    let answered = services.beside(answered).await;
     let kill = || ServiceStopOpts { kill: Some(true) };
     // A service that has ended cannot be stopped.
     let stopped = tunnel
@@ -86,10 +91,14 @@ pub async fn run<'img, K: Kind>(
         } else {
             log
         };
-        return Err(failure.output(said).hint(format!(
-            "The container has to answer GET {HEALTH} on port {PORT} with 200 within {} s.",
-            WINDOW.as_secs()
-        )));
+        let Service { health, port, .. } = &settings.service;
+        let hint = missing::at_start(&said).unwrap_or_else(|| {
+            format!(
+                "The container has to answer GET {health} on port {port} with 200 within {}.",
+                format_duration(settings.smoke.within)
+            )
+        });
+        return Err(failure.output(said).hint(hint));
     }
     step.saw(&image.info().digest);
     Ok(Smoked {
@@ -100,7 +109,7 @@ pub async fn run<'img, K: Kind>(
 
 /// Waits for the end of the service, of which nobody but the engine's telemetry tells, and which nothing can mend.
 async fn end<K: Kind>(step: &StepContext<'_, K>) -> Failure {
-    let command = format!("/{PACKAGE}");
+    let command = format!("/{}", step.run.settings.service.binary);
     loop {
         if let Some(how) = step.ended(&command) {
             let code = how.strip_prefix("exit code: ").unwrap_or(&how);
@@ -111,12 +120,12 @@ async fn end<K: Kind>(step: &StepContext<'_, K>) -> Failure {
     }
 }
 
-fn service(container: &Container) -> Service {
+fn service(container: &Container, port: u16) -> EngineService {
     container
         // The engine's own check would wait for a port that never opens, without an end.
-        .without_exposed_port(PORT as isize)
+        .without_exposed_port(port as isize)
         .with_exposed_port_opts(
-            PORT as isize,
+            port as isize,
             ContainerWithExposedPortOpts {
                 description: None,
                 experimental_skip_healthcheck: Some(true),
@@ -133,7 +142,7 @@ fn service(container: &Container) -> Service {
         })
 }
 
-async fn poll(url: &str, started: Instant) -> Result<(), Failure> {
+async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Failure> {
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -141,7 +150,8 @@ async fn poll(url: &str, started: Instant) -> Result<(), Failure> {
         .build()
         .or_environment("cannot make an HTTP client")?;
     let mut last = String::new();
-    for at in schedule() {
+    let Trial { tries, within, .. } = settings.smoke;
+    for at in schedule(tries, within) {
         tokio::time::sleep_until(started + at).await;
         match client.get(url).send().await {
             Ok(answer) if answer.status() == reqwest::StatusCode::OK => return Ok(()),
@@ -149,42 +159,38 @@ async fn poll(url: &str, started: Instant) -> Result<(), Failure> {
             Err(error) if error.is_timeout() => {
                 last = format!("it did not answer within {} s", TRY_LIMIT.as_secs())
             }
-            Err(_) => last = format!("nothing answers on port {PORT}"),
+            Err(_) => last = format!("nothing answers on port {}", settings.service.port),
         }
     }
     Err(Failure::gate(format!(
-        "GET {HEALTH} was not answered with 200 in {TRIES} tries within {} s; at the last, {last}",
-        WINDOW.as_secs()
+        "GET {} was not answered with 200 in {tries} tries within {}; at the last, {last}",
+        settings.service.health,
+        format_duration(within)
     )))
 }
 
 /// When each try is made: the first at once, the second after [`FIRST_INTERVAL`], each interval longer than the one before by
-/// the same factor, and the last at the end of [`WINDOW`].
-fn schedule() -> impl Iterator<Item = Duration> {
-    let intervals = TRIES - 1;
-    let whole = |factor: f64| {
-        (0..intervals)
-            .map(|n| FIRST_INTERVAL.as_secs_f64() * factor.powf(n.into()))
-            .sum::<f64>()
-    };
+/// the same factor, and the last at the end of `within`.
+fn schedule(tries: u32, within: Duration) -> impl Iterator<Item = Duration> {
+    let intervals = tries.saturating_sub(1);
+    let first = FIRST_INTERVAL.min(within / tries.max(1)).as_secs_f64();
+    let until =
+        move |n: u32, factor: f64| (0..n).map(|n| first * factor.powf(n.into())).sum::<f64>();
     // The sum grows with the factor, so halving finds it.
-    let (mut low, mut high) = (1.0_f64, 4.0_f64);
-    for _ in 0..60 {
+    let (mut low, mut high) = (1.0_f64, 1e6_f64);
+    for _ in 0..100 {
         let middle = f64::midpoint(low, high);
-        if whole(middle) < WINDOW.as_secs_f64() {
+        if until(intervals, middle) < within.as_secs_f64() {
             low = middle
         } else {
             high = middle
         }
     }
-    (0..TRIES).map(move |n| {
-        let passed: f64 = (0..n)
-            .map(|n| FIRST_INTERVAL.as_secs_f64() * low.powf(n.into()))
-            .sum();
-        if n == intervals {
-            WINDOW
+    (0..tries).map(move |n| {
+        if n > 0 && n == intervals {
+            within
         } else {
-            Duration::from_secs_f64(passed)
+            Duration::from_secs_f64(until(n, low))
         }
     })
 }
@@ -195,7 +201,7 @@ mod tests {
 
     #[test]
     fn twenty_tries_end_at_twenty_seconds() {
-        let tries: Vec<_> = schedule().collect();
+        let tries: Vec<_> = schedule(20, Duration::from_secs(20)).collect();
         assert_eq!(tries.len(), 20);
         assert_eq!(tries[0], Duration::ZERO);
         assert_eq!(tries[1].as_millis(), 25);
@@ -205,5 +211,17 @@ mod tests {
             intervals.windows(2).all(|pair| pair[0] < pair[1]),
             "{intervals:?}"
         );
+    }
+
+    #[test]
+    fn any_number_of_tries_ends_at_any_limit() {
+        for (tries, seconds) in [(1, 5), (2, 1), (3, 3600), (1000, 2), (20, 120)] {
+            let within = Duration::from_secs(seconds);
+            let times: Vec<_> = schedule(tries, within).collect();
+            assert_eq!(times.len(), tries as usize);
+            assert_eq!(times[0], Duration::ZERO);
+            assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+            assert!(tries == 1 || times.last() == Some(&within), "{times:?}");
+        }
     }
 }

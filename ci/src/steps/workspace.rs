@@ -1,15 +1,22 @@
 //! The container in which cargo works on a run's sources.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use dagger_sdk::Container;
 
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure};
+use crate::oci::Platform;
 use crate::pins;
 use crate::run::StepContext;
+use crate::step::Step;
 
 /// Where the sources of the run are mounted, as they are.
 const CHECKOUT: &str = "/checkout";
+/// Where cargo works on them.
+const SOURCES: &str = "/work/src";
 /// Where cargo keeps what it downloads.
 const CARGO_HOME: &str = "/cargo";
 
@@ -72,10 +79,17 @@ rm /work/unfinished
 /// # Errors
 /// When the toolchain cannot be had.
 pub async fn toolchain<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
-    let image = step.run.toolbox.rust(step.run.consent).await?;
+    toolchain_for(step, None).await
+}
+
+async fn toolchain_for<K: Kind>(
+    step: &StepContext<'_, K>,
+    platform: Option<&Platform>,
+) -> Result<Container, Failure> {
+    let image = step.run.toolbox.rust().await?;
     let client = step.client();
     Ok(image
-        .container(client)
+        .container(client, platform)?
         // The whole of cargo's home: the lock that keeps two cargos apart lies at its top, beside the registry.
         .with_mounted_cache(CARGO_HOME, client.cache_volume(step.run.shared_volume("cargo-home")))
         .with_env_variable("CARGO_HOME", CARGO_HOME)
@@ -89,24 +103,27 @@ pub async fn toolchain<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, 
         ]))
 }
 
-/// The toolchain's container with cargo-auditable in it.
+/// The toolchain's container of the image's platform, with cargo-auditable in it.
 ///
 /// # Errors
 /// When the toolchain cannot be had.
 pub async fn auditable<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
     let install = format!("cargo-auditable@{}", pins::CARGO_AUDITABLE);
-    Ok(toolchain(step).await?.with_exec(vec![
-        "cargo",
-        "install",
-        "--quiet",
-        "--locked",
-        "--root",
-        "/opt/tools",
-        &install,
-    ]))
+    Ok(toolchain_for(step, step.run.foreign_platform())
+        .await?
+        .with_exec(vec![
+            "cargo",
+            "install",
+            "--quiet",
+            "--locked",
+            "--root",
+            "/opt/tools",
+            &install,
+        ]))
 }
 
-/// `container` with the sources of the run, and the volume in which this step's cargo keeps its work.
+/// `container` with the packages of the distribution that the settings name, the sources of the run, and the volume in which
+/// this step's cargo keeps its work.
 #[must_use]
 pub fn with_sources<K: Kind>(
     step: &StepContext<'_, K>,
@@ -117,14 +134,44 @@ pub fn with_sources<K: Kind>(
     let files = client
         .host()
         .directory(source.snapshot().path().display().to_string());
-    let volume = client.cache_volume(step.run.volume(&format!("{}-{}", step.step, pins::RUST)));
-    container
+    let mut volume = format!("{}-{}", step.step, pins::RUST);
+    // A build script's program runs on the platform that compiled it.
+    if let (Step::Build, Some(platform)) = (step.step, step.run.foreign_platform()) {
+        volume = format!("{volume}-{}", platform.architecture);
+    }
+    let volume = client.cache_volume(step.run.volume(&volume));
+    with_packages(container, &step.run.settings.packages)
         .with_mounted_directory(CHECKOUT, files)
         .with_mounted_cache("/work", volume)
         .with_env_variable("CARGO_TARGET_DIR", "/work/target")
 }
 
-/// Runs `script` in the synchronized sources.
+fn with_packages(container: &Container, packages: &[String]) -> Container {
+    if packages.is_empty() {
+        return container.clone();
+    }
+    let mut install = vec![
+        "sh",
+        "-c",
+        "apt-get -q update && apt-get -q install --yes --no-install-recommends \"$@\"",
+        "sh",
+    ];
+    install.extend(packages.iter().map(String::as_str));
+    container
+        .with_env_variable("DEBIAN_FRONTEND", "noninteractive")
+        .with_exec(install)
+}
+
+/// `container` with these variables in its environment.
+#[must_use]
+pub fn with_env(container: &Container, env: &BTreeMap<String, String>) -> Container {
+    env.iter()
+        .fold(container.clone(), |container, (name, value)| {
+            container.with_env_variable(name, value)
+        })
+}
+
+/// Runs `script` in the workspace's folder of the synchronized sources.
 ///
 /// # Errors
 /// A gate's failure (exit 1) with the output of the script and `hint`, or the engine's (exit 3).
@@ -135,8 +182,15 @@ pub async fn run<K: Kind>(
     failed: &str,
     hint: &str,
 ) -> Result<Container, Failure> {
-    let script = format!("{SYNC}\n{script}");
-    let done = container.with_exec(vec!["sh", "-c", &script]);
+    let script = format!("{SYNC}\ncd \"$1\"\n{script}");
+    let folder = Path::new(SOURCES).join(&step.run.settings.folder);
+    let done = container.with_exec(vec![
+        "sh",
+        "-c",
+        &script,
+        "sh",
+        &folder.display().to_string(),
+    ]);
     done.sync()
         .await
         .map_err(|error| judge(step, error.into(), failed, hint))?;

@@ -139,6 +139,12 @@ pub fn missing() -> Vec<Requirement> {
     missing
 }
 
+/// Whether its programs are built.
+#[must_use]
+pub fn is_built() -> bool {
+    ENGINE.is_built()
+}
+
 /// The Dagger client alone, built where it is not there yet: for an engine elsewhere, on a machine that cannot download
 /// the published client.
 ///

@@ -1,0 +1,80 @@
+//! The stand-in for a base image: a small Debian with what services of the field expect below them (a C library, OpenSSL, CA
+//! certificates), as the layout of an OCI image with one layer.
+
+use std::path::PathBuf;
+
+use super::{blocking, ca_bundle, debian, keep_folder, key_of, tree};
+use crate::failure::{Failure, OrFail};
+use crate::narrator::Narrator;
+use crate::oci::{self, Compression, ImageConfig, Platform};
+use crate::provision::Consent;
+
+const PACKAGES: &[&str] = &["ca-certificates", "libgcc-s1", "libssl3"];
+const LAYOUT: &str = "layout";
+
+/// An image layout in the place of a base image.
+#[derive(Clone, Debug)]
+pub struct BaseLayout {
+    /// The folder of the layout.
+    pub layout: PathBuf,
+    /// The image's digest.
+    pub digest: String,
+}
+
+/// The stand-in for any base image.
+///
+/// # Errors
+/// When it cannot be made here.
+pub(super) async fn layout(
+    consent: Consent<'_>,
+    narrator: &dyn Narrator,
+) -> Result<BaseLayout, Failure> {
+    let certificates = ca_bundle()?;
+    let key = key_of(&[
+        include_bytes!("base.rs"),
+        include_bytes!("debian.rs"),
+        include_bytes!("tree.rs"),
+        &certificates,
+    ]);
+    let folder = keep_folder(
+        "base-",
+        &format!("base-{}-{key}", debian::RELEASE),
+        "the stand-in base image (about a minute)",
+        narrator,
+        |target| async move {
+            let root = target.join("root");
+            std::fs::create_dir_all(&root).or_environment("cannot make a folder")?;
+            debian::build(&root, PACKAGES, &certificates, consent, narrator).await?;
+            blocking(move || {
+                let config = ImageConfig {
+                    env: vec![(
+                        "PATH".into(),
+                        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+                    )],
+                    platform: Platform::here(),
+                    ..ImageConfig::default()
+                };
+                let archive = target.join("image.tar");
+                oci::write_archive(&archive, None, &config, Compression::Gzip, |layer| {
+                    tree::append(layer, &root)
+                })?;
+                tar::Archive::new(std::fs::File::open(&archive)?).unpack(target.join(LAYOUT))?;
+                std::fs::remove_file(&archive)?;
+                std::fs::remove_dir_all(&root)
+            })
+            .await
+        },
+    )
+    .await?;
+    let layout = folder.join(LAYOUT);
+    let digest = oci::Base::read(&layout)
+        .or_environment(format!("{} is damaged", layout.display()))
+        .map_err(|failure| {
+            failure.hint(format!(
+                "Remove {}, and it is built anew.",
+                folder.display()
+            ))
+        })?
+        .digest;
+    Ok(BaseLayout { layout, digest })
+}

@@ -1,0 +1,116 @@
+//! The stand-in for the images of PostgreSQL and Redis: Debian's packages of both, started as those images are started.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::{StandIn, blocking, ca_bundle, debian, keep, key_of, tree};
+use crate::failure::Failure;
+use crate::narrator::Narrator;
+use crate::provision::Consent;
+
+const PACKAGES: &[&str] = &["ca-certificates", "postgresql", "redis-server"];
+/// What an installation has made for itself.
+const EMPTIED: [&str; 2] = ["var/lib/postgresql", "var/lib/redis"];
+const FOLDER: &str = "/usr/local/bin";
+const POSTGRES: &str = "start-postgres";
+const REDIS: &str = "start-redis";
+
+/// A server in the place of a released image.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The root file system.
+    pub image: StandIn,
+    /// What is run in it.
+    pub command: String,
+}
+
+/// The server whose released image is called `image`, or none.
+///
+/// # Errors
+/// When the stand-in cannot be made.
+pub(super) fn command(image: &str) -> Option<String> {
+    let repository = image.split(['@']).next().unwrap_or(image);
+    let name = repository.rsplit('/').next()?.split(':').next()?;
+    let script = match name {
+        "postgres" | "postgresql" => POSTGRES,
+        "redis" | "valkey" => REDIS,
+        _ => return None,
+    };
+    Some(format!("{FOLDER}/{script}"))
+}
+
+/// The root file system of the servers.
+///
+/// # Errors
+/// When it cannot be made here.
+pub(super) async fn image(
+    consent: Consent<'_>,
+    narrator: &dyn Narrator,
+) -> Result<StandIn, Failure> {
+    let certificates = ca_bundle()?;
+    let key = key_of(&[
+        include_bytes!("servers.rs"),
+        include_bytes!("debian.rs"),
+        include_bytes!("tree.rs"),
+        include_bytes!("postgres.sh"),
+        include_bytes!("redis.sh"),
+        &certificates,
+    ]);
+    keep(
+        "servers",
+        &format!("servers-{}-{key}", debian::RELEASE),
+        "the stand-in of PostgreSQL and Redis (about a minute)",
+        Vec::new(),
+        narrator,
+        |root| async move {
+            debian::build(&root, PACKAGES, &certificates, consent, narrator).await?;
+            blocking(move || complete(&root)).await
+        },
+    )
+    .await
+}
+
+fn complete(root: &Path) -> io::Result<()> {
+    for folder in EMPTIED {
+        tree::empty(&root.join(folder))?;
+    }
+    for (name, script) in [
+        (POSTGRES, include_str!("postgres.sh")),
+        (REDIS, include_str!("redis.sh")),
+    ] {
+        let file = root.join(FOLDER.trim_start_matches('/')).join(name);
+        fs::write(&file, script)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_known_by_the_name_of_its_image() {
+        for image in [
+            "docker.io/library/postgres:17.5",
+            "postgres@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+            "registry.example.com:5000/bitnami/postgresql:17",
+        ] {
+            assert!(command(image).unwrap().ends_with(POSTGRES), "{image}");
+        }
+        assert!(
+            command("docker.io/library/redis:8.0")
+                .unwrap()
+                .ends_with(REDIS)
+        );
+        for image in [
+            "docker.io/library/mysql:9",
+            "docker.io/postgres/other:1",
+            "",
+        ] {
+            assert_eq!(command(image), None, "{image}");
+        }
+    }
+}

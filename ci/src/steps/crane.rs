@@ -1,0 +1,74 @@
+//! crane in a container that reaches a registry: also one on this machine's loopback.
+
+use dagger_sdk::{Container, HostServiceOpts, NetworkProtocol, PortForward};
+
+use crate::evidence::Kind;
+use crate::failure::Failure;
+use crate::reference::Registry;
+use crate::run::StepContext;
+use crate::standin;
+
+/// What a registry on this machine's loopback is called inside the engine's network.
+const LOOPBACK_ALIAS: &str = "registry";
+
+/// crane, ready to talk to one registry.
+pub struct Crane {
+    /// Its container.
+    pub container: Container,
+    /// What the registry is called in there.
+    pub host: String,
+    program: &'static str,
+    insecure: bool,
+}
+
+impl Crane {
+    /// The command line for `arguments`.
+    #[must_use]
+    pub fn arguments(&self, arguments: &[&str]) -> Vec<String> {
+        let insecure = self.insecure.then_some("--insecure");
+        [self.program]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .chain(insecure)
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// crane, in a container that reaches `registry`.
+///
+/// # Errors
+/// When crane cannot be had.
+pub async fn container<K: Kind>(
+    step: &StepContext<'_, K>,
+    registry: &Registry,
+) -> Result<Crane, Failure> {
+    let client = step.client();
+    let image = step.run.toolbox.crane().await?;
+    let mut container = image.container(client, None)?;
+    let mut host = registry.to_string();
+    if registry.is_loopback() {
+        host = format!("{LOOPBACK_ALIAS}:{}", registry.port());
+        let port = registry.port() as isize;
+        let forward = PortForward {
+            backend: port,
+            frontend: port,
+            protocol: NetworkProtocol::Tcp,
+        };
+        let address = registry.host().trim_matches(['[', ']']).to_owned();
+        let service = client.host().service_opts(
+            vec![forward],
+            HostServiceOpts {
+                host: Some(&address),
+            },
+        );
+        container = container.with_service_binding(LOOPBACK_ALIAS, service);
+    }
+    Ok(Crane {
+        container,
+        host,
+        program: image.program("/ko-app/crane", standin::CRANE_PATH),
+        insecure: registry.is_loopback(),
+    })
+}
