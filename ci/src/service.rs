@@ -319,17 +319,19 @@ impl ImageTable {
         };
         let user = self.user.unwrap_or_else(|| USER.to_owned());
         let numbers: Vec<_> = user.split(':').map(str::parse::<u32>).collect();
-        match &numbers[..] {
-            [Ok(0)] | [Ok(0), Ok(_)] => {
+        let user = match &numbers[..] {
+            [Ok(0), ..] => {
                 return Err(wrong("image.user", &user, "it is root")
                     .hint("Give the service a user of its own, such as 65532:65532."));
             }
-            [Ok(_)] | [Ok(_), Ok(_)] => {}
+            // A group has to be said: an image from scratch has no file to look it up in.
+            [Ok(uid)] => format!("{uid}:{uid}"),
+            [Ok(uid), Ok(gid)] => format!("{uid}:{gid}"),
             _ => {
                 return Err(wrong("image.user", &user, "it is not a number, or two")
                     .hint("Write UID or UID:GID: names may not exist in an image."));
             }
-        }
+        };
         environment("image.env", &self.env)?;
         if let Some(own) = self
             .env
@@ -550,5 +552,151 @@ fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
         "none".to_owned()
     } else {
         names.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project(packages: &[(&str, &[&str])]) -> Project {
+        let package = |(name, programs): &(&str, &[&str])| Package {
+            name: (*name).to_owned(),
+            programs: programs.iter().map(|name| (*name).to_owned()).collect(),
+            ..Package::default()
+        };
+        Project {
+            packages: packages.iter().map(package).collect(),
+            ..Project::default()
+        }
+    }
+
+    fn service(packages: &[(&str, &[&str])], table: &str) -> Result<Service, Failure> {
+        toml::from_str::<ServiceTable>(table)
+            .unwrap()
+            .resolve(&project(packages))
+    }
+
+    #[test]
+    fn the_service_is_api_or_the_only_one_there_is() {
+        let of = |packages: &[(&str, &[&str])], table: &str| {
+            let service = service(packages, table).unwrap();
+            format!("{}/{}", service.package, service.binary)
+        };
+        assert_eq!(of(&[("api", &["api"]), ("ci", &["ci"])], ""), "api/api");
+        assert_eq!(of(&[("lib", &[]), ("web", &["serve"])], ""), "web/serve");
+        assert_eq!(of(&[("web", &["migrate", "web"])], ""), "web/web");
+        let both: &[(&str, &[&str])] = &[("web", &["a", "b"]), ("x", &["x"])];
+        assert_eq!(of(both, "package = \"web\"\nbinary = \"b\""), "web/b");
+        for (table, words) in [
+            ("", "several packages"),
+            ("package = \"web\"", "several binaries"),
+            ("package = \"no\"", "not in the workspace"),
+            ("package = \"web\"\nbinary = \"c\"", "not a binary"),
+            ("package = \"x\"\nport = 0", "1 to 65535"),
+            ("package = \"x\"\nhealth = \"well\"", "not a path"),
+        ] {
+            let failure = service(both, table).unwrap_err();
+            assert_eq!(failure.code as u8, 2);
+            assert!(failure.message.contains(words), "{table}: {failure}");
+        }
+        assert!(service(&[("lib", &[])], "").is_err());
+    }
+
+    fn contents(table: &str) -> Result<Contents, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("there"), "").unwrap();
+        let service = service(&[("api", &["api"])], "").unwrap();
+        toml::from_str::<ImageTable>(table)
+            .unwrap()
+            .resolve(&service, folder.path())
+    }
+
+    #[test]
+    fn an_image_is_static_from_scratch_and_dynamic_on_a_base() {
+        assert_eq!(contents("").unwrap().libc, Libc::Static);
+        let base = contents("base = \"debian:12.1\"\nuser = \"7\"").unwrap();
+        assert_eq!(base.libc, Libc::Dynamic);
+        assert_eq!(base.base.unwrap().whole(), "docker.io/library/debian:12.1");
+        assert_eq!(base.user, "7:7");
+    }
+
+    #[test]
+    fn what_an_image_cannot_have_is_said() {
+        for (table, words) in [
+            (
+                "libc = \"dynamic\"",
+                "no C library in an image from scratch",
+            ),
+            ("base = \"debian\"", "no version"),
+            ("base = \"debian:latest\"", "`latest`"),
+            ("base = \"De bian:1\"", "not an image"),
+            ("user = \"0\"", "it is root"),
+            ("user = \"0:5\"", "it is root"),
+            ("user = \"www-data\"", "not a number"),
+            ("env = { PORT = \"1\" }", "ci sets it itself"),
+            ("env = { \"A B\" = \"1\" }", "not the name"),
+            ("files = { nothing = \"/x\" }", "not among the sources"),
+            (
+                "files = { \"../there\" = \"/x\" }",
+                "not a path in the workspace",
+            ),
+            (
+                "files = { \"/there\" = \"/x\" }",
+                "not a path in the workspace",
+            ),
+            ("files = { there = \"x\" }", "not an absolute path"),
+            ("files = { there = \"/\" }", "not an absolute path"),
+            ("files = { there = \"/a/../b\" }", "not an absolute path"),
+            ("files = { there = \"/api\" }", "the binary lies there"),
+        ] {
+            let failure = contents(table).unwrap_err();
+            assert_eq!(failure.code as u8, 2);
+            assert!(failure.message.contains(words), "{table}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_backing_service_is_a_host_with_an_image_by_its_version() {
+        let of = |name: &str, more: &str| {
+            toml::from_str::<BackingTable>(&format!("port = 5432\n{more}"))
+                .unwrap()
+                .resolve(name.to_owned())
+        };
+        let database = of("database", "image = \"postgres:17.5\"").unwrap();
+        assert_eq!(database.steps, [Step::Test]);
+        for (name, more) in [
+            ("Data base", "image = \"postgres:17.5\""),
+            ("database", "image = \"postgres\""),
+            ("database", "image = \"postgres:17.5\"\nsteps = [\"lint\"]"),
+            (
+                "database",
+                "image = \"postgres:17.5\"\nenv = { \"\" = \"\" }",
+            ),
+        ] {
+            assert_eq!(of(name, more).unwrap_err().code as u8, 2, "{name} {more}");
+        }
+    }
+
+    #[test]
+    fn a_package_is_no_option_of_apt() {
+        let of = |name: &str| {
+            ToolchainTable {
+                packages: vec![name.to_owned()],
+            }
+            .resolve()
+        };
+        assert!(of("libpq-dev").is_ok() && of("g++").is_ok());
+        for bad in [
+            "",
+            "-y",
+            "--allow-unauthenticated",
+            "a b",
+            "a;b",
+            "../x",
+            "A",
+        ] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -138,9 +138,9 @@ pub async fn run<'run, 'img, K: Kind>(
     };
     let info = tokio::task::spawn_blocking({
         let archive = archive.clone();
-        let base = base.map(|base| base.image);
         move || {
-            oci::write_archive(&archive, base.as_ref(), &config, Compression::Gzip, |tar| {
+            let base = base.as_ref().map(|base| &base.image);
+            oci::write_archive(&archive, base, &config, Compression::Gzip, |tar| {
                 layer.fill(tar)
             })
         }

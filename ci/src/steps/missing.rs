@@ -4,8 +4,11 @@
 const BASE: &str = "image.base in ci.toml names an image to put the service on, such as gcr.io/distroless/cc-debian12:nonroot \
                     (a C library, OpenSSL, CA certificates).";
 
+const NO_LIBRARY: &str = "A library that it links is not in the toolchain's container: add its Debian package (lib…-dev) to \
+                          toolchain.packages in ci.toml.";
+
 /// What a linker or build script says, and what it means.
-const AT_BUILD: [(&str, &str); 5] = [
+const AT_BUILD: [(&str, &str); 6] = [
     (
         "attempted static link of dynamic object",
         "A library that it links exists only as a shared one, and an image from scratch has none.",
@@ -14,14 +17,9 @@ const AT_BUILD: [(&str, &str); 5] = [
         "Could not find directory of OpenSSL installation",
         "It wants OpenSSL to compile: add libssl-dev and pkg-config to toolchain.packages in ci.toml, or use rustls.",
     ),
-    (
-        "cannot find -l",
-        "A library that it links is not in the toolchain's container: add its Debian package (lib…-dev) to toolchain.packages in ci.toml.",
-    ),
-    (
-        "The system library",
-        "A library is not in the toolchain's container: add its Debian package (lib…-dev) to toolchain.packages in ci.toml.",
-    ),
+    ("cannot find -l", NO_LIBRARY),
+    ("unable to find library -l", NO_LIBRARY),
+    ("The system library", NO_LIBRARY),
     (
         "Could not find `protoc`",
         "Add protobuf-compiler to toolchain.packages in ci.toml.",

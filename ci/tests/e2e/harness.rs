@@ -43,6 +43,29 @@ pub struct Project {
 impl Project {
     /// A healthy project with one commit. `name` names its repository, and so its cache volumes.
     pub fn new(name: &str) -> Self {
+        Self::of(
+            name,
+            &[
+                (
+                    "Cargo.toml",
+                    "[workspace]\nmembers = [\"api\"]\nresolver = \"3\"\n",
+                ),
+                (
+                    "api/Cargo.toml",
+                    "[package]\nname = \"api\"\nversion = \"1.2.3\"\nedition = \"2024\"\n",
+                ),
+                (
+                    "Cargo.lock",
+                    "version = 4\n\n[[package]]\nname = \"api\"\nversion = \"1.2.3\"\n",
+                ),
+                (".gitignore", "/target\n"),
+                ("api/src/main.rs", SERVICE),
+            ],
+        )
+    }
+
+    /// A project of these files, in one commit.
+    pub fn of(name: &str, files: &[(&str, &str)]) -> Self {
         let project = Self {
             folder: tempfile::Builder::new()
                 .prefix("ci test ")
@@ -50,22 +73,11 @@ impl Project {
                 .unwrap(),
             repository: format!("e2e/{name}"),
         };
-        project.write(
-            "Cargo.toml",
-            "[workspace]\nmembers = [\"api\"]\nresolver = \"3\"\n",
-        );
-        project.write(
-            "api/Cargo.toml",
-            "[package]\nname = \"api\"\nversion = \"1.2.3\"\nedition = \"2024\"\n",
-        );
-        project.write(
-            "Cargo.lock",
-            "version = 4\n\n[[package]]\nname = \"api\"\nversion = \"1.2.3\"\n",
-        );
-        project.write(".gitignore", "/target\n");
-        project.write("api/src/main.rs", SERVICE);
+        for (path, content) in files {
+            project.write(path, content);
+        }
         project.git(&["init", "--quiet", "--initial-branch=main"]);
-        project.commit("a healthy service");
+        project.commit("all of it");
         project
     }
 
@@ -98,9 +110,23 @@ impl Project {
             "api/Cargo.toml",
             &format!("{manifest}\n[dependencies]\n{line}\n"),
         );
+        self.lock("");
+    }
+
+    /// Makes the `Cargo.lock` of the workspace in `folder`.
+    pub fn lock(&self, folder: &str) {
+        self.cargo(folder, &["generate-lockfile", "--quiet"]);
+    }
+
+    /// Formats the code of the workspace in `folder`.
+    pub fn format(&self, folder: &str) {
+        self.cargo(folder, &["fmt", "--all"]);
+    }
+
+    fn cargo(&self, folder: &str, arguments: &[&str]) {
         let output = Command::new(env!("CARGO"))
-            .args(["generate-lockfile", "--quiet"])
-            .current_dir(self.path())
+            .args(arguments)
+            .current_dir(self.path().join(folder))
             .output()
             .unwrap();
         assert!(

@@ -21,3 +21,4 @@ mod runs;
 mod smoke;
 mod sources;
 mod whole;
+mod workspaces;

@@ -1,0 +1,528 @@
+//! Services of other workspaces than ours: of other shapes, with other needs, by settings alone.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Outcome, Project};
+use crate::registry::Registry;
+
+const IGNORED: (&str, &str) = (".gitignore", "target\n");
+
+/// A package and its lock file's line.
+fn package(name: &str, more: &str) -> String {
+    format!("[package]\nname = \"{name}\"\nversion = \"3.1.4\"\nedition = \"2024\"\n{more}")
+}
+
+/// A service of the standard library that listens on `port`, and answers by what `answer`, the body of a function, gives.
+fn service(port: u16, answer: &str) -> String {
+    format!(
+        r#"use std::io::{{Read, Write}};
+use std::net::TcpListener;
+
+fn main() {{
+    let listener = TcpListener::bind(("0.0.0.0", {port})).expect("the port is free");
+    for stream in listener.incoming() {{
+        let Ok(mut stream) = stream else {{ continue }};
+        let mut request = [0; 1024];
+        let read = stream.read(&mut request).unwrap_or(0);
+        let answer = answer(&String::from_utf8_lossy(&request[..read]));
+        if let Err(why) = &answer {{
+            println!("{{why}}");
+        }}
+        let status = if answer.is_ok() {{ 200 }} else {{ 503 }};
+        let _ =
+            write!(stream, "HTTP/1.1 {{status}} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    }}
+}}
+
+fn answer(request: &str) -> Result<(), String> {{
+{answer}
+}}
+"#
+    )
+}
+
+/// The image in a project's report directory.
+struct Image {
+    manifest: Value,
+    config: Value,
+    /// The entries of our own layer: path, mode, time and content.
+    entries: BTreeMap<String, (u32, u64, Vec<u8>)>,
+}
+
+fn image(reports: &std::path::Path) -> Image {
+    let archive = reports.join("image.tar");
+    let blob = |digest: &str| ci::oci::read_entry(&archive, &ci::oci::blob_path(digest)).unwrap();
+    let json = |digest: &Value| -> Value {
+        serde_json::from_slice(&blob(digest.as_str().unwrap())).unwrap()
+    };
+    let manifest = json(&ci::oci::read_digest(&archive).unwrap().into());
+    let config = json(&manifest["config"]["digest"]);
+    let layers = manifest["layers"].as_array().unwrap();
+    let layer = blob(layers.last().unwrap()["digest"].as_str().unwrap());
+    let mut entries = BTreeMap::new();
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&layer[..]));
+    for entry in tar.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        let header = entry.header();
+        let (mode, time) = (header.mode().unwrap(), header.mtime().unwrap());
+        let path = entry.path().unwrap().display().to_string();
+        entries.insert(path, (mode, time, content));
+    }
+    Image {
+        manifest,
+        config,
+        entries,
+    }
+}
+
+fn passes_every_gate(run: &Outcome) {
+    for step in ["test", "fmt", "lint", "build", "scan", "smoke"] {
+        assert_eq!(run.status(step), "passed", "{step}");
+    }
+}
+
+/// One crate, no workspace table, another name for the binary, another port and path, files beside it.
+fn shop(name: &str) -> Project {
+    Project::of(
+        name,
+        &[
+            IGNORED,
+            (
+                "Cargo.toml",
+                &package(
+                    "shop",
+                    "repository = \"https://example.com/acme/shop\"\n\n[[bin]]\nname = \"serve\"\npath = \"src/serve.rs\"\n",
+                ),
+            ),
+            (
+                "Cargo.lock",
+                "version = 4\n\n[[package]]\nname = \"shop\"\nversion = \"3.1.4\"\n",
+            ),
+            (
+                "src/serve.rs",
+                &service(
+                    9090,
+                    r#"    if !request.starts_with("GET /well?deep=1 ") {
+        return Err(format!("asked for {request}"));
+    }
+    for (name, value) in [("MODE", "trial"), ("COLOUR", "green"), ("PORT", "9090")] {
+        if std::env::var(name).as_deref() != Ok(value) {
+            return Err(format!("{name} is not {value}"));
+        }
+    }
+    match std::fs::read_to_string("/etc/shop/deep/settings.toml") {
+        Ok(text) if text == "a = 1\n" => Ok(()),
+        other => Err(format!("{other:?}")),
+    }"#,
+                ),
+            ),
+            ("config/deep/settings.toml", "a = 1\n"),
+            ("config/run.sh", "#!/bin/sh\n"),
+            (
+                "ci.toml",
+                r#"[service]
+port = 9090
+health = "/well?deep=1"
+
+[image]
+user = "1234"
+env = { COLOUR = "green" }
+files = { "config" = "/etc/shop", "Cargo.lock" = "/usr/share/shop/Cargo.lock" }
+
+[smoke]
+env = { MODE = "trial" }
+"#,
+            ),
+        ],
+    )
+}
+
+#[test]
+fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() {
+    let project = shop("shop");
+    project.format("");
+    project.commit("formatted");
+    let registry = Registry::open();
+    let run = project
+        .ci(&["publish", "--registry", &registry.address()])
+        .run()
+        .exits(0);
+    passes_every_gate(&run);
+    assert_eq!(run.report["platform"], "linux/amd64");
+
+    let shipped = image(&project.path().join("target/ci"));
+    let config = &shipped.config["config"];
+    assert_eq!(config["Entrypoint"], json!(["/serve"]));
+    assert_eq!(config["ExposedPorts"], json!({ "9090/tcp": {} }));
+    assert_eq!(config["User"], "1234:1234");
+    assert_eq!(
+        config["Labels"]["org.opencontainers.image.source"],
+        "https://example.com/acme/shop"
+    );
+    assert_eq!(
+        config["Labels"]["org.opencontainers.image.version"],
+        "3.1.4"
+    );
+    let env = config["Env"].as_array().unwrap();
+    for line in ["COLOUR=green", "PORT=9090"] {
+        assert!(env.contains(&line.into()), "{env:?}");
+    }
+    assert!(
+        !env.iter()
+            .any(|line| line.as_str().unwrap().starts_with("MODE")),
+        "what only the trial has is not in the image: {env:?}"
+    );
+    let time: u64 = project
+        .git(&["show", "--no-patch", "--format=%ct"])
+        .parse()
+        .unwrap();
+    let paths: Vec<_> = shipped.entries.keys().map(String::as_str).collect();
+    assert_eq!(
+        paths,
+        [
+            "etc",
+            "etc/shop",
+            "etc/shop/deep",
+            "etc/shop/deep/settings.toml",
+            "etc/shop/run.sh",
+            "serve",
+            "usr",
+            "usr/share",
+            "usr/share/shop",
+            "usr/share/shop/Cargo.lock",
+        ]
+    );
+    assert!(shipped.entries.values().all(|(_, then, _)| *then == time));
+    let settings = &shipped.entries["etc/shop/deep/settings.toml"];
+    assert_eq!((settings.0, &settings.2[..]), (0o644, &b"a = 1\n"[..]));
+    assert_eq!(shipped.entries["serve"].0, 0o755);
+
+    // The published image is the base of another service, and its layers are what the registry has, byte for byte.
+    let tag = run.report["tag"].as_str().unwrap();
+    let below = format!("{}/{}:{tag}", registry.address(), project.repository());
+    let other = Project::new("on-a-base");
+    other.write(
+        "ci.toml",
+        &format!("[image]\nbase = \"{below}\"\nlibc = \"static\"\n"),
+    );
+    other.commit("on a base");
+    let run = other.ci(&[]).run().exits(0);
+    passes_every_gate(&run);
+    let upon = image(&other.path().join("target/ci"));
+    assert_eq!(
+        upon.manifest["layers"][0]["digest"],
+        shipped.manifest["layers"][0]["digest"]
+    );
+    assert_eq!(upon.manifest["layers"].as_array().unwrap().len(), 2);
+    let labels = &upon.config["config"]["Labels"];
+    let digest = registry.digest(project.repository(), tag);
+    assert_eq!(labels["org.opencontainers.image.base.digest"], digest);
+    let env = upon.config["config"]["Env"].as_array().unwrap();
+    assert!(env.contains(&"COLOUR=green".into()) && env.contains(&"PORT=8000".into()));
+    assert!(!env.contains(&"PORT=9090".into()), "{env:?}");
+    assert_eq!(upon.config["config"]["Entrypoint"], json!(["/api"]));
+
+    // A base that the registry does not have is nobody's stand-in.
+    other.write(
+        "ci.toml",
+        &format!("[image]\nbase = \"{}/e2e/none:1\"\n", registry.address()),
+    );
+    other
+        .ci(&["build"])
+        .run()
+        .exits(3)
+        .only_fails("build")
+        .says("cannot be had")
+        .says("image.base");
+}
+
+#[test]
+fn a_workspace_below_the_top_has_postgresql_in_its_tests_and_redis_in_its_trial() {
+    let project = Project::of(
+        "backend",
+        &[
+            IGNORED,
+            ("README.md", "the workspace is in backend\n"),
+            (
+                "backend/Cargo.toml",
+                "[workspace]\nmembers = [\"crates/*\"]\nresolver = \"3\"\n",
+            ),
+            (
+                "backend/crates/store/Cargo.toml",
+                &package("store", "\n[dev-dependencies]\npostgres = \"0.19\"\n"),
+            ),
+            (
+                "backend/crates/store/src/lib.rs",
+                r#"//! A store.
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_database_counts() {
+        let url = std::env::var("DATABASE_URL").expect("DATABASE_URL");
+        let mut client = postgres::Client::connect(&url, postgres::NoTls).expect("a database");
+        let row = client
+            .query_one("SELECT count(*) FROM generate_series(1, 42)", &[])
+            .expect("a count");
+        assert_eq!(row.get::<_, i64>(0), 42);
+    }
+}
+"#,
+            ),
+            ("backend/crates/web/Cargo.toml", &package("web", "")),
+            (
+                "backend/crates/web/src/main.rs",
+                &service(
+                    8000,
+                    r#"    if !request.starts_with("GET /health ") {
+        return Err(format!("asked for {request}"));
+    }
+    let mut cache = std::net::TcpStream::connect("cache:6379").map_err(|e| e.to_string())?;
+    cache.write_all(b"PING\r\n").map_err(|e| e.to_string())?;
+    let mut answer = [0; 7];
+    cache.read_exact(&mut answer).map_err(|e| e.to_string())?;
+    if &answer == b"+PONG\r\n" {
+        Ok(())
+    } else {
+        Err(format!("{answer:?}"))
+    }"#,
+                ),
+            ),
+            (
+                "backend/ci.toml",
+                r#"[services.database]
+image = "docker.io/library/postgres:17.5"
+port = 5432
+env = { POSTGRES_USER = "shop", POSTGRES_PASSWORD = "secret", POSTGRES_DB = "orders" }
+
+[services.cache]
+image = "docker.io/library/redis:8.0"
+port = 6379
+steps = ["smoke"]
+
+[test]
+env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
+"#,
+            ),
+        ],
+    );
+    project.lock("backend");
+    project.format("backend");
+    project.commit("locked");
+    let run = project.ci(&["--workspace", "backend"]);
+    let run = report_of(run.into_command(), &project, "backend/target/ci").exits(0);
+    passes_every_gate(&run);
+    let replaced: Vec<_> = run.report["stand_ins"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|note| note["name"].as_str().unwrap())
+        .collect();
+    for name in [
+        "docker.io/library/postgres:17.5",
+        "docker.io/library/redis:8.0",
+    ] {
+        assert!(replaced.contains(&name), "{replaced:?}");
+    }
+    assert_eq!(
+        image(&project.path().join("backend/target/ci")).config["config"]["Entrypoint"],
+        json!(["/web"])
+    );
+
+    // Without its database the gate is no gate: it is the surroundings that are wrong.
+    project.edit(
+        "backend/ci.toml",
+        "POSTGRES_PASSWORD = \"secret\"",
+        "POSTGRES_PASSWORD = \"\"",
+    );
+    let run = project.ci(&["test", "--workspace", "backend"]);
+    report_of(run.into_command(), &project, "backend/target/ci")
+        .exits(3)
+        .only_fails("test")
+        .says("the service database ended with exit code 1")
+        .says("POSTGRES_PASSWORD is not set")
+        .says("services.database in ci.toml");
+}
+
+/// Runs a command whose report is not in the usual place.
+fn report_of(mut command: std::process::Command, project: &Project, folder: &str) -> Outcome {
+    let output = command.output().unwrap();
+    let report = project.path().join(folder).join("report.json");
+    Outcome {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+        report: std::fs::read_to_string(report)
+            .map_or(Value::Null, |text| serde_json::from_str(&text).unwrap()),
+    }
+}
+
+#[test]
+fn c_code_and_a_shared_library_come_by_a_build_script_a_package_and_a_base_image() {
+    let project = Project::of(
+        "native",
+        &[
+            IGNORED,
+            (
+                "Cargo.toml",
+                &package("native", "\n[build-dependencies]\ncc = \"1\"\n"),
+            ),
+            (
+                "build.rs",
+                r#"//! Compiles the C code, and links zlib.
+
+fn main() {
+    println!("cargo::rerun-if-changed=src/twice.c");
+    println!("cargo::rustc-link-lib=dylib=z");
+    cc::Build::new().file("src/twice.c").compile("twice");
+}
+"#,
+            ),
+            (
+                "src/twice.c",
+                "int twice(int number) { return 2 * number; }\n",
+            ),
+            (
+                "src/main.rs",
+                &service(
+                    8000,
+                    r#"    if !request.starts_with("GET /health ") {
+        return Err(format!("asked for {request}"));
+    }
+    // Everybody who speaks TLS needs them.
+    std::fs::metadata("/etc/ssl/certs/ca-certificates.crt").map_err(|e| e.to_string())?;
+    // SAFETY: both are what C says they are.
+    let (doubled, version) = unsafe { (twice(21), *zlibVersion()) };
+    if (doubled, version) == (42, b'1') {
+        Ok(())
+    } else {
+        Err(format!("{doubled} {version}"))
+    }
+}
+
+unsafe extern "C" {
+    fn twice(number: i32) -> i32;
+    fn zlibVersion() -> *const u8;"#,
+                ),
+            ),
+            (
+                "ci.toml",
+                "[image]\nbase = \"docker.io/library/debian:bookworm-20251117-slim\"\n\n[toolchain]\npackages = [\"zlib1g-dev\"]\n",
+            ),
+        ],
+    );
+    project.lock("");
+    project.format("");
+    project.commit("locked");
+    let run = project.ci(&[]).run().exits(0);
+    passes_every_gate(&run);
+    let first = image(&project.path().join("target/ci"));
+    assert_eq!(
+        first.config["config"]["Labels"]["org.opencontainers.image.base.name"],
+        "docker.io/library/debian:bookworm-20251117-slim"
+    );
+    // Trivy saw what is below, too.
+    let trivy: Value = serde_json::from_str(&project.read("target/ci/trivy.json")).unwrap();
+    let kinds: Vec<_> = trivy["Results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| result["Type"].as_str().unwrap())
+        .collect();
+    assert!(
+        kinds.contains(&"debian") && kinds.contains(&"rustbinary"),
+        "{kinds:?}"
+    );
+    let again = project.ci(&["build"]).run().exits(0);
+    assert_eq!(again.report["digest"], run.report["digest"]);
+
+    // A library that nobody has said anything about.
+    project.edit("build.rs", "dylib=z", "dylib=pq");
+    project.edit(
+        "src/main.rs",
+        "fn zlibVersion() -> *const u8;",
+        "fn PQlibVersion() -> i32;",
+    );
+    project.edit(
+        "src/main.rs",
+        "(twice(21), *zlibVersion())",
+        "(twice(21), PQlibVersion().to_string().as_bytes()[0])",
+    );
+    project
+        .ci(&["build"])
+        .run()
+        .exits(1)
+        .only_fails("build")
+        .says("unable to find library -lpq")
+        .says("toolchain.packages");
+    // It is there to compile with, and not in the image.
+    project.edit("ci.toml", "zlib1g-dev", "libpq-dev");
+    project
+        .ci(&["smoke"])
+        .run()
+        .exits(1)
+        .only_fails("smoke")
+        .says("error while loading shared libraries: libpq.so.5")
+        .says("image.base in ci.toml");
+}
+
+#[test]
+fn an_image_for_another_platform_is_not_built_by_what_is_not_for_it() {
+    let project = Project::new("platform");
+    let foreign = if cfg!(target_arch = "x86_64") {
+        "linux/arm64"
+    } else {
+        "linux/amd64"
+    };
+    let run = project
+        .ci(&["build", "--platform", foreign])
+        .run()
+        .exits(3)
+        .only_fails("build")
+        .says(foreign);
+    assert_eq!(run.report["platform"], foreign);
+    assert!(run.report["digest"].is_null());
+}
+
+#[test]
+fn a_steps_own_limit_ends_it_with_124() {
+    let project = Project::new("limits");
+    project.edit(
+        "api/src/main.rs",
+        "assert!(super::answer().contains(\" 200 \"));",
+        "std::thread::sleep(std::time::Duration::from_secs(600));",
+    );
+    project.write("ci.toml", "[limits]\ntest = \"20s\"\n");
+    project
+        .ci(&["test"])
+        .run()
+        .exits(124)
+        .only_fails("test")
+        .says("within its limit of 20.0s")
+        .says("limits.test in ci.toml");
+}
+
+#[test]
+fn the_scans_and_the_trials_limits_are_settings() {
+    let project = Project::new("gate-limits");
+    project.write(
+        "ci.toml",
+        "[smoke]\ntries = 2\nwithin = \"1s\"\n[service]\nhealth = \"/other\"\n",
+    );
+    project.edit(
+        "api/src/main.rs",
+        "answer().as_bytes()",
+        "answer().replace(\" 200 \", \" 500 \").as_bytes()",
+    );
+    project
+        .ci(&["smoke"])
+        .run()
+        .exits(1)
+        .only_fails("smoke")
+        .says("GET /other was not answered with 200 in 2 tries within 1.0s");
+}
