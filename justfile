@@ -4,6 +4,8 @@ tools := justfile_directory() / "target/tools"
 deny := "0.20.2"
 actionlint := "1.7.12"
 zizmor := "1.32.0"
+zigbuild := "0.24.0"
+zig := "0.17.1"
 
 set positional-arguments
 
@@ -34,9 +36,24 @@ advisories: (_cargo "cargo-deny" deny)
     "{{ tools }}/bin/cargo-deny" --all-features --locked check advisories
 
 # Lint the workflows, offline
-workflows: _zizmor
-    go run github.com/rhysd/actionlint/cmd/actionlint@v{{ actionlint }} .github/workflows/*.yml
-    "{{ tools }}/zizmor-{{ zizmor }}/bin/zizmor" --offline --persona pedantic --strict-collection .github
+workflows: (_venv "zizmor" zizmor)
+    #!/usr/bin/env bash
+    set -euo pipefail
+    # Also the one that `ci init` writes for somebody else.
+    other=$(mktemp -d)
+    trap 'rm -rf "$other"' EXIT
+    cargo init --quiet --name other "$other"
+    cargo generate-lockfile --quiet --manifest-path "$other/Cargo.toml"
+    cargo run --quiet -p ci --locked -- init --quiet --workspace "$other"
+    for folder in .github "$other/.github"; do
+        go run github.com/rhysd/actionlint/cmd/actionlint@v{{ actionlint }} "$folder"/workflows/*.yml
+        "{{ tools }}/zizmor-{{ zizmor }}/bin/zizmor" --offline --persona pedantic --strict-collection "$folder"
+    done
+
+# Whether everything compiles for a Mac, from any machine: with zig as its C compiler
+laptops: (_venv "cargo-zigbuild" zigbuild "ziglang==" + zig)
+    rustup target add aarch64-apple-darwin
+    PATH="{{ tools }}/cargo-zigbuild-{{ zigbuild }}/bin:$PATH" cargo-zigbuild clippy --workspace --target aarch64-apple-darwin --locked -- -D warnings
 
 # Stop the embedded engine
 engine-down:
@@ -46,6 +63,7 @@ engine-down:
 _cargo tool version:
     @cargo install --quiet --locked --root "{{ tools }}" {{ tool }}@{{ version }}
 
-_zizmor:
-    @test -x "{{ tools }}/zizmor-{{ zizmor }}/bin/zizmor" \
-        || { python3 -m venv "{{ tools }}/zizmor-{{ zizmor }}" && "{{ tools }}/zizmor-{{ zizmor }}/bin/pip" install --quiet zizmor=={{ zizmor }}; }
+# A tool of PyPI's in a folder of its own
+_venv tool version *more:
+    @test -x "{{ tools }}/{{ tool }}-{{ version }}/bin/{{ tool }}" \
+        || { python3 -m venv "{{ tools }}/{{ tool }}-{{ version }}" && "{{ tools }}/{{ tool }}-{{ version }}/bin/pip" install --quiet {{ tool }}=={{ version }} {{ more }}; }

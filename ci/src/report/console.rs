@@ -288,6 +288,7 @@ impl Narrator for Reporter {
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         lock(&self.prepared).push(Prepared {
             what: what.to_owned(),
+            start: jiff::Timestamp::now() - took,
             duration_ms,
         });
         if !self.quiet {

@@ -38,6 +38,8 @@ pub struct EngineReport {
 pub struct Prepared {
     /// What it was.
     pub what: String,
+    /// When that began.
+    pub start: jiff::Timestamp,
     /// How long that took, in milliseconds.
     pub duration_ms: u64,
 }

@@ -17,6 +17,7 @@ mod publish;
 mod report;
 mod settings;
 mod source;
+mod workspace;
 
 use std::path::Path;
 

@@ -15,6 +15,7 @@ mod registry;
 mod archive;
 mod embedded;
 mod evidence;
+mod first_start;
 mod gates;
 mod publishing;
 mod runs;
