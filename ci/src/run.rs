@@ -235,8 +235,11 @@ impl<K: Kind> Run<K> {
         let (value, failure) = match result {
             Ok(value) => (Some(value), None),
             Err(failure) => {
+                // The run's limit says nothing about the step that it found at work; the step's own does.
+                let cut_off = self.stopper.reason.get() == Some(&Stop::TimeLimit);
                 record.status = match failure.code {
                     ExitCode::Cancelled => Status::Cancelled,
+                    ExitCode::TimedOut if cut_off => Status::Cancelled,
                     _ => Status::Failed,
                 };
                 record.cached = false;
