@@ -200,7 +200,7 @@ async fn pipeline(
     let begun = Instant::now();
     let plan = plan(invocation, steps, &github)?;
     let loader = match plan.invocation {
-        Command::Build { load: true, .. } => Some(engine::loader().await?),
+        Command::Build { load: true, .. } => Some(engine::runtime::loader().await?),
         _ => None,
     };
     let Plan {
@@ -315,7 +315,7 @@ async fn pipeline(
 async fn deliver(
     archive: &Path,
     output: Option<&Path>,
-    loader: Option<String>,
+    loader: Option<engine::Runtime>,
     image: &str,
     reporter: &Reporter,
 ) -> Result<(), Failure> {
@@ -324,8 +324,8 @@ async fn deliver(
             .or_environment(format!("cannot write {}", output.display()))?;
     }
     if let Some(runtime) = loader {
-        engine::load(&runtime, archive, image).await?;
-        reporter.header(&format!("{image} is in {runtime}"));
+        runtime.load(archive, image).await?;
+        reporter.header(&format!("{image} is in {}", runtime.name));
     }
     Ok(())
 }

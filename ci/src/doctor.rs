@@ -2,6 +2,7 @@
 
 use crate::app;
 use crate::authority::GitHub;
+use crate::engine::runtime::{self, Readiness};
 use crate::engine::{self, Choice, embedded};
 use crate::failure::{ExitCode, Failure};
 use crate::project::{self, Package, Project};
@@ -85,36 +86,21 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 failure.hint.unwrap_or_default(),
             ),
         },
-        (choice, None) => {
-            let runtime = engine::runtime().await;
-            match (choice, runtime) {
-                (Choice::Auto | Choice::Docker, Ok(runtime)) => {
-                    findings.good("engine", format!("Dagger's own way, in {runtime}"));
-                }
-                (Choice::Docker, Err(why)) => {
-                    findings.bad(
-                        "engine",
-                        why,
-                        "Start a container runtime, or take --engine embedded or --engine URL."
-                            .into(),
-                    );
-                }
-                (_, runtime) => {
-                    let why = runtime
-                        .err()
-                        .map(|why| format!(" ({why})"))
-                        .unwrap_or_default();
-                    findings.good("engine", format!("the embedded one{why}"));
-                    for missing in embedded::missing() {
-                        findings.bad(
-                            "engine",
-                            format!("{} is missing", missing.what),
-                            missing.remedy,
-                        );
-                    }
-                }
+        (Choice::Embedded, None) => findings.embedded(""),
+        (choice, None) => match (choice, runtime::examine().await) {
+            (_, Ok((runtime, Readiness::Ready))) => {
+                findings.good("engine", format!("Dagger's own way, in {}", runtime.name));
             }
-        }
+            (_, Ok((runtime, Readiness::NotPulled))) => {
+                let name = runtime.name;
+                findings.note(
+                    "engine",
+                    format!("{name} answers; a run pulls Dagger's engine with it, and sees whether it may run"),
+                );
+            }
+            (Choice::Docker, Err(why)) => findings.bad("engine", why, runtime::REMEDY.into()),
+            (_, Err(why)) => findings.embedded(&format!(" ({why})")),
+        },
     }
     match provision::cache_root() {
         Ok(cache) => findings.good(
@@ -212,6 +198,15 @@ impl Findings {
     /// Not good, but no run of this machine's own needs it.
     fn note(&mut self, about: &str, what: String) {
         self.text += &format!("note     {about:<10} {what}\n");
+    }
+
+    /// The embedded engine is the one, and `why`.
+    fn embedded(&mut self, why: &str) {
+        self.good("engine", format!("the embedded one{why}"));
+        for missing in embedded::missing() {
+            let what = format!("{} is missing", missing.what);
+            self.bad("engine", what, missing.remedy);
+        }
     }
 
     fn bad(&mut self, about: &str, what: String, remedy: String) {

@@ -2,14 +2,19 @@
 
 pub mod embedded;
 mod graphql;
+pub mod runtime;
 mod session;
 mod telemetry;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+
 pub use graphql::EngineError;
+pub use runtime::Runtime;
 pub use session::{Endpoint, Session};
 pub use telemetry::{Listener, Telemetry, TraceContext};
 
@@ -43,10 +48,8 @@ const SCHEMES: [&str; 8] = [
     "docker-image",
     "docker-container",
 ];
-/// The container runtimes that Dagger's CLI drives, in its own order.
-const RUNTIMES: [&str; 3] = ["docker", "podman", "nerdctl"];
-/// How long a runtime may take to say that it is there.
-const RUNTIME_LIMIT: Duration = Duration::from_secs(5);
+/// How long what listens on a URL may take to answer like an engine.
+const ANSWER: Duration = Duration::from_secs(10);
 
 impl FromStr for Choice {
     type Err = Failure;
@@ -105,7 +108,7 @@ pub async fn find(
             if let Some(url) = runner_host() {
                 return at_url(&url, narrator).await;
             }
-            match runtime().await {
+            match runtime::usable(narrator).await {
                 Ok(runtime) => in_runtime(runtime, narrator).await,
                 Err(why) => {
                     narrator.notice(&format!("{why}: taking the embedded engine"));
@@ -114,11 +117,11 @@ pub async fn find(
             }
         }
         Choice::Docker => {
-            let runtime = runtime().await.map_err(|why| {
+            let runtime = runtime::usable(narrator).await.map_err(|why| {
                 Failure::environment(format!(
                     "there is no container runtime that can run an engine: {why}"
                 ))
-                .hint("Start one, or take --engine embedded or --engine URL.")
+                .hint(runtime::REMEDY)
             })?;
             in_runtime(runtime, narrator).await
         }
@@ -160,74 +163,13 @@ fn runner_host() -> Option<String> {
         .filter(|url| !url.is_empty())
 }
 
-/// The first container runtime that answers, or why none does.
-///
-/// # Errors
-/// One sentence for people.
-pub async fn runtime() -> Result<String, String> {
-    let mut why = Vec::new();
-    for name in RUNTIMES {
-        let Some(program) = provision::find_program(name) else {
-            continue;
-        };
-        let mut command = provision::command(program);
-        // `docker version` of a client without a daemon prints the client and fails.
-        command.arg("version");
-        match tokio::time::timeout(RUNTIME_LIMIT, provision::output(command, name)).await {
-            Ok(Ok(_)) => return Ok(name.to_owned()),
-            Ok(Err(failure)) => {
-                let said = failure.output.unwrap_or_default();
-                let last = said.lines().last().unwrap_or("it failed").trim().to_owned();
-                why.push(format!("{name} is here, but not usable ({last})"));
-            }
-            Err(_) => why.push(format!(
-                "{name} is here, but did not answer within {} s",
-                RUNTIME_LIMIT.as_secs()
-            )),
-        }
-    }
-    if why.is_empty() {
-        return Err("no container runtime is here".into());
-    }
-    Err(why.join("; "))
-}
-
-/// The local container runtime that an image can be loaded into.
-///
-/// # Errors
-/// When there is none (exit 3).
-pub async fn loader() -> Result<String, Failure> {
-    runtime().await.map_err(|why| {
-        Failure::environment(format!("the image cannot be loaded: {why}"))
-            .hint("Start a container runtime, or take the archive: --output FILE.")
-    })
-}
-
-/// Loads the OCI archive of an image into a local container runtime, under `name`.
-///
-/// # Errors
-/// When the runtime does not take it (exit 3).
-pub async fn load(runtime: &str, archive: &Path, name: &str) -> Result<(), Failure> {
-    let config =
-        crate::oci::read_config_digest(archive).or_environment("the archive cannot be read")?;
-    let mut load = provision::command(runtime);
-    load.arg("load").arg("--input").arg(archive);
-    provision::output(load, &format!("{runtime} load")).await?;
-    let mut tag = provision::command(runtime);
-    tag.args(["tag", &config, name]);
-    provision::output(tag, &format!("{runtime} tag")).await?;
-    Ok(())
-}
-
-async fn in_runtime(runtime: String, narrator: &dyn Narrator) -> Result<Engine, Failure> {
+async fn in_runtime(runtime: Runtime, narrator: &dyn Narrator) -> Result<Engine, Failure> {
     Ok(Engine {
-        name: runtime,
+        name: runtime.name.to_owned(),
         endpoint: Endpoint::Cli {
             cli: cli(narrator).await?,
-            // The CLI knows which runtime answers, and which image is its own.
-            runner_host: None,
-            // The engine's image has to be pulled the first time.
-            patience: Duration::from_secs(600),
+            runner_host: Some(runtime.runner_host()),
+            patience: Duration::from_secs(120),
         },
     })
 }
@@ -244,26 +186,64 @@ async fn in_this_machine(consent: Consent<'_>, narrator: &dyn Narrator) -> Resul
     })
 }
 
-/// Whether somebody listens on the socket that `url` names; other URLs are for the CLI to try.
+/// Whether an engine answers at `url`, as far as that can be known at once; the rest is for the CLI to try.
 ///
 /// # Errors
-/// When nobody does (exit 3).
+/// When nobody listens there, what listens is no engine, or the program is missing that would connect to it (exit 3).
 pub async fn listens(url: &str) -> Result<(), Failure> {
-    let Some(path) = url.strip_prefix("unix://") else {
-        return Ok(());
+    let (scheme, place) = url.split_once("://").unwrap_or_default();
+    let answered = match scheme {
+        "unix" => tokio::time::timeout(ANSWER, answers(UnixStream::connect(place))).await,
+        "tcp" => tokio::time::timeout(ANSWER, answers(TcpStream::connect(place))).await,
+        "kube-pod" => return need(url, "kubectl"),
+        "ssh" => return need(url, "ssh"),
+        _ => return Ok(()),
     };
-    tokio::net::UnixStream::connect(path)
-        .await
-        .map(drop)
-        .map_err(|error| {
-            Failure::environment(format!("no engine listens on {url}"))
-                .because(error)
-                .hint("Start that engine, or choose another with --engine.")
-        })
+    let failure = match answered {
+        Ok(Ok(true)) => return Ok(()),
+        Ok(Ok(false)) => Failure::environment(format!("what listens on {url} is no Dagger engine")),
+        Ok(Err(error)) => {
+            Failure::environment(format!("no engine listens on {url}")).because(error)
+        }
+        Err(_) => Failure::environment(format!(
+            "no engine answers on {url} within {} s",
+            ANSWER.as_secs()
+        )),
+    };
+    Err(failure.hint("Start that engine, or choose another with --engine."))
+}
+
+/// Whether what is connected to speaks HTTP/2 at once, as an engine does.
+async fn answers<S: AsyncRead + AsyncWrite + Unpin>(
+    connect: impl Future<Output = std::io::Result<S>>,
+) -> std::io::Result<bool> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let mut stream = connect.await?;
+    let mut header = [0; 9];
+    let exchange = async {
+        stream.write_all(PREFACE).await?;
+        stream.write_all(&EMPTY_SETTINGS).await?;
+        stream.read_exact(&mut header).await
+    };
+    // The type of the first frame; one that hangs up has no frames.
+    Ok(exchange.await.is_ok() && header[3] == EMPTY_SETTINGS[3])
+}
+
+fn need(url: &str, program: &str) -> Result<(), Failure> {
+    if provision::find_program(program).is_some() {
+        return Ok(());
+    }
+    Err(Failure::environment(format!(
+        "{url} is reached through {program}, which is not on the PATH"
+    ))
+    .hint(format!(
+        "Install {program}, or choose another engine with --engine."
+    )))
 }
 
 async fn at_url(url: &str, narrator: &dyn Narrator) -> Result<Engine, Failure> {
-    // The CLI would wait for a socket that nobody listens on.
+    // The CLI would wait for one that never answers.
     listens(url).await?;
     Ok(Engine {
         name: url.to_owned(),
