@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::{Session, Telemetry};
 use crate::failure::{Failure, OrFail};
 use crate::narrator::Narrator;
 use crate::pins;
@@ -73,14 +74,17 @@ pub enum Readiness {
     NotPulled,
 }
 
-/// The first runtime that can run an engine. It has the engine's image afterwards.
+/// The first runtime that can run an engine. The engine runs in it afterwards.
 ///
 /// # Errors
 /// Why none can, in a sentence for people.
 pub async fn usable(narrator: &dyn Narrator) -> Result<Runtime, String> {
-    first(async |runtime| runtime.check(Some(narrator)).await)
-        .await
-        .map(|(runtime, _)| runtime)
+    first(async |runtime| {
+        runtime.check(Some(narrator)).await?;
+        runtime.start(narrator).await
+    })
+    .await
+    .map(|(runtime, ())| runtime)
 }
 
 /// The runtime that [`usable`] would take, as far as that can be known without changing anything.
@@ -181,9 +185,64 @@ impl Runtime {
     }
 
     async fn runs_the_engine(self) -> bool {
-        self.ask(&["inspect", &container()], ANSWER)
-            .await
-            .is_ok_and(|about| is_running(&about))
+        match self.engine().await {
+            // Between two of its ends it is a running container, too.
+            Some(engine) if engine.running && engine.restarts > 0 => {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                self.engine().await == Some(engine)
+            }
+            engine => engine.is_some_and(|engine| engine.running),
+        }
+    }
+
+    /// The engine's container, where there is one.
+    async fn engine(self) -> Option<Container> {
+        let about = self.ask(&["inspect", &container()], ANSWER).await.ok()?;
+        Container::inspected(&about)
+    }
+
+    /// Lets the CLI start the engine, where none runs yet: one that ends again and again would be waited for.
+    async fn start(self, narrator: &dyn Narrator) -> Result<(), String> {
+        if self.runs_the_engine().await {
+            return Ok(());
+        }
+        let before = self.engine().await;
+        let opening = async {
+            let endpoint = super::in_runtime(self, narrator).await?.endpoint;
+            Session::open(&endpoint, &Telemetry::start().await?).await
+        };
+        tokio::select! {
+            opened = opening => match opened {
+                Ok(session) => {
+                    session.close().await;
+                    Ok(())
+                }
+                Err(failure) => Err(format!("does not start the engine ({failure})")),
+            },
+            () = self.fails(before.map_or(0, |engine| engine.restarts)) => {
+                let name = container();
+                let last = match self.ask(&["logs", "--tail", "1", &name], ANSWER).await {
+                    Ok(said) | Err(Said::Refused(said)) => said,
+                    Err(Said::Nothing) => String::new(),
+                };
+                // The runtime would go on with it for ever.
+                if before.is_none() {
+                    let _ = self.ask(&["rm", "--force", "--volumes", &name], ANSWER).await;
+                }
+                Err(format!("starts the engine, which ends at once ({})", reason(&last)))
+            }
+        }
+    }
+
+    /// Returns when the engine's container has been started again for the third time.
+    async fn fails(self, before: u64) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let restarts = self.engine().await.map_or(0, |engine| engine.restarts);
+            if restarts >= before + 3 {
+                return;
+            }
+        }
     }
 
     async fn has_the_image(self) -> Result<bool, String> {
@@ -300,12 +359,29 @@ fn reason(words: &str) -> &str {
         .unwrap_or("it failed without a word")
 }
 
-/// Whether what `inspect` says is that of a running container, as Docker and those like it have it, or Apple.
-fn is_running(inspected: &str) -> bool {
-    let about: serde_json::Value = serde_json::from_str(inspected).unwrap_or_default();
-    ["/0/State/Status", "/0/status"]
-        .iter()
-        .any(|path| about.pointer(path).is_some_and(|state| state == "running"))
+/// What is known of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Container {
+    running: bool,
+    /// How often it has been started again, where the runtime counts that.
+    restarts: u64,
+}
+
+impl Container {
+    /// Reads what `inspect` says, as Docker and those like it have it, or Apple.
+    fn inspected(text: &str) -> Option<Self> {
+        let about: serde_json::Value = serde_json::from_str(text).ok()?;
+        let state = about
+            .pointer("/0/State/Status")
+            .or_else(|| about.pointer("/0/status"))?;
+        Some(Self {
+            running: state == "running",
+            restarts: about
+                .pointer("/0/RestartCount")
+                .and_then(serde_json::Value::as_u64)
+                .unwrap_or_default(),
+        })
+    }
 }
 
 /// What `image load` has loaded: an id or a name, whatever this runtime and its image store go by.
@@ -385,17 +461,16 @@ mod tests {
 
     #[test]
     fn a_container_that_is_started_again_and_again_does_not_run() {
-        assert!(is_running(
-            r#"[{"Id": "x", "State": {"Status": "running"}}]"#
-        ));
-        assert!(is_running(r#"[{"status": "running"}]"#));
-        for other in [
-            r#"[{"State": {"Status": "restarting", "Running": true}}]"#,
-            "[]",
-            "",
+        for text in [
+            r#"[{"State": {"Status": "running"}, "RestartCount": 0}]"#,
+            r#"[{"status": "running"}]"#,
         ] {
-            assert!(!is_running(other), "{other}");
+            assert!(Container::inspected(text).is_some_and(|container| container.running));
         }
+        let ends = r#"[{"State": {"Status": "restarting", "Running": true}, "RestartCount": 4}]"#;
+        let ends = Container::inspected(ends).expect("a container");
+        assert!(!ends.running && ends.restarts == 4);
+        assert!(Container::inspected("[]").is_none() && Container::inspected("").is_none());
     }
 
     #[test]

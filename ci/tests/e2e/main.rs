@@ -12,13 +12,13 @@
 mod harness;
 mod registry;
 
-mod archive;
 mod embedded;
 mod evidence;
 mod first_start;
 mod gates;
 mod publishing;
 mod runs;
+mod runtimes;
 mod smoke;
 mod sources;
 mod whole;
