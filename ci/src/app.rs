@@ -16,6 +16,7 @@ use crate::authority::{self, Event, GitHub, Permit, Purpose};
 use crate::engine::{self, EngineError, Session, Telemetry};
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
+use crate::narrator::Narrator as _;
 use crate::oci::Platform;
 use crate::project::Project;
 use crate::reference::Registry;
@@ -366,18 +367,25 @@ async fn on_engine(
     stand_ins: &Arc<StandIns>,
     ahead: &Ahead,
 ) -> Result<(), Failure> {
-    let (engine, telemetry, session) = stopper
+    let (engine, telemetry, session, version) = stopper
         .unless_stopped(async {
             let engine = engine::find(&plan.settings.engine, &report::ask, &**reporter).await?;
             let telemetry = Telemetry::start().await?;
             let session = Session::open(&engine.endpoint, &telemetry).await?;
-            Ok((engine, telemetry, session))
+            let version = engine::version(&session.client(telemetry.trace(None))).await?;
+            Ok((engine, telemetry, session, version))
         })
         .await?;
-    reporter.header(&format!("engine {} (Dagger {})", engine.name, pins::DAGGER));
+    reporter.header(&format!("engine {} (Dagger {version})", engine.name));
+    if version != pins::DAGGER {
+        reporter.notice(&format!(
+            "this ci is made for engines of version {}, and tested with them alone",
+            pins::DAGGER
+        ));
+    }
     outcome.engine = Some(EngineReport {
         name: engine.name,
-        version: pins::DAGGER.to_owned(),
+        version,
     });
     let client = session.client(telemetry.trace(None));
     let asked = stopper

@@ -230,6 +230,18 @@ async fn answers<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(exchange.await.is_ok() && header[3] == EMPTY_SETTINGS[3])
 }
 
+/// The version that the engine says it has. The CLI refuses what is too old for it, and no more.
+///
+/// # Errors
+/// When the engine does not say (exit 3).
+pub async fn version(client: &dagger_sdk::DaggerConn) -> Result<String, Failure> {
+    let version = client
+        .version()
+        .await
+        .or_environment("the engine does not say its version")?;
+    Ok(version.trim_start_matches('v').to_owned())
+}
+
 fn need(url: &str, program: &str) -> Result<(), Failure> {
     if provision::find_program(program).is_some() {
         return Ok(());

@@ -1,5 +1,8 @@
 //! `ci doctor` in an environment without anything of the caller's.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
 use crate::harness::{Outcome, Project};
 use crate::{NOWHERE, ci, without_a_named_engine};
 
@@ -122,4 +125,61 @@ fn wrong_settings_are_wrong_for_the_doctor_too() {
         .run()
         .exits(2)
         .says("it has a tag");
+}
+
+/// `ci` ends with 3 and these words, and the doctor says the same.
+#[track_caller]
+fn cannot_use(engine: &str, words: &str) {
+    let project = Project::new("doctor-url");
+    let with = |command| {
+        let ci = project.ci(&[command, "--engine", engine]);
+        ci.env(REGISTRY[0], REGISTRY[1]).run().exits(3)
+    };
+    with("fmt").says(words);
+    let outcome = with("doctor");
+    let lines = examined(&outcome);
+    assert!(lines.iter().any(|line| line.contains(words)), "{lines:#?}");
+}
+
+#[test]
+fn an_engine_that_nobody_listens_for_is_known_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    drop(listener);
+    cannot_use(&url, &format!("no engine listens on {url}"));
+}
+
+#[test]
+fn what_listens_and_is_no_engine_is_known_at_once() {
+    for answer in ["", "HTTP/1.1 400 Bad Request\r\n\r\n"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("tcp://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 64]);
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        cannot_use(&url, &format!("what listens on {url} is no Dagger engine"));
+    }
+}
+
+#[test]
+fn the_program_that_a_url_needs_is_asked_for() {
+    let project = Project::new("doctor-kubectl");
+    let programs = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let git = std::env::split_paths(&path)
+        .map(|folder| folder.join("git"))
+        .find(|git| git.is_file())
+        .unwrap();
+    std::os::unix::fs::symlink(git, programs.path().join("git")).unwrap();
+    project
+        .ci(&["fmt", "--engine", "kube-pod://engine-0?namespace=dagger"])
+        .env("PATH", programs.path().to_str().unwrap())
+        .run()
+        .exits(3)
+        .says("through kubectl, which is not on the PATH")
+        .says("Install kubectl");
 }

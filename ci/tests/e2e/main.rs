@@ -19,6 +19,7 @@ mod gates;
 mod publishing;
 mod runs;
 mod runtimes;
+mod shared;
 mod smoke;
 mod sources;
 mod whole;

@@ -55,7 +55,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(future)
 }
 
-fn folder() -> TempDir {
+pub fn folder() -> TempDir {
     // A socket's path has at most 107 bytes.
     tempfile::Builder::new()
         .prefix("ci")
@@ -79,13 +79,13 @@ fn programs(runtimes: &[&str]) -> TempDir {
     folder
 }
 
-fn executable(file: &Path, text: &str) {
+pub fn executable(file: &Path, text: &str) {
     std::fs::write(file, text).unwrap();
     std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[track_caller]
-fn good(output: Output) -> String {
+pub fn good(output: Output) -> String {
     assert!(
         output.status.success(),
         "{}",
@@ -385,7 +385,7 @@ fn a_machine_that_refuses_privileged_containers_runs_no_engine_in_docker() {
 }
 
 /// The programs of the embedded engine, which an image of the engine can be made of.
-fn engine_programs() -> PathBuf {
+pub fn engine_programs() -> PathBuf {
     // Builds them where they are not built.
     Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
     let status = Ci::new(Path::new("/"), &["engine", "status", "--format", "json"])
@@ -395,8 +395,8 @@ fn engine_programs() -> PathBuf {
     Path::new(status["folder"].as_str().unwrap()).join("bin")
 }
 
-/// A root file system that Dagger's CLI can drive as it does the published image.
-fn engine_image(folder: &Path, engine: &Path) -> PathBuf {
+/// The program that connects its standard input and output with an engine's socket.
+pub fn dial_stdio() -> PathBuf {
     const DIAL_STDIO: GoModule = GoModule {
         name: "dagger-dial-stdio",
         version: ci::pins::DAGGER,
@@ -423,13 +423,19 @@ fn engine_image(folder: &Path, engine: &Path) -> PathBuf {
         env: &[],
         usually: "half a minute",
     };
-    let dial_stdio = block_on(provision::go_tools(&DIAL_STDIO, &Silent)).unwrap();
+    block_on(provision::go_tools(&DIAL_STDIO, &Silent))
+        .unwrap()
+        .join("dialstdio")
+}
+
+/// A root file system that Dagger's CLI can drive as it does the published image.
+fn engine_image(folder: &Path, engine: &Path) -> PathBuf {
     let root = folder.join("engine");
     std::fs::create_dir(&root).unwrap();
     good(
         Command::new("sh")
             .args(["-c", include_str!("engine-image.sh"), "sh"])
-            .args([&*root, engine, &dial_stdio.join("dialstdio")])
+            .args([&*root, engine, &dial_stdio()])
             .env(
                 "PATH",
                 format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()),

@@ -1,0 +1,277 @@
+//! A shared engine: one that is somewhere else, reached by a URL, and several who use it at once.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::{Ci, Project, whole_machine};
+use crate::runtimes::{dial_stdio, engine_programs, executable, folder, good};
+
+/// Of the range for benchmarks, which no network has: one half of it the engine's, one the client's.
+const RANGE: &str = "198.18.0.0/16";
+const STARTED_BY: &str = include_str!("../../src/engine/embedded/start.sh");
+
+/// Two machines beside this one: one for the engine, from which the world can be reached, and one for a client.
+struct Machines {
+    names: [String; 2],
+}
+
+impl Machines {
+    fn new() -> Self {
+        let id = std::process::id();
+        let machines = Self {
+            names: ["engine", "client"].map(|what| format!("ci-{what}-{id}")),
+        };
+        for (at, name) in machines.names.iter().enumerate() {
+            let link = machines.link(at);
+            let script = format!(
+                "ip netns add {name} && ip link add {link} type veth peer name eth0 netns {name} &&
+                 ip address add 198.18.{at}.1/24 dev {link} && ip link set {link} up &&
+                 ip -n {name} address add 198.18.{at}.2/24 dev eth0 &&
+                 ip -n {name} link set lo up && ip -n {name} link set eth0 up &&
+                 ip -n {name} route add default via 198.18.{at}.1"
+            );
+            good(sh(&script).output().unwrap());
+        }
+        good(sh("sysctl -q net.ipv4.ip_forward=1").output().unwrap());
+        for rule in Self::rules() {
+            good(
+                sh(&format!("iptables --wait {}", rule.replace("ACTION", "-I")))
+                    .output()
+                    .unwrap(),
+            );
+        }
+        machines
+    }
+
+    fn link(&self, at: usize) -> String {
+        format!("ci{at}x{}", std::process::id())
+    }
+
+    fn rules() -> [String; 3] {
+        [
+            format!("-t nat ACTION POSTROUTING -s {RANGE} ! -d {RANGE} -j MASQUERADE"),
+            format!("ACTION FORWARD -s {RANGE} -j ACCEPT"),
+            format!("ACTION FORWARD -d {RANGE} -j ACCEPT"),
+        ]
+    }
+
+    /// A command on one of the two.
+    fn on(&self, at: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        // Not by `ip netns exec`, which mounts a /sys without control groups.
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.names[at]))
+            .arg(program);
+        command
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        for rule in Self::rules() {
+            let _ = sh(&format!("iptables --wait {}", rule.replace("ACTION", "-D"))).output();
+        }
+        for (at, name) in self.names.iter().enumerate() {
+            let _ = sh(&format!(
+                "ip link delete {}; ip netns delete {name}",
+                self.link(at)
+            ))
+            .output();
+        }
+    }
+}
+
+fn sh(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).stdin(Stdio::null());
+    command
+}
+
+/// The engine on its machine, listening there as a shared one does.
+struct Engine {
+    folder: TempDir,
+    process: Child,
+}
+
+impl Engine {
+    /// One that says it is of `version`.
+    fn start(machines: &Machines, programs: &Path, version: &str) -> Self {
+        let folder = folder();
+        let run = folder.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        let own = "--addr \"unix://$ENGINE_RUN/engine.sock\"";
+        assert!(STARTED_BY.contains(own));
+        let shared = STARTED_BY.replace(own, "--addr tcp://198.18.0.2:1234");
+        std::fs::write(run.join("start.sh"), shared).unwrap();
+        let settings = include_str!("../../src/engine/embedded/engine.json");
+        std::fs::write(run.join("engine.json"), settings).unwrap();
+        std::fs::copy(name_servers(), run.join("resolv.conf")).unwrap();
+        let found = |name: &str| {
+            good(
+                sh(&format!("PATH=$PATH:/usr/sbin command -v {name}"))
+                    .output()
+                    .unwrap(),
+            )
+        };
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let process = machines
+            .on(0, "sh")
+            .arg(run.join("start.sh"))
+            .env("ENGINE_BIN", programs)
+            .env("ENGINE_RUN", &run)
+            .env("ENGINE_STATE", folder.path().join("state"))
+            .env("ENGINE_NETWORK", "cishared")
+            .env("ENGINE_CIDR", "10.228.0.0/16")
+            .env("RUNC", found("runc").trim())
+            .env("DNSMASQ", found("dnsmasq").trim())
+            .env("CNI_BIN", cni_plugins())
+            .env("_EXPERIMENTAL_DAGGER_VERSION", version)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let engine = Self { folder, process };
+        let begun = Instant::now();
+        while std::net::TcpStream::connect("198.18.0.2:1234").is_err() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "{}",
+                std::fs::read_to_string(engine.folder.path().join("log")).unwrap()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        engine
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // It is unshare by now, with which its namespaces end.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Where the name servers are that can be reached from another machine, too.
+fn name_servers() -> &'static str {
+    ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"]
+        .into_iter()
+        .find(|file| Path::new(file).exists())
+        .unwrap()
+}
+
+fn cni_plugins() -> PathBuf {
+    ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|folder| folder.join("bridge").exists())
+        .unwrap()
+}
+
+const URL: &str = "tcp://198.18.0.2:1234";
+
+#[test]
+fn two_clients_at_once_share_an_engine_on_another_machine() {
+    let _busy = whole_machine();
+    let programs = engine_programs();
+    let machines = Machines::new();
+    let engine = Engine::start(&machines, &programs, "v0.19.10");
+
+    // One here, one on a machine of its own, each with its own checkout of the same service.
+    let projects = ["here", "there"].map(|_| Project::new("shared"));
+    let arguments = ["run", "--engine", URL];
+    let here = projects[0].ci(&arguments).into_command();
+    let there = projects[1].ci(&arguments).into_command();
+    let mut elsewhere = machines.on(1, there.get_program());
+    elsewhere
+        .args(there.get_args())
+        .current_dir(projects[1].path())
+        .env_clear()
+        .envs(
+            there
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    let clients = [here, elsewhere].map(|mut command| {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    for (client, project) in clients.into_iter().zip(&projects) {
+        let output = client.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let report: Value = serde_json::from_str(&project.read("target/ci/report.json")).unwrap();
+        assert_eq!(report["engine"]["name"], URL);
+        assert_eq!(report["engine"]["version"], ci::pins::DAGGER);
+        for step in report["steps"].as_array().unwrap() {
+            let passed = step["name"] == "publish" || step["status"] == "passed";
+            assert!(passed, "{step:#}");
+        }
+    }
+    drop(engine);
+
+    // The CLI takes those that are not too old for it, and ci says what it is.
+    let other = Engine::start(&machines, &programs, "v0.19.3");
+    let run = projects[0].ci(&["fmt", "--engine", URL]).run().exits(0);
+    assert_eq!(run.report["engine"]["version"], "0.19.3");
+    run.says("made for engines of version 0.19.10");
+    drop(other);
+    let old = Engine::start(&machines, &programs, "v0.18.9");
+    projects[0]
+        .ci(&["fmt", "--engine", URL])
+        .run()
+        .exits(3)
+        .says("v0.18.9");
+    drop(old);
+}
+
+#[test]
+fn what_listens_and_says_nothing_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let begun = Instant::now();
+    Project::new("silent")
+        .ci(&["fmt", "--engine", &url])
+        .run()
+        .exits(3)
+        .says(&format!("no engine answers on {url} within 10 s"));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+/// There is no cluster here: what stands in for kubectl notes how it is called and connects to an engine of this machine.
+#[test]
+fn a_kube_pod_is_reached_by_kubectl_with_all_that_the_url_says() {
+    let up = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
+    let programs = folder();
+    let kubectl = programs.path().join("kubectl");
+    executable(
+        &kubectl,
+        &format!(
+            "#!/bin/sh\necho \"$*\" >>\"$0.log\"\nexec '{}' --addr '{}'\n",
+            dial_stdio().display(),
+            up.stdout.trim()
+        ),
+    );
+    let path = std::env::var("PATH").unwrap();
+    let url = "kube-pod://engine-0?namespace=dagger&container=engine&context=team";
+    let run = Project::new("kube-pod")
+        .ci(&["fmt", "--engine", url])
+        .env("PATH", &format!("{}:{path}", programs.path().display()))
+        .run()
+        .exits(0);
+    assert_eq!(run.report["engine"]["name"], url);
+    let called = std::fs::read_to_string(programs.path().join("kubectl.log")).unwrap();
+    assert!(called.lines().all(|line| {
+        line == "--context=team --namespace=dagger exec --container=engine -i engine-0 -- buildctl dial-stdio"
+    }), "{called}");
+}
