@@ -24,16 +24,17 @@ const PODMAN: Package = Package {
     probe: Probe::Program("podman"),
 };
 const IMAGE: &str = "registry.dagger.io/engine:v0.19.10";
-/// Begins a program that can be waited for and that nothing survives of: processes, mounts.
-const ALONE: [&str; 7] = [
+/// Of unshare: nothing of a program survives its end, no process and no mount.
+const ALONE: [&str; 6] = [
     "--mount",
     "--propagation=private",
     "--pid",
     "--fork",
     "--kill-child",
     "--mount-proc",
-    "--",
 ];
+/// Of setpriv: a machine, like this one, that does not have for a container all that it may be asked for.
+const REFUSING: [&str; 2] = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
 /// runc, without the privilege that a sandbox such as this one does not have to give.
 const RUNC: &str = r#"#!/bin/sh
 for word; do
@@ -56,7 +57,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub fn folder() -> TempDir {
-    // A socket's path has at most 107 bytes.
+    // Engines and daemons have sockets in it, whose paths have at most 107 bytes.
     tempfile::Builder::new()
         .prefix("ci")
         .tempdir_in("/tmp")
@@ -107,13 +108,11 @@ impl Docker {
         installed(DOCKER);
         let folder = folder();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let mut words = ALONE.to_vec();
-        words.pop();
-        words.extend(before);
         let at = |name: &str| folder.path().join(name);
         executable(&at("runc"), RUNC);
         let daemon = Command::new("unshare")
-            .args(words)
+            .args(ALONE)
+            .args(before)
             .arg("dockerd")
             .arg(format!("--host=unix://{}", at("socket").display()))
             .arg(format!("--data-root={}", at("data").display()))
@@ -366,12 +365,7 @@ fn a_registry_that_cannot_be_reached_or_is_silent_has_no_engine() {
 #[test]
 fn a_machine_that_refuses_privileged_containers_runs_no_engine_in_docker() {
     let project = Project::new("no-privileges");
-    let refusing = [
-        "setpriv",
-        "--inh-caps=-sys_resource",
-        "--bounding-set=-sys_resource",
-    ];
-    let docker = Docker::start(&refusing, &[]);
+    let docker = Docker::start(&["setpriv", REFUSING[0], REFUSING[1]], &[]);
     import(
         |arguments| docker.command(arguments),
         &nothing(docker.folder.path()),
@@ -468,7 +462,7 @@ fn names(folder: &Path) -> Vec<std::ffi::OsString> {
 fn where_docker_can_run_an_engine_it_does_and_the_embedded_one_is_not_touched() {
     let _busy = whole_machine();
     let engine = engine_programs();
-    let docker = Docker::start(&["--"], &["--default-runtime=modest"]);
+    let docker = Docker::start(&[], &["--default-runtime=modest"]);
     let cache = cache_without_engine(&engine);
     let project = Project::new("in-docker");
     let ci = |arguments: &[&str]| {
@@ -515,7 +509,7 @@ fn where_docker_can_run_an_engine_it_does_and_the_embedded_one_is_not_touched() 
 #[test]
 fn a_built_image_is_loaded_into_docker_as_it_is_and_runs_there() {
     let _busy = whole_machine();
-    let docker = Docker::start(&["--net", "--"], &[]);
+    let docker = Docker::start(&["--net"], &[]);
     let inside = |script: &str| {
         let pid = docker.daemon.id().to_string();
         let mut command = Command::new("nsenter");
@@ -560,6 +554,7 @@ fn a_built_image_is_loaded_into_docker_as_it_is_and_runs_there() {
 fn podman_that_cannot_have_or_run_an_engine_is_of_no_use() {
     let project = Project::new("podman-refuses");
     let podman = Podman::new(false);
+    let up = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
     let ci = |arguments: &[&str]| podman.ci(&project, arguments);
     // What is wrong with docker is said, too.
     let refused = ci(&["fmt", "--engine", "docker"])
@@ -573,7 +568,19 @@ fn podman_that_cannot_have_or_run_an_engine_is_of_no_use() {
         refused.stderr
     );
 
-    let refusing = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
+    // It takes images all the same.
+    let built = ci(&["build", "--load"])
+        .env("LAB_CI_ENGINE", up.stdout.trim())
+        .run()
+        .exits(0);
+    let image = built.report["image"].as_str().unwrap();
+    good(
+        podman
+            .command(&["image", "inspect", image])
+            .output()
+            .unwrap(),
+    );
+
     import(
         |arguments| podman.command(arguments),
         &nothing(podman.folder.path()),
@@ -582,7 +589,7 @@ fn podman_that_cannot_have_or_run_an_engine_is_of_no_use() {
     let mut bounded = Command::new("setpriv");
     let inner = ci(&["fmt", "--engine", "docker"]).into_command();
     bounded
-        .args(refusing)
+        .args(REFUSING)
         .arg(inner.get_program())
         .args(inner.get_args())
         .current_dir(project.path())

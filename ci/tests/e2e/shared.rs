@@ -15,9 +15,21 @@ use crate::runtimes::{dial_stdio, engine_programs, executable, folder, good};
 const RANGE: &str = "198.18.0.0/16";
 const STARTED_BY: &str = include_str!("../../src/engine/embedded/start.sh");
 
+/// The engine counts its containers' traffic in /sys, which has to be that of its network, and with control groups; it dies of
+/// the one and starts no container without the other.
+const OWN_SYS: &str = "groups=$(mktemp -d)
+mount --rbind /sys/fs/cgroup $groups
+mount -t sysfs sysfs /sys
+mount --rbind $groups /sys/fs/cgroup
+umount --lazy $groups
+rmdir $groups
+exec sh \"$0\"";
+
 /// Two machines beside this one: one for the engine, from which the world can be reached, and one for a client.
 struct Machines {
     names: [String; 2],
+    /// What the engine has on its disk.
+    disk: TempDir,
 }
 
 impl Machines {
@@ -25,6 +37,7 @@ impl Machines {
         let id = std::process::id();
         let machines = Self {
             names: ["engine", "client"].map(|what| format!("ci-{what}-{id}")),
+            disk: folder(),
         };
         for (at, name) in machines.names.iter().enumerate() {
             let link = machines.link(at);
@@ -93,17 +106,17 @@ fn sh(script: &str) -> Command {
 }
 
 /// The engine on its machine, listening there as a shared one does.
-struct Engine {
-    folder: TempDir,
+struct Engine<'a> {
+    machines: &'a Machines,
     process: Child,
 }
 
-impl Engine {
+impl<'a> Engine<'a> {
     /// One that says it is of `version`.
-    fn start(machines: &Machines, programs: &Path, version: &str) -> Self {
-        let folder = folder();
-        let run = folder.path().join("run");
-        std::fs::create_dir(&run).unwrap();
+    fn start(machines: &'a Machines, programs: &Path, version: &str) -> Self {
+        let disk = machines.disk.path();
+        let run = disk.join("run");
+        std::fs::create_dir_all(&run).unwrap();
         let own = "--addr \"unix://$ENGINE_RUN/engine.sock\"";
         assert!(STARTED_BY.contains(own));
         let shared = STARTED_BY.replace(own, "--addr tcp://198.18.0.2:1234");
@@ -118,13 +131,14 @@ impl Engine {
                     .unwrap(),
             )
         };
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let log = std::fs::File::create(disk.join("log")).unwrap();
         let process = machines
-            .on(0, "sh")
+            .on(0, "unshare")
+            .args(["--mount", "--propagation=private", "sh", "-euc", OWN_SYS])
             .arg(run.join("start.sh"))
             .env("ENGINE_BIN", programs)
             .env("ENGINE_RUN", &run)
-            .env("ENGINE_STATE", folder.path().join("state"))
+            .env("ENGINE_STATE", disk.join("state"))
             .env("ENGINE_NETWORK", "cishared")
             .env("ENGINE_CIDR", "10.228.0.0/16")
             .env("RUNC", found("runc").trim())
@@ -136,13 +150,13 @@ impl Engine {
             .stderr(log)
             .spawn()
             .unwrap();
-        let engine = Self { folder, process };
+        let engine = Self { machines, process };
         let begun = Instant::now();
         while std::net::TcpStream::connect("198.18.0.2:1234").is_err() {
             assert!(
                 begun.elapsed() < Duration::from_secs(60),
                 "{}",
-                std::fs::read_to_string(engine.folder.path().join("log")).unwrap()
+                std::fs::read_to_string(disk.join("log")).unwrap()
             );
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -150,11 +164,18 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl Drop for Engine<'_> {
     fn drop(&mut self) {
         // It is unshare by now, with which its namespaces end.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // What the dead leave is in the way of the next.
+        let _ = std::fs::remove_dir_all(self.machines.disk.path().join("state/net"));
+        let _ = sh(&format!(
+            "ip -n {} link delete cishared0",
+            self.machines.names[0]
+        ))
+        .output();
     }
 }
 
