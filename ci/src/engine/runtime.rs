@@ -22,8 +22,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 const REGISTRY: Duration = Duration::from_secs(10);
 /// How long a pull that has begun may be silent: a large layer on a slow line is one line of output.
 const STALLED: Duration = Duration::from_secs(600);
-/// How long the trial container may take.
-const TRIAL: Duration = Duration::from_secs(30);
+/// How long one that is there may take to look something up: a busy disk is no reason to do without it.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long the trial container may take: some storage copies the whole image for it.
+const TRIAL: Duration = Duration::from_secs(60);
 
 /// What somebody can do whose container runtime cannot run an engine.
 pub const REMEDY: &str = "Start a container runtime that can pull Dagger's engine and run privileged containers, or take --engine embedded or \
@@ -197,7 +199,7 @@ impl Runtime {
 
     /// The engine's container, where there is one.
     async fn engine(self) -> Option<Container> {
-        let about = self.ask(&["inspect", &container()], ANSWER).await.ok()?;
+        let about = self.ask(&["inspect", &container()], LOOK).await.ok()?;
         Container::inspected(&about)
     }
 
@@ -221,13 +223,13 @@ impl Runtime {
             },
             () = self.fails(before.map_or(0, |engine| engine.restarts)) => {
                 let name = container();
-                let last = match self.ask(&["logs", "--tail", "1", &name], ANSWER).await {
+                let last = match self.ask(&["logs", "--tail", "1", &name], LOOK).await {
                     Ok(said) | Err(Said::Refused(said)) => said,
                     Err(Said::Nothing) => String::new(),
                 };
                 // The runtime would go on with it for ever.
                 if before.is_none() {
-                    let _ = self.ask(&["rm", "--force", "--volumes", &name], ANSWER).await;
+                    let _ = self.ask(&["rm", "--force", "--volumes", &name], LOOK).await;
                 }
                 Err(format!("starts the engine, which ends at once ({})", reason(&last)))
             }
@@ -246,7 +248,7 @@ impl Runtime {
     }
 
     async fn has_the_image(self) -> Result<bool, String> {
-        match self.ask(&["image", "inspect", &image()], ANSWER).await {
+        match self.ask(&["image", "inspect", &image()], LOOK).await {
             Ok(_) => Ok(true),
             Err(Said::Refused(words)) => {
                 let lower = words.to_lowercase();

@@ -623,6 +623,7 @@ fn podman_runs_the_engine_where_docker_cannot() {
         )
         .run()
         .exits(0);
+    let run = run.says("engine podman (Dagger 0.19.10)");
     assert_eq!(run.report["engine"]["name"], "podman");
     assert_eq!(names(cache.path()), ["stand-ins"]);
 }
