@@ -443,12 +443,29 @@ fn engine_image(folder: &Path, engine: &Path) -> PathBuf {
 const ENTRYPOINT: &str = r#"ENTRYPOINT ["engine", "--config", "/dev/null", "--addr", "unix:///run/dagger/engine.sock", "--oci-cni-binary-dir", "/opt/cni/bin", "--oci-worker-binary", "/run/lab-engine/bin/runc"]"#;
 
 /// A cache directory without an embedded engine. The stand-ins, which a real registry would make superfluous, are there.
-fn cache_without_engine(engine: &Path) -> TempDir {
-    let stand_ins = engine.ancestors().nth(2).unwrap().join("stand-ins");
-    std::fs::create_dir_all(&stand_ins).unwrap();
-    let cache = folder();
-    symlink(stand_ins, cache.path().join("stand-ins")).unwrap();
-    cache
+struct Cache(TempDir);
+
+impl Cache {
+    fn without_engine(engine: &Path) -> Self {
+        let stand_ins = engine.ancestors().nth(2).unwrap().join("stand-ins");
+        std::fs::create_dir_all(&stand_ins).unwrap();
+        let cache = folder();
+        symlink(stand_ins, cache.path().join("stand-ins")).unwrap();
+        Self(cache)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // Where the test fails, there may be one.
+        Ci::new(Path::new("/"), &["engine", "down"])
+            .env("LAB_CI_CACHE_DIR", self.path().to_str().unwrap())
+            .run();
+    }
 }
 
 fn names(folder: &Path) -> Vec<std::ffi::OsString> {
@@ -463,7 +480,7 @@ fn where_docker_can_run_an_engine_it_does_and_the_embedded_one_is_not_touched() 
     let _busy = whole_machine();
     let engine = engine_programs();
     let docker = Docker::start(&[], &["--default-runtime=modest"]);
-    let cache = cache_without_engine(&engine);
+    let cache = Cache::without_engine(&engine);
     let project = Project::new("in-docker");
     let ci = |arguments: &[&str]| {
         docker
@@ -612,7 +629,7 @@ fn podman_runs_the_engine_where_docker_cannot() {
     let podman = Podman::new(true);
     let root = engine_image(podman.folder.path(), &engine);
     import(|arguments| podman.command(arguments), &root, ENTRYPOINT);
-    let cache = cache_without_engine(&engine);
+    let cache = Cache::without_engine(&engine);
     let project = Project::new("in-podman");
     let run = podman
         .ci(&project, &["fmt", "--engine", "auto"])
