@@ -87,7 +87,7 @@ fn a_dagger_cli_that_is_not_there_is_not_replaced_by_a_download() {
     let project = Project::new("cli-bin");
     // Nothing is checked at this address before the program that would go there.
     project
-        .ci(&["--engine", "tcp://127.0.0.1:1"])
+        .ci(&["--engine", "container+docker://engine"])
         .env("_EXPERIMENTAL_DAGGER_CLI_BIN", "/nonexistent/dagger")
         .run()
         .exits(2)
