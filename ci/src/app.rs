@@ -22,7 +22,7 @@ use crate::project::Project;
 use crate::reference::Registry;
 use crate::report::{self, EngineReport, Report, Reporter, SCHEMA, Verdict};
 use crate::run::{Platforms, Run, Stop, Stopper, Surroundings};
-use crate::settings::{self, Command, EngineCommand, Invocation, Settings};
+use crate::settings::{self, Command, Invocation, Settings};
 use crate::source::{Checkout, Snapshot};
 use crate::standin::StandIns;
 use crate::step::{Record, Status, Step};
@@ -94,7 +94,7 @@ async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Doctor => return stopper.unless_stopped(doctor::run(&invocation)).await,
         Command::Engine { command } => {
             return stopper
-                .unless_stopped(embedded_engine(
+                .unless_stopped(engine::commands::run(
                     *command,
                     invocation.options.format.as_deref(),
                     &reporter,
@@ -367,7 +367,7 @@ async fn on_engine(
     stand_ins: &Arc<StandIns>,
     ahead: &Ahead,
 ) -> Result<(), Failure> {
-    let (engine, telemetry, session, version) = stopper
+    let (engine, telemetry, mut session, version) = stopper
         .unless_stopped(async {
             let engine = engine::find(&plan.settings.engine, &report::ask, &**reporter).await?;
             let telemetry = Telemetry::start().await?;
@@ -376,6 +376,8 @@ async fn on_engine(
             Ok((engine, telemetry, session, version))
         })
         .await?;
+    let lost = stopper.clone();
+    session.watch(move || lost.stop(Stop::EngineLost));
     reporter.header(&format!("engine {} (Dagger {version})", engine.name));
     if version != pins::DAGGER {
         reporter.notice(&format!(
@@ -532,74 +534,6 @@ fn outputs(report: &Report) -> Result<(), Failure> {
         .open(&path)
         .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
         .or_environment("cannot write GITHUB_OUTPUT")
-}
-
-async fn embedded_engine(
-    command: EngineCommand,
-    format: Option<&str>,
-    reporter: &Reporter,
-) -> Result<ExitCode, Failure> {
-    match command {
-        EngineCommand::Up => {
-            let running = engine::embedded::up(&report::ask, reporter).await?;
-            let how = if running.started_now {
-                "started"
-            } else {
-                "was running"
-            };
-            reporter.header(&format!("the embedded engine {} {how}", running.version));
-            report::data(&format!("{}\n", running.runner_host));
-        }
-        EngineCommand::Down => {
-            let down = engine::embedded::down(reporter).await?;
-            let what = if down.stopped == 0 {
-                "no engine was running".to_owned()
-            } else {
-                format!("ended {}", down.stopped)
-            };
-            reporter.header(&what);
-            for line in down.removed {
-                reporter.header(&format!("removed {line}"));
-            }
-        }
-        EngineCommand::Status => {
-            let status = engine::embedded::status().await?;
-            report::data(&match format {
-                Some("json") => {
-                    serde_json::to_string_pretty(&status)
-                        .or_environment("the status cannot be written as JSON")?
-                        + "\n"
-                }
-                _ => status_text(&status),
-            });
-        }
-    }
-    Ok(ExitCode::Success)
-}
-
-fn status_text(status: &engine::embedded::Status) -> String {
-    let state = match (status.pid, status.healthy) {
-        (Some(pid), true) => format!("runs, process {pid}"),
-        (Some(pid), false) => format!("does not answer, process {pid}"),
-        (None, _) if status.built => "does not run".to_owned(),
-        (None, _) => "is not built".to_owned(),
-    };
-    let mut lines = vec![
-        ("engine", format!("{} {state}", status.version)),
-        ("state", format!("{} MB", status.state_bytes >> 20)),
-        ("folder", status.folder.display().to_string()),
-        ("log", status.log.display().to_string()),
-    ];
-    if let Some(url) = &status.runner_host {
-        lines.insert(1, ("url", url.clone()));
-    }
-    if let Some(uptime) = status.uptime {
-        lines.insert(1, ("uptime", report::format_duration(uptime)));
-    }
-    lines
-        .iter()
-        .map(|(name, value)| format!("{name:<8} {value}\n"))
-        .collect()
 }
 
 fn stop_on_signals(stopper: &Stopper) -> Result<(), Failure> {

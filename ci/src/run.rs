@@ -26,6 +26,8 @@ pub enum Stop {
     TimeLimit,
     /// `--fail-fast`, after the first failure.
     FailFast,
+    /// The engine does not answer any more.
+    EngineLost,
 }
 
 /// Ends a run before its end; the first reason counts.
@@ -62,6 +64,11 @@ impl Stopper {
             Some(Stop::TimeLimit) => {
                 Failure::new(ExitCode::TimedOut, "the time limit of the run was reached")
                     .hint("--timeout sets it; `ci doctor` tells what may be slow.")
+            }
+            Some(Stop::EngineLost) => {
+                Failure::environment("the engine does not answer any more").hint(
+                    "Where it is the embedded one, `ci engine down` ends it, and the next run starts it anew.",
+                )
             }
             Some(Stop::FailFast) => {
                 Failure::cancelled().hint("Another step failed first, and --fail-fast was given.")

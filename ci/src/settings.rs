@@ -92,10 +92,12 @@ pub enum Command {
 pub enum EngineCommand {
     /// Start it, and build it first where it is not built
     Up,
-    /// Stop it, and leave no process, link or firewall rule behind
+    /// Stop it, and leave no process, mount, link, firewall rule or control group behind
     Down,
-    /// Whether it runs, its version and the size of its state
+    /// Whether it runs and since when, its version, the sizes of its state, its cache and all else that ci keeps
     Status,
+    /// Free what can be made again: the engine's cache, other versions, unfinished work; what is in use stays
+    Prune,
 }
 
 /// How to draw the graph.

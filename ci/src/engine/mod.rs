@@ -1,5 +1,6 @@
 //! Which Dagger engine a run uses, and the session with it.
 
+pub mod commands;
 pub mod embedded;
 mod graphql;
 pub mod runtime;
@@ -286,17 +287,53 @@ async fn cli(narrator: &dyn Narrator) -> Result<PathBuf, Failure> {
     if let Some(built) = embedded::built_cli() {
         return Ok(built);
     }
-    let download = dagger_sdk::core::downloader::Downloader::new(pins::DAGGER.to_owned());
-    let downloaded = tokio::time::timeout(Duration::from_secs(300), download.get_cli()).await;
-    match downloaded {
+    let dest = provision::cache_root()?
+        .join(format!("dagger-download-{}", pins::DAGGER))
+        .join("dagger");
+    let downloaded = provision::once(&dest, narrator, "the download of Dagger's CLI", download);
+    match tokio::time::timeout(Duration::from_secs(300), downloaded).await {
         Ok(Ok(cli)) => Ok(cli),
-        Ok(Err(error)) => {
-            tracing::debug!("Dagger's CLI cannot be downloaded: {error}");
+        Ok(Err(failure)) => {
+            tracing::debug!("{failure}");
             narrator.notice("Dagger's CLI cannot be downloaded: building it");
             embedded::cli(narrator).await
         }
         Err(elapsed) => Err(elapsed).or_environment("the download of Dagger's CLI did not end"),
     }
+}
+
+/// The released CLI, with the published check sum. The SDK's own way writes it in place, where what is half-written counts
+/// as whole ever after.
+async fn download(target: PathBuf) -> Result<(), Failure> {
+    let released = dagger_sdk::core::downloader::Downloader::new(pins::DAGGER.to_owned());
+    let cannot = "cannot download Dagger's CLI";
+    let sums = async {
+        let answer = reqwest::get(released.checksum_url()).await?;
+        answer.error_for_status()?.text().await
+    };
+    let sums = sums.await.or_environment(cannot)?;
+    let mut program = Vec::new();
+    let sum = released
+        .extract_cli_archive(&mut program)
+        .await
+        .map_err(|error| Failure::environment(format!("{cannot}: {error:#}")))?;
+    let archive = released.archive_url();
+    let name = archive.rsplit('/').next().unwrap_or_default();
+    if !sums
+        .lines()
+        .any(|line| line.split_whitespace().eq([sum.as_str(), name]))
+    {
+        return Err(Failure::environment(format!(
+            "{cannot}: {name} has another check sum"
+        )));
+    }
+    std::fs::write(&target, program).or_environment(cannot)?;
+    #[cfg(unix)]
+    {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&target, mode).or_environment(cannot)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

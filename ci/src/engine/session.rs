@@ -3,15 +3,17 @@
 //! The SDK's `connect` hides why it failed, skips its shutdown on an error and waits without a limit for a CLI whose
 //! engine is gone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dagger_sdk::DaggerConn;
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
 use tokio::process::Child;
+use tokio::task::JoinHandle;
 
 use super::graphql::{self, Address};
 use super::telemetry::{Telemetry, TraceContext};
@@ -44,7 +46,15 @@ pub struct Session {
     address: Address,
     http: reqwest::Client,
     child: Option<Child>,
+    /// The engine's socket, where that is on this machine.
+    socket: Option<PathBuf>,
+    watch: Option<JoinHandle<()>>,
 }
+
+/// An engine that is well answers within milliseconds; one that is busy may take a little.
+const ANSWER: Duration = Duration::from_secs(5);
+/// An engine that leaves as many questions in a row without an answer is taken for lost: half a minute of silence.
+const SILENT: u32 = 6;
 
 #[derive(Deserialize)]
 struct ConnectParams {
@@ -70,6 +80,8 @@ impl Session {
                 },
                 http,
                 child: None,
+                socket: None,
+                watch: None,
             }),
             Endpoint::Cli {
                 cli,
@@ -127,6 +139,11 @@ impl Session {
                     },
                     http,
                     child: Some(child),
+                    socket: runner_host
+                        .as_deref()
+                        .and_then(|host| host.strip_prefix("unix://"))
+                        .map(PathBuf::from),
+                    watch: None,
                 })
             }
         }
@@ -138,8 +155,32 @@ impl Session {
         graphql::client(&self.http, &self.address, trace)
     }
 
+    /// Calls `lost` when an engine on this machine does not answer any more: a frozen one would hold a query for ever. One
+    /// elsewhere is the CLI's to watch.
+    pub fn watch(&mut self, lost: impl FnOnce() + Send + 'static) {
+        let Some(socket) = self.socket.clone() else {
+            return;
+        };
+        self.watch = Some(tokio::spawn(async move {
+            let mut silent = 0;
+            // Counted and not timed: whoever freezes the whole machine freezes the clock's reader, too.
+            while silent < SILENT {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                silent = if answers(&socket).await {
+                    0
+                } else {
+                    silent + 1
+                };
+            }
+            lost();
+        }));
+    }
+
     /// Ends the session: politely at first, and certainly within ten seconds.
     pub async fn close(mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.abort();
+        }
         let Some(child) = &mut self.child else { return };
         drop(child.stdin.take());
         if tokio::time::timeout(Duration::from_secs(10), child.wait())
@@ -150,6 +191,25 @@ impl Session {
             tracing::debug!("the session did not end by itself");
         }
     }
+}
+
+/// Whether an engine answers on its socket now.
+pub(super) async fn answers(socket: &Path) -> bool {
+    matches!(
+        tokio::time::timeout(ANSWER, ask(socket)).await,
+        Ok(Ok(true))
+    )
+}
+
+/// Whether something that speaks HTTP answers on the socket.
+async fn ask(socket: &Path) -> std::io::Result<bool> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut start = [0; 5];
+    stream.read_exact(&mut start).await?;
+    Ok(&start == b"HTTP/")
 }
 
 async fn first_line(
@@ -188,5 +248,21 @@ impl Said {
 
     fn lock(&self) -> MutexGuard<'_, provision::Tail> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_of_the_dead_or_of_the_silent_is_no_engine() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
+        let limit = Duration::from_millis(200);
+        assert!(tokio::time::timeout(limit, ask(&socket)).await.is_err());
+        drop(listener);
+        assert!(!answers(&socket).await);
     }
 }

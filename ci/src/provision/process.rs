@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
@@ -15,6 +16,8 @@ use crate::narrator::Narrator;
 pub(crate) const SECRETS: [&str; 2] = ["GITHUB_TOKEN", "DAGGER_SESSION_TOKEN"];
 /// As much of a failed program's output as an error shows.
 const TAIL_LINES: usize = 40;
+/// What programs of whatever kind say of a full disk, in lower case.
+const DISK_FULL: &str = "no space left on device";
 
 /// A command in a process group of its own, without standard input and without any token in its environment.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
@@ -30,7 +33,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 }
 
 /// Runs a command to its end; each line it prints goes to `narrator`. It and its children are killed when the future
-/// is dropped.
+/// is dropped, and when this process is gone in whatever way.
 ///
 /// # Errors
 /// When the command does not start or does not end with success; the failure carries the end of its output.
@@ -61,6 +64,34 @@ pub async fn output(command: Command, what: &str) -> Result<String, Failure> {
     .await?;
     judge(status, what, tail)?;
     Ok(out)
+}
+
+/// Runs a command that would do harm if it ended half-way: neither a cancelled future nor the end of this process ends it.
+///
+/// # Errors
+/// When the command does not start or does not end with success; the failure carries the end of its output.
+pub(super) async fn run_through(mut command: Command, what: &str) -> Result<(), Failure> {
+    let cannot = || format!("{what}: cannot keep its output");
+    // Not a pipe: writing to one whose reader is gone ends a program.
+    let mut said = tempfile::tempfile().or_environment(cannot())?;
+    let mut child = command
+        .kill_on_drop(false)
+        .stdout(said.try_clone().or_environment(cannot())?)
+        .stderr(said.try_clone().or_environment(cannot())?)
+        .spawn()
+        .or_environment(format!("{what}: cannot start {}", name_of(&command)))?;
+    let status = child
+        .wait()
+        .await
+        .or_environment(format!("{what}: lost the process"))?;
+    let mut text = Vec::new();
+    said.rewind().or_environment(cannot())?;
+    said.read_to_end(&mut text).or_environment(cannot())?;
+    let mut tail = Tail::default();
+    for line in String::from_utf8_lossy(&text).lines() {
+        tail.push(line);
+    }
+    judge(status, what, tail)
 }
 
 /// The full path of a program: on `PATH`, or where system programs lie on machines whose users do not have them there.
@@ -96,14 +127,15 @@ async fn drive(
     what: &str,
     mut heard: impl FnMut(Stream, &str),
 ) -> Result<ExitStatus, Failure> {
-    let child = command
+    #[cfg(unix)]
+    let _group = Group::around(&mut command)?;
+    let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .or_environment(format!("{what}: cannot start {}", name_of(&command)))?;
-    let mut group = Group(child);
-    let mut out = group.0.stdout.take().map(lines);
-    let mut err = group.0.stderr.take().map(lines);
+    let mut out = child.stdout.take().map(lines);
+    let mut err = child.stderr.take().map(lines);
     let mut status = None;
     // Read until the streams end, but not beyond the program's own end by more than what is in the pipes: a
     // grandchild that keeps a stream open must not hold the run.
@@ -112,7 +144,7 @@ async fn drive(
             biased;
             line = next(&mut out), if out.is_some() => if let Some(line) = line { heard(Stream::Out, &line) },
             line = next(&mut err), if err.is_some() => if let Some(line) = line { heard(Stream::Err, &line) },
-            ended = group.0.wait(), if status.is_none() => {
+            ended = child.wait(), if status.is_none() => {
                 status = Some(ended.or_environment(format!("{what}: lost the process"))?);
             }
             () = tokio::time::sleep(std::time::Duration::from_millis(200)), if status.is_some() => break,
@@ -120,8 +152,7 @@ async fn drive(
     }
     match status {
         Some(status) => Ok(status),
-        None => group
-            .0
+        None => child
             .wait()
             .await
             .or_environment(format!("{what}: lost the process")),
@@ -132,7 +163,16 @@ fn judge(status: ExitStatus, what: &str, mut tail: Tail) -> Result<(), Failure> 
     if status.success() {
         return Ok(());
     }
-    Err(Failure::environment(format!("{what} failed ({status})")).output(tail.text()))
+    let said = tail.text();
+    let failure = if said.to_lowercase().contains(DISK_FULL) {
+        Failure::environment(format!("{what} failed: the disk is full")).hint(
+            "Free some space (`ci engine prune` frees what ci can make again), or name a cache directory on another disk in \
+             LAB_CI_CACHE_DIR.",
+        )
+    } else {
+        Failure::environment(format!("{what} failed ({status})"))
+    };
+    Err(failure.output(said))
 }
 
 fn name_of(command: &Command) -> String {
@@ -165,14 +205,36 @@ async fn next(stream: &mut Option<(Lines, Vec<u8>)>) -> Option<String> {
     line
 }
 
-/// A child that leads its own process group; all of the group ends with it.
+/// A process group that ends as a whole: when this is dropped, and when this process is gone, killed with -9 too. Its
+/// leader is a shell that waits for the end of its input, whose other end nobody but this process has.
+#[cfg(unix)]
 struct Group(Child);
 
+#[cfg(unix)]
+impl Group {
+    /// Makes the group that `command` will be in.
+    fn around(command: &mut Command) -> Result<Self, Failure> {
+        let mut leader = self::command("sh");
+        leader
+            .args(["-c", "read -r _; kill -s KILL 0"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let group = Self(leader.spawn().or_environment("cannot start sh")?);
+        command.process_group(group.id().unwrap_or_default());
+        Ok(group)
+    }
+
+    fn id(&self) -> Option<i32> {
+        self.0.id().and_then(|id| i32::try_from(id).ok())
+    }
+}
+
+#[cfg(unix)]
 impl Drop for Group {
     fn drop(&mut self) {
-        #[cfg(unix)]
-        // No id: it has ended and was reaped, and the number may belong to somebody else by now.
-        if let Some(id) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+        // The leader has not been reaped, so that the number is still the group's.
+        if let Some(id) = self.id() {
             let group = nix::unistd::Pid::from_raw(id);
             let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         }
@@ -229,6 +291,29 @@ mod tests {
             .await
             .expect("exit 0");
         assert!(begun.elapsed().as_secs() < 10);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_called_so() {
+        let full = sh("echo 'write x: no space left on device'; exit 1");
+        let failure = run(full, "the try", &Silent).await.expect_err("exit 1");
+        assert!(failure.message.ends_with("the disk is full"), "{failure}");
+        assert!(failure.hint.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_must_not_be_cut_short_goes_on_when_the_future_is_dropped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("done");
+        let script = format!("sleep 0.5; echo to nobody; touch {}", file.display());
+        let limit = std::time::Duration::from_millis(100);
+        let cut = tokio::time::timeout(limit, run_through(sh(&script), "the try"));
+        assert!(cut.await.is_err());
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        assert!(file.exists());
+        let failure = run_through(sh("echo why; exit 3"), "the try").await;
+        let failure = failure.expect_err("exit 3 is a failure");
+        assert_eq!(failure.output.as_deref(), Some("why"));
     }
 
     #[tokio::test]

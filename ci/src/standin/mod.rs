@@ -210,9 +210,6 @@ where
 {
     let folder = folder()?;
     let dest = folder.join(name);
-    if is_kept(name)? {
-        return Ok(dest);
-    }
     let built = provision::once(&dest, narrator, what, async |target| {
         narrator.begin(what);
         let begun = Instant::now();
@@ -243,7 +240,7 @@ fn remove_old(folder: &Path, family: &str, current: &str) {
             .map(|made| SystemTime::now().duration_since(made).unwrap_or_default());
         if name.starts_with(family) && name != current && age.is_ok_and(|age| age > KEPT) {
             // What cannot be removed only takes space.
-            let _ = std::fs::remove_dir_all(entry.path());
+            let _ = provision::remove_unused(&entry.path());
         }
     }
 }

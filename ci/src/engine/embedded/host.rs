@@ -1,31 +1,33 @@
 //! Starts, finds and ends the embedded engine on this Linux host.
 
 use std::fs::{self, File};
+use std::io::{Seek as _, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::inventory;
 use super::network::Network;
 use super::process::{End, Process};
-use super::{DownReport, ENGINE, PACKAGES, Running, Status};
+use super::{Cache, DownReport, ENGINE, Kept, PACKAGES, Pruned, Running, Status};
+use crate::engine::session;
 use crate::failure::{Failure, OrFail};
 use crate::narrator::Narrator;
 use crate::pins;
 use crate::provision::{self, CHOICES, Consent, create_private};
 
-/// An engine that is well answers within milliseconds; one that is busy may take a little.
-const ANSWER: Duration = Duration::from_secs(5);
 /// After this an engine that is alive and does not answer is taken for hung.
 const HUNG: Duration = Duration::from_secs(20);
 /// As long as a start may take.
 const START: Duration = Duration::from_secs(60);
 /// As long as a polite end may take: it writes its state to the disk.
 const STOP: Duration = Duration::from_secs(20);
+/// As long as the engine may take to remove its cache.
+const PRUNE: Duration = Duration::from_secs(600);
+/// Asks an engine for its cache.
+const CACHE: &str = "{engine{localCache{entrySet{entryCount diskSpaceBytes}}}}";
 /// A Unix socket's path has 107 bytes at most.
 const SOCKET_PATH: usize = 107;
 /// All that the engine inherits of the environment; tokens are not among it.
@@ -65,12 +67,21 @@ pub async fn up(consent: Consent<'_>, narrator: &dyn Narrator) -> Result<Running
     provision::go_tools(&ENGINE, narrator).await?;
 
     create_private(&engine.folder)?;
-    let _lock = engine.lock(narrator).await?;
+    let lock = engine.lock(narrator).await?;
     // Another process may have started it while this one waited.
     if engine.answers_in_the_end(narrator).await {
         return engine.running(false);
     }
-    engine.start(narrator).await?;
+    if let Err(failure) = engine.start(&lock, narrator).await {
+        if engine.programs_are_whole().await {
+            return Err(failure);
+        }
+        narrator.notice("the engine's programs are damaged: building them anew");
+        let bin = engine.bin();
+        provision::discard(&bin).or_environment(format!("cannot remove {}", bin.display()))?;
+        provision::go_tools(&ENGINE, narrator).await?;
+        engine.start(&lock, narrator).await?;
+    }
     engine.running(true)
 }
 
@@ -108,12 +119,18 @@ pub async fn down(narrator: &dyn Narrator) -> Result<DownReport, Failure> {
 /// When there is no cache directory.
 pub async fn status() -> Result<Status, Failure> {
     let engine = Engine::here()?;
+    let root = provision::cache_root()?;
     let process = engine.process().filter(Process::is_alive);
     let healthy = engine.answers().await;
+    let cache = match healthy {
+        true => engine.cache().await.ok(),
+        false => None,
+    };
     let state = engine.state();
-    let state_bytes = tokio::task::spawn_blocking(move || provision::size_of(&state))
-        .await
-        .unwrap_or_default();
+    let (state_bytes, kept) =
+        tokio::task::spawn_blocking(move || (provision::size_of(&state), inventory::all(&root)))
+            .await
+            .unwrap_or_default();
     Ok(Status {
         version: version(),
         pid: process.as_ref().map(|process| process.pid),
@@ -121,10 +138,50 @@ pub async fn status() -> Result<Status, Failure> {
         runner_host: healthy.then(|| engine.runner_host()),
         uptime: process.and_then(|process| process.uptime()),
         state_bytes,
+        cache,
+        kept,
         built: ENGINE.is_built(),
         log: engine.log(),
         folder: engine.folder,
     })
+}
+
+/// Frees what can be made again: the engine's cache, engines of other versions that do not run, programs and stand-ins
+/// that newer ones have replaced, and what interrupted work has left. What is in use stays.
+///
+/// # Errors
+/// When the engine or the host refuses.
+pub async fn prune(narrator: &dyn Narrator) -> Result<Pruned, Failure> {
+    let root = provision::cache_root()?;
+    let here = Engine::here()?.folder;
+    let mut pruned = Pruned::default();
+    for engine in Engine::all_folders()? {
+        let name = inventory::name(&root, &engine.folder);
+        let _lock = engine.lock(narrator).await?;
+        let alive = engine.process().is_some_and(|process| process.is_alive());
+        let freed = if engine.folder == here {
+            if engine.answers().await {
+                engine.prune_cache().await?
+            } else if alive {
+                let line = format!("{name}: it does not answer; `ci engine down` ends it");
+                pruned.in_use.push(line);
+                continue;
+            } else {
+                engine.clean().await?;
+                inventory::discard(engine.state()).await?
+            }
+        } else if alive || inventory::remove_unused(engine.bin()).await?.is_none() {
+            pruned.in_use.push(format!("{name}: it is in use"));
+            continue;
+        } else {
+            engine.clean().await?;
+            inventory::discard(engine.folder.clone()).await?
+        };
+        pruned.freed.push(Kept { name, bytes: freed });
+    }
+    inventory::prune(root, &mut pruned).await?;
+    pruned.freed.retain(|kept| kept.bytes > 0);
+    Ok(pruned)
 }
 
 fn version() -> String {
@@ -153,20 +210,29 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Those of all versions that have ever run here.
-    fn all() -> Result<Vec<Self>, Failure> {
-        let prefix = format!("{}-", ENGINE.name);
+    /// Those of all versions that are or were here.
+    fn all_folders() -> Result<Vec<Self>, Failure> {
         let root = provision::cache_root()?;
         let entries =
             fs::read_dir(&root).or_environment(format!("cannot read {}", root.display()))?;
         Ok(entries
             .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .filter(|entry| inventory::is_engine(&entry.file_name().to_string_lossy()))
             .map(|entry| Self {
                 folder: entry.path(),
             })
-            .filter(|engine| engine.run().is_dir())
             .collect())
+    }
+
+    /// Those of all versions that have been started here.
+    fn all() -> Result<Vec<Self>, Failure> {
+        let mut engines = Self::all_folders()?;
+        engines.retain(|engine| engine.run().is_dir());
+        Ok(engines)
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.folder.join("bin")
     }
 
     fn run(&self) -> PathBuf {
@@ -210,7 +276,7 @@ impl Engine {
         self.write_resolv_conf()?;
         Ok(Running {
             runner_host: self.runner_host(),
-            cli: self.folder.join("bin/dagger"),
+            cli: self.bin().join("dagger"),
             version: version(),
             started_now,
         })
@@ -219,7 +285,7 @@ impl Engine {
     /// Whether the engine is alive and answers now.
     async fn answers(&self) -> bool {
         self.process().is_some_and(|process| process.is_alive())
-            && matches!(timeout(ANSWER, ask(&self.socket())).await, Ok(Ok(true)))
+            && session::answers(&self.socket()).await
     }
 
     /// As [`Self::answers`], with patience for one that is alive and busy.
@@ -245,7 +311,7 @@ impl Engine {
         }
     }
 
-    async fn start(&self, narrator: &dyn Narrator) -> Result<(), Failure> {
+    async fn start(&self, lock: &File, narrator: &dyn Narrator) -> Result<(), Failure> {
         let begun = Instant::now();
         let what = format!("starting the embedded engine {} (a few seconds)", version());
         narrator.begin(&what);
@@ -254,7 +320,7 @@ impl Engine {
             narrator.notice("an embedded engine that did not answer was killed");
         }
         self.clean().await?;
-        let mut child = self.spawn()?;
+        let mut child = self.spawn(lock)?;
         let failed = |message: String| {
             Failure::environment(message)
                 .output(self.end_of_log())
@@ -281,35 +347,76 @@ impl Engine {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        self.query().await.map_err(|failure| {
+        let owners = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(self.socket(), owners)
+            .or_environment("cannot keep the engine's socket from others")?;
+        let answer = self.query("{version}", START).await.map_err(|failure| {
             failed("the embedded engine does not answer a query".to_owned()).because(failure)
         })?;
+        if answer["version"] != version() {
+            return Err(failed(format!("the embedded engine says: {answer}")));
+        }
         narrator.done(&what, begun.elapsed());
         Ok(())
     }
 
-    /// One real query, by the client that everything else will use.
-    async fn query(&self) -> Result<(), Failure> {
-        let document = self.run().join("query.graphql");
-        fs::write(&document, "{version}\n").or_environment("cannot write a query")?;
-        let mut query = provision::command(self.folder.join("bin/dagger"));
+    /// The answer to a query, by the client that everything else will use.
+    async fn query(
+        &self,
+        document: &str,
+        patience: Duration,
+    ) -> Result<serde_json::Value, Failure> {
+        let cannot = "cannot write a query";
+        let mut file = tempfile::tempfile().or_environment(cannot)?;
+        file.write_all(document.as_bytes()).or_environment(cannot)?;
+        file.rewind().or_environment(cannot)?;
+        let mut query = provision::command(self.bin().join("dagger"));
         query
-            .args(["query", "--silent", "--doc"])
-            .arg(&document)
+            .args(["query", "--silent"])
+            .stdin(file)
             .current_dir(self.run())
             .env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", self.runner_host())
             .env("DO_NOT_TRACK", "1")
             .env("DAGGER_NO_NAG", "1");
-        let answer = timeout(START, provision::output(query, "dagger query"))
+        let answer = timeout(patience, provision::output(query, "dagger query"))
             .await
             .or_environment("dagger query took too long")??;
-        if answer.contains(&version()) {
-            return Ok(());
-        }
-        Err(Failure::environment("it is another version").output(answer))
+        serde_json::from_str(&answer)
+            .or_environment("dagger query did not answer in JSON")
+            .map_err(|failure| failure.output(answer))
     }
 
-    fn spawn(&self) -> Result<std::process::Child, Failure> {
+    async fn cache(&self) -> Result<Cache, Failure> {
+        let answer = self.query(CACHE, START).await?;
+        let set = &answer["engine"]["localCache"]["entrySet"];
+        let number = |name: &str| set[name].as_u64().unwrap_or_default();
+        Ok(Cache {
+            entries: number("entryCount"),
+            bytes: number("diskSpaceBytes"),
+        })
+    }
+
+    /// Lets a running engine remove of its cache what nobody uses; returns the bytes that this has freed.
+    async fn prune_cache(&self) -> Result<u64, Failure> {
+        let before = self.cache().await?;
+        self.query("{engine{localCache{prune}}}", PRUNE).await?;
+        Ok(before.bytes.saturating_sub(self.cache().await?.bytes))
+    }
+
+    /// Whether those programs can run that the engine cannot be started without.
+    async fn programs_are_whole(&self) -> bool {
+        for (name, argument) in [("engine", "--version"), ("dagger", "version")] {
+            let mut question = provision::command(self.bin().join(name));
+            question.arg(argument);
+            let answer = timeout(START, provision::output(question, name)).await;
+            if !matches!(answer, Ok(Ok(text)) if text.contains(&version())) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn spawn(&self, lock: &File) -> Result<std::process::Child, Failure> {
         let cannot = "cannot prepare the embedded engine";
         let run = self.run();
         let temporary = self.folder.join("tmp");
@@ -322,6 +429,7 @@ impl Engine {
         fs::write(run.join("engine.json"), include_str!("engine.json")).or_environment(cannot)?;
         fs::write(run.join("start.sh"), include_str!("start.sh")).or_environment(cannot)?;
         self.write_resolv_conf()?;
+        Network::note_forwarding()?;
         // The one before tells what went wrong, when something did.
         let _ = fs::rename(self.log(), self.folder.join("engine.log.old"));
         let log = File::create(self.log()).or_environment(cannot)?;
@@ -352,7 +460,7 @@ impl Engine {
             )
             .env("TMPDIR", temporary)
             .env("DO_NOT_TRACK", "1")
-            .env("ENGINE_BIN", self.folder.join("bin"))
+            .env("ENGINE_BIN", self.bin())
             .env("ENGINE_RUN", &run)
             .env("ENGINE_STATE", self.state())
             .env("ENGINE_NETWORK", &network.name)
@@ -360,7 +468,8 @@ impl Engine {
             .env("RUNC", program("runc")?)
             .env("CNI_BIN", cni)
             .env("DNSMASQ", program("dnsmasq")?)
-            .stdin(Stdio::null())
+            // Held until it has noted which process it is, even if this one is killed before that.
+            .stdin(lock.try_clone().or_environment(cannot)?)
             .stdout(log)
             .stderr(log_too)
             .spawn()
@@ -387,18 +496,20 @@ impl Engine {
 
     /// Takes away what a dead engine has left; not its cache.
     async fn clean(&self) -> Result<Vec<String>, Failure> {
-        let mut removed = match self.network() {
-            Some(network) => network.remove().await?,
-            None => Vec::new(),
-        };
+        let mut removed = Vec::new();
+        if let Some(network) = self.network() {
+            removed.extend(network.remove().await?);
+            removed.extend(network.remove_cgroups().await?);
+        }
         if self.socket().exists() {
             removed.push(format!("socket {}", self.socket().display()));
         }
-        // Network namespaces and temporary mounts of the dead: the next start fails on them.
+        // Network namespaces and temporary mounts of the dead: the next start fails on them. What belongs to the run goes
+        // last: it is how an interrupted `down` is found again.
         for folder in [
-            self.run(),
             self.state().join("net"),
             self.folder.join("tmp"),
+            self.run(),
         ] {
             match fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -423,38 +534,9 @@ impl Engine {
     }
 }
 
-/// Whether something that speaks HTTP answers on the socket.
-async fn ask(socket: &Path) -> std::io::Result<bool> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
-        .await?;
-    let mut start = [0; 5];
-    stream.read_exact(&mut start).await?;
-    Ok(&start == b"HTTP/")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_socket_of_the_dead_or_of_the_silent_is_no_engine() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let socket = folder.path().join("engine.sock");
-        let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
-        assert!(
-            timeout(Duration::from_millis(200), ask(&socket))
-                .await
-                .is_err()
-        );
-        drop(listener);
-        assert!(ask(&socket).await.is_err());
-        let engine = Engine {
-            folder: folder.path().to_owned(),
-        };
-        assert!(!engine.answers().await && engine.process().is_none());
-    }
 
     #[tokio::test]
     async fn cleaning_what_is_not_there_is_no_failure() {

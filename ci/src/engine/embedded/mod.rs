@@ -13,12 +13,14 @@ use crate::provision::{self, GoModule, Package, Requirement};
 #[cfg(target_os = "linux")]
 mod host;
 #[cfg(target_os = "linux")]
+mod inventory;
+#[cfg(target_os = "linux")]
 mod network;
 #[cfg(target_os = "linux")]
 mod process;
 
 #[cfg(target_os = "linux")]
-pub use host::{down, status, up};
+pub use host::{down, prune, status, up};
 
 /// The engine, its client and its helpers.
 const ENGINE: GoModule = GoModule {
@@ -109,12 +111,43 @@ pub struct Status {
     pub uptime: Option<Duration>,
     /// The disk space that its state takes.
     pub state_bytes: u64,
+    /// Its cache, where it answers.
+    pub cache: Option<Cache>,
+    /// All that lies in the cache directory: engines of all versions, programs, stand-ins, unfinished work.
+    pub kept: Vec<Kept>,
     /// Whether its programs are built.
     pub built: bool,
     /// Everything that belongs to it lies here.
     pub folder: PathBuf,
     /// What it says of itself.
     pub log: PathBuf,
+}
+
+/// An engine's cache, as it says itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Cache {
+    /// How many entries there are.
+    pub entries: u64,
+    /// What they take on the disk.
+    pub bytes: u64,
+}
+
+/// Something in the cache directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// Its path below the cache directory.
+    pub name: String,
+    /// What it takes on the disk.
+    pub bytes: u64,
+}
+
+/// What [`prune`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pruned {
+    /// What is gone.
+    pub freed: Vec<Kept>,
+    /// What somebody is using, one line each.
+    pub in_use: Vec<String>,
 }
 
 /// What this machine lacks for an embedded engine.
@@ -190,6 +223,15 @@ pub async fn up(_: provision::Consent<'_>, _: &dyn Narrator) -> Result<Running, 
 /// Always: this is not Linux.
 #[cfg(not(target_os = "linux"))]
 pub async fn down(_: &dyn Narrator) -> Result<DownReport, Failure> {
+    Err(only_linux())
+}
+
+/// Frees what can be made again.
+///
+/// # Errors
+/// Always: this is not Linux.
+#[cfg(not(target_os = "linux"))]
+pub async fn prune(_: &dyn Narrator) -> Result<Pruned, Failure> {
     Err(only_linux())
 }
 

@@ -1,5 +1,5 @@
-//! What the engine's network leaves on the host: a link and firewall rules, each found by the name and addresses that
-//! are this engine's alone.
+//! What the engine leaves on the host: a link, firewall rules, control groups, each found by the name and addresses that
+//! are this engine's alone; and IP forwarding, which all engines share.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -39,7 +39,7 @@ impl Network {
             });
         Self {
             // A link's name has 15 characters at most.
-            name: format!("labci{}", hex::encode(&digest[..3])),
+            name: format!("{PREFIX}{}", hex::encode(&digest[..3])),
             subnet: free.unwrap_or(128),
         }
     }
@@ -52,6 +52,46 @@ impl Network {
         format!("10.{}.0.0/16", self.subnet)
     }
 
+    /// Notes that the host forwards nothing, before the engine makes it do so.
+    pub(super) fn note_forwarding() -> Result<(), Failure> {
+        if fs::read_to_string(FORWARDING).is_ok_and(|text| text.trim() == "0") {
+            let note = forwarding_note();
+            fs::write(&note, "").or_environment(format!("cannot write {}", note.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the control groups away that the dead containers have left, and says what there was.
+    pub(super) async fn remove_cgroups(&self) -> Result<Vec<String>, Failure> {
+        let mut removed = false;
+        for root in cgroup_roots(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()) {
+            let own = root.join(&self.name);
+            // The kernel takes a moment to let the last of the dead go, and refuses a group in which anybody lives.
+            for _ in 0..20 {
+                if !own.exists() {
+                    break;
+                }
+                removed = true;
+                for group in walkdir::WalkDir::new(&own).contents_first(true) {
+                    if let Ok(group) = group
+                        && group.file_type().is_dir()
+                    {
+                        let _ = fs::remove_dir(group.path());
+                    }
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            if own.exists() {
+                return Err(Failure::environment(format!(
+                    "the control group {} does not go away",
+                    own.display()
+                )));
+            }
+        }
+        let what = format!("control groups {}", self.name);
+        Ok(if removed { vec![what] } else { Vec::new() })
+    }
+
     /// Takes the link and the firewall rules away, and says what there was.
     pub(super) async fn remove(&self) -> Result<Vec<String>, Failure> {
         let mut removed = Vec::new();
@@ -61,6 +101,9 @@ impl Network {
             delete.args(["link", "delete", &link]);
             output(delete, "ip link delete").await?;
             removed.push(format!("link {link}"));
+        }
+        if restore_forwarding()? {
+            removed.push("IP forwarding".to_owned());
         }
         let Some(iptables) = find_program("iptables") else {
             return Ok(removed);
@@ -112,6 +155,62 @@ impl Network {
             .filter_map(|rule| Some(format!("-D {}", rule.strip_prefix("-A ")?)))
             .collect()
     }
+}
+
+/// Whether this host forwards packets between its networks: the engine's bridge turns it on, and nobody off.
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+/// What the names of all engines' links begin with.
+const PREFIX: &str = "labci";
+
+/// A file that says, until the next start of the machine, that it did not forward before the first engine came.
+fn forwarding_note() -> PathBuf {
+    // Each network namespace has a setting of its own.
+    let namespace = fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    let number: String = namespace
+        .to_string_lossy()
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    PathBuf::from(format!("/run/infrastructure-lab-ci.no-forwarding.{number}"))
+}
+
+/// Turns forwarding off again where an engine has turned it on and nobody else needs it, and says whether it did.
+fn restore_forwarding() -> Result<bool, Failure> {
+    let note = forwarding_note();
+    if !note.exists() {
+        return Ok(false);
+    }
+    let bridges: Vec<String> = fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|link| link.path().join("bridge").is_dir())
+        .map(|link| link.file_name().to_string_lossy().into_owned())
+        .collect();
+    if bridges.iter().any(|name| name.starts_with(PREFIX)) {
+        // The last engine will do it.
+        return Ok(false);
+    }
+    let cannot = "cannot turn IP forwarding off again";
+    if bridges.is_empty() {
+        fs::write(FORWARDING, "0").or_environment(cannot)?;
+    }
+    // Where there is another bridge, forwarding is its owner's business from now on.
+    fs::remove_file(&note).or_environment(cannot)?;
+    Ok(bridges.is_empty())
+}
+
+/// Where control groups are mounted: one place, or one for each controller.
+fn cgroup_roots(mounts: &str) -> Vec<PathBuf> {
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let place = fields.nth(1)?;
+            let kind = fields.next()?;
+            matches!(kind, "cgroup" | "cgroup2").then(|| PathBuf::from(place))
+        })
+        .collect()
 }
 
 /// The mask of this engine's range.
@@ -233,6 +332,16 @@ mod tests {
         let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
                      eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\ndagger0 0000570A 00000000 0001 0 0 0 0000FFFF 0 0 0\n";
         assert_eq!(routes(table), [(0, 0), (0x0a57_0000, 0xffff_0000)]);
+    }
+
+    #[test]
+    fn control_groups_of_both_versions_are_found() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n/dev/sda1 / ext4 rw 0 0\n";
+        assert_eq!(
+            cgroup_roots(mounts),
+            ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/unified"].map(PathBuf::from)
+        );
     }
 
     #[test]

