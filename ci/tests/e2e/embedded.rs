@@ -1,71 +1,140 @@
 //! The embedded engine: it comes up, survives what happens to it, and leaves nothing behind.
 
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::MutexGuard;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::{MutexGuard, Once};
+use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Ci, Project, whole_machine};
+use crate::harness::{Ci, Outcome, Project, whole_machine};
 
-/// A cache directory of the test's own, with the programs that were built already.
-struct Machine {
+/// A cache directory of the test's own, with the programs and stand-ins that were built already.
+pub struct Machine {
     cache: tempfile::TempDir,
+    programs: PathBuf,
+    /// An engine that is everybody's, which stays.
+    pub everybodys: String,
     _busy: MutexGuard<'static, ()>,
 }
 
+static FIRST: Once = Once::new();
+
 impl Machine {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let busy = whole_machine();
-        // Builds the engine where it is not built, which on an empty machine takes minutes.
+        // Builds the engine and the stand-ins where they are not built, which on an empty machine takes minutes.
         let built = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
-        assert!(built.stdout.starts_with("unix://"), "{}", built.stdout);
-        let status = Ci::new(Path::new("/"), &["engine", "status", "--format", "json"])
-            .run()
-            .exits(0);
-        let status: Value = serde_json::from_str(&status.stdout).unwrap();
+        let everybodys = built.stdout.trim().to_owned();
+        assert!(everybodys.starts_with("unix://"), "{everybodys}");
+        FIRST.call_once(|| {
+            let project = Project::new("embedded-first");
+            let fmt = project.ci(&["fmt", "--engine", &everybodys]);
+            fmt.run().exits(0);
+        });
+        let status = status(Ci::new(Path::new("/"), &["engine", "status"]));
         let folder = PathBuf::from(status["folder"].as_str().unwrap());
-        // A socket's path has at most 107 bytes.
-        let cache = tempfile::Builder::new()
-            .prefix("ci")
-            .tempdir_in("/tmp")
-            .unwrap();
+        let cache = short_folder();
         let programs = cache.path().join(folder.file_name().unwrap());
         std::fs::create_dir(&programs).unwrap();
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(folder.join("bin"))
-            .arg(&programs)
-            .status()
-            .unwrap();
-        assert!(copied.success());
-        Self { cache, _busy: busy }
+        copy(&["-a"], &folder.join("bin"), &programs);
+        let stand_ins = folder.parent().unwrap().join("stand-ins");
+        // None where the real images can be had.
+        std::fs::create_dir_all(&stand_ins).unwrap();
+        symlink(stand_ins, cache.path().join("stand-ins")).unwrap();
+        Self {
+            cache,
+            programs,
+            everybodys,
+            _busy: busy,
+        }
     }
 
-    fn ci(&self, arguments: &[&str]) -> Ci {
-        Ci::new(self.cache.path(), arguments)
-            .env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
+    pub fn cache(&self) -> &Path {
+        self.cache.path()
+    }
+
+    /// The engine's folder.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// From now on the stand-ins are this machine's own.
+    fn owns_its_stand_ins(&self) {
+        let own = self.cache.path().join("stand-ins");
+        let everybodys = std::fs::read_link(&own).unwrap();
+        std::fs::remove_file(&own).unwrap();
+        std::fs::create_dir(&own).unwrap();
+        for entry in std::fs::read_dir(everybodys).unwrap().flatten() {
+            // Nobody writes into a stand-in: the names are enough.
+            if !entry.file_name().to_string_lossy().starts_with('.') {
+                copy(&["-al"], &entry.path(), &own);
+            }
+        }
+    }
+
+    fn here(&self, ci: Ci) -> Ci {
+        ci.env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
+    }
+
+    pub fn ci(&self, arguments: &[&str]) -> Ci {
+        self.here(Ci::new(self.cache.path(), arguments))
+    }
+
+    /// A call in a project, on the embedded engine.
+    fn ci_in(&self, project: &Project, arguments: &[&str]) -> Ci {
+        self.here(project.ci(arguments))
+            .env("LAB_CI_ENGINE", "embedded")
     }
 
     fn status(&self) -> Value {
-        serde_json::from_str(
-            &self
-                .ci(&["engine", "status", "--format", "json"])
-                .run()
-                .exits(0)
-                .stdout,
-        )
-        .unwrap()
+        status(self.ci(&["engine", "status"]))
+    }
+
+    fn up(&self) -> PathBuf {
+        let up = self.ci(&["engine", "up"]).run().exits(0);
+        PathBuf::from(up.stdout.trim().strip_prefix("unix://").unwrap())
     }
 
     /// A gate on the engine, which proves that it works.
     fn works(&self) {
         let project = Project::new("embedded");
-        project
-            .ci(&["fmt", "--engine", "embedded"])
-            .env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
-            .run()
-            .exits(0);
+        self.ci_in(&project, &["fmt"]).run().exits(0);
+    }
+
+    /// Ends the engine, and finds nothing of it on this machine.
+    pub fn down(&self) -> Outcome {
+        let network = std::fs::read(self.programs.join("run/network.json")).unwrap();
+        let network: Value = serde_json::from_slice(&network).unwrap();
+        let name = network["name"].as_str().unwrap();
+        let range = format!(" 10.{}.", network["subnet"]);
+        let before = std::fs::read_to_string("/etc/resolv.conf").unwrap();
+        let down = self.ci(&["engine", "down"]).run().exits(0);
+
+        let links = said("ip", &["-oneline", "link"]);
+        assert!(!links.contains(name), "{name} is left: {links}");
+        let rules = said("iptables-save", &[]);
+        assert!(
+            !rules.contains(name) && !rules.contains(&range),
+            "{name} is left: {rules}"
+        );
+        let groups = said("find", &["/sys/fs/cgroup", "-type", "d", "-name", name]);
+        assert_eq!(groups, "", "control groups are left");
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(
+            !mounts.contains(self.cache.path().to_str().unwrap()),
+            "{mounts}"
+        );
+        assert_eq!(processes_of(self.cache.path()), Vec::<String>::new());
+        let after = std::fs::read_to_string("/etc/resolv.conf").unwrap();
+        assert_eq!(before, after);
+        assert!(!self.programs.join("run").exists() && !self.programs.join("state/net").exists());
+        assert_eq!(self.status()["pid"], Value::Null);
+        down
     }
 }
 
@@ -75,22 +144,57 @@ impl Drop for Machine {
     }
 }
 
-/// What an engine may leave on the host.
-fn traces() -> (Vec<String>, Vec<String>, String) {
-    let links = said("ip", &["-o", "link"])
-        .lines()
-        .filter_map(|line| Some(line.split(": ").nth(1)?.to_owned()))
-        .collect();
-    let rules = said("iptables-save", &[])
-        .lines()
-        .filter(|line| line.starts_with('-'))
-        .map(ToOwned::to_owned)
-        .collect();
-    (
-        links,
-        rules,
-        std::fs::read_to_string("/etc/resolv.conf").unwrap(),
-    )
+/// A folder whose path leaves room for a socket's, which has at most 107 bytes.
+pub fn short_folder() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("ci")
+        .tempdir_in("/tmp")
+        .unwrap()
+}
+
+fn copy(how: &[&str], from: &Path, to: &Path) {
+    let copied = Command::new("cp").args(how).arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
+
+fn status(ci: Ci) -> Value {
+    let status = ci.env("LAB_CI_FORMAT", "json").run().exits(0);
+    serde_json::from_str(&status.stdout).unwrap()
+}
+
+/// The processes that a `ci` with this cache directory has started, or that belong to its engine: all of them inherit
+/// the path.
+pub fn processes_of(cache: &Path) -> Vec<String> {
+    let cache = cache.to_str().unwrap();
+    let read = |file: PathBuf| {
+        let text = std::fs::read(file).unwrap_or_default();
+        String::from_utf8_lossy(&text).replace('\0', " ")
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            name.to_string_lossy()
+                .parse::<u32>()
+                .is_ok_and(|id| id != std::process::id())
+        })
+        .map(|entry| {
+            (
+                read(entry.path().join("environ")),
+                read(entry.path().join("cmdline")),
+            )
+        })
+        .filter(|(environment, line)| environment.contains(cache) || line.contains(cache))
+        .map(|(environment, line)| {
+            let engines = if environment.contains("ENGINE_RUN=") {
+                "engine: "
+            } else {
+                ""
+            };
+            format!("{engines}{line}")
+        })
+        .collect()
 }
 
 fn said(program: &str, arguments: &[&str]) -> String {
@@ -102,14 +206,8 @@ fn said(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn kill(pid: i64) {
-    assert!(
-        Command::new("kill")
-            .args(["-9", &pid.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
+fn signal(pid: i64, signal: Signal) {
+    kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
 #[test]
@@ -128,49 +226,96 @@ fn it_comes_up_once_survives_a_kill_and_goes_away_without_a_trace() {
 
     // Killed, it leaves a stale socket and its link behind.
     let pid = machine.status()["pid"].as_i64().unwrap();
-    kill(pid);
+    signal(pid, Signal::SIGKILL);
     let third = machine.ci(&["engine", "up"]).run().exits(0).says("started");
     assert_eq!(first.stdout, third.stdout);
     assert_ne!(machine.status()["pid"], pid);
     machine.works();
-
-    let socket = PathBuf::from(third.stdout.trim().strip_prefix("unix://").unwrap());
-    let link = own_link(&socket);
-    let resolv_conf = traces().2;
-    machine.ci(&["engine", "down"]).run().exits(0);
-    let (links, rules, after) = traces();
-    assert!(
-        !links.iter().any(|name| name.starts_with(&link)),
-        "{link} is left: {links:?}"
-    );
-    assert!(
-        !rules.iter().any(|rule| rule.contains(&link)),
-        "{link} is left: {rules:?}"
-    );
-    assert_eq!(resolv_conf, after);
-    assert_eq!(machine.status()["pid"], Value::Null);
-    let processes = said("ps", &["-eo", "args"]);
-    let cache = machine.cache.path().to_str().unwrap();
-    assert!(
-        !processes.lines().any(|line| line.contains(cache)),
-        "{processes}"
-    );
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(cache), "{mounts}");
-
-    machine.ci(&["engine", "down"]).run().exits(0);
+    machine.down();
+    machine
+        .ci(&["engine", "down"])
+        .run()
+        .exits(0)
+        .says("no engine was running");
 }
 
-/// The name of the network link that belongs to the engine at `socket`.
-fn own_link(socket: &Path) -> String {
-    let command_line = said("ps", &["-eo", "args"]);
-    let own = command_line
-        .lines()
-        .find(|line| line.contains("--network-name") && line.contains(socket.to_str().unwrap()))
-        .unwrap_or_else(|| panic!("no engine at {}: {command_line}", socket.display()));
-    let mut words = own.split([' ', '=']);
-    words.find(|word| *word == "--network-name").unwrap();
-    words.next().unwrap().to_owned()
+/// A network namespace in which nobody else is: what is there before and after has to be the same.
+const ALONE: &str = r#"
+ip link set lo up
+ip link add lab0 type veth peer name lab1
+ip addr add 192.0.2.77/24 dev lab0
+ip link set lab0 up
+ip link set lab1 up
+ip route add default dev lab0
+echo $1 >/proc/sys/net/ipv4/ip_forward
+if [ $2 = bridge ]; then ip link add other0 type bridge; fi
+picture() {
+    ip -oneline link | cut -d: -f2
+    iptables-save | sed '/^#/d; s/ \[.*//'
+    cat /proc/sys/net/ipv4/ip_forward /etc/resolv.conf
+    ls -d /run/infrastructure-lab-ci* 2>&1 || true
+    cut -d' ' -f2,3 /proc/self/mounts
+}
+# The tables are there from the first rule on.
+for table in filter nat; do
+    iptables --table $table --new-chain first
+    iptables --table $table --delete-chain first
+done
+picture >$3/before
+"$CI" engine up
+test $(cat /proc/sys/net/ipv4/ip_forward) = 1 || sleep 1
+cat /proc/sys/net/ipv4/ip_forward >$3/during
+# Killed and started again: what was before the first start counts.
+kill -9 $(cut -d' ' -f1 "$4/run/process" | head -n 1)
+"$CI" engine up
+"$CI" engine down
+picture >$3/after
+"#;
+
+#[test]
+fn a_host_that_forwards_nothing_forwards_nothing_afterwards() {
+    let machine = Machine::new();
+    let notes = tempfile::tempdir().unwrap();
+    let read = |name: &str| std::fs::read_to_string(notes.path().join(name)).unwrap();
+    for (forwards, others, after) in [("0", "none", "0"), ("1", "none", "1"), ("0", "bridge", "1")]
+    {
+        let output = Command::new("unshare")
+            .args(["--net", "--mount", "--propagation", "private"])
+            .args(["sh", "-euc", ALONE, "sh", forwards, others])
+            .arg(notes.path())
+            .arg(machine.programs())
+            .env("CI", env!("CARGO_BIN_EXE_ci"))
+            .env("LAB_CI_CACHE_DIR", machine.cache())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        assert_eq!(read("during"), "1\n", "{said}");
+        let expected = if forwards == after {
+            read("before")
+        } else {
+            // Whoever has a bridge needs it.
+            read("before").replacen("\n0\n", "\n1\n", 1)
+        };
+        assert_eq!(expected, read("after"), "{forwards} {others}: {said}");
+    }
+}
+
+#[test]
+fn a_second_start_takes_at_most_three_seconds() {
+    let machine = Machine::new();
+    machine.up();
+    let best = (0..3)
+        .map(|_| {
+            machine.down();
+            let begun = Instant::now();
+            machine.up();
+            begun.elapsed()
+        })
+        .min()
+        .unwrap();
+    assert!(best < Duration::from_secs(3), "{best:?}");
 }
 
 #[test]
@@ -207,19 +352,491 @@ fn two_that_start_it_at_once_share_it() {
     assert_eq!(started, 1, "{outputs:?}");
 }
 
+/// A call of the real binary as nobody.
+struct Nobody {
+    folder: tempfile::TempDir,
+}
+
+impl Nobody {
+    fn new() -> Self {
+        let folder = short_folder();
+        std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
+        // Where that user can run it.
+        std::fs::copy(env!("CARGO_BIN_EXE_ci"), folder.path().join("ci")).unwrap();
+        Self { folder }
+    }
+
+    fn runs(&self, arguments: &[&str], cache: &Path) -> Outcome {
+        let output = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(self.folder.path().join("ci"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("LAB_CI_CACHE_DIR", cache)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Outcome {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+            report: Value::Null,
+        }
+    }
+}
+
 #[test]
 fn its_sockets_and_folders_are_the_owners_alone() {
-    use std::os::unix::fs::PermissionsExt;
     let machine = Machine::new();
-    let up = machine.ci(&["engine", "up"]).run().exits(0);
-    let socket = PathBuf::from(up.stdout.trim().strip_prefix("unix://").unwrap());
-    let folder = socket.parent().unwrap();
-    assert_eq!(
-        folder.metadata().unwrap().permissions().mode() & 0o077,
-        0,
-        "{}",
-        folder.display()
+    let socket = machine.up();
+    for path in [&socket, socket.parent().unwrap()] {
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+    }
+    let nobody = Nobody::new();
+    for command in ["up", "down", "status", "prune"] {
+        nobody
+            .runs(&["engine", command], machine.cache())
+            .exits(3)
+            .says("belongs to another user")
+            .says("LAB_CI_CACHE_DIR");
+    }
+    assert_eq!(machine.status()["healthy"], true);
+
+    // A project of that user's, which is what git insists on.
+    let project = Project::new("embedded-nobody");
+    let own = nobody.folder.path();
+    copy(&["-a"], &project.path().join("."), own);
+    said("chown", &["-R", "65534:65534", own.to_str().unwrap()]);
+    nobody
+        .runs(
+            &["fmt", "--engine", &format!("unix://{}", socket.display())],
+            &nobody.folder.path().join("cache"),
+        )
+        .exits(3)
+        .says("Permission denied");
+}
+
+#[test]
+fn a_cache_directory_that_others_have_a_hand_in_is_refused() {
+    let nobody = Nobody::new();
+    let folder = short_folder();
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    for (cache, words) in [
+        (nobody.folder.path(), "belongs to another user"),
+        (folder.path(), "others can write"),
+    ] {
+        Ci::new(Path::new("/"), &["engine", "up"])
+            .env("LAB_CI_CACHE_DIR", cache.to_str().unwrap())
+            .run()
+            .exits(3)
+            .says(words);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Says that it runs, and then does something before it passes.
+fn test_does(project: &Project, what: &str) {
+    project.edit(
+        "api/src/main.rs",
+        "    fn it_answers_well() {\n",
+        &format!(
+            r#"    fn it_answers_well() {{
+        std::io::Write::write_all(&mut std::io::stderr(), b"the test runs\n").unwrap();
+        {what}
+"#
+        ),
     );
+    project.commit("a test that does more");
+}
+
+/// A run whose test is running.
+struct Busy {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    said: String,
+}
+
+impl Busy {
+    fn new(ci: Ci) -> Self {
+        let mut child = ci
+            .into_command()
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut busy = Self {
+            child,
+            stderr,
+            said: String::new(),
+        };
+        while !busy.said.contains("the test runs") {
+            let read = busy.stderr.read_line(&mut busy.said).unwrap();
+            assert_ne!(read, 0, "it ended:\n{}", busy.said);
+        }
+        busy
+    }
+
+    /// Its exit code, and what it said.
+    fn ends(mut self) -> (Option<i32>, String) {
+        self.stderr.read_to_string(&mut self.said).unwrap();
+        (
+            self.child.wait().unwrap().code(),
+            std::mem::take(&mut self.said),
+        )
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // It has ended already, where the test went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The engine's own process, and what runs below it.
+fn engines(machine: &Machine) -> Vec<i64> {
+    let mut found = vec![machine.status()["pid"].as_i64().unwrap()];
+    let mut at = 0;
+    while at < found.len() {
+        let below = said("ps", &["-o", "pid=", "--ppid", &found[at].to_string()]);
+        found.extend(
+            below
+                .split_whitespace()
+                .map(|pid| pid.parse::<i64>().unwrap()),
+        );
+        at += 1;
+    }
+    found
+}
+
+#[test]
+fn an_engine_that_dies_or_freezes_ends_the_run_and_one_that_pauses_does_not() {
+    let machine = Machine::new();
+    let sleeps = |name: &str, seconds: u32| {
+        let project = Project::new(name);
+        let sleep = format!("std::thread::sleep(std::time::Duration::from_secs({seconds}));");
+        test_does(&project, &sleep);
+        project
+    };
+    let project = sleeps("embedded-pauses", 2);
+    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
+    let all = engines(&machine);
+    all.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+    std::thread::sleep(Duration::from_secs(12));
+    all.iter().for_each(|pid| signal(*pid, Signal::SIGCONT));
+    let (code, said) = run.ends();
+    assert_eq!(code, Some(0), "{said}");
+
+    let project = sleeps("embedded-dies", 3600);
+    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
+    let begun = Instant::now();
+    signal(engines(&machine)[0], Signal::SIGKILL);
+    let (code, said) = run.ends();
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("engine"), "{said}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(40),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    // The next one starts it anew.
+    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
+    let begun = Instant::now();
+    for pid in engines(&machine) {
+        signal(pid, Signal::SIGSTOP);
+    }
+    let (code, said) = run.ends();
+    assert_eq!(code, Some(3), "{said}");
+    assert!(
+        said.contains("the engine does not answer any more"),
+        "{said}"
+    );
+    assert!(said.contains("ci engine down"), "{said}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(90),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(machine.status()["healthy"], false);
+    // With a container in the middle of its work.
+    machine.down();
+    machine.works();
+}
+
+#[test]
+fn ten_runs_of_two_checkouts_at_once_share_one_engine() {
+    let machine = Machine::new();
+    // The first takes the stand-ins into the engine.
+    machine.works();
+    let projects = ["embedded-left", "embedded-right"].map(Project::new);
+    let children: Vec<_> = (0..10)
+        .map(|number| {
+            let reports = format!("target/ci-{number}");
+            machine
+                .ci_in(&projects[number % 2], &["fmt", "--report-dir", &reports])
+                .into_command()
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+    let engines = said("ps", &["-eo", "args"])
+        .lines()
+        .filter(|line| line.starts_with(machine.programs().join("bin/engine").to_str().unwrap()))
+        .count();
+    assert_eq!(engines, 1);
+    machine.down();
+}
+
+#[test]
+fn two_users_run_an_engine_each_and_down_ends_only_ones_own() {
+    let one = Machine::new();
+    // The lock is one for each process: the second machine is made by hand.
+    let cache = short_folder();
+    let programs = cache.path().join(one.programs().file_name().unwrap());
+    std::fs::create_dir(&programs).unwrap();
+    copy(&["-al"], &one.programs().join("bin"), &programs);
+    let stand_ins = std::fs::read_link(one.cache().join("stand-ins")).unwrap();
+    symlink(stand_ins, cache.path().join("stand-ins")).unwrap();
+    let other = |arguments: &[&str]| {
+        Ci::new(cache.path(), arguments).env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
+    };
+    let starting = other(&["engine", "up"]).into_command().spawn().unwrap();
+    one.up();
+    assert!(starting.wait_with_output().unwrap().status.success());
+    one.down();
+    assert_eq!(status(other(&["engine", "status"]))["healthy"], true);
+    let project = Project::new("embedded-other");
+    project
+        .ci(&["fmt", "--engine", "embedded"])
+        .env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
+        .run()
+        .exits(0);
+    other(&["engine", "down"]).run().exits(0).says("ended 1");
+    assert_eq!(processes_of(cache.path()), Vec::<String>::new());
+}
+
+#[test]
+fn engines_of_other_versions_do_no_harm_and_down_ends_them_too() {
+    let machine = Machine::new();
+    machine.owns_its_stand_ins();
+    machine.up();
+    // As if another version had been running here: another folder, and so another network.
+    let older = machine.cache().join("dagger-engine-0.19.9-0123456789ab");
+    std::fs::rename(machine.programs(), &older).unwrap();
+    std::fs::create_dir(machine.programs()).unwrap();
+    copy(&["-a"], &older.join("bin"), machine.programs());
+    let file = older.join("run/network.json");
+    let network = std::fs::read_to_string(&file).unwrap();
+    // Its name comes from the path that it was started at.
+    machine
+        .ci(&["engine", "down"])
+        .run()
+        .exits(0)
+        .says("ended 1");
+    std::fs::create_dir(older.join("run")).unwrap();
+    std::fs::write(&file, network).unwrap();
+    std::fs::write(older.join("run/engine.sock"), "stale").unwrap();
+    // That one is dead and has left things; this one starts beside it.
+    machine.up();
+    machine.works();
+    machine.down();
+    assert!(!older.join("run").exists());
+    machine
+        .ci(&["engine", "prune"])
+        .run()
+        .exits(0)
+        .says("removed dagger-engine-0.19.9");
+    assert!(!older.exists());
+    machine.up();
+}
+
+#[test]
+fn prune_frees_what_can_be_made_again_and_leaves_what_is_in_use() {
+    let machine = Machine::new();
+    machine.owns_its_stand_ins();
+    let replaced = machine.cache().join("stand-ins/crane-0.0.1-000000000000");
+    std::fs::create_dir_all(replaced.join("root")).unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(86400);
+    std::fs::File::open(&replaced)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    let unfinished = machine
+        .cache()
+        .join("stand-ins/.rust-1.0.0-00.unfinished-killed");
+    std::fs::create_dir(&unfinished).unwrap();
+    std::fs::write(unfinished.join("file"), [0; 4096]).unwrap();
+
+    let project = Project::new("embedded-pruned");
+    test_does(
+        &project,
+        "std::thread::sleep(std::time::Duration::from_secs(15));",
+    );
+    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
+    let before = machine.status();
+    assert!(
+        before["cache"]["entries"].as_u64().unwrap() > 0,
+        "{before:#}"
+    );
+    assert!(
+        before["cache"]["bytes"].as_u64().unwrap() > 100 << 20,
+        "{before:#}"
+    );
+    let names = |status: &Value| -> Vec<String> {
+        let kept = status["kept"].as_array().unwrap();
+        kept.iter()
+            .map(|kept| kept["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert!(
+        names(&before)
+            .iter()
+            .any(|name| name == "stand-ins/crane-0.0.1-000000000000")
+    );
+    machine
+        .ci(&["engine", "prune"])
+        .run()
+        .exits(0)
+        .says("removed stand-ins/crane-0.0.1-000000000000")
+        .says("removed unfinished work");
+    assert!(!replaced.exists() && !unfinished.exists());
+    let (code, said) = run.ends();
+    assert_eq!(code, Some(0), "{said}");
+
+    machine
+        .ci(&["engine", "prune"])
+        .run()
+        .exits(0)
+        .says("freed ");
+    let after = machine.status();
+    assert!(
+        after["cache"]["bytes"].as_u64() < before["cache"]["bytes"].as_u64(),
+        "{before:#} {after:#}"
+    );
+    machine.works();
+    machine.down();
+    assert!(machine.status()["state_bytes"].as_u64().unwrap() > 100 << 20);
+    machine.ci(&["engine", "prune"]).run().exits(0);
+    assert_eq!(machine.status()["state_bytes"], 0);
+    machine.works();
+}
+
+#[test]
+fn a_damaged_program_is_built_anew() {
+    let machine = Machine::new();
+    let program = machine.programs().join("bin/engine");
+    let length = program.metadata().unwrap().len();
+    let file = std::fs::File::options().write(true).open(&program).unwrap();
+    file.set_len(length / 2).unwrap();
+    drop(file);
+    machine.ci(&["engine", "up"]).run().exits(0).says("damaged");
+    assert_eq!(program.metadata().unwrap().len(), length);
+}
+
+#[test]
+fn a_half_downloaded_client_is_not_trusted() {
+    let machine = Machine::new();
+    let downloads = tempfile::tempdir().unwrap();
+    // Where the SDK's own downloader puts it, and looks for it.
+    let folder = downloads.path().join("dagger");
+    std::fs::create_dir(&folder).unwrap();
+    let whole = std::fs::read(machine.programs().join("bin/dagger")).unwrap();
+    let half = folder.join(format!("dagger-{}", ci::pins::DAGGER));
+    std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
+    std::fs::set_permissions(&half, std::fs::Permissions::from_mode(0o700)).unwrap();
+    // Only the client is needed for an engine elsewhere.
+    std::fs::remove_dir_all(machine.programs()).unwrap();
+    let project = Project::new("embedded-download");
+    machine
+        .here(project.ci(&["fmt", "--engine", &machine.everybodys]))
+        .env("XDG_CACHE_HOME", downloads.path().to_str().unwrap())
+        .env("GOCACHE", said("go", &["env", "GOCACHE"]).trim())
+        .run()
+        .exits(0);
+}
+
+/// A cache directory on a small disk of its own, which nobody else sees; then on a larger one.
+const SMALL_DISK: &str = r#"
+mount -t tmpfs -o size=64m,mode=0700 none "$LAB_CI_CACHE_DIR"
+code=0
+"$CI" engine up || code=$?
+test $code = 3
+test ! -e "$LAB_CI_CACHE_DIR"/dagger-engine-*/bin
+mount -o remount,size=2g "$LAB_CI_CACHE_DIR"
+"$CI" engine up
+ls -A "$LAB_CI_CACHE_DIR"/dagger-engine-* | grep unfinished && exit 1
+"$CI" engine down
+"#;
+
+#[test]
+fn a_disk_that_is_full_while_the_engine_is_built_is_called_full_and_nothing_half_made_counts() {
+    let _busy = whole_machine();
+    let cache = short_folder();
+    Ci::new(Path::new("/"), &["--version"]).run().exits(0);
+    let output = in_own_mounts(SMALL_DISK, cache.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("the disk is full") && said.contains("LAB_CI_CACHE_DIR"),
+        "{said}"
+    );
+}
+
+/// The engine's state on a small disk, which a run fills.
+const SMALL_STATE: &str = r#"
+mkdir -p "$STATE"
+mount -t tmpfs -o size=150m,mode=0700 none "$STATE"
+code=0
+cd "$PROJECT"
+"$CI" fmt --engine embedded || code=$?
+test $code = 3
+"$CI" engine down
+umount "$STATE"
+"$CI" fmt --engine embedded
+"$CI" engine down
+"#;
+
+#[test]
+fn a_disk_that_is_full_while_a_run_goes_on_is_called_full() {
+    let machine = Machine::new();
+    let project = Project::new("embedded-full");
+    let script = format!(
+        "STATE={}/state\nPROJECT='{}'\n{SMALL_STATE}",
+        machine.programs().display(),
+        project.path().display()
+    );
+    let output = in_own_mounts(&script, machine.cache());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.to_lowercase().contains("no space left on device"),
+        "{said}"
+    );
+}
+
+fn in_own_mounts(script: &str, cache: &Path) -> Output {
+    Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-euc", script])
+        .env("CI", env!("CARGO_BIN_EXE_ci"))
+        .env("LAB_CI_CACHE_DIR", cache)
+        .env("LAB_CI_REPOSITORY", "e2e/embedded-disk")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 /// There is no engine to be had, and these are the choices.
@@ -234,25 +851,13 @@ fn is_told(output: Output, choices: &[&str]) {
 
 #[test]
 fn who_is_not_root_is_told_the_choices() {
-    // Where that user can run it and keep a cache.
-    let folder = tempfile::Builder::new()
-        .prefix("ci")
-        .tempdir_in("/tmp")
-        .unwrap();
-    std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
-    let program = folder.path().join("ci");
-    std::fs::copy(env!("CARGO_BIN_EXE_ci"), &program).unwrap();
-    let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(&program)
-        .args(["engine", "up"])
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("LAB_CI_CACHE_DIR", folder.path().join("cache"))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    is_told(output, &["root", "container runtime", "--engine"]);
+    let nobody = Nobody::new();
+    nobody
+        .runs(&["engine", "up"], &nobody.folder.path().join("cache"))
+        .exits(3)
+        .says("root")
+        .says("container runtime")
+        .says("--engine");
 }
 
 #[test]
@@ -265,7 +870,7 @@ fn who_has_no_go_is_told_the_choices() {
         "runc", "iptables", "ip", "dnsmasq", "pigz", "git", "tini", "unshare",
     ] {
         std::fs::write(programs.join(name), "#!/bin/sh\n").unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let mode = PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(programs.join(name), mode).unwrap();
     }
     // Go is found where its own installer puts it, too: there is none in a mount namespace without that folder.

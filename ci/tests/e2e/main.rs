@@ -16,6 +16,7 @@ mod embedded;
 mod evidence;
 mod first_start;
 mod gates;
+mod interrupts;
 mod publishing;
 mod runs;
 mod runtimes;

@@ -96,13 +96,15 @@ impl Network {
     pub(super) async fn remove(&self) -> Result<Vec<String>, Failure> {
         let mut removed = Vec::new();
         let link = self.link();
-        if Path::new("/sys/class/net").join(&link).exists() {
+        let mut bridges = bridges().await?;
+        if bridges.contains(&link) {
             let mut delete = command(need("ip")?);
             delete.args(["link", "delete", &link]);
             output(delete, "ip link delete").await?;
+            bridges.retain(|bridge| *bridge != link);
             removed.push(format!("link {link}"));
         }
-        if restore_forwarding()? {
+        if restore_forwarding(&bridges)? {
             removed.push("IP forwarding".to_owned());
         }
         let Some(iptables) = find_program("iptables") else {
@@ -175,29 +177,34 @@ fn forwarding_note() -> PathBuf {
 }
 
 /// Turns forwarding off again where an engine has turned it on and nobody else needs it, and says whether it did.
-fn restore_forwarding() -> Result<bool, Failure> {
+fn restore_forwarding(bridges: &[String]) -> Result<bool, Failure> {
     let note = forwarding_note();
-    if !note.exists() {
-        return Ok(false);
-    }
-    let bridges: Vec<String> = fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|link| link.path().join("bridge").is_dir())
-        .map(|link| link.file_name().to_string_lossy().into_owned())
-        .collect();
-    if bridges.iter().any(|name| name.starts_with(PREFIX)) {
-        // The last engine will do it.
+    // The last engine does it.
+    if !note.exists() || bridges.iter().any(|name| name.starts_with(PREFIX)) {
         return Ok(false);
     }
     let cannot = "cannot turn IP forwarding off again";
-    if bridges.is_empty() {
+    // With another bridge it is from now on the business of that one's owner.
+    let nobodys = bridges.is_empty();
+    if nobodys {
         fs::write(FORWARDING, "0").or_environment(cannot)?;
     }
-    // Where there is another bridge, forwarding is its owner's business from now on.
     fs::remove_file(&note).or_environment(cannot)?;
-    Ok(bridges.is_empty())
+    Ok(nobodys)
+}
+
+/// The names of this network namespace's bridges, ours and others'. `/sys` may be another namespace's.
+async fn bridges() -> Result<Vec<String>, Failure> {
+    let mut list = command(need("ip")?);
+    list.args(["-oneline", "link", "show", "type", "bridge"]);
+    Ok(names(&output(list, "ip link show").await?))
+}
+
+fn names(links: &str) -> Vec<String> {
+    links
+        .lines()
+        .filter_map(|line| Some(line.split(": ").nth(1)?.to_owned()))
+        .collect()
 }
 
 /// Where control groups are mounted: one place, or one for each controller.
@@ -332,6 +339,13 @@ mod tests {
         let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
                      eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\ndagger0 0000570A 00000000 0001 0 0 0 0000FFFF 0 0 0\n";
         assert_eq!(routes(table), [(0, 0), (0x0a57_0000, 0xffff_0000)]);
+    }
+
+    #[test]
+    fn links_are_read_by_name() {
+        let links = "6: docker0: <BROADCAST> mtu 1500\\    link/ether 02:00\n7: labci1234560: <UP> mtu 1500\\    link\n";
+        assert_eq!(names(links), ["docker0", "labci1234560"]);
+        assert!(names("").is_empty());
     }
 
     #[test]
