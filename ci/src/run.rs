@@ -8,7 +8,7 @@ use dagger_sdk::DaggerConn;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Event;
-use crate::engine::{Listener, Session, Telemetry, TraceContext};
+use crate::engine::{Listener, Session, Telemetry, TraceContext, unbroken};
 use crate::evidence::Kind;
 use crate::failure::{ExitCode, Failure};
 use crate::oci::Platform;
@@ -54,7 +54,7 @@ impl Stopper {
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         self.token
-            .run_until_cancelled(work)
+            .run_until_cancelled(unbroken(work))
             .await
             .unwrap_or_else(|| Err(self.failure()))
     }

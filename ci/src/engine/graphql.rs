@@ -1,7 +1,8 @@
 //! The GraphQL client below the SDK: it says which step a query belongs to, and loses nothing of an error.
 //!
 //! The SDK's own ends every query after 1,000 s and cannot read the extensions of an error, which is where the engine
-//! says with what exit code and output a command failed.
+//! says with what exit code and output a command failed. And it panics over an error where one object is the argument of
+//! another, as a folder is of a container.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use dagger_sdk::core::graphql_client::{GraphQLClient, GraphQLError};
 use dagger_sdk::errors::DaggerError;
 use dagger_sdk::{DaggerConn, Query};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::telemetry::TraceContext;
 use crate::failure::Failure;
@@ -66,9 +68,48 @@ struct Extensions {
     stderr: String,
 }
 
+tokio::task_local! {
+    /// Takes the error that the SDK would panic over.
+    static BROKEN: mpsc::Sender<GraphQLError>;
+}
+
+/// `work`, unless the engine fails at something where the SDK would panic.
+///
+/// # Errors
+/// Those of `work`; or what the engine said.
+pub async fn unbroken<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let (sender, mut broken) = mpsc::channel(1);
+    tokio::select! {
+        result = BROKEN.scope(sender, work) => result,
+        Some(error) = broken.recv() => {
+            Err(EngineError::from(DaggerError::Query(error)).into_environment("cannot go on"))
+        }
+    }
+}
+
 #[async_trait]
 impl GraphQLClient for Client {
     async fn query(&self, query: &str) -> Result<Option<serde_json::Value>, GraphQLError> {
+        let answer = self.ask(query).await;
+        // For the id of what it is to hand over as an argument, and unwraps the answer.
+        match (answer, BROKEN.try_with(mpsc::Sender::clone)) {
+            (Err(error), Ok(broken)) if asks_for_an_id(query) => {
+                // The first error counts.
+                let _ = broken.try_send(error);
+                // Whoever listens drops this future.
+                std::future::pending().await
+            }
+            (answer, _) => answer,
+        }
+    }
+}
+
+fn asks_for_an_id(query: &str) -> bool {
+    query.trim_end_matches('}').ends_with("{id")
+}
+
+impl Client {
+    async fn ask(&self, query: &str) -> Result<Option<serde_json::Value>, GraphQLError> {
         let lost = |error: reqwest::Error| {
             GraphQLError::HttpError(format!("{:#}", eyre::Report::new(error.without_url())))
         };
@@ -159,6 +200,10 @@ impl EngineError {
             Self::Exec { exit_code, output } => {
                 Failure::environment(format!("{doing}: the command ended with exit code {exit_code}")).output(output)
             }
+            Self::Query(text) if text.contains("no space left on device") => {
+                Failure::environment(format!("{doing}: the engine's disk is full: {text}"))
+                    .hint("Free some space; `ci engine prune` frees what can be made again.")
+            }
             Self::Query(text) => Failure::environment(format!("{doing}: the engine said: {text}"))
                 .hint("Run `ci doctor`; where the engine is gone, `ci engine down` and another run start it anew."),
         }
@@ -176,6 +221,14 @@ mod tests {
         assert!(
             matches!(error, EngineError::Exec { exit_code: 3, output } if output == "out\nerr")
         );
+    }
+
+    #[test]
+    fn only_a_query_for_an_id_is_one() {
+        assert!(asks_for_an_id("query{host{directory(path:\"/x\"){id}}}"));
+        assert!(!asks_for_an_id(
+            "query{container{withNewFile(contents:\"{id}\"){exitCode}}}"
+        ));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
-pub use graphql::EngineError;
+pub use graphql::{EngineError, unbroken};
 pub use runtime::Runtime;
 pub use session::{Endpoint, Session};
 pub use telemetry::{Listener, Telemetry, TraceContext};

@@ -567,7 +567,6 @@ fn an_engine_that_dies_or_freezes_ends_the_run_and_one_that_pauses_does_not() {
     assert_eq!(machine.status()["healthy"], false);
     // With a container in the middle of its work.
     machine.down();
-    machine.works();
 }
 
 #[test]
@@ -822,10 +821,7 @@ fn a_disk_that_is_full_while_a_run_goes_on_is_called_full() {
     let output = in_own_mounts(&script, machine.cache());
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
-    assert!(
-        said.to_lowercase().contains("no space left on device"),
-        "{said}"
-    );
+    assert!(said.contains("disk is full"), "{said}");
 }
 
 fn in_own_mounts(script: &str, cache: &Path) -> Output {

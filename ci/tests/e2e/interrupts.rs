@@ -20,7 +20,7 @@ impl Moments {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seed =
             std::env::var("SEED").map_or(now.unwrap().as_secs(), |seed| seed.parse().unwrap());
-        println!("SEED={seed}");
+        note(&format!("SEED={seed} brings the same moments again"));
         Self(seed)
     }
 
@@ -37,6 +37,14 @@ impl Moments {
             })
             .collect()
     }
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the harness shows it where a test fails"
+)]
+fn note(text: &str) {
+    println!("{text}");
 }
 
 fn start(ci: Ci) -> Child {
@@ -123,7 +131,7 @@ fn starting_the_engine_may_be_interrupted_at_any_moment() {
     ci("up").run().exits(0);
     let whole = begun.elapsed();
     ci("down").run().exits(0);
-    println!("an undisturbed start takes {whole:?}");
+    note(&format!("an undisturbed start takes {whole:?}"));
     are_whole(&programs.join("bin"), &machine.programs().join("bin"));
 
     for (number, moment) in Moments::new().spread(22, whole).into_iter().enumerate() {
@@ -164,7 +172,7 @@ fn making_the_stand_ins_may_be_interrupted_at_any_moment() {
     let begun = Instant::now();
     ci().run().exits(0);
     let whole = begun.elapsed();
-    println!("undisturbed stand-ins take {whole:?}");
+    note(&format!("undisturbed stand-ins take {whole:?}"));
     for (number, moment) in Moments::new().spread(10, whole).into_iter().enumerate() {
         for done in fs::read_dir(&stand_ins).into_iter().flatten().flatten() {
             if !done.file_name().to_string_lossy().starts_with('.') {
