@@ -24,8 +24,8 @@ impl Moments {
         Self(seed)
     }
 
-    /// One moment in each of `count` equal parts of `whole`.
-    fn spread(&mut self, count: u32, whole: Duration) -> Vec<Duration> {
+    /// One moment in each of `count` equal parts of one.
+    fn spread(&mut self, count: u32) -> Vec<f64> {
         (0..count)
             .map(|part| {
                 self.0 = self
@@ -33,9 +33,28 @@ impl Moments {
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
                 let within = f64::from((self.0 >> 40) as u32) / f64::from(1 << 24);
-                whole.mul_f64((f64::from(part) + within) / f64::from(count))
+                (f64::from(part) + within) / f64::from(count)
             })
             .collect()
+    }
+}
+
+/// Interrupts what `start` starts, at as many moments of the time that it takes, by turns with SIGKILL and SIGINT.
+fn interrupted(
+    count: u32,
+    mut whole: Duration,
+    cache: &Path,
+    start: impl Fn() -> Child,
+    check: impl Fn(),
+) {
+    for (number, moment) in Moments::new().spread(count).into_iter().enumerate() {
+        let signal = [Signal::SIGKILL, Signal::SIGINT][number % 2];
+        // What was done before its moment came has shown how long it takes now.
+        while let Some(done) = interrupt(start(), whole.mul_f64(moment), signal, cache) {
+            whole = done;
+            check();
+        }
+        check();
     }
 }
 
@@ -55,14 +74,21 @@ fn start(ci: Ci) -> Child {
         .unwrap()
 }
 
-/// Interrupts it after a while; it ends at once, and nothing that it has started goes on but an engine.
-fn interrupt(ci: Ci, after: Duration, signal: Signal, cache: &Path) {
-    let mut child = start(ci);
-    std::thread::sleep(after);
+/// Interrupts it after a while; it ends at once, and nothing that it has started goes on but an engine. Where it has ended
+/// well before: the time it took.
+fn interrupt(mut child: Child, after: Duration, signal: Signal, cache: &Path) -> Option<Duration> {
+    let begun = Instant::now();
+    while begun.elapsed() < after {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{status}");
+            return Some(begun.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
     kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
     let begun = Instant::now();
     let status = child.wait().unwrap();
-    // It may have been done already.
+    // It may have ended in this very moment.
     let expected = match signal {
         Signal::SIGKILL => status.signal() == Some(9),
         _ => status.code() == Some(130),
@@ -91,6 +117,7 @@ fn interrupt(ci: Ci, after: Duration, signal: Signal, cache: &Path) {
         !mounts.contains(cache.to_str().unwrap()),
         "{about}: {mounts}"
     );
+    None
 }
 
 fn built_nothing(outcome: &Outcome) {
@@ -134,19 +161,20 @@ fn starting_the_engine_may_be_interrupted_at_any_moment() {
     note(&format!("an undisturbed start takes {whole:?}"));
     are_whole(&programs.join("bin"), &machine.programs().join("bin"));
 
-    for (number, moment) in Moments::new().spread(22, whole).into_iter().enumerate() {
+    let up = || {
         // What interrupted ones have left stays for the next; what is whole is made anew.
         for done in ["bin", "state"] {
             let _ = fs::remove_dir_all(programs.join(done));
         }
-        let signal = [Signal::SIGKILL, Signal::SIGINT][number % 2];
-        interrupt(ci("up"), moment, signal, cache.path());
+        start(ci("up"))
+    };
+    interrupted(25, whole, cache.path(), up, || {
         if programs.join("bin").exists() {
             are_whole(&programs.join("bin"), &machine.programs().join("bin"));
         }
         ci("down").run().exits(0);
         assert_eq!(processes_of(cache.path()), Vec::<String>::new());
-    }
+    });
     ci("up").run().exits(0);
     assert_eq!(unfinished(&programs), Vec::<PathBuf>::new());
     built_nothing(&ci("up").run().exits(0).says("was running"));
@@ -173,15 +201,15 @@ fn making_the_stand_ins_may_be_interrupted_at_any_moment() {
     ci().run().exits(0);
     let whole = begun.elapsed();
     note(&format!("undisturbed stand-ins take {whole:?}"));
-    for (number, moment) in Moments::new().spread(10, whole).into_iter().enumerate() {
+    let fmt = || {
         for done in fs::read_dir(&stand_ins).into_iter().flatten().flatten() {
             if !done.file_name().to_string_lossy().starts_with('.') {
                 fs::remove_dir_all(done.path()).unwrap();
             }
         }
-        let signal = [Signal::SIGKILL, Signal::SIGINT][number % 2];
-        interrupt(ci(), moment, signal, cache.path());
-    }
+        start(ci())
+    };
+    interrupted(6, whole, cache.path(), fmt, || {});
     // Whatever has its name by now is whole: a gate passes in it.
     ci().run().exits(0);
     assert_eq!(unfinished(&stand_ins), Vec::<PathBuf>::new());
