@@ -201,6 +201,8 @@ fn making_the_stand_ins_may_be_interrupted_at_any_moment() {
     ci().run().exits(0);
     let whole = begun.elapsed();
     note(&format!("undisturbed stand-ins take {whole:?}"));
+    // A machine that is busy otherwise must not make this test one of half an hour.
+    let whole = whole.min(Duration::from_secs(60));
     let fmt = || {
         for done in fs::read_dir(&stand_ins).into_iter().flatten().flatten() {
             if !done.file_name().to_string_lossy().starts_with('.') {
