@@ -9,6 +9,7 @@ use crate::project::{self, Package, Project};
 use crate::provision;
 use crate::registry;
 use crate::report;
+use crate::service::Service;
 use crate::settings::{self, Invocation};
 use crate::source::Checkout;
 
@@ -49,8 +50,22 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     }
     let file = std::fs::read_to_string(root.join(settings::FILE)).ok();
     // Without a workspace there is no service, but everything else can be looked at.
+    let known = project.is_some();
     let project = project.unwrap_or_else(placeholder);
     let settings = invocation.settings(&root, &project, file.as_deref(), &github)?;
+    if known {
+        let Service {
+            package,
+            binary,
+            port,
+            health,
+            ..
+        } = &settings.service;
+        findings.good(
+            "service",
+            format!("{binary} of the package {package}: GET {health} on port {port}"),
+        );
+    }
     findings.good(
         "publish",
         format!(

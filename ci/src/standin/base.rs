@@ -38,7 +38,7 @@ pub(super) async fn layout(
     ]);
     let folder = keep_folder(
         "base-",
-        &format!("base-{}-{key}", debian::RELEASE),
+        &format!("base-{}-{key}", debian::VERSION),
         "the stand-in base image (about a minute)",
         narrator,
         |target| async move {

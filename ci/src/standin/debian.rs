@@ -9,7 +9,9 @@ use crate::narrator::Narrator;
 use crate::provision::{self, Consent, DEBOOTSTRAP, Package, Probe, UTIL_LINUX};
 
 /// The Debian release of [`pins::RUST_IMAGE`].
-pub(super) const RELEASE: &str = "bookworm";
+const RELEASE: &str = "bookworm";
+/// Its number, by which people know what was built of it.
+pub(super) const VERSION: &str = "12";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const DEBIAN_KEYRING: Package = Package {
     name: "debian-archive-keyring",

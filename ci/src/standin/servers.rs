@@ -60,7 +60,7 @@ pub(super) async fn image(
     ]);
     keep(
         "servers",
-        &format!("servers-{}-{key}", debian::RELEASE),
+        &format!("servers-{}-{key}", debian::VERSION),
         "the stand-in of PostgreSQL and Redis (about a minute)",
         Vec::new(),
         narrator,

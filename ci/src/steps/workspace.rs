@@ -198,7 +198,7 @@ pub async fn run<K: Kind>(
 }
 
 /// What cargo says when it is not the code that is at fault, and what that means.
-const SURROUNDINGS: [(&str, &str); 7] = [
+const SURROUNDINGS: [(&str, &str); 8] = [
     ("No space left on device", "the engine's disk is full"),
     ("database or disk is full", "the engine's disk is full"),
     ("Could not resolve host", "the network failed"),
@@ -206,6 +206,10 @@ const SURROUNDINGS: [(&str, &str); 7] = [
     ("download of config.json failed", "the network failed"),
     ("failed to download from", "the network failed"),
     ("spurious network error", "the network failed"),
+    (
+        "runc run failed",
+        "the engine could not start its container",
+    ),
 ];
 /// What is said when the code is at fault, whatever words its tests print.
 const FAULTS: [&str; 3] = [

@@ -55,7 +55,9 @@ fn it_looks_at_everything_a_run_would_use() {
     let project = Project::new("doctor");
     let (outcome, _home) = doctor(&project);
     let lines = examined(&outcome);
-    for about in ["git", "publish", "registry", "engine", "cache", "disk"] {
+    for about in [
+        "git", "service", "publish", "registry", "engine", "cache", "disk",
+    ] {
         assert!(
             lines
                 .iter()
