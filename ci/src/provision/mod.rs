@@ -15,8 +15,8 @@ pub use packages::{
     CNI_PLUGINS, DEBOOTSTRAP, DNSMASQ, GIT, IPROUTE, IPTABLES, PIGZ, PYTHON_VENV, Package, Probe,
     RUNC, TINI, UTIL_LINUX, missing_packages, packages,
 };
+pub use process::{ALONE, command, find_program, output, run};
 pub(crate) use process::{SECRETS, Tail};
-pub use process::{command, find_program, output, run};
 
 /// Asks the person at the terminal; answers yes where there is none to ask.
 pub type Consent<'a> = &'a (dyn Fn(&str) -> bool + Send + Sync);

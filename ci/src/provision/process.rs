@@ -19,6 +19,16 @@ const TAIL_LINES: usize = 40;
 /// What programs of whatever kind say of a full disk, in lower case.
 const DISK_FULL: &str = "no space left on device";
 
+/// Arguments of unshare(1): nothing of what is run so survives its end, no process and no mount.
+pub const ALONE: [&str; 6] = [
+    "--mount",
+    "--propagation=private",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+];
+
 /// A command in a process group of its own, without standard input and without any token in its environment.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);

@@ -80,17 +80,9 @@ async fn debootstrap(
             .ok_or_else(|| Failure::environment(format!("there is no {name} on PATH")))
     };
     let mirror = mirror().await?;
-    // In namespaces of its own: whatever ends it leaves neither a mount nor a process behind.
     let mut command = provision::command(need("unshare")?);
     command
-        .args([
-            "--mount",
-            "--propagation=private",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-        ])
+        .args(provision::ALONE)
         .arg(need("debootstrap")?)
         .args(["--variant=minbase", "--merged-usr"])
         .arg(format!("--keyring={KEYRING}"))

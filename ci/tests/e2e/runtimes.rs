@@ -24,15 +24,6 @@ const PODMAN: Package = Package {
     probe: Probe::Program("podman"),
 };
 const IMAGE: &str = "registry.dagger.io/engine:v0.19.10";
-/// Of unshare: nothing of a program survives its end, no process and no mount.
-const ALONE: [&str; 6] = [
-    "--mount",
-    "--propagation=private",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-];
 /// Of setpriv: a machine, like this one, that does not have for a container all that it may be asked for.
 const REFUSING: [&str; 2] = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
 /// runc, without the privilege that a sandbox such as this one does not have to give.
@@ -111,7 +102,7 @@ impl Docker {
         let at = |name: &str| folder.path().join(name);
         executable(&at("runc"), RUNC);
         let daemon = Command::new("unshare")
-            .args(ALONE)
+            .args(provision::ALONE)
             .args(before)
             .arg("dockerd")
             .arg(format!("--host=unix://{}", at("socket").display()))
