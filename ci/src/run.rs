@@ -318,10 +318,9 @@ impl<K: Kind> Run<K> {
 }
 
 fn too_slow(step: Step, limit: Duration) -> Failure {
-    let limit = crate::report::format_duration(limit);
     Failure::new(
         ExitCode::TimedOut,
-        format!("it did not end within its limit of {limit}"),
+        format!("it did not end within its limit of {limit:?}"),
     )
     .hint(format!(
         "limits.{step} in ci.toml is the limit of this step."

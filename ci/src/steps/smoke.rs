@@ -16,7 +16,6 @@ use super::{missing, workspace};
 use crate::engine::EngineError;
 use crate::evidence::Kind;
 use crate::failure::{Failure, OrFail};
-use crate::report::format_duration;
 use crate::run::StepContext;
 use crate::service::{Service, Trial};
 use crate::settings::Settings;
@@ -94,8 +93,8 @@ pub async fn run<'img, K: Kind>(
         let Service { health, port, .. } = &settings.service;
         let hint = missing::at_start(&said).unwrap_or_else(|| {
             format!(
-                "The container has to answer GET {health} on port {port} with 200 within {}.",
-                format_duration(settings.smoke.within)
+                "The container has to answer GET {health} on port {port} with 200 within {:?}.",
+                settings.smoke.within
             )
         });
         return Err(failure.output(said).hint(hint));
@@ -163,9 +162,8 @@ async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Fa
         }
     }
     Err(Failure::gate(format!(
-        "GET {} was not answered with 200 in {tries} tries within {}; at the last, {last}",
-        settings.service.health,
-        format_duration(within)
+        "GET {} was not answered with 200 in {tries} tries within {within:?}; at the last, {last}",
+        settings.service.health
     )))
 }
 

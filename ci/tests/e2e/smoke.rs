@@ -179,7 +179,7 @@ fn a_service_that_needs_19_seconds_passes() {
 
 #[test]
 fn a_service_that_needs_25_seconds_fails() {
-    fails("needs-25-s", "20 tries within 20 s", &[]);
+    fails("needs-25-s", "20 tries within 20s", &[]);
 }
 
 #[test]

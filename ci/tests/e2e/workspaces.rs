@@ -503,7 +503,7 @@ fn a_steps_own_limit_ends_it_with_124() {
         .run()
         .exits(124)
         .only_fails("test")
-        .says("within its limit of 20.0s")
+        .says("within its limit of 20s")
         .says("limits.test in ci.toml");
 }
 
@@ -524,5 +524,5 @@ fn the_scans_and_the_trials_limits_are_settings() {
         .run()
         .exits(1)
         .only_fails("smoke")
-        .says("GET /other was not answered with 200 in 2 tries within 1.0s");
+        .says("GET /other was not answered with 200 in 2 tries within 1s");
 }
