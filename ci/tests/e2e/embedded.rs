@@ -669,6 +669,8 @@ fn prune_frees_what_can_be_made_again_and_leaves_what_is_in_use() {
     machine.owns_its_stand_ins();
     let replaced = machine.cache().join("stand-ins/crane-0.0.1-000000000000");
     std::fs::create_dir_all(replaced.join("root")).unwrap();
+    // On an empty machine nobody has made a newer one yet.
+    std::fs::create_dir(machine.cache().join("stand-ins/crane-0.0.2-000000000000")).unwrap();
     let long_ago = SystemTime::now() - Duration::from_secs(86400);
     std::fs::File::open(&replaced)
         .unwrap()
