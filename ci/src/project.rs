@@ -72,20 +72,26 @@ impl Project {
             packages: Vec::new(),
         };
         let top = sources.join(folder);
-        let mut open = vec![(top.clone(), manifest.clone())];
+        let workspace = manifest.workspace.clone();
+        let mut open = vec![(top.clone(), manifest)];
         let mut seen = vec![top.clone()];
-        if let Some(workspace) = &manifest.workspace {
+        let mut admit = |path: PathBuf, open: &mut Vec<_>| {
+            let file = path.join("Cargo.toml");
+            if file.is_file() && !seen.contains(&path) {
+                open.push((path.clone(), read(sources, &file)?));
+                seen.push(path);
+            }
+            Ok::<_, Failure>(())
+        };
+        if let Some(workspace) = &workspace {
             for pattern in &workspace.members {
                 let pattern = top.join(pattern).display().to_string();
                 let paths = glob::glob(&pattern).map_err(|error| {
                     Failure::usage("Cargo.toml has a member that is no pattern").because(error)
                 })?;
                 for path in paths.flatten() {
-                    let excluded = workspace.exclude.iter().any(|out| path == top.join(out));
-                    let file = path.join("Cargo.toml");
-                    if !excluded && file.is_file() && !seen.contains(&path) {
-                        open.push((path.clone(), read(sources, &file)?));
-                        seen.push(path);
+                    if workspace.exclude.iter().all(|out| path != top.join(out)) {
+                        admit(path, &mut open)?;
                     }
                 }
             }
@@ -94,10 +100,8 @@ impl Project {
             // What a member depends on by its path, below the workspace, is a member too.
             for path in paths(&manifest) {
                 let path = normal(&folder.join(path));
-                let file = path.join("Cargo.toml");
-                if path.starts_with(&top) && file.is_file() && !seen.contains(&path) {
-                    open.push((path.clone(), read(sources, &file)?));
-                    seen.push(path);
+                if path.starts_with(&top) {
+                    admit(path, &mut open)?;
                 }
             }
             project.packages.extend(package(&manifest));

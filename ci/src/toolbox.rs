@@ -26,6 +26,15 @@ pub struct StandInNote {
     pub used: String,
 }
 
+impl StandInNote {
+    fn made_here(name: &str, digest: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            used: format!("made on this machine, {digest}"),
+        }
+    }
+}
+
 /// Where one tool's image comes from.
 #[derive(Clone, Debug)]
 pub enum ToolImage {
@@ -266,19 +275,13 @@ impl<K: Kind> Toolbox<K> {
             Failure::environment(why)
                 .hint("There are stand-ins for the images of PostgreSQL and Redis only.")
         })?;
-        self.note(
-            image,
-            &format!("made on this machine, {}", server.image.digest),
-        );
+        self.note(image, &server.image.digest);
         Ok(Some(server))
     }
 
-    /// Says that a stand-in was taken.
-    pub fn note(&self, name: &str, used: &str) {
-        let note = StandInNote {
-            name: name.to_owned(),
-            used: used.to_owned(),
-        };
+    /// Notes that the stand-in with this digest was taken for the image `name`.
+    pub fn note(&self, name: &str, digest: &str) {
+        let note = StandInNote::made_here(name, digest);
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         if !others.contains(&note) {
             others.push(note);
@@ -311,11 +314,7 @@ impl<K: Kind> Toolbox<K> {
         let mut notes = Vec::new();
         for (name, image) in images {
             if let Some(ToolImage::StandIn(stand_in)) = image.get() {
-                let used = format!("made on this machine, {}", stand_in.digest);
-                notes.push(StandInNote {
-                    name: name.to_owned(),
-                    used,
-                });
+                notes.push(StandInNote::made_here(name, &stand_in.digest));
             }
         }
         if let Some(Some(database)) = self.advisories.get() {

@@ -41,10 +41,7 @@ pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>
                 .output(output));
             };
             let stand_in = stand_ins.base().await?;
-            step.run.toolbox.note(
-                &reference.whole(),
-                &format!("made on this machine, {}", stand_in.digest),
-            );
+            step.run.toolbox.note(&reference.whole(), &stand_in.digest);
             Fetched {
                 name: reference.whole(),
                 image: Base::read(&stand_in.layout)
