@@ -1,8 +1,13 @@
 //! The status service of infrastructure-lab.
 
+pub mod board;
+pub mod changes;
+pub mod checks;
 pub mod configuration;
 pub mod error;
+pub mod history;
 pub mod routes;
+pub mod secret;
 pub mod startup;
 pub mod telemetry;
 
@@ -15,7 +20,7 @@ pub use startup::Application;
 /// # Errors
 /// Where a setting is wrong, the port is taken, or the server fails.
 pub async fn run() -> Result<(), Error> {
-    let settings = Settings::from_env()?;
+    let settings = Settings::read(|name| std::env::var_os(name))?;
     telemetry::start(settings.log.clone())?;
     Application::build(settings)?.run_until_stopped().await
 }

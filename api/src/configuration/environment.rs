@@ -1,35 +1,11 @@
-//! The settings, all from the environment, checked before anything is started.
+//! What the environment says.
 
-use std::{
-    env,
-    ffi::OsString,
-    net::{Ipv4Addr, SocketAddr},
-};
+use std::ffi::OsString;
 
-use tracing_subscriber::filter::Targets;
-
+use super::Settings;
 use crate::Error;
 
-/// What the service needs to know.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where to listen: port 8000 of every interface, or `PORT`; port 0 takes any free one.
-    pub address: SocketAddr,
-    /// The name of the environment that the service runs in: `APP_ENV`, or `local`.
-    pub environment: String,
-    /// What is logged: `RUST_LOG`, a list of `level` and `target=level`, or `info`.
-    pub log: Targets,
-}
-
 impl Settings {
-    /// The settings of this process.
-    ///
-    /// # Errors
-    /// Where a variable holds what it cannot mean.
-    pub fn from_env() -> Result<Self, Error> {
-        Self::read(|name| env::var_os(name))
-    }
-
     /// The settings that `variable` gives; one that is not set or empty has its default.
     ///
     /// # Errors
@@ -45,12 +21,7 @@ impl Settings {
             }
             _ => Ok(default.to_owned()),
         };
-        Ok(Self {
-            address: (
-                Ipv4Addr::UNSPECIFIED,
-                parse(setting, "PORT", "a number from 0 to 65535", "8000")?,
-            )
-                .into(),
+        let mut settings = Self {
             environment: setting("APP_ENV", "UTF-8 text", "local")?,
             log: parse(
                 setting,
@@ -58,7 +29,12 @@ impl Settings {
                 "a level, or a list such as `info,actix_server=warn`",
                 "info",
             )?,
-        })
+            ..Self::default()
+        };
+        settings
+            .address
+            .set_port(parse(setting, "PORT", "a number from 0 to 65535", "8000")?);
+        Ok(settings)
     }
 }
 
@@ -75,7 +51,6 @@ fn parse<T: std::str::FromStr>(
         expected,
     })
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

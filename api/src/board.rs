@@ -1,0 +1,251 @@
+//! The board: what is known of every check, now and of the last day, and where it changed.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+
+use crate::{
+    changes::{Change, Changes},
+    checks::{Check, Trouble},
+    history::{Ring, Sample, Summary, milliseconds},
+};
+
+/// The window of the figures that are shown beside a state.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a check's answers say of its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Nobody knows yet.
+    Pending,
+    /// It answers as expected.
+    Up,
+    /// It failed as often in a row as its threshold says.
+    Down,
+}
+
+/// Every check of the service.
+#[derive(Debug)]
+pub struct Board {
+    entries: Box<[Entry]>,
+    names: HashMap<String, usize>,
+    generation: AtomicU64,
+    changes: Changes,
+}
+
+#[derive(Debug)]
+struct Entry {
+    check: Check,
+    record: Mutex<Record>,
+}
+
+#[derive(Debug)]
+struct Record {
+    state: State,
+    since: SystemTime,
+    /// Answers in a row that speak against `state`.
+    against: u32,
+    last: Option<Last>,
+    ring: Ring,
+    day: Summary,
+}
+
+/// The newest answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Last {
+    /// When it was asked for.
+    #[serde(serialize_with = "rfc3339")]
+    pub time: SystemTime,
+    /// How long it took, or how long it was waited for.
+    pub latency_ms: f64,
+    /// Why it was not as expected.
+    pub error: Option<String>,
+}
+
+/// What the board says of one check.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The check's name.
+    pub name: String,
+    /// The kind of its target.
+    pub kind: &'static str,
+    /// What is asked; without secrets.
+    pub target: String,
+    /// Whether its loss is an outage.
+    pub critical: bool,
+    /// From one question to the next.
+    pub interval_seconds: f64,
+    /// What the answers say.
+    pub state: State,
+    /// Since when they say so.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: SystemTime,
+    /// The newest answer.
+    pub last: Option<Last>,
+    /// How it did in the last 24 hours, as far as is known.
+    pub day: Summary,
+}
+
+impl Board {
+    /// A board of checks that nothing is known of; their names differ.
+    #[must_use]
+    pub fn new(checks: Vec<Check>) -> Self {
+        let names = checks
+            .iter()
+            .enumerate()
+            .map(|(index, check)| (check.name.clone(), index))
+            .collect();
+        let now = SystemTime::now();
+        Self {
+            entries: checks
+                .into_iter()
+                .map(|check| Entry {
+                    check,
+                    record: Mutex::new(Record {
+                        state: State::Pending,
+                        since: now,
+                        against: 0,
+                        last: None,
+                        day: Ring::default().summary(now),
+                        ring: Ring::default(),
+                    }),
+                })
+                .collect(),
+            names,
+            generation: AtomicU64::new(0),
+            changes: Changes::new(now),
+        }
+    }
+
+    /// The checks, in the order of the configuration.
+    pub fn checks(&self) -> impl ExactSizeIterator<Item = &Check> {
+        self.entries.iter().map(|entry| &entry.check)
+    }
+
+    /// The place of the check of this name in that order.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.names.get(name).copied()
+    }
+
+    /// Grows whenever something that the board says is another; a rendering is good as long as it stays.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Where states changed.
+    #[must_use]
+    pub const fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Notes what the check at `index` said when it was asked at `at`, and how long that took.
+    pub fn record(
+        &self,
+        index: usize,
+        at: SystemTime,
+        took: Duration,
+        answer: Result<(), Trouble>,
+    ) {
+        let Some(Entry { check, record }) = self.entries.get(index) else {
+            return;
+        };
+        let mut record = lock(record);
+        record
+            .ring
+            .push(Sample::new(at, answer.is_ok().then_some(took)));
+        record.day = record
+            .ring
+            .summary(at.checked_sub(DAY).unwrap_or(SystemTime::UNIX_EPOCH));
+        let (said, enough) = match answer {
+            Ok(()) => (State::Up, check.successes),
+            Err(_) => (State::Down, check.failures),
+        };
+        let error = answer.err().map(|trouble| trouble.to_string());
+        record.last = Some(Last {
+            time: at,
+            latency_ms: milliseconds(took),
+            error: error.clone(),
+        });
+        record.against = if said == record.state {
+            0
+        } else {
+            record.against + 1
+        };
+        // The first success is believed at once: there is nothing that it could flap against.
+        let first = record.state == State::Pending && said == State::Up;
+        if said != record.state && (first || record.against >= enough.get()) {
+            let change = Change {
+                check: check.name.clone(),
+                from: record.state,
+                to: said,
+                time: at,
+                error,
+            };
+            record.state = said;
+            record.since = at;
+            record.against = 0;
+            self.changes.add(&change);
+        }
+        drop(record);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// What is known of every check, in the order of the configuration.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<Status> {
+        self.entries.iter().map(Entry::status).collect()
+    }
+
+    /// What is known of the check at `index`.
+    #[must_use]
+    pub fn status(&self, index: usize) -> Option<Status> {
+        self.entries.get(index).map(Entry::status)
+    }
+
+    /// Gives the newest samples of the check at `index` to `look`.
+    pub fn with_samples<T>(&self, index: usize, look: impl FnOnce(&Ring) -> T) -> Option<T> {
+        self.entries
+            .get(index)
+            .map(|entry| look(&lock(&entry.record).ring))
+    }
+}
+
+impl Entry {
+    fn status(&self) -> Status {
+        let record = lock(&self.record);
+        Status {
+            name: self.check.name.clone(),
+            kind: self.check.target.kind(),
+            target: self.check.target.to_string(),
+            critical: self.check.critical,
+            interval_seconds: self.check.interval.as_secs_f64(),
+            state: record.state,
+            since: record.since,
+            last: record.last.clone(),
+            day: record.day,
+        }
+    }
+}
+
+/// What a panic elsewhere left behind is whole: nothing panics while it is changed half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes a time as RFC 3339 has it, in UTC with milliseconds.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}

@@ -1,0 +1,40 @@
+//! PostgreSQL: that it answers a query.
+
+use std::fmt;
+
+use super::Trouble;
+use crate::secret::SecretUrl;
+
+/// What is asked, and what is expected.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// `postgresql://user[:password@]host[:port]/database`.
+    pub url: SecretUrl,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(formatter)
+    }
+}
+
+/// Asks one target.
+pub struct Probe {
+    target: Target,
+}
+
+impl Probe {
+    /// What asks `target`.
+    #[must_use]
+    pub const fn new(target: Target) -> Self {
+        Self { target }
+    }
+
+    /// Asks once.
+    ///
+    /// # Errors
+    /// Where the target does not answer, or not as expected.
+    pub async fn ask(&mut self) -> Result<(), Trouble> {
+        Err(Trouble(format!("{} cannot be asked yet", self.target)))
+    }
+}

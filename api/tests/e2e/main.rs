@@ -1,0 +1,7 @@
+//! The real program on a real machine: real servers, a real browser, a memory limit. Needs root on Debian or Ubuntu.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, too"
+)]
+
+mod harness;
