@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     changes::{Change, Changes},
@@ -21,7 +22,7 @@ use crate::{
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a check's answers say of its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Nobody knows yet.
@@ -54,15 +55,18 @@ struct Record {
     /// Answers in a row that speak against `state`.
     against: u32,
     last: Option<Last>,
+    asked: u64,
+    failed: u64,
     ring: Ring,
     day: Summary,
 }
 
 /// The newest answer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Last {
     /// When it was asked for.
     #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub time: SystemTime,
     /// How long it took, or how long it was waited for.
     pub latency_ms: f64,
@@ -71,11 +75,12 @@ pub struct Last {
 }
 
 /// What the board says of one check.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Status {
     /// The check's name.
     pub name: String,
     /// The kind of its target.
+    #[schema(value_type = String)]
     pub kind: &'static str,
     /// What is asked; without secrets.
     pub target: String,
@@ -87,11 +92,18 @@ pub struct Status {
     pub state: State,
     /// Since when they say so.
     #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub since: SystemTime,
     /// The newest answer.
     pub last: Option<Last>,
     /// How it did in the last 24 hours, as far as is known.
     pub day: Summary,
+    /// How often it was asked since the service started.
+    #[serde(skip)]
+    pub asked: u64,
+    /// How many of these answers were not as expected.
+    #[serde(skip)]
+    pub failed: u64,
 }
 
 impl Board {
@@ -114,6 +126,8 @@ impl Board {
                         since: now,
                         against: 0,
                         last: None,
+                        asked: 0,
+                        failed: 0,
                         day: Ring::default().summary(now),
                         ring: Ring::default(),
                     }),
@@ -166,6 +180,8 @@ impl Board {
         record.day = record
             .ring
             .summary(at.checked_sub(DAY).unwrap_or(SystemTime::UNIX_EPOCH));
+        record.asked += 1;
+        record.failed += u64::from(answer.is_err());
         let (said, enough) = match answer {
             Ok(()) => (State::Up, check.successes),
             Err(_) => (State::Down, check.failures),
@@ -233,6 +249,8 @@ impl Entry {
             since: record.since,
             last: record.last.clone(),
             day: record.day,
+            asked: record.asked,
+            failed: record.failed,
         }
     }
 }

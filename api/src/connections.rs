@@ -33,7 +33,10 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
-use crate::memory;
+use crate::{
+    memory,
+    problem::{PROBLEM_JSON, Problem},
+};
 
 /// How long a client may take for a request, and how long a connection without one is kept.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -446,14 +449,10 @@ impl Answer {
                 "",
             ),
         };
-        let title = status.canonical_reason().unwrap_or_default();
-        let code = status.as_u16();
-        let body = format!(
-            r#"{{"type":"about:blank","title":"{title}","status":{code},"detail":"{detail}"}}"#
-        );
+        let body = serde_json::to_string(&Problem::new(status, detail)).unwrap_or_default();
         let (length, date) = (body.len(), HttpDate::from(SystemTime::now()));
         format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {length}\r\n\
+            "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {length}\r\n\
              {retry}date: {date}\r\nconnection: close\r\n\r\n{body}"
         )
     }
