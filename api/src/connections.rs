@@ -39,7 +39,10 @@ use crate::{
 };
 
 /// How long a client may take for a request, and how long a connection without one is kept.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a client may not take what it asked for.
+const UNTAKEN: Duration = Duration::from_secs(20);
 
 /// How long one that is turned away may take to notice.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -182,7 +185,7 @@ pub fn prepare(listener: &TcpListener) -> io::Result<()> {
     sockopt::set_socket_send_buffer_size(listener, 64 * 1024)?;
     // Who does not take an answer for so long is gone.
     #[cfg(target_os = "linux")]
-    sockopt::set_tcp_user_timeout(listener, PATIENCE.as_millis() as u32)?;
+    sockopt::set_tcp_user_timeout(listener, UNTAKEN.as_millis() as u32)?;
     Ok(())
 }
 
