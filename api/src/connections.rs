@@ -74,6 +74,11 @@ const FILES: u64 = 256;
 /// More workers than this would only cost memory.
 const WORKERS: usize = 4;
 
+thread_local! {
+    /// Whether the connection that this worker is at ends with its first answer.
+    static BRIEF: Cell<bool> = const { Cell::new(false) };
+}
+
 /// How many connections there may be.
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<Limits>);
@@ -133,7 +138,7 @@ impl Gate {
         self.0.connections - self.0.places.available_permits()
     }
 
-    /// Whether no connection can be kept for a next request: others want its place.
+    /// Whether so few places are left that who takes one has to give it back after an answer.
     fn is_crowded(&self) -> bool {
         self.0.places.available_permits() <= self.0.connections / 8
     }
@@ -211,19 +216,15 @@ where
         > + 'static,
     B: MessageBody + 'static,
 {
-    let app = {
-        let gate = gate.clone();
-        app.map(move |mut response: ServiceResponse<B>| {
-            if gate.is_crowded() {
-                response
-                    .response_mut()
-                    .head_mut()
-                    .set_connection_type(ConnectionType::Close);
+    let app = app
+        .map(|mut response: ServiceResponse<B>| {
+            if BRIEF.get() {
+                let head = response.response_mut().head_mut();
+                head.set_connection_type(ConnectionType::Close);
             }
             response
         })
-        .map_err(|error| Response::<BoxBody>::from(error.error_response()))
-    };
+        .map_err(|error| Response::<BoxBody>::from(error.error_response()));
     let http = HttpService::build()
         .graceful_shutdown_signal(move || {
             let drain = drain.clone();
@@ -240,12 +241,14 @@ where
             let answer = Some(Answer::Full);
             return Connection::TurnedAway(Box::pin(turn_away(socket, answer, gate.clone())));
         };
+        let brief = gate.is_crowded();
         let peer: Option<SocketAddr> = socket.peer_addr().ok();
         let wire = Rc::new(Wire::new(socket, gate.clone()));
         Connection::Served {
             http: Box::pin(http.call((Stream(wire.clone()), peer))),
             wire,
             timer: None,
+            brief,
             _place: place,
         }
     })
@@ -258,6 +261,7 @@ enum Connection<H> {
         http: Pin<Box<H>>,
         wire: Rc<Wire>,
         timer: Option<Pin<Box<Sleep>>>,
+        brief: bool,
         _place: OwnedSemaphorePermit,
     },
     TurnedAway(Pin<Box<dyn Future<Output = ()>>>),
@@ -270,8 +274,13 @@ impl<H: Future<Output = Result<(), E>>, E> Future for Connection<H> {
         match &mut *self {
             Self::TurnedAway(farewell) => farewell.as_mut().poll(cx).map(Ok),
             Self::Served {
-                http, wire, timer, ..
+                http,
+                wire,
+                timer,
+                brief,
+                ..
             } => {
+                BRIEF.set(*brief);
                 if let Poll::Ready(end) = http.as_mut().poll(cx) {
                     return Poll::Ready(end);
                 }
