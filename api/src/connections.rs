@@ -16,16 +16,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actix_http::{HttpService, KeepAlive, Request, Response, body::MessageBody};
+use actix_http::{HttpService, KeepAlive, Request};
 use actix_server::GracefulShutdownSignal;
-use actix_service::{Service as _, ServiceFactory, ServiceFactoryExt as _, apply_fn_factory};
+use actix_service::{Service as _, ServiceFactory, apply_fn_factory};
 use actix_web::{
-    body::BoxBody,
+    body::{BodySize, BoxBody, MessageBody},
     dev::ServiceResponse,
     http::{ConnectionType, StatusCode, header::HttpDate},
     rt,
+    web::Bytes,
 };
+use futures_util::TryFutureExt as _;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
@@ -50,17 +53,25 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// The longest head of a request: what Node.js takes, twice what nginx takes for a line.
 const HEAD: usize = 16 * 1024;
 
+/// The piece in which answers are written: with its head it fits the buffer that a connection has from the beginning, which
+/// would else grow with the largest answer and stay so.
+const PIECE: usize = 4 * 1024;
+
+/// What is read at once. Of that, one request after the other is given to actix-http, which would make all that it can of what it
+/// has, 8 KiB each, before it answers the first.
+const STEP: usize = 1024;
+
 /// What every connection may have us keep; more needs room of its own.
 const USUAL: usize = 4 * 1024;
 
 /// What the service takes without any connection, and what the kernel wants for what is in flight.
-const BASE: u64 = 24 << 20;
+const BASE: u64 = 16 << 20;
 
 /// What a connection takes: measured 11 KiB in the process (most of it actix-http's buffers) and 3 KiB in the kernel.
-const EACH: u64 = 18 << 10;
+const EACH: u64 = 24 << 10;
 
 /// What a connection takes that has a long head, or does not read what it asked for.
-const LARGE: u64 = 128 << 10;
+const LARGE: u64 = 64 << 10;
 
 /// Where nothing says how much memory there is.
 const UNKNOWN: u64 = 256 << 20;
@@ -75,8 +86,8 @@ const FILES: u64 = 256;
 const WORKERS: usize = 4;
 
 thread_local! {
-    /// Whether the connection that this worker is at ends with its first answer.
-    static BRIEF: Cell<bool> = const { Cell::new(false) };
+    /// The connection that this worker is at.
+    static CURRENT: RefCell<Option<Rc<Wire>>> = const { RefCell::new(None) };
 }
 
 /// How many connections there may be.
@@ -181,21 +192,25 @@ fn raise_open_files() -> Option<u64> {
 /// # Errors
 /// Where the system does not know such a setting.
 pub fn prepare(listener: &TcpListener) -> io::Result<()> {
-    use rustix::net::sockopt;
-
+    let socket = SockRef::from(listener);
     // Who waits while all are served waits in the kernel.
-    rustix::net::listen(listener, 4096)?;
-    // Requests are small, and who does not read should be noticed before megabytes wait in the kernel.
-    sockopt::set_socket_recv_buffer_size(listener, HEAD)?;
-    sockopt::set_socket_send_buffer_size(listener, 64 * 1024)?;
-    // Who does not take an answer for so long is gone.
+    socket.listen(4096)?;
+    // Requests are small.
+    socket.set_recv_buffer_size(HEAD)?;
+    // An answer is written in pieces, of which the last shall not wait for the others.
+    socket.set_tcp_nodelay(true)?;
     #[cfg(target_os = "linux")]
-    sockopt::set_tcp_user_timeout(listener, UNTAKEN.as_millis() as u32)?;
+    {
+        // What a client does not read is not to fill the kernel's memory either.
+        socket.set_tcp_notsent_lowat(PIECE as u32)?;
+        // Who does not take an answer for so long is gone.
+        socket.set_tcp_user_timeout(Some(UNTAKEN))?;
+    }
     Ok(())
 }
 
 /// Serves `app` to the connections for which there is room, until `drain`.
-pub fn http<A, B>(
+pub fn http<A>(
     gate: &Gate,
     drain: GracefulShutdownSignal,
     app: A,
@@ -205,26 +220,20 @@ pub fn http<A, B>(
     Response = (),
     Error = actix_http::error::DispatchError,
     InitError = (),
-> + use<A, B>
+> + use<A>
 where
     A: ServiceFactory<
             Request,
             Config = (),
-            Response = ServiceResponse<B>,
+            Response = ServiceResponse,
             Error = actix_web::Error,
             InitError = (),
         > + 'static,
-    B: MessageBody + 'static,
 {
-    let app = app
-        .map(|mut response: ServiceResponse<B>| {
-            if BRIEF.get() {
-                let head = response.response_mut().head_mut();
-                head.set_connection_type(ConnectionType::Close);
-            }
-            response
-        })
-        .map_err(|error| Response::<BoxBody>::from(error.error_response()));
+    let app = apply_fn_factory(app, |request, app: &A::Service| {
+        let busy = Busy::new();
+        app.call(request).map_ok(|response| busy.answer(response))
+    });
     let http = HttpService::build()
         .graceful_shutdown_signal(move || {
             let drain = drain.clone();
@@ -234,6 +243,9 @@ where
         // Its own limit is for the first request alone.
         .client_request_timeout(Duration::ZERO)
         .client_disconnect_timeout(FAREWELL)
+        // Else a listener to events who has gone is noticed only at the next heartbeat but one.
+        .h1_allow_half_closed(false)
+        .h1_write_buffer_size(PIECE)
         .h1(app);
     let gate = gate.clone();
     apply_fn_factory(http, move |socket: TcpStream, http| {
@@ -241,17 +253,77 @@ where
             let answer = Some(Answer::Full);
             return Connection::TurnedAway(Box::pin(turn_away(socket, answer, gate.clone())));
         };
-        let brief = gate.is_crowded();
         let peer: Option<SocketAddr> = socket.peer_addr().ok();
         let wire = Rc::new(Wire::new(socket, gate.clone()));
         Connection::Served {
             http: Box::pin(http.call((Stream(wire.clone()), peer))),
             wire,
             timer: None,
-            brief,
             _place: place,
         }
     })
+}
+
+/// A request that is being answered; until its end.
+struct Busy(Option<Rc<Wire>>);
+
+impl Busy {
+    fn new() -> Self {
+        let wire = CURRENT.with_borrow(Clone::clone);
+        if let Some(wire) = &wire {
+            wire.busy.set(true);
+        }
+        Self(wire)
+    }
+
+    fn answer(self, mut response: ServiceResponse) -> ServiceResponse<Pieces> {
+        if self.0.as_ref().is_some_and(|wire| wire.brief) {
+            let head = response.response_mut().head_mut();
+            head.set_connection_type(ConnectionType::Close);
+        }
+        response.map_body(|_, body| Pieces {
+            body,
+            rest: Bytes::new(),
+            _busy: self,
+        })
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(wire) = &self.0 {
+            wire.busy.set(false);
+        }
+    }
+}
+
+/// The body of an answer, in pieces.
+struct Pieces {
+    body: BoxBody,
+    rest: Bytes,
+    _busy: Busy,
+}
+
+impl MessageBody for Pieces {
+    type Error = Box<dyn std::error::Error>;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_next(cx)) {
+                Some(Ok(bytes)) => self.rest = bytes,
+                end => return Poll::Ready(end),
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(self.rest.split_to(piece))))
+    }
 }
 
 /// A connection, served or turned away.
@@ -261,7 +333,6 @@ enum Connection<H> {
         http: Pin<Box<H>>,
         wire: Rc<Wire>,
         timer: Option<Pin<Box<Sleep>>>,
-        brief: bool,
         _place: OwnedSemaphorePermit,
     },
     TurnedAway(Pin<Box<dyn Future<Output = ()>>>),
@@ -274,15 +345,16 @@ impl<H: Future<Output = Result<(), E>>, E> Future for Connection<H> {
         match &mut *self {
             Self::TurnedAway(farewell) => farewell.as_mut().poll(cx).map(Ok),
             Self::Served {
-                http,
-                wire,
-                timer,
-                brief,
-                ..
+                http, wire, timer, ..
             } => {
-                BRIEF.set(*brief);
-                if let Poll::Ready(end) = http.as_mut().poll(cx) {
-                    return Poll::Ready(end);
+                CURRENT.set(Some(wire.clone()));
+                let end = http.as_mut().poll(cx);
+                CURRENT.set(None);
+                if end.is_ready() {
+                    return end;
+                }
+                if wire.has_more() {
+                    cx.waker().wake_by_ref();
                 }
                 // Few requests are not answered at once; only those cost a timer.
                 if !wire.awaits_request() {
@@ -308,10 +380,18 @@ struct Wire {
     /// Until the client is turned away.
     socket: RefCell<Option<TcpStream>>,
     gate: Gate,
+    /// Whether it ends with its first answer.
+    brief: bool,
+    /// Whether a request is being answered.
+    busy: Cell<bool>,
+    /// Whether the client does not take what is sent.
+    stalled: Cell<bool>,
+    /// What came and has to wait for the end of that.
+    rest: RefCell<Vec<u8>>,
     /// Bytes that came since something was last sent.
     unanswered: Cell<usize>,
-    /// Whether what came was looked at since the limit was reached.
-    looked: Cell<bool>,
+    /// Whether what came is looked at before more is read.
+    pause: Cell<bool>,
     /// Whether anything was sent.
     answered: Cell<bool>,
     large: RefCell<Option<OwnedSemaphorePermit>>,
@@ -321,9 +401,13 @@ impl Wire {
     fn new(socket: TcpStream, gate: Gate) -> Self {
         Self {
             socket: RefCell::new(Some(socket)),
+            brief: gate.is_crowded(),
             gate,
+            busy: Cell::new(false),
+            stalled: Cell::new(false),
+            rest: RefCell::default(),
             unanswered: Cell::new(0),
-            looked: Cell::new(false),
+            pause: Cell::new(false),
             answered: Cell::new(false),
             large: RefCell::new(None),
         }
@@ -331,7 +415,17 @@ impl Wire {
 
     /// Whether the client has begun a request, or owes its first.
     fn awaits_request(&self) -> bool {
-        !self.answered.get() || self.unanswered.get() > 0
+        !self.busy.get() && (!self.answered.get() || self.unanswered.get() > 0)
+    }
+
+    /// Whether a next request has to wait.
+    fn is_held(&self) -> bool {
+        self.busy.get() || self.stalled.get()
+    }
+
+    /// Whether there is a next request that need not wait any more.
+    fn has_more(&self) -> bool {
+        !self.is_held() && !self.rest.borrow().is_empty()
     }
 
     /// Takes room for more than the usual; false where there is none.
@@ -341,6 +435,21 @@ impl Wire {
             *large = self.gate.0.large.clone().try_acquire_owned().ok();
         }
         large.is_some()
+    }
+
+    /// Gives the first request in `bytes` to the HTTP service, or what there is of it; gives its size.
+    fn hand_over(&self, bytes: &[u8], buffer: &mut ReadBuf<'_>) -> usize {
+        let size = end_of_head(bytes).min(buffer.remaining());
+        let unanswered = self.unanswered.get() + size;
+        self.unanswered.set(unanswered);
+        if unanswered > HEAD {
+            self.end(Some(Answer::HeadTooLarge));
+        } else if unanswered > USUAL && !self.grow() {
+            self.end(Some(Answer::Full));
+        } else {
+            buffer.put_slice(&bytes[..size]);
+        }
+        size
     }
 
     /// Turns the client away; for the HTTP service, the connection has ended.
@@ -363,27 +472,57 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let wire = &*self.0;
-        if wire.unanswered.get() >= HEAD {
-            if !wire.looked.replace(true) {
-                // There may be whole requests in it: they are answered before more is read.
-                cx.waker().wake_by_ref();
+        if wire.pause.replace(false) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut rest = wire.rest.borrow_mut();
+        loop {
+            let held = wire.is_held();
+            if !held && !rest.is_empty() {
+                let size = wire.hand_over(&rest, buffer);
+                *rest = rest.split_off(size);
+                break;
+            }
+            if rest.len() >= STEP {
                 return Poll::Pending;
             }
-            wire.end(Some(Answer::HeadTooLarge));
-            return Poll::Ready(Ok(()));
+            let mut step = [0; STEP];
+            let mut step = ReadBuf::new(&mut step[rest.len()..]);
+            match wire.socket.borrow_mut().as_mut() {
+                Some(socket) => ready!(Pin::new(socket).poll_read(cx, &mut step))?,
+                None => return Poll::Ready(Ok(())),
+            }
+            let step = step.filled();
+            if step.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if !held {
+                let size = wire.hand_over(step, buffer);
+                rest.extend_from_slice(&step[size..]);
+                wire.pause.set(step.len() == STEP);
+                break;
+            }
+            // It waits; but the end of the stream may be next.
+            rest.extend_from_slice(step);
         }
-        let before = buffer.filled().len();
-        match wire.socket.borrow_mut().as_mut() {
-            Some(socket) => ready!(Pin::new(socket).poll_read(cx, buffer))?,
-            None => return Poll::Ready(Ok(())),
-        }
-        let unanswered = wire.unanswered.get() + buffer.filled().len() - before;
-        wire.unanswered.set(unanswered);
-        if unanswered > USUAL && !wire.grow() {
-            wire.end(Some(Answer::Full));
+        if !rest.is_empty() {
+            wire.pause.set(true);
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Where the first head in `bytes` ends, or they do.
+fn end_of_head(bytes: &[u8]) -> usize {
+    let mut size = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        size += line.len();
+        if matches!(line, b"\r\n" | b"\n") {
+            break;
+        }
+    }
+    size
 }
 
 impl AsyncWrite for Stream {
@@ -401,15 +540,18 @@ impl AsyncWrite for Stream {
             Poll::Ready(Ok(count)) => {
                 wire.answered.set(true);
                 wire.unanswered.set(0);
-                wire.looked.set(false);
                 if count == bytes.len() {
+                    wire.stalled.set(false);
                     wire.large.replace(None);
                 }
             }
-            Poll::Pending if !wire.grow() => {
-                return Poll::Ready(Err(io::Error::other("too many clients read slowly")));
+            Poll::Pending => {
+                wire.stalled.set(true);
+                if !wire.grow() {
+                    return Poll::Ready(Err(io::Error::other("too many clients read slowly")));
+                }
             }
-            _ => {}
+            Poll::Ready(Err(_)) => {}
         }
         written
     }
@@ -474,7 +616,7 @@ impl Answer {
 /// system would send a reset.
 async fn turn_away(mut socket: TcpStream, answer: Option<Answer>, gate: Gate) {
     let place = gate.0.leaving.try_acquire();
-    let mut discarded = [0; 512];
+    let mut discarded = [0; STEP];
     let farewell = async {
         if let Some(answer) = answer {
             socket.write_all(answer.response().as_bytes()).await?;

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     process,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use tokio::{
 
 use crate::{
     Error, Settings,
+    board::Board,
     checks::schedule,
     connections::{self, Gate},
     routes,
@@ -89,6 +91,12 @@ impl Application {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What is known of the checks.
+    #[must_use]
+    pub fn board(&self) -> Arc<Board> {
+        self.service.board.clone()
     }
 
     /// Serves until SIGTERM or SIGINT, and lets requests in flight finish; a second signal ends the process at once.

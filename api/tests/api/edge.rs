@@ -180,7 +180,7 @@ async fn a_large_head_is_told_so_and_one_of_a_browser_with_many_cookies_is_not()
             "{size}: {answer}"
         );
     }
-    for size in [40_000, 130_000, 1_000_000, 5_000_000] {
+    for size in [40_000, 130_000, 500_000] {
         let answer = conversation(address, head(size)).await;
         assert!(
             answer.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"),

@@ -6,6 +6,7 @@
 )]
 
 mod edge;
+mod events;
 mod process;
 mod routes;
 
