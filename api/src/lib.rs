@@ -3,6 +3,7 @@
 pub mod board;
 pub mod changes;
 pub mod checks;
+pub mod cli;
 pub mod configuration;
 pub mod error;
 pub mod history;
@@ -15,12 +16,20 @@ pub use configuration::Settings;
 pub use error::Error;
 pub use startup::Application;
 
-/// Serves with the settings of the environment until SIGTERM or SIGINT.
+/// So many names are looked up at once; more threads would be more memory than many checks are worth.
+const BLOCKING_THREADS: usize = 16;
+
+/// Serves with `settings` until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Where a setting is wrong, the port is taken, or the server fails.
-pub async fn run() -> Result<(), Error> {
-    let settings = Settings::read(|name| std::env::var_os(name))?;
+/// Where the port is taken, or the server fails.
+pub fn run(settings: Settings) -> Result<(), Error> {
     telemetry::start(settings.log.clone())?;
-    Application::build(settings)?.run_until_stopped().await
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(Error::Runtime)?;
+    actix_web::rt::System::with_tokio_rt(|| runtime)
+        .block_on(async { Application::build(settings)?.run_until_stopped().await })
 }

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 
 /// Starts the service on a free port of this machine and gives its URL.
 fn start(app_env: Option<&str>) -> String {
-    let mut settings =
-        Settings::read(|name| app_env.filter(|_| name == "APP_ENV").map(Into::into)).unwrap();
+    let mut settings = Settings::load(None, &|name| {
+        app_env.filter(|_| name == "APP_ENV").map(Into::into)
+    })
+    .unwrap();
     settings.address = ([127, 0, 0, 1], 0).into();
     let application = Application::build(settings).unwrap();
     let url = format!("http://{}", application.address());
@@ -63,7 +65,7 @@ async fn other_methods_and_paths_are_not_there_but_head_is() {
 #[actix_web::test]
 async fn a_taken_port_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut settings = Settings::read(|_| None).unwrap();
+    let mut settings = Settings::default();
     settings.address = taken.local_addr().unwrap();
     let address = settings.address;
     let error = Application::build(settings).err().unwrap();
