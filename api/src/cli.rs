@@ -14,7 +14,10 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser as _},
 };
 
-use crate::{Error, Settings, configuration::Problems, routes};
+use crate::{Error, Settings, configuration::Problems};
+
+/// What `api healthcheck` asks for.
+const HEALTH: &str = "/health";
 
 /// How long `api healthcheck` waits: less than the time limit of a container's probe has to be.
 const HEALTHCHECK: Duration = Duration::from_secs(3);
@@ -124,7 +127,7 @@ fn ask_health(mut address: SocketAddr) -> Result<(), Error> {
         });
     }
     let unhealthy =
-        |why: &str| Error::Unhealthy(format!("http://{address}{}: {why}", routes::HEALTH));
+        |why: &str| Error::Unhealthy(format!("http://{address}{HEALTH}: {why}"));
     let answer = status_line(address).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => unhealthy("no answer in time"),
         _ => unhealthy(&error.to_string()),
@@ -144,9 +147,8 @@ fn status_line(address: SocketAddr) -> io::Result<String> {
     let start = Instant::now();
     let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK)?;
     stream.set_write_timeout(Some(HEALTHCHECK))?;
-    let path = routes::HEALTH;
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: api-healthcheck\r\nConnection: close\r\n\r\n"
+        "GET {HEALTH} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: api-healthcheck\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes())?;
     let mut line = [0; "HTTP/1.1 200 ".len()];
