@@ -126,8 +126,7 @@ fn ask_health(mut address: SocketAddr) -> Result<(), Error> {
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    let unhealthy =
-        |why: &str| Error::Unhealthy(format!("http://{address}{HEALTH}: {why}"));
+    let unhealthy = |why: &str| Error::Unhealthy(format!("http://{address}{HEALTH}: {why}"));
     let answer = status_line(address).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => unhealthy("no answer in time"),
         _ => unhealthy(&error.to_string()),

@@ -22,6 +22,10 @@ pub use configuration::Settings;
 pub use error::Error;
 pub use startup::Application;
 
+use std::sync::Arc;
+
+use actix_web::rt::System;
+
 /// So many names are looked up at once; more threads would be more memory than many checks are worth.
 const BLOCKING_THREADS: usize = 16;
 
@@ -35,7 +39,13 @@ pub fn run(settings: Settings) -> Result<(), Error> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
+        .map(Arc::new)
         .map_err(Error::Runtime)?;
-    actix_web::rt::System::with_tokio_rt(|| runtime)
-        .block_on(async { Application::build(settings)?.run_until_stopped().await })
+    let ended = System::with_tokio_rt(|| runtime.clone())
+        .block_on(async { Application::build(settings)?.run_until_stopped().await });
+    // Dropped, it would wait for the look-up of a name whose server is silent.
+    if let Some(runtime) = Arc::into_inner(runtime) {
+        runtime.shutdown_background();
+    }
+    ended
 }

@@ -7,6 +7,7 @@
 
 mod cli;
 mod configuration;
+mod events;
 mod process;
 mod routes;
 
