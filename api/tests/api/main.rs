@@ -5,6 +5,8 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+mod cli;
+mod configuration;
 mod events;
 mod process;
 mod routes;
