@@ -1,6 +1,7 @@
 //! What the service answers, one file for each resource.
 
 mod health;
+mod hits;
 mod root;
 
 use actix_web::web::{self, ServiceConfig};
@@ -14,5 +15,6 @@ pub const HEALTH: &str = "/health";
 pub fn configure(service: &mut ServiceConfig) {
     service
         .service(web::resource("/").get(root::get).head(root::get))
+        .service(web::resource("/hits").get(hits::get))
         .service(web::resource(HEALTH).get(health::get).head(health::get));
 }
