@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     changes::{Change, Changes},
@@ -21,7 +22,7 @@ use crate::{
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a check's answers say of its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Nobody knows yet.
@@ -54,15 +55,18 @@ struct Record {
     /// Answers in a row that speak against `state`.
     against: u32,
     last: Option<Last>,
+    asked: u64,
+    failed: u64,
     ring: Ring,
     day: Summary,
 }
 
 /// The newest answer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Last {
     /// When it was asked for.
     #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub time: SystemTime,
     /// How long it took, or how long it was waited for.
     pub latency_ms: f64,
@@ -71,11 +75,12 @@ pub struct Last {
 }
 
 /// What the board says of one check.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Status {
     /// The check's name.
     pub name: String,
     /// The kind of its target.
+    #[schema(value_type = String)]
     pub kind: &'static str,
     /// What is asked; without secrets.
     pub target: String,
@@ -87,11 +92,18 @@ pub struct Status {
     pub state: State,
     /// Since when they say so.
     #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub since: SystemTime,
     /// The newest answer.
     pub last: Option<Last>,
     /// How it did in the last 24 hours, as far as is known.
     pub day: Summary,
+    /// How often it was asked since the service started.
+    #[serde(skip)]
+    pub asked: u64,
+    /// How many of these answers were not as expected.
+    #[serde(skip)]
+    pub failed: u64,
 }
 
 impl Board {
@@ -114,6 +126,8 @@ impl Board {
                         since: now,
                         against: 0,
                         last: None,
+                        asked: 0,
+                        failed: 0,
                         day: Ring::default().summary(now),
                         ring: Ring::default(),
                     }),
@@ -166,6 +180,8 @@ impl Board {
         record.day = record
             .ring
             .summary(at.checked_sub(DAY).unwrap_or(SystemTime::UNIX_EPOCH));
+        record.asked += 1;
+        record.failed += u64::from(answer.is_err());
         let (said, enough) = match answer {
             Ok(()) => (State::Up, check.successes),
             Err(_) => (State::Down, check.failures),
@@ -233,6 +249,8 @@ impl Entry {
             since: record.since,
             last: record.last.clone(),
             day: record.day,
+            asked: record.asked,
+            failed: record.failed,
         }
     }
 }
@@ -248,4 +266,118 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Those of the serializer.
 pub fn rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::checks::{Target, tcp};
+
+    fn check(failures: u32, successes: u32) -> Check {
+        Check {
+            name: "cache".into(),
+            target: Target::Tcp(tcp::Target {
+                host: "127.0.0.1".into(),
+                port: 1,
+            }),
+            critical: true,
+            interval: Duration::from_secs(10),
+            jitter: Duration::ZERO,
+            timeout: Duration::from_secs(1),
+            failures: NonZeroU32::new(failures).unwrap(),
+            successes: NonZeroU32::new(successes).unwrap(),
+        }
+    }
+
+    /// The states after each of these answers: `+` as expected, `-` not.
+    fn states(board: &Board, answers: &str) -> String {
+        let mut states = String::new();
+        for answer in answers.chars() {
+            let answer = match answer {
+                '+' => Ok(()),
+                _ => Err(Trouble("refused".into())),
+            };
+            board.record(0, SystemTime::now(), Duration::from_millis(2), answer);
+            states.push(match board.status(0).unwrap().state {
+                State::Pending => 'p',
+                State::Up => 'u',
+                State::Down => 'd',
+            });
+        }
+        states
+    }
+
+    #[test]
+    fn a_state_changes_only_after_as_many_answers_in_a_row_as_its_threshold_says() {
+        for (failures, successes, answers, expected) in [
+            (1, 1, "+-+-", "udud"),
+            (3, 2, "+--+---+-++", "uuuuuuddddu"),
+            // The first success is believed, the first failure is not.
+            (3, 2, "--+", "ppu"),
+            (3, 2, "---+-++", "ppddddu"),
+        ] {
+            let board = Board::new(vec![check(failures, successes)]);
+            assert_eq!(
+                states(&board, answers),
+                expected,
+                "{failures} {successes} {answers}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_check_is_what_its_answers_were() {
+        let board = Board::new(vec![check(2, 1)]);
+        assert_eq!(board.status(0).unwrap().day.uptime, None);
+        states(&board, "++-+");
+        let status = board.status(0).unwrap();
+        assert_eq!((status.asked, status.failed), (4, 1));
+        assert_eq!(status.day.uptime, Some(0.75));
+        assert_eq!(status.day.latency_ms.unwrap().p50, 2.0);
+        assert_eq!(status.last.unwrap().error, None);
+        states(&board, "-");
+        assert_eq!(
+            board.status(0).unwrap().last.unwrap().error.as_deref(),
+            Some("refused")
+        );
+    }
+
+    #[test]
+    fn each_change_is_told_once_and_kept_for_those_who_come_back() {
+        let board = Board::new(vec![check(1, 1)]);
+        let (missed, mut coming) = board.changes().listen(None);
+        assert!(missed.is_empty());
+        states(&board, "++-");
+        let first = coming.try_recv().unwrap();
+        assert_eq!(first.number, 1);
+        assert!(
+            first.data.contains(r#""from":"pending","to":"up""#),
+            "{}",
+            first.data
+        );
+        assert_eq!(coming.try_recv().unwrap().number, 2);
+        assert!(coming.try_recv().is_err());
+
+        let back = |last: &str| {
+            let (missed, _) = board.changes().listen(Some(last));
+            missed.iter().map(|event| event.number).collect::<Vec<_>>()
+        };
+        assert_eq!(back(&board.changes().id(0)), [1, 2]);
+        assert_eq!(back(&board.changes().id(1)), [2]);
+        for elsewhere in ["1-1", "", "1", "-", "x-y", "18446744073709551616-0"] {
+            assert_eq!(back(elsewhere), [0; 0], "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn the_generation_grows_with_each_answer() {
+        let board = Board::new(vec![check(1, 1)]);
+        let before = board.generation();
+        states(&board, "+");
+        assert!(board.generation() > before);
+        board.record(7, SystemTime::now(), Duration::ZERO, Ok(()));
+        assert_eq!(board.status(7).map(|it| it.name), None);
+    }
 }

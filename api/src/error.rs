@@ -19,6 +19,9 @@ pub enum Error {
         /// What it may hold.
         expected: &'static str,
     },
+    /// The certificates of private authorities cannot be read.
+    #[error("SSL_CERT_FILE: {0}")]
+    Authorities(String),
     /// The address to listen on is taken or not allowed.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -40,7 +43,7 @@ impl Error {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Setting { .. } => 2,
+            Self::Setting { .. } | Self::Authorities(_) => 2,
             Self::Listen { .. } | Self::Logging(_) | Self::Server(_) => 1,
         }
     }

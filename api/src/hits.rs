@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_millis(200);
 pub struct Hits(Option<Counter>);
 
 struct Counter {
-    server: Server,
+    server: Result<Server, Trouble>,
     kept: Mutex<Option<Arc<Connection>>>,
 }
 
@@ -35,17 +35,12 @@ pub enum Missing {
 
 impl Hits {
     /// The counter in the Redis of `target`, where there is one.
-    ///
-    /// # Errors
-    /// Where the target can never be asked.
-    pub fn new(target: Option<&Target>, clients: &Clients) -> Result<Self, String> {
-        let Some(target) = target else {
-            return Ok(Self(None));
-        };
-        Ok(Self(Some(Counter {
-            server: Server::new(target, clients)?,
+    #[must_use]
+    pub fn new(target: Option<&Target>, clients: &Clients) -> Self {
+        Self(target.map(|target| Counter {
+            server: Server::new(target, clients).map_err(Trouble),
             kept: Mutex::default(),
-        })))
+        }))
     }
 
     /// Counts one hit, and gives their number. Never counts twice: what may have arrived is not sent again.
@@ -69,19 +64,20 @@ impl Hits {
 
 impl Counter {
     async fn count(&self) -> Result<i64, Trouble> {
-        self.connection()
+        let server = self.server.as_ref().map_err(Clone::clone)?;
+        self.connection(server)
             .await?
-            .ask(&self.server, cmd("INCR").arg(KEY))
+            .ask(server, cmd("INCR").arg(KEY))
             .await
     }
 
-    async fn connection(&self) -> Result<Arc<Connection>, Trouble> {
+    async fn connection(&self, server: &Server) -> Result<Arc<Connection>, Trouble> {
         let mut kept = self.kept.lock().await;
         if let Some(connection) = kept.as_ref().filter(|kept| !kept.is_lost()) {
             return Ok(connection.clone());
         }
         *kept = None;
-        let connection = Arc::new(self.server.connect().await?);
+        let connection = Arc::new(server.connect().await?);
         *kept = Some(connection.clone());
         Ok(connection)
     }

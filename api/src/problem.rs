@@ -40,6 +40,23 @@ impl Problem {
         self.title = title;
         self
     }
+
+    /// 404 for the name of a check that is not configured.
+    #[must_use]
+    pub fn no_check(name: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is no check {name:?}"))
+    }
+}
+
+/// What we say of ourselves could not be written down: never seen, and said where it is.
+impl From<serde_json::Error> for Problem {
+    fn from(error: serde_json::Error) -> Self {
+        tracing::error!(%error, "an answer could not be written as JSON");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the answer could not be written",
+        )
+    }
 }
 
 impl fmt::Display for Problem {

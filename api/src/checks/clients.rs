@@ -1,6 +1,6 @@
 //! What all probes share, made once: the authorities, and what sends HTTP requests.
 
-use std::{path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 use rustls::ClientConfig;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -30,5 +30,11 @@ impl Clients {
             },
             tls: Arc::new(tls),
         })
+    }
+}
+
+impl fmt::Debug for Clients {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Clients")
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Sample;
 
@@ -17,7 +18,7 @@ const CAPACITY: usize = 1440;
 pub struct Ring(VecDeque<Sample>);
 
 /// How a check did over some time.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Summary {
     /// How many questions were asked.
     pub samples: u64,
@@ -28,7 +29,7 @@ pub struct Summary {
 }
 
 /// Latencies in milliseconds that this share of the answers did not exceed.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Percentiles {
     /// Half of them.
     pub p50: f64,
