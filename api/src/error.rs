@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -27,6 +28,14 @@ pub enum Error {
         /// The system's word.
         source: io::Error,
     },
+    /// The directory of the history is held by another process or cannot be written.
+    #[error("cannot keep the history in {}: {reason}", directory.display())]
+    History {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// Logging was started twice in one process.
     #[error("cannot start logging: {0}")]
     Logging(#[from] tracing_subscriber::util::TryInitError),
@@ -41,7 +50,7 @@ impl Error {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Setting { .. } => 2,
-            Self::Listen { .. } | Self::Logging(_) | Self::Server(_) => 1,
+            Self::Listen { .. } | Self::History { .. } | Self::Logging(_) | Self::Server(_) => 1,
         }
     }
 

@@ -6,6 +6,7 @@ pub mod checks;
 pub mod configuration;
 pub mod error;
 pub mod history;
+pub mod problem;
 pub mod routes;
 pub mod secret;
 pub mod startup;

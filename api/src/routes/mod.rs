@@ -1,6 +1,7 @@
 //! What the service answers, one file for each resource.
 
 mod health;
+mod history;
 mod root;
 
 use actix_web::web::{self, ServiceConfig};
@@ -14,5 +15,10 @@ pub const HEALTH: &str = "/health";
 pub fn configure(service: &mut ServiceConfig) {
     service
         .service(web::resource("/").get(root::get).head(root::get))
-        .service(web::resource(HEALTH).get(health::get).head(health::get));
+        .service(web::resource(HEALTH).get(health::get).head(health::get))
+        .service(
+            web::resource("/api/v1/checks/{name}/history")
+                .get(history::get)
+                .head(history::get),
+        );
 }
