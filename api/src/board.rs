@@ -56,15 +56,18 @@ struct Record {
     /// Answers in a row that speak against `state`.
     against: u32,
     last: Option<Last>,
+    asked: u64,
+    failed: u64,
     ring: Ring,
     day: Summary,
 }
 
 /// The newest answer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Last {
     /// When it was asked for.
     #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub time: SystemTime,
     /// How long it took, or how long it was waited for.
     pub latency_ms: f64,
@@ -73,11 +76,12 @@ pub struct Last {
 }
 
 /// What the board says of one check.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Status {
     /// The check's name.
     pub name: String,
     /// The kind of its target.
+    #[schema(value_type = String)]
     pub kind: &'static str,
     /// What is asked; without secrets.
     pub target: String,
@@ -89,11 +93,18 @@ pub struct Status {
     pub state: State,
     /// Since when they say so.
     #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub since: SystemTime,
     /// The newest answer.
     pub last: Option<Last>,
     /// How it did in the last 24 hours, as far as is known.
     pub day: Summary,
+    /// How often it was asked since the service started.
+    #[serde(skip)]
+    pub asked: u64,
+    /// How many of these answers were not as expected.
+    #[serde(skip)]
+    pub failed: u64,
 }
 
 impl Board {
@@ -116,6 +127,8 @@ impl Board {
                         since: now,
                         against: 0,
                         last: None,
+                        asked: 0,
+                        failed: 0,
                         day: Ring::default().summary(now),
                         ring: Ring::default(),
                     }),
@@ -194,6 +207,8 @@ impl Board {
         if let Some(store) = &self.store {
             store.add(index, sample);
         }
+        record.asked += 1;
+        record.failed += u64::from(answer.is_err());
         let (said, enough) = match answer {
             Ok(()) => (State::Up, check.successes),
             Err(_) => (State::Down, check.failures),
@@ -261,6 +276,8 @@ impl Entry {
             since: record.since,
             last: record.last.clone(),
             day: record.day,
+            asked: record.asked,
+            failed: record.failed,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
 
 use crate::board::{State, rfc3339};
 
@@ -15,7 +16,7 @@ use crate::board::{State, rfc3339};
 const KEPT: usize = 256;
 
 /// A check whose state changed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Change {
     /// The check's name.
     pub check: String,
@@ -25,6 +26,7 @@ pub struct Change {
     pub to: State,
     /// When the answer that decided it was asked for.
     #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
     pub time: SystemTime,
     /// Why it is down.
     pub error: Option<String>,

@@ -4,13 +4,18 @@ pub mod board;
 pub mod changes;
 pub mod checks;
 pub mod configuration;
+pub mod drain;
 pub mod error;
 pub mod history;
+pub mod metrics;
 pub mod problem;
+pub mod rendered;
 pub mod routes;
 pub mod secret;
+pub mod service;
 pub mod startup;
 pub mod telemetry;
+pub mod trace;
 
 pub use configuration::Settings;
 pub use error::Error;

@@ -1,34 +1,50 @@
-//! From settings to a server that listens.
+//! From settings to a server that listens, and to its end.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr, process, time::Duration};
 
-use actix_web::{App, HttpServer, dev::Server, middleware::from_fn, web};
+use actix_web::{App, HttpServer, dev::Server, web};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinError,
+    time::sleep,
+};
 
-use crate::{Error, Settings, routes, telemetry};
+use crate::{Error, Settings, checks::schedule, routes, service::Service};
 
-/// How long requests in flight may take after SIGTERM: less than the 10 s after which `docker stop` kills.
-const SHUTDOWN_SECONDS: u64 = 8;
+/// How long requests in flight may take in the end: with the drain before it less than the 10 s after which `docker stop` kills.
+const SHUTDOWN_SECONDS: u64 = 7;
 
 /// The service, listening.
 pub struct Application {
     server: Server,
+    service: web::Data<Service>,
     address: SocketAddr,
+    drain: Duration,
+}
+
+/// How the service is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// SIGTERM: whoever balances load has to hear of it first.
+    Drained,
+    /// SIGINT: a person at a terminal, who waits.
+    AtOnce,
 }
 
 impl Application {
-    /// Binds the address of `settings` and starts to answer; needs a running Actix or Tokio runtime.
+    /// Binds the address of `settings` and starts to answer and to check; needs a running Actix runtime.
     ///
     /// # Errors
-    /// Where the address is taken or not allowed.
+    /// Where the address is taken or not allowed, or the directory of the history is.
     pub fn build(settings: Settings) -> Result<Self, Error> {
         let asked = settings.address;
-        let greeting = web::Data::new(routes::Greeting::new(settings.environment));
+        let drain = settings.drain;
+        let service = web::Data::new(Service::new(settings)?);
+        let shared = service.clone();
         let server = HttpServer::new(move || {
-            App::new()
-                .app_data(greeting.clone())
-                .wrap(from_fn(telemetry::log_request))
-                .configure(routes::configure)
+            App::new().configure(|config| routes::configure(config, &shared))
         })
+        .disable_signals()
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .bind(asked)
         .map_err(|source| Error::Listen {
@@ -37,9 +53,12 @@ impl Application {
         })?;
         // The asked address has port 0 where any free port will do.
         let address = server.addrs().first().copied().unwrap_or(asked);
+        schedule::start(&service.board);
         Ok(Self {
             server: server.run(),
+            service,
             address,
+            drain,
         })
     }
 
@@ -49,18 +68,70 @@ impl Application {
         self.address
     }
 
-    /// Serves until SIGTERM, which lets requests in flight finish, or SIGINT, which does not.
+    /// Serves until SIGTERM or SIGINT, and lets requests in flight finish; a second signal ends the process at once.
     ///
     /// # Errors
     /// Where the server fails.
     pub async fn run_until_stopped(self) -> Result<(), Error> {
+        // From here on no signal is lost.
+        let mut signals = Signals::new().map_err(Error::Server)?;
         tracing::info!(
             port = self.address.port(),
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
-        self.server.await.map_err(Error::Server)?;
+        let handle = self.server.handle();
+        let mut server = actix_web::rt::spawn(self.server);
+        let ending = tokio::select! {
+            ended = &mut server => return ended_well(ended),
+            ending = signals.next() => ending,
+        };
+        tracing::info!(?ending, "told to end");
+        actix_web::rt::spawn(async move {
+            signals.next().await;
+            tracing::warn!("told to end again: at once");
+            // As shells have it for SIGINT.
+            process::exit(130);
+        });
+        self.service.drain.begin();
+        if ending == Ending::Drained {
+            sleep(self.drain).await;
+        }
+        self.service.drain.end_streams();
+        handle.stop(true).await;
+        ended_well(server.await)?;
+        if let Some(store) = self.service.board.store() {
+            store.flush();
+        }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+fn ended_well(ended: Result<io::Result<()>, JoinError>) -> Result<(), Error> {
+    ended
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        .map_err(Error::Server)
+}
+
+/// The signals that end the service.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Ending {
+        tokio::select! {
+            _ = self.terminate.recv() => Ending::Drained,
+            _ = self.interrupt.recv() => Ending::AtOnce,
+        }
     }
 }

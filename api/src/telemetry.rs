@@ -1,15 +1,23 @@
-//! Logs: one JSON object a line, on stdout.
+//! Logs, one JSON object a line on stdout; and what is counted and said of every request.
 
-use std::time::Instant;
+use std::{cell::RefCell, rc::Rc, time::Instant};
 
 use actix_web::{
-    body::MessageBody,
+    body::BoxBody,
     dev::{ServiceRequest, ServiceResponse},
+    http::{ConnectionType, Method},
     middleware::Next,
+    web,
 };
+use prometheus_client::metrics::histogram::Histogram;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{Error, routes};
+use crate::{
+    Error,
+    metrics::Request,
+    service::Service,
+    trace::{TRACEPARENT, Trace},
+};
 
 /// Starts logging what `filter` lets through.
 ///
@@ -23,26 +31,90 @@ pub fn start(filter: Targets) -> Result<(), Error> {
         .try_init()?)
 }
 
-/// Logs each request with its outcome; what probes ask every few seconds only at `debug`.
-pub(crate) async fn log_request(
-    request: ServiceRequest,
-    next: Next<impl MessageBody>,
-) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
-    let start = Instant::now();
-    let response = next.call(request).await?;
-    // The path without the query, which may hold what is nobody's business.
-    let (method, path) = (
-        response.request().method().as_str(),
-        response.request().path(),
-    );
-    let (status, ms) = (
-        response.status().as_u16(),
-        start.elapsed().as_secs_f64() * 1e3,
-    );
-    if path == routes::HEALTH && response.status().is_success() {
-        tracing::debug!(method, path, status, ms, "request");
-    } else {
-        tracing::info!(method, path, status, ms, "request");
+/// Who asks for a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// People and their clients.
+    ByPeople,
+    /// Probes and scrapers, every few seconds: logged at `debug` only, as long as it goes well.
+    ByProbes,
+}
+
+/// What watches over the requests of one route, on one worker.
+pub(crate) struct Observer {
+    service: web::Data<Service>,
+    /// The template of the path; empty where there is none.
+    route: &'static str,
+    asked: Asked,
+    /// What this worker looked up before.
+    histograms: RefCell<Vec<(&'static str, u16, Histogram)>>,
+}
+
+impl Observer {
+    pub(crate) fn new(service: &web::Data<Service>, route: &'static str, asked: Asked) -> Rc<Self> {
+        Rc::new(Self {
+            service: service.clone(),
+            route,
+            asked,
+            histograms: RefCell::new(Vec::new()),
+        })
     }
-    Ok(response)
+
+    /// Answers `request` by `next`; counts, logs and marks the answer.
+    pub(crate) async fn observe(
+        self: Rc<Self>,
+        request: ServiceRequest,
+        next: Next<BoxBody>,
+    ) -> Result<ServiceResponse, actix_web::Error> {
+        let start = Instant::now();
+        let trace = Trace::of(request.headers());
+        let mut response = next.call(request).await?;
+        let took = start.elapsed();
+        let head = response.response_mut().head_mut();
+        if let Some(traceparent) = trace.header() {
+            head.headers_mut().insert(TRACEPARENT, traceparent);
+        }
+        if self.service.drain.has_begun() {
+            head.set_connection_type(ConnectionType::Close);
+        }
+        let status = head.status.as_u16();
+        // The path without the query, which may hold what is nobody's business.
+        let (method, path) = (name(response.request().method()), response.request().path());
+        self.count(method, status, took.as_secs_f64());
+        let (request_id, ms) = (trace.id(), took.as_secs_f64() * 1e3);
+        if self.asked == Asked::ByProbes && status < 400 {
+            tracing::debug!(%request_id, method, path, status, ms, "request");
+        } else {
+            tracing::info!(%request_id, method, path, status, ms, "request");
+        }
+        Ok(response)
+    }
+
+    fn count(&self, method: &'static str, status: u16, seconds: f64) {
+        let mut histograms = self.histograms.borrow_mut();
+        let known = histograms
+            .iter()
+            .find(|(of, with, _)| *of == method && *with == status);
+        if let Some((_, _, histogram)) = known {
+            return histogram.observe(seconds);
+        }
+        let histogram = self.service.metrics.requests(&Request {
+            http_request_method: method,
+            http_route: self.route,
+            http_response_status_code: status,
+        });
+        histogram.observe(seconds);
+        histograms.push((method, status, histogram));
+    }
+}
+
+/// The method's name; `_OTHER` for those that no specification knows, as OpenTelemetry has it: anybody can make up any number of them.
+fn name(method: &Method) -> &'static str {
+    const KNOWN: [&str; 9] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+    ];
+    KNOWN
+        .into_iter()
+        .find(|known| *known == method.as_str())
+        .unwrap_or("_OTHER")
 }

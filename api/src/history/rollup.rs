@@ -138,10 +138,13 @@ impl Resolution {
     /// The one that shows a window in at most 367 roll-ups.
     #[must_use]
     pub const fn of(window: Duration) -> Self {
-        match window.as_secs() {
-            ..=21_600 => Self::Minute,
-            ..=1_296_000 => Self::Hour,
-            _ => Self::Day,
+        const HOUR: Duration = Duration::from_secs(60 * 60);
+        if window.as_millis() <= 6 * HOUR.as_millis() {
+            Self::Minute
+        } else if window.as_millis() <= 15 * 24 * HOUR.as_millis() {
+            Self::Hour
+        } else {
+            Self::Day
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{
@@ -24,6 +24,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many samples wait at most for a disk that fails: 20 checks at 10 s for over two hours, in 192 KiB.
 const WAITING: usize = 16 * 1024;
+
+/// How long a process may take to let go that is about to end.
+const HANDOVER: Duration = Duration::from_secs(1);
 
 /// How long the end of the service waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,7 +52,7 @@ pub enum StoreState {
 pub struct Store {
     shared: Arc<Shared>,
     /// Asks the thread to write; it ends with this.
-    thread: Option<Sender<Sender<()>>>,
+    thread: Option<Sender<Sender<bool>>>,
     /// Nothing comes; it ends with the thread.
     ended: Mutex<Receiver<()>>,
 }
@@ -121,9 +124,17 @@ impl Store {
             suspect: AtomicBool::new(false),
             failing: Mutex::default(),
         });
-        match shared.reopen() {
-            Err(fault) if fault.full() => shared.fail(&fault),
-            opened => opened.map_err(|fault| problem(fault.to_string()))?,
+        let start = Instant::now();
+        loop {
+            match shared.reopen() {
+                Err(Fault::Held) if start.elapsed() < HANDOVER => {
+                    thread::sleep(HANDOVER / 20);
+                    continue;
+                }
+                Err(fault) if fault.full() => shared.fail(&fault),
+                opened => opened.map_err(|fault| problem(fault.to_string()))?,
+            }
+            break;
         }
         let (ask, asked) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
@@ -168,17 +179,13 @@ impl Store {
         }
     }
 
-    /// Writes what was added so far; waits for the disk, but not longer than five seconds.
-    pub fn flush(&self) {
-        let (done, wait) = mpsc::channel();
-        // The thread that is gone has written all that it could.
-        if self
-            .thread
+    /// Writes what was added so far, and says whether that succeeded; waits for the disk, but not longer than five seconds.
+    pub fn flush(&self) -> bool {
+        let (done, written) = mpsc::channel();
+        self.thread
             .as_ref()
             .is_some_and(|thread| thread.send(done).is_ok())
-        {
-            let _ = wait.recv_timeout(PATIENCE);
-        }
+            && written.recv_timeout(PATIENCE).unwrap_or(false)
     }
 
     /// The roll-ups of the check at `index` from the one that begins at `from` to the one that `to` is in, with what is not
@@ -225,13 +232,13 @@ impl Drop for Store {
 
 impl Shared {
     /// The thread: writes now and then, when it is asked to, and when nobody can ask any more.
-    fn write_until_dropped(&self, asked: &Receiver<Sender<()>>) {
+    fn write_until_dropped(&self, asked: &Receiver<Sender<bool>>) {
         loop {
             let asked = asked.recv_timeout(INTERVAL);
-            self.write(SystemTime::now());
+            let written = self.write(SystemTime::now());
             match asked {
                 // Nobody waits any more: that is no error.
-                Ok(done) => drop(done.send(())),
+                Ok(done) => drop(done.send(written)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -239,15 +246,16 @@ impl Shared {
         close(&mut self.disk.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Writes what waits.
-    fn write(&self, now: SystemTime) {
-        if let Err(fault) = self.try_write(now) {
-            self.fail(&fault);
+    /// Writes what waits, and says whether that succeeded.
+    fn write(&self, now: SystemTime) -> bool {
+        let written = self.try_write(now).inspect_err(|fault| {
+            self.fail(fault);
             // After an error redb answers nothing more, and what it had just written may be there all the same.
             if let Err(fault) = self.reopen() {
                 self.fail(&fault);
             }
-        }
+        });
+        written.is_ok()
     }
 
     fn try_write(&self, now: SystemTime) -> Result<(), Fault> {

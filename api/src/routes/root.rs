@@ -2,26 +2,31 @@
 
 use actix_web::web;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-/// What `GET /` answers.
-#[derive(Clone, Debug, Serialize)]
-pub struct Greeting {
+use crate::service::Service;
+
+/// The greeting.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Greeting {
+    /// Always the same.
+    #[schema(value_type = String, example = "Hello from the Infrastructure Lab!")]
     message: &'static str,
+    /// The environment that the service runs in.
+    #[schema(example = "local")]
     env: String,
 }
 
-impl Greeting {
-    /// The greeting of a service in this environment.
-    #[must_use]
-    pub const fn new(environment: String) -> Self {
-        Self {
-            message: "Hello from the Infrastructure Lab!",
-            env: environment,
-        }
-    }
-}
-
-/// The same for everybody.
-pub(super) async fn get(greeting: web::Data<Greeting>) -> web::Json<web::Data<Greeting>> {
-    web::Json(greeting)
+/// A greeting for API clients, the status page for browsers
+#[utoipa::path(get, path = "/", tag = "status", responses(
+    (status = 200, description = "The greeting, or the page where `Accept` prefers `text/html`", content(
+        (Greeting = "application/json"),
+        (String = "text/html"),
+    )),
+))]
+pub(super) async fn get(service: web::Data<Service>) -> web::Json<Greeting> {
+    web::Json(Greeting {
+        message: "Hello from the Infrastructure Lab!",
+        env: service.environment.clone(),
+    })
 }

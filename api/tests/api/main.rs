@@ -5,6 +5,7 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+mod history;
 mod process;
 mod routes;
 

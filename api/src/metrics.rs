@@ -1,0 +1,241 @@
+//! What the service counts, in the exposition format of OpenMetrics.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicI64},
+    time::SystemTime,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    metrics::{
+        MetricType,
+        counter::ConstCounter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    board::{Board, State, Status},
+    configuration::Build,
+};
+
+/// The media type of what [`Metrics::text`] gives.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The upper bounds of the durations' buckets, in seconds: those that OpenTelemetry advises for HTTP servers, and finer ones below, where
+/// this service lives.
+const BUCKETS: [f64; 12] = [
+    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+
+/// The labels of a request, as OpenTelemetry's semantic conventions name them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Request {
+    /// The method, or `_OTHER`.
+    pub http_request_method: &'static str,
+    /// The template of the path; empty where there is none.
+    pub http_route: &'static str,
+    /// The status code.
+    pub http_response_status_code: u16,
+}
+
+/// What is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Request, Histogram, fn() -> Histogram>,
+    /// Open event streams.
+    pub streams: Gauge<i64, AtomicI64>,
+}
+
+impl Metrics {
+    /// Nothing counted yet; the checks' figures come from `board` whenever they are asked for.
+    #[must_use]
+    pub fn new(build: &Build, board: Arc<Board>) -> Self {
+        let mut registry = Registry::default();
+        let requests =
+            Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
+        registry.register_with_unit(
+            "http_server_request_duration",
+            "Duration of HTTP requests",
+            Unit::Seconds,
+            requests.clone(),
+        );
+        let streams = Gauge::default();
+        registry.register("event_streams", "Open event streams", streams.clone());
+        registry.register(
+            "build",
+            "The build that is running",
+            Info::new([
+                ("version", env!("CARGO_PKG_VERSION").to_owned()),
+                ("revision", build.commit.clone().unwrap_or_default()),
+                ("created", build.time.clone().unwrap_or_default()),
+            ]),
+        );
+        registry.register_collector(Box::new(Checks(board)));
+        registry.register_collector(Box::new(Process {
+            started: SystemTime::now(),
+        }));
+        Self {
+            registry,
+            requests,
+            streams,
+        }
+    }
+
+    /// Where the durations of such requests are counted.
+    #[must_use]
+    pub fn requests(&self, labels: &Request) -> Histogram {
+        self.requests.get_or_create_owned(labels)
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// Never, as a `String` takes everything.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// The checks' figures, named as Prometheus's blackbox exporter names them where it has them.
+#[derive(Debug)]
+struct Checks(Arc<Board>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabels {
+    check: String,
+    kind: &'static str,
+    critical: bool,
+}
+
+impl Collector for Checks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let statuses: Vec<(CheckLabels, Status)> = self
+            .0
+            .statuses()
+            .into_iter()
+            .map(|status| {
+                let labels = CheckLabels {
+                    check: status.name.clone(),
+                    kind: status.kind,
+                    critical: status.critical,
+                };
+                (labels, status)
+            })
+            .collect();
+        let flag = |is: bool| f64::from(u8::from(is));
+        let mut gauge =
+            |name, help, unit: Option<&Unit>, value: &dyn Fn(&Status) -> Option<f64>| {
+                let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+                for (labels, status) in &statuses {
+                    if let Some(value) = value(status) {
+                        ConstGauge::new(value).encode(family.encode_family(labels)?)?;
+                    }
+                }
+                Ok(())
+            };
+        gauge(
+            "check_up",
+            "Whether the check is up, after its thresholds; not there as long as nobody knows",
+            None,
+            &|status| (status.state != State::Pending).then(|| flag(status.state == State::Up)),
+        )?;
+        gauge(
+            "probe_success",
+            "Whether the newest answer was as expected",
+            None,
+            &|status| status.last.as_ref().map(|last| flag(last.error.is_none())),
+        )?;
+        gauge(
+            "probe_duration",
+            "How long the newest answer took",
+            Some(&Unit::Seconds),
+            &|status| status.last.as_ref().map(|last| last.latency_ms / 1e3),
+        )?;
+        let mut counter = |name, help, value: &dyn Fn(&Status) -> u64| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, status) in &statuses {
+                ConstCounter::new(value(status)).encode(family.encode_family(labels)?)?;
+            }
+            Ok(())
+        };
+        counter("probes", "Questions asked", &|status| status.asked)?;
+        counter(
+            "probe_failures",
+            "Questions whose answer was not as expected",
+            &|status| status.failed,
+        )
+    }
+}
+
+/// What Prometheus's client libraries say of their process.
+#[derive(Debug)]
+struct Process {
+    started: SystemTime,
+}
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let started = self
+            .started
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
+        let start = encoder.encode_descriptor(
+            "process_start_time",
+            "When the process started, since the epoch",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(started).encode(start)?;
+        #[cfg(target_os = "linux")]
+        of_linux(&mut encoder)?;
+        Ok(())
+    }
+}
+
+/// Nothing where there is no /proc.
+#[cfg(target_os = "linux")]
+#[expect(clippy::cast_precision_loss, reason = "far less than 2^52")]
+fn of_linux(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    use procfs::{WithCurrentSystemInfo as _, process::Process};
+
+    let Ok((process, stat)) = Process::myself().and_then(|process| {
+        let stat = process.stat()?;
+        Ok((process, stat))
+    }) else {
+        return Ok(());
+    };
+    let memory = encoder.encode_descriptor(
+        "process_resident_memory",
+        "Memory that is resident",
+        Some(&Unit::Bytes),
+        MetricType::Gauge,
+    )?;
+    ConstGauge::new(stat.rss_bytes().get() as f64).encode(memory)?;
+    if let Ok(open) = process.fd_count() {
+        let files = encoder.encode_descriptor(
+            "process_open_fds",
+            "Open file descriptors",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(open as f64).encode(files)?;
+    }
+    let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+    let cpu = encoder.encode_descriptor(
+        "process_cpu",
+        "Processor time of user and system",
+        Some(&Unit::Seconds),
+        MetricType::Counter,
+    )?;
+    ConstCounter::new(seconds).encode(cpu)
+}

@@ -1,0 +1,62 @@
+//! `GET /api/v1/checks` and one of them.
+
+use actix_web::{HttpResponse, http::header::ContentType, web};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    board::Status,
+    problem::{PROBLEM_JSON, Problem},
+    rendered::Rendered,
+    service::Service,
+};
+
+/// What this worker rendered last.
+#[derive(Default)]
+pub(super) struct Checks(Rendered);
+
+/// All checks.
+#[derive(Serialize, ToSchema)]
+pub(super) struct CheckList {
+    /// In the order of the configuration.
+    checks: Vec<Status>,
+}
+
+/// All checks, with their states
+#[utoipa::path(get, path = "/api/v1/checks", tag = "checks", responses(
+    (status = 200, description = "In the order of the configuration", body = CheckList),
+))]
+pub(super) async fn list(
+    service: web::Data<Service>,
+    checks: web::Data<Checks>,
+) -> Result<HttpResponse, Problem> {
+    let body = checks.0.get(service.board.generation(), || {
+        serde_json::to_string(&CheckList {
+            checks: service.board.statuses(),
+        })
+    })?;
+    Ok(HttpResponse::Ok()
+        .content_type(ContentType::json())
+        .body(body))
+}
+
+/// One check, with its state
+#[utoipa::path(get, path = "/api/v1/checks/{name}", tag = "checks",
+    params(("name" = String, Path, description = "The check's name")),
+    responses(
+        (status = 200, description = "The check", body = Status),
+        (status = 404, description = "There is no such check", body = Problem, content_type = PROBLEM_JSON),
+    ),
+)]
+pub(super) async fn one(
+    service: web::Data<Service>,
+    name: web::Path<String>,
+) -> Result<web::Json<Status>, Problem> {
+    let status = service
+        .board
+        .find(&name)
+        .and_then(|index| service.board.status(index));
+    status
+        .map(web::Json)
+        .ok_or_else(|| Problem::no_check(&name))
+}

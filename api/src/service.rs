@@ -1,0 +1,53 @@
+//! What all requests share.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::{
+    Error, Settings, board::Board, configuration::Build, drain::Drain, history::Store,
+    metrics::Metrics,
+};
+
+/// What all requests share, on all workers.
+#[derive(Debug)]
+pub struct Service {
+    /// The title of the page.
+    pub title: String,
+    /// The name of the environment.
+    pub environment: String,
+    /// What the image says of itself.
+    pub build: Build,
+    /// What is known of the checks.
+    pub board: Arc<Board>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Whether the service is about to end.
+    pub drain: Drain,
+    /// One permit for each event stream.
+    pub streams: Arc<Semaphore>,
+}
+
+impl Service {
+    /// A service of these settings that nobody has asked anything.
+    ///
+    /// # Errors
+    /// Where the directory of the history is held by another process or cannot be written.
+    pub fn new(settings: Settings) -> Result<Self, Error> {
+        let mut board = Board::new(settings.checks);
+        if let Some(directory) = settings.data {
+            let names = board.checks().map(|check| check.name.clone()).collect();
+            board = board.with_store(Store::open(&directory, names)?);
+        }
+        let board = Arc::new(board);
+        Ok(Self {
+            title: settings.title,
+            environment: settings.environment,
+            metrics: Metrics::new(&settings.build, board.clone()),
+            build: settings.build,
+            board,
+            drain: Drain::default(),
+            streams: Arc::new(Semaphore::new(settings.streams.min(Semaphore::MAX_PERMITS))),
+        })
+    }
+}
