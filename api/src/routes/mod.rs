@@ -3,6 +3,7 @@
 mod checks;
 mod events;
 mod health;
+mod history;
 mod hits;
 mod metrics;
 mod openapi;
@@ -45,6 +46,11 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     routes.add("/readyz", Asked::ByProbes, probes::ready);
     routes.add("/api/v1/checks", Asked::ByPeople, checks::list);
     routes.add("/api/v1/checks/{name}", Asked::ByPeople, checks::one);
+    routes.add(
+        "/api/v1/checks/{name}/history",
+        Asked::ByPeople,
+        history::get,
+    );
     routes.add("/events", Asked::ByPeople, events::get);
     routes.add("/metrics", Asked::ByProbes, metrics::get);
     routes.add("/version", Asked::ByPeople, version::get);

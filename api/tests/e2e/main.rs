@@ -8,3 +8,4 @@
 mod contract;
 mod dependencies;
 mod harness;
+mod store;
