@@ -8,6 +8,7 @@ pub mod drain;
 pub mod error;
 pub mod history;
 pub mod metrics;
+pub mod page;
 pub mod problem;
 pub mod rendered;
 pub mod routes;

@@ -1,6 +1,8 @@
 //! What the service answers, one file for each resource.
 
+mod badge;
 mod checks;
+mod docs;
 mod events;
 mod health;
 mod metrics;
@@ -30,7 +32,8 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     config
         .app_data(service.clone())
         .app_data(web::Data::new(health::Health::default()))
-        .app_data(web::Data::new(checks::Checks::default()));
+        .app_data(web::Data::new(checks::Checks::default()))
+        .app_data(web::Data::new(root::Page::default()));
     let mut routes = Routes { config, service };
     routes.add("/", Asked::ByPeople, root::get);
     routes.add("/health", Asked::ByProbes, health::get);
@@ -38,10 +41,12 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     routes.add("/readyz", Asked::ByProbes, probes::ready);
     routes.add("/api/v1/checks", Asked::ByPeople, checks::list);
     routes.add("/api/v1/checks/{name}", Asked::ByPeople, checks::one);
+    routes.add("/badge/{name}.svg", Asked::ByPeople, badge::get);
     routes.add("/events", Asked::ByPeople, events::get);
     routes.add("/metrics", Asked::ByProbes, metrics::get);
     routes.add("/version", Asked::ByPeople, version::get);
     routes.add("/openapi.json", Asked::ByPeople, openapi::get);
+    routes.add("/docs", Asked::ByPeople, docs::get);
     routes.refuse_others();
 }
 
