@@ -2,7 +2,7 @@
 
 use actix_web::HttpResponse;
 use askama::Template;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::document;
 use crate::{
@@ -151,16 +151,18 @@ impl<'a> Operation<'a> {
             summary: text(operation, "summary"),
             description: text(operation, "description"),
             parameters,
-            body: contents(resolve(&operation["requestBody"], document)),
+            body: contents(resolve(&operation["requestBody"], document), document),
             responses: members(&operation["responses"])
-                .map(|(status, response)| Response::new(status, resolve(response, document)))
+                .map(|(status, response)| {
+                    Response::new(status, resolve(response, document), document)
+                })
                 .collect(),
         }
     }
 }
 
 impl<'a> Response<'a> {
-    fn new(status: &'a str, response: &'a Value) -> Self {
+    fn new(status: &'a str, response: &'a Value, document: &'a Value) -> Self {
         Self {
             status,
             description: text(response, "description"),
@@ -175,35 +177,91 @@ impl<'a> Response<'a> {
                     description: text(header, "description"),
                 })
                 .collect(),
-            contents: contents(response),
+            contents: contents(response, document),
         }
     }
 }
 
-fn contents(holder: &Value) -> Vec<Content<'_>> {
+fn contents<'a>(holder: &'a Value, document: &'a Value) -> Vec<Content<'a>> {
     members(&holder["content"])
         .map(|(media_type, content)| {
             let schema = &content["schema"];
-            let one = [content.get("example"), schema.get("example")];
-            let named = members(&content["examples"])
-                .filter_map(|(name, example)| Some((name, example.get("value")?)));
+            let mut examples: Vec<Example> = members(&content["examples"])
+                .filter_map(|(name, example)| Some((name, example.get("value")?)))
+                .chain(content.get("example").map(|example| ("Example", example)))
+                .map(|(name, example)| Example {
+                    name,
+                    text: written(example),
+                })
+                .collect();
+            if examples.is_empty() && media_type.ends_with("json") {
+                examples.extend(instance(schema, document, 0).map(|example| Example {
+                    name: "Example",
+                    text: written(&example),
+                }));
+            }
             Content {
                 media_type,
                 kind: kind(schema),
                 fields: fields(schema),
-                examples: one
-                    .into_iter()
-                    .flatten()
-                    .map(|example| ("", example))
-                    .chain(named)
-                    .map(|(name, example)| Example {
-                        name,
-                        text: written(example),
-                    })
-                    .collect(),
+                examples,
             }
         })
         .collect()
+}
+
+/// How deep an example goes: a schema may hold itself.
+const DEEPEST: usize = 8;
+
+/// Something that `schema` allows, of the examples that it gives; none where it says too little.
+fn instance(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
+    if depth > DEEPEST {
+        return None;
+    }
+    let inner = |schema| instance(schema, document, depth + 1);
+    let given = [
+        &schema["example"],
+        &schema["examples"][0],
+        &schema["const"],
+        &schema["enum"][0],
+    ];
+    if let Some(given) = given.into_iter().find(|it| !it.is_null()) {
+        return Some(given.clone());
+    }
+    if schema.get("$ref").is_some() {
+        return inner(resolve(schema, document));
+    }
+    // Of a choice the first that is something; `null` says nothing.
+    let mut choices = items(&schema["oneOf"]).chain(items(&schema["anyOf"]));
+    if let Some(chosen) = choices.find_map(inner) {
+        return Some(chosen);
+    }
+    let kind = schema["type"].as_str().or_else(|| {
+        items(&schema["type"])
+            .filter_map(Value::as_str)
+            .find(|kind| *kind != "null")
+    });
+    match kind {
+        Some("object") if schema["additionalProperties"].is_object() => {
+            Some(json!({"…": inner(&schema["additionalProperties"])?}))
+        }
+        Some("object") if schema.get("properties").is_some() => Some(
+            members(&schema["properties"])
+                .filter_map(|(name, property)| Some((name.to_owned(), inner(property)?)))
+                .collect(),
+        ),
+        Some("array") => Some(json!([
+            inner(&schema["items"]).or_else(|| inner(&schema["prefixItems"][0]))?
+        ])),
+        Some("string") if schema["format"] == "date-time" => {
+            Some("2026-01-02T03:04:05.678Z".into())
+        }
+        Some("string") => Some("…".into()),
+        Some("boolean") => Some(true.into()),
+        Some("integer") => Some(schema.get("minimum").cloned().unwrap_or(1.into())),
+        Some("number") => Some(1.5.into()),
+        _ => None,
+    }
 }
 
 /// The members of an object that is no schema of its own.

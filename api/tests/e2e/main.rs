@@ -5,5 +5,6 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+mod browser;
 mod contract;
 mod harness;
