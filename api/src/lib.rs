@@ -8,6 +8,7 @@ pub mod configuration;
 pub mod drain;
 pub mod error;
 pub mod history;
+pub mod hits;
 pub mod metrics;
 pub mod problem;
 pub mod rendered;

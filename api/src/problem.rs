@@ -34,6 +34,13 @@ impl Problem {
         }
     }
 
+    /// The same under another title than the status's name.
+    #[must_use]
+    pub const fn titled(mut self, title: &'static str) -> Self {
+        self.title = title;
+        self
+    }
+
     /// 404 for the name of a check that is not configured.
     #[must_use]
     pub fn no_check(name: &str) -> Self {

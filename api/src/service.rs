@@ -4,7 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::{Settings, board::Board, configuration::Build, drain::Drain, metrics::Metrics};
+use crate::{
+    Settings,
+    board::Board,
+    checks::{Clients, redis},
+    configuration::Build,
+    drain::Drain,
+    metrics::Metrics,
+};
 
 /// What all requests share, on all workers.
 #[derive(Debug)]
@@ -17,6 +24,10 @@ pub struct Service {
     pub build: Build,
     /// What is known of the checks.
     pub board: Arc<Board>,
+    /// The Redis that counts the hits.
+    pub redis: Option<redis::Target>,
+    /// What asks dependencies.
+    pub clients: Clients,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether the service is about to end.
@@ -28,13 +39,15 @@ pub struct Service {
 impl Service {
     /// A service of these settings that nobody has asked anything.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, clients: Clients) -> Self {
         let board = Arc::new(Board::new(settings.checks));
         Self {
             title: settings.title,
             environment: settings.environment,
             metrics: Metrics::new(&settings.build, board.clone()),
             build: settings.build,
+            redis: settings.redis.map(|url| redis::Target { url }),
+            clients,
             board,
             drain: Drain::default(),
             streams: Arc::new(Semaphore::new(settings.streams.min(Semaphore::MAX_PERMITS))),

@@ -7,29 +7,29 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 
-use super::{Check, Trouble};
+use super::{Check, Clients, Probe, Trouble};
 use crate::board::Board;
 
 /// So that many checks do not begin in the same instant, and a few answer at once.
 const SPREAD: Duration = Duration::from_millis(5);
 
 /// Asks every check of `board` until the runtime ends; needs an Actix runtime.
-pub fn start(board: &Arc<Board>) {
+pub fn start(board: &Arc<Board>, clients: &Clients) {
     let spread = SPREAD * u32::try_from(board.checks().len()).unwrap_or(u32::MAX);
     for (index, check) in board.checks().enumerate() {
-        let (board, check) = (board.clone(), check.clone());
+        let (board, check, probe) = (board.clone(), check.clone(), check.target.probe(clients));
         actix_web::rt::spawn(async move {
             sleep(spread.min(check.interval).mul_f64(fastrand::f64())).await;
-            ask_forever(&board, index, &check).await;
+            ask_forever(&board, index, &check, probe).await;
         });
     }
 }
 
-async fn ask_forever(board: &Board, index: usize, check: &Check) {
-    let mut probe = check.target.probe();
+async fn ask_forever(board: &Board, index: usize, check: &Check, mut probe: Probe) {
     loop {
         let (at, start) = (SystemTime::now(), Instant::now());
-        let answer = timeout(check.timeout, probe.ask())
+        // In a box: most of the time nobody asks, and that memory is free.
+        let answer = timeout(check.timeout, Box::pin(probe.ask()))
             .await
             .unwrap_or_else(|_| {
                 Err(Trouble(format!(

@@ -3,6 +3,7 @@
 mod checks;
 mod events;
 mod health;
+mod hits;
 mod metrics;
 mod openapi;
 mod probes;
@@ -20,6 +21,7 @@ use actix_web::{
 pub use openapi::document;
 
 use crate::{
+    hits::Hits,
     problem::Problem,
     service::Service,
     telemetry::{Asked, Observer},
@@ -30,10 +32,15 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     config
         .app_data(service.clone())
         .app_data(web::Data::new(health::Health::default()))
-        .app_data(web::Data::new(checks::Checks::default()));
+        .app_data(web::Data::new(checks::Checks::default()))
+        .app_data(web::Data::new(Hits::new(
+            service.redis.as_ref(),
+            &service.clients,
+        )));
     let mut routes = Routes { config, service };
     routes.add("/", Asked::ByPeople, root::get);
     routes.add("/health", Asked::ByProbes, health::get);
+    routes.add("/hits", Asked::ByPeople, hits::get);
     routes.add("/livez", Asked::ByProbes, probes::live);
     routes.add("/readyz", Asked::ByProbes, probes::ready);
     routes.add("/api/v1/checks", Asked::ByPeople, checks::list);

@@ -4,7 +4,7 @@ use actix_web::{HttpResponse, http::header::ContentType, web::Bytes};
 use std::sync::OnceLock;
 use utoipa::{OpenApi, openapi};
 
-use super::{checks, events, health, metrics, probes, root, version};
+use super::{checks, events, health, hits, metrics, probes, root, version};
 use crate::problem::Problem;
 
 #[derive(OpenApi)]
@@ -13,6 +13,7 @@ use crate::problem::Problem;
     paths(
         root::get,
         health::get,
+        hits::get,
         probes::live,
         probes::ready,
         checks::list,

@@ -6,4 +6,5 @@
 )]
 
 mod contract;
+mod dependencies;
 mod harness;
