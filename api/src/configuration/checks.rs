@@ -9,7 +9,6 @@ use std::{
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 use hickory_proto::rr::{Name, RecordType};
-use redis::IntoConnectionInfo;
 use toml_span::{Value, span::Spanned, value::Key};
 use url::Url;
 
@@ -248,7 +247,15 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
             keys.wrong(span, what);
         }
     }
-    let read = named.first().and_then(|kind| (kind.read)(keys));
+    let read = named.first().and_then(|kind| {
+        let place = keys.place(kind.name)?;
+        let target = (kind.read)(keys)?;
+        // Each value is right by itself; the client says whether they are together.
+        if let Err(why) = target.validate() {
+            keys.wrong(place, format_args!("{} cannot be asked: {why}", kind.name));
+        }
+        Some(target)
+    });
     for kind in &KINDS {
         for option in kind.options {
             // Where the kind is not clear, whose key it is cannot be wrong.
@@ -357,24 +364,30 @@ fn record(text: &str) -> Option<RecordType> {
 }
 
 fn postgres(keys: &mut Keys<'_, '_>) -> Option<Target> {
-    // The client itself says which URLs it takes.
-    let accept = |url: &Url| {
-        matches!(url.scheme(), "postgresql" | "postgres")
-            && plain_path(url)
-            && url.as_str().parse::<tokio_postgres::Config>().is_ok()
+    let valid = |url: &Url| {
+        let url = SecretUrl::new(url.clone());
+        checks::postgres::Target { url }.validate().is_ok()
     };
     let expected =
         "postgresql://user[:password]@host[:port]/database, the password percent-encoded";
-    let url = keys.read("postgres", url(expected, accept))?.value;
+    let url = keys
+        .read(
+            "postgres",
+            url(expected, |url| plain_path(url) && valid(url)),
+        )?
+        .value;
     Some(Target::Postgres(checks::postgres::Target { url }))
 }
 
 /// The URL of a Redis.
 pub fn redis_url(value: Value<'_>, variables: Variables<'_>) -> Read<SecretUrl> {
-    // The client itself says which URLs it takes.
-    let accept = |url: &Url| plain_path(url) && url.clone().into_connection_info().is_ok();
-    let expected = "redis://[[user]:password@]host[:port][/number], the password percent-encoded";
-    url(expected, accept)(value, variables)
+    let valid = |url: &Url| {
+        let url = SecretUrl::new(url.clone());
+        checks::redis::Target { url }.validate().is_ok()
+    };
+    let expected =
+        "redis:// or rediss://[[user]:password@]host[:port][/number], the password percent-encoded";
+    url(expected, |url| plain_path(url) && valid(url))(value, variables)
 }
 
 /// Whether the path is no part of a password with a slash in it: that would be shown.

@@ -60,6 +60,11 @@ impl<'de, 'v> Keys<'de, 'v> {
         self.helper.contains(key)
     }
 
+    /// Where the value of `key` is, not taken yet.
+    pub fn place(&self, key: &str) -> Option<Span> {
+        self.helper.table.get(key).map(|value| value.span)
+    }
+
     /// Takes `key` and reads it.
     pub fn read<T>(
         &mut self,

@@ -147,7 +147,7 @@ expect = []
 
 [[checks]]
 name = "stores"
-redis = "rediss://cache"
+redis = "valkeys:cache"
 follow-redirects = true
 
 [[checks]]
@@ -157,6 +157,12 @@ postgres = "mysql://db"
 name = "certificate"
 tls = "example.org:99999"
 valid-for = 14
+
+[[checks]]
+name = "head"
+http = "http://example.org"
+method = "HEAD"
+body = "ok"
 "#;
     insta::assert_snapshot!(problems(text));
 }
@@ -403,12 +409,12 @@ critical = false
 
 #[test]
 fn each_kind_has_its_keys() {
-    let Target::Http(http) = check("http = \"http://h\"\nmethod = \"HEAD\"\nstatus = [200, 404]\nbody = \"x\"\nfollow-redirects = true\nheaders = { B = \"2\", A = \"1\" }").target else {
+    let Target::Http(http) = check("http = \"http://h\"\nmethod = \"POST\"\nstatus = [200, 404]\nbody = \"x\"\nfollow-redirects = true\nheaders = { B = \"2\", A = \"1\" }").target else {
         panic!("no http");
     };
     assert_eq!(
         (http.method.as_str(), http.status, http.body.as_deref()),
-        ("HEAD", vec![200, 404], Some("x"))
+        ("POST", vec![200, 404], Some("x"))
     );
     assert!(http.follow_redirects);
     let headers: Vec<_> = http
