@@ -298,3 +298,117 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::checks::{Target, tcp};
+
+    fn check(failures: u32, successes: u32) -> Check {
+        Check {
+            name: "cache".into(),
+            target: Target::Tcp(tcp::Target {
+                host: "127.0.0.1".into(),
+                port: 1,
+            }),
+            critical: true,
+            interval: Duration::from_secs(10),
+            jitter: Duration::ZERO,
+            timeout: Duration::from_secs(1),
+            failures: NonZeroU32::new(failures).unwrap(),
+            successes: NonZeroU32::new(successes).unwrap(),
+        }
+    }
+
+    /// The states after each of these answers: `+` as expected, `-` not.
+    fn states(board: &Board, answers: &str) -> String {
+        let mut states = String::new();
+        for answer in answers.chars() {
+            let answer = match answer {
+                '+' => Ok(()),
+                _ => Err(Trouble("refused".into())),
+            };
+            board.record(0, SystemTime::now(), Duration::from_millis(2), answer);
+            states.push(match board.status(0).unwrap().state {
+                State::Pending => 'p',
+                State::Up => 'u',
+                State::Down => 'd',
+            });
+        }
+        states
+    }
+
+    #[test]
+    fn a_state_changes_only_after_as_many_answers_in_a_row_as_its_threshold_says() {
+        for (failures, successes, answers, expected) in [
+            (1, 1, "+-+-", "udud"),
+            (3, 2, "+--+---+-++", "uuuuuuddddu"),
+            // The first success is believed, the first failure is not.
+            (3, 2, "--+", "ppu"),
+            (3, 2, "---+-++", "ppddddu"),
+        ] {
+            let board = Board::new(vec![check(failures, successes)]);
+            assert_eq!(
+                states(&board, answers),
+                expected,
+                "{failures} {successes} {answers}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_check_is_what_its_answers_were() {
+        let board = Board::new(vec![check(2, 1)]);
+        assert_eq!(board.status(0).unwrap().day.uptime, None);
+        states(&board, "++-+");
+        let status = board.status(0).unwrap();
+        assert_eq!((status.asked, status.failed), (4, 1));
+        assert_eq!(status.day.uptime, Some(0.75));
+        assert_eq!(status.day.latency_ms.unwrap().p50, 2.0);
+        assert_eq!(status.last.unwrap().error, None);
+        states(&board, "-");
+        assert_eq!(
+            board.status(0).unwrap().last.unwrap().error.as_deref(),
+            Some("refused")
+        );
+    }
+
+    #[test]
+    fn each_change_is_told_once_and_kept_for_those_who_come_back() {
+        let board = Board::new(vec![check(1, 1)]);
+        let (missed, mut coming) = board.changes().listen(None);
+        assert!(missed.is_empty());
+        states(&board, "++-");
+        let first = coming.try_recv().unwrap();
+        assert_eq!(first.number, 1);
+        assert!(
+            first.data.contains(r#""from":"pending","to":"up""#),
+            "{}",
+            first.data
+        );
+        assert_eq!(coming.try_recv().unwrap().number, 2);
+        assert!(coming.try_recv().is_err());
+
+        let back = |last: &str| {
+            let (missed, _) = board.changes().listen(Some(last));
+            missed.iter().map(|event| event.number).collect::<Vec<_>>()
+        };
+        assert_eq!(back(&board.changes().id(0)), [1, 2]);
+        assert_eq!(back(&board.changes().id(1)), [2]);
+        for elsewhere in ["1-1", "", "1", "-", "x-y", "18446744073709551616-0"] {
+            assert_eq!(back(elsewhere), [0; 0], "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn the_generation_grows_with_each_answer() {
+        let board = Board::new(vec![check(1, 1)]);
+        let before = board.generation();
+        states(&board, "+");
+        assert!(board.generation() > before);
+        board.record(7, SystemTime::now(), Duration::ZERO, Ok(()));
+        assert_eq!(board.status(7).map(|it| it.name), None);
+    }
+}

@@ -1,6 +1,6 @@
 //! From settings to a server that listens, and to its end.
 
-use std::{io, net::SocketAddr, process, time::Duration};
+use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer, dev::Server, web};
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{Error, Settings, checks::schedule, routes, service::Service};
+use crate::{Error, Settings, board::Board, checks::schedule, routes, service::Service};
 
 /// How long requests in flight may take in the end: with the drain before it less than the 10 s after which `docker stop` kills.
 const SHUTDOWN_SECONDS: u64 = 7;
@@ -45,6 +45,8 @@ impl Application {
             App::new().configure(|config| routes::configure(config, &shared))
         })
         .disable_signals()
+        // Else a listener who has gone is noticed only at the next heartbeat but one.
+        .h1_allow_half_closed(false)
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .bind(asked)
         .map_err(|source| Error::Listen {
@@ -66,6 +68,12 @@ impl Application {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What is known of the checks.
+    #[must_use]
+    pub fn board(&self) -> Arc<Board> {
+        self.service.board.clone()
     }
 
     /// Serves until SIGTERM or SIGINT, and lets requests in flight finish; a second signal ends the process at once.

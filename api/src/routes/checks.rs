@@ -23,7 +23,7 @@ pub(super) struct CheckList {
 }
 
 /// All checks, with their states
-#[utoipa::path(get, path = "/api/v1/checks", tag = "checks", responses(
+#[utoipa::path(get, operation_id = "listChecks", path = "/api/v1/checks", tag = "checks", responses(
     (status = 200, description = "In the order of the configuration", body = CheckList),
 ))]
 pub(super) async fn list(
@@ -41,8 +41,8 @@ pub(super) async fn list(
 }
 
 /// One check, with its state
-#[utoipa::path(get, path = "/api/v1/checks/{name}", tag = "checks",
-    params(("name" = String, Path, description = "The check's name")),
+#[utoipa::path(get, operation_id = "getCheck", path = "/api/v1/checks/{name}", tag = "checks",
+    params(("name" = String, Path, description = "The check's name", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "redis")),
     responses(
         (status = 200, description = "The check", body = Status),
         (status = 404, description = "There is no such check", body = Problem, content_type = PROBLEM_JSON),

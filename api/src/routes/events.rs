@@ -29,7 +29,7 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 ///
 /// Each is an event `change` whose data is JSON. A client that comes back with `Last-Event-ID` is told first what it missed, as far as this process
 /// knows it (256 changes). A comment comes every 15 seconds.
-#[utoipa::path(get, path = "/events", tag = "checks",
+#[utoipa::path(get, operation_id = "streamEvents", path = "/events", tag = "checks",
     params(("Last-Event-ID" = Option<String>, Header, description = "The id of the newest event that the client has seen")),
     responses(
         (status = 200, description = "A stream that does not end", body = Change, content_type = EVENT_STREAM),

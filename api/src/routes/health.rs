@@ -80,7 +80,7 @@ pub(super) struct Component {
 /// The state of the service and of what it checks
 ///
 /// Always 200 as long as the service lives: a lost dependency is `warn`, and no reason to restart the container.
-#[utoipa::path(get, path = "/health", tag = "health", responses(
+#[utoipa::path(get, operation_id = "health", path = "/health", tag = "health", responses(
     (status = 200, description = "The service lives", body = HealthDocument, content_type = HEALTH_JSON),
 ))]
 pub(super) async fn get(

@@ -5,7 +5,7 @@ use actix_web::{HttpResponse, http::StatusCode, web};
 use crate::{metrics::OPENMETRICS, problem::Problem, service::Service};
 
 /// What the service counts, in the format of OpenMetrics 1.0
-#[utoipa::path(get, path = "/metrics", tag = "operation", responses(
+#[utoipa::path(get, operation_id = "metrics", path = "/metrics", tag = "operation", responses(
     (status = 200, description = "All metrics", body = String, content_type = OPENMETRICS),
 ))]
 pub(super) async fn get(service: web::Data<Service>) -> Result<HttpResponse, Problem> {

@@ -39,7 +39,7 @@ pub fn document() -> openapi::OpenApi {
 }
 
 /// This document
-#[utoipa::path(get, path = "/openapi.json", tag = "operation", responses(
+#[utoipa::path(get, operation_id = "openapi", path = "/openapi.json", tag = "operation", responses(
     (status = 200, description = "OpenAPI 3.1", body = Object, content_type = "application/json"),
 ))]
 pub(super) async fn get() -> Result<HttpResponse, Problem> {

@@ -17,7 +17,7 @@ pub(super) struct Verbosity {
 /// Whether the process lives
 ///
 /// Looks at nothing else: a lost dependency is no reason to restart the container.
-#[utoipa::path(get, path = "/livez", tag = "health", params(
+#[utoipa::path(get, operation_id = "livez", path = "/livez", tag = "health", params(
     ("verbose" = Option<String>, Query, description = "A line for each thing that was looked at, for people; any value"),
 ), responses(
     (status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok"),
@@ -29,7 +29,7 @@ pub(super) async fn live(verbosity: web::Query<Verbosity>) -> HttpResponse {
 /// Whether the service takes requests
 ///
 /// No longer from the moment that it was told to end. Checks are listed, but do not count: a page that tells of an outage has to be reachable.
-#[utoipa::path(get, path = "/readyz", tag = "health", params(
+#[utoipa::path(get, operation_id = "readyz", path = "/readyz", tag = "health", params(
     ("verbose" = Option<String>, Query, description = "A line for each thing that was looked at, for people; any value"),
 ), responses(
     (status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok"),

@@ -18,7 +18,7 @@ pub(super) struct Greeting {
 }
 
 /// A greeting for API clients, the status page for browsers
-#[utoipa::path(get, path = "/", tag = "status", responses(
+#[utoipa::path(get, operation_id = "greet", path = "/", tag = "status", responses(
     (status = 200, description = "The greeting, or the page where `Accept` prefers `text/html`", content(
         (Greeting = "application/json"),
         (String = "text/html"),

@@ -23,7 +23,7 @@ pub(super) struct Version {
 }
 
 /// Which build this is
-#[utoipa::path(get, path = "/version", tag = "operation", responses(
+#[utoipa::path(get, operation_id = "version", path = "/version", tag = "operation", responses(
     (status = 200, description = "The build", body = Version),
 ))]
 pub(super) async fn get(service: web::Data<Service>) -> web::Json<Version> {

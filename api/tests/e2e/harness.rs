@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -11,7 +11,7 @@ use std::{
 
 use ci::{
     narrator::Silent,
-    provision::{Package, Probe, packages},
+    provision::{PYTHON_VENV, Package, Probe, packages},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -34,6 +34,36 @@ pub fn install(needed: &[Package]) {
         .unwrap()
         .block_on(packages(needed, &|_| true, &Silent))
         .unwrap();
+}
+
+/// A tool of PyPI's in a folder of its own, made once; a test that is interrupted leaves nothing that looks whole.
+pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{tool}-{version}"));
+    let whole = folder.join("whole");
+    if !whole.exists() {
+        // Debian's python3 comes without them, others with.
+        let complete = Command::new("python3")
+            .args(["-c", "import ensurepip, venv"])
+            .status();
+        if !complete.is_ok_and(|status| status.success()) {
+            install(&[PYTHON_VENV]);
+        }
+        let _ = std::fs::remove_dir_all(&folder);
+        run(Command::new("python3").args(["-m", "venv"]).arg(&folder));
+        run(Command::new(folder.join("bin/pip"))
+            .args(["install", "--quiet", &format!("{tool}=={version}")])
+            .args(more));
+        std::fs::write(whole, "").unwrap();
+    }
+    folder
+}
+
+/// Runs a command that has to end well.
+pub fn run(command: &mut Command) {
+    let status = command.status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
 }
 
 /// A port that nobody listens on.

@@ -1,0 +1,114 @@
+//! What the service says of itself, held against what it does by tools that others wrote.
+
+use std::process::Command;
+
+use crate::harness::{Service, free_port, venv};
+
+/// A check that is up, one that is down, one of a kind that needs more, and names that have to be masked.
+fn service() -> (Service, std::net::TcpListener) {
+    let up = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let configuration = format!(
+        r#"
+[defaults]
+interval = "1s"
+timeout = "500ms"
+failures = 1
+
+[[checks]]
+name = "redis"
+tcp = "{}"
+
+[[checks]]
+name = "gone"
+tcp = "127.0.0.1:{}"
+critical = true
+
+[[checks]]
+name = "database"
+postgres = "postgresql://app:s3cret@127.0.0.1:{}/app"
+"#,
+        up.local_addr().unwrap(),
+        free_port(),
+        free_port(),
+    );
+    (Service::start(&configuration, &[]), up)
+}
+
+#[test]
+fn schemathesis_finds_no_answer_that_the_openapi_document_does_not_promise() {
+    let (service, _up) = service();
+    let tool = venv("schemathesis", "4.32.5", &[]);
+    let output = Command::new(tool.join("bin/schemathesis"))
+        .args(["run", &service.url("/openapi.json"), "--checks", "all"])
+        // A stream does not end; its test is `events`.
+        .args(["--exclude-path", "/events", "--request-timeout", "5"])
+        .args(["--max-examples", "50", "--no-color"])
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .output()
+        .unwrap();
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{report}");
+    // It has seen what there is, and not only 404.
+    assert!(!report.contains("Missing test data"), "{report}");
+    let line = report
+        .lines()
+        .find(|line| line.ends_with(" passed") && line.contains("generated"))
+        .unwrap();
+    let cases: u32 = line.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(cases > 300, "{line}");
+}
+
+/// Reads `/metrics` strictly, and prints what the test looks at.
+const PARSE: &str = r#"
+import sys, urllib.request
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+with urllib.request.urlopen(sys.argv[1]) as answer:
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0"), answer.headers
+    text = answer.read().decode()
+for family in text_string_to_metric_families(text):
+    for sample in family.samples:
+        print(family.type, sample.name, sorted(sample.labels.items()), sample.value)
+"#;
+
+#[test]
+fn prometheus_own_client_reads_the_metrics() {
+    let (service, _up) = service();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let tool = venv("prometheus-client", "0.26.0", &[]);
+    let output = Command::new(tool.join("bin/python"))
+        .args(["-c", PARSE, &service.url("/metrics")])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let samples = String::from_utf8(output.stdout).unwrap();
+    for expected in [
+        "gauge check_up [('check', 'redis'), ('critical', 'false'), ('kind', 'tcp')] 1.0",
+        "gauge check_up [('check', 'gone'), ('critical', 'true'), ('kind', 'tcp')] 0.0",
+        "gauge probe_success [('check', 'database'), ('critical', 'false'), ('kind', 'postgres')] 0.0",
+        "info build_info [('created', ''), ('revision', ''), ('version', '0.1.0')] 1.0",
+        "gauge event_streams [] 0",
+    ] {
+        assert!(
+            samples.lines().any(|line| line == expected),
+            "{expected}\n{samples}"
+        );
+    }
+    for name in [
+        "gauge process_start_time_seconds ",
+        "gauge process_resident_memory_bytes ",
+        "counter process_cpu_seconds_total ",
+        "counter probes_total ",
+        "counter probe_failures_total ",
+        "gauge probe_duration_seconds ",
+    ] {
+        assert!(
+            samples.lines().any(|line| line.starts_with(name)),
+            "{name}\n{samples}"
+        );
+    }
+    assert!(!samples.contains("s3cret"));
+}
