@@ -142,6 +142,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn the_summary_is_that_of_the_newest_samples_sorted(
             samples in vec((0_u32..3000, option::weighted(0.9, 0_u32..5_000_000)), 0..2000),
