@@ -201,6 +201,8 @@ impl Board {
             return;
         };
         let mut record = lock(record);
+        // First: whoever is told of the change finds it.
+        self.generation.fetch_add(1, Ordering::Release);
         let sample = Sample::new(at, answer.is_ok().then_some(took));
         record.ring.push(sample);
         record.day = record.ring.summary(day_before(at));
@@ -239,8 +241,6 @@ impl Board {
             record.against = 0;
             self.changes.add(&change);
         }
-        drop(record);
-        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// What is known of every check, in the order of the configuration.

@@ -15,6 +15,9 @@ pub enum Error {
     /// The settings are wrong.
     #[error("{0}")]
     Settings(#[from] Problems),
+    /// The certificates of private authorities cannot be read.
+    #[error("SSL_CERT_FILE: {0}")]
+    Authorities(String),
     /// The address to listen on is taken or not allowed.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -53,7 +56,7 @@ impl Error {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Settings(_) => 2,
+            Self::Settings(_) | Self::Authorities(_) => 2,
             Self::Listen { .. }
             | Self::History { .. }
             | Self::Logging(_)

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use crate::{
-    Error, Settings, board::Board, configuration::Build, drain::Drain, history::Store,
+    Error, Settings,
+    board::Board,
+    checks::{Clients, redis},
+    configuration::Build,
+    drain::Drain,
+    history::Store,
     metrics::Metrics,
 };
 
@@ -20,6 +25,10 @@ pub struct Service {
     pub build: Build,
     /// What is known of the checks.
     pub board: Arc<Board>,
+    /// The Redis that counts the hits.
+    pub redis: Option<redis::Target>,
+    /// What asks dependencies.
+    pub clients: Clients,
     /// What is counted.
     pub metrics: Metrics,
     /// Whether the service is about to end.
@@ -33,7 +42,7 @@ impl Service {
     ///
     /// # Errors
     /// Where the directory of the history is held by another process or cannot be written.
-    pub fn new(settings: Settings) -> Result<Self, Error> {
+    pub fn new(settings: Settings, clients: Clients) -> Result<Self, Error> {
         let mut board = Board::new(settings.checks);
         if let Some(directory) = settings.data {
             let names = board.checks().map(|check| check.name.clone()).collect();
@@ -45,6 +54,8 @@ impl Service {
             environment: settings.environment,
             metrics: Metrics::new(&settings.build, board.clone()),
             build: settings.build,
+            redis: settings.redis.map(|url| redis::Target { url }),
+            clients,
             board,
             drain: Drain::default(),
             streams: Arc::new(Semaphore::new(settings.streams.min(Semaphore::MAX_PERMITS))),

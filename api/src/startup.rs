@@ -1,6 +1,6 @@
 //! From settings to a server that listens, and to its end.
 
-use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
+use std::{env, io, net::SocketAddr, path::Path, process, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpServer, dev::Server, web};
 use tokio::{
@@ -9,10 +9,19 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{Error, Settings, board::Board, checks::schedule, routes, service::Service};
+use crate::{
+    Error, Settings,
+    board::Board,
+    checks::{Clients, schedule},
+    routes,
+    service::Service,
+};
 
 /// How long requests in flight may take in the end: with the drain before it less than the 10 s after which `docker stop` kills.
 const SHUTDOWN_SECONDS: u64 = 7;
+
+/// Names a file of certificates of authorities, as for OpenSSL and whatever else has TLS.
+const AUTHORITIES: &str = "SSL_CERT_FILE";
 
 /// The service, listening.
 pub struct Application {
@@ -35,11 +44,14 @@ impl Application {
     /// Binds the address of `settings` and starts to answer and to check; needs a running Actix runtime.
     ///
     /// # Errors
-    /// Where the address is taken or not allowed, or the directory of the history is.
+    /// Where the address is taken or not allowed, the directory of the history is, or the file of `SSL_CERT_FILE` is wrong.
     pub fn build(settings: Settings) -> Result<Self, Error> {
         let asked = settings.address;
         let drain = settings.drain;
-        let service = web::Data::new(Service::new(settings)?);
+        let authorities = env::var_os(AUTHORITIES).filter(|path| !path.is_empty());
+        let clients =
+            Clients::new(authorities.as_deref().map(Path::new)).map_err(Error::Authorities)?;
+        let service = web::Data::new(Service::new(settings, clients)?);
         let shared = service.clone();
         let server = HttpServer::new(move || {
             App::new().configure(|config| routes::configure(config, &shared))
@@ -55,7 +67,7 @@ impl Application {
         })?;
         // The asked address has port 0 where any free port will do.
         let address = server.addrs().first().copied().unwrap_or(asked);
-        schedule::start(&service.board);
+        schedule::start(&service.board, &service.clients);
         Ok(Self {
             server: server.run(),
             service,

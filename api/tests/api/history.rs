@@ -54,7 +54,9 @@ struct Served {
 
 impl Served {
     fn start(data: Option<&Path>) -> Self {
-        let service = web::Data::new(Service::new(settings(data)).unwrap());
+        let service = web::Data::new(
+            Service::new(settings(data), api::checks::Clients::new(None).unwrap()).unwrap(),
+        );
         let shared = service.clone();
         let server = HttpServer::new(move || {
             App::new().configure(|config| routes::configure(config, &shared))

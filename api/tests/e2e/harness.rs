@@ -30,10 +30,14 @@ pub const fn package(name: &'static str, program: &'static str) -> Package {
 
 /// Installs what is missing on this machine.
 pub fn install(needed: &[Package]) {
-    tokio::runtime::Runtime::new()
-        .unwrap()
-        .block_on(packages(needed, &|_| true, &Silent))
-        .unwrap();
+    let install = || {
+        tokio::runtime::Runtime::new()
+            .unwrap()
+            .block_on(packages(needed, &|_| true, &Silent))
+            .unwrap();
+    };
+    // The caller may be on a runtime, which cannot wait for another.
+    thread::scope(|scope| scope.spawn(install).join().unwrap());
 }
 
 /// A tool of PyPI's in a folder of its own, made once; a test that is interrupted leaves nothing that looks whole.
