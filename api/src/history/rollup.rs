@@ -164,7 +164,7 @@ impl Resolution {
         match self {
             // What the ring is filled with after a restart.
             Self::Minute => DAY,
-            Self::Hour => 31 * DAY,
+            Self::Hour => 16 * DAY,
             Self::Day => 367 * DAY,
         }
     }
@@ -233,6 +233,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn roll_ups_are_those_of_the_samples(samples in samples()) {
             for resolution in Resolution::ALL {

@@ -16,8 +16,11 @@ use api::{
     history::{History, Sample, Store, StoreState},
     telemetry,
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
+
+use crate::harness::Service;
 
 const CHECKS: usize = 20;
 
@@ -321,4 +324,68 @@ fn a_directory_that_cannot_be_written_is_an_error() {
         error.to_string().contains("Read-only file system"),
         "{error}"
     );
+}
+
+/// The program with a data directory and a check that asks often.
+fn program(directory: &Path) -> Service {
+    let configuration = format!(
+        "data-dir = {:?}\n[[checks]]\nname = \"cache\"\ntcp = \"127.0.0.1:1\"\ninterval = \"1s\"\n",
+        directory.display().to_string()
+    );
+    Service::start(&configuration, &[])
+}
+
+/// How many samples it has of its check, once there are `least`.
+async fn samples(service: &Service, least: u64) -> u64 {
+    // Another test may have named it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    loop {
+        let response = reqwest::get(service.url("/api/v1/checks/cache/history"))
+            .await
+            .unwrap();
+        let history: Value = response.json().await.unwrap();
+        let samples = history["samples"].as_u64().unwrap();
+        if samples >= least {
+            return samples;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[actix_web::test]
+async fn the_program_keeps_its_history_when_it_ends_and_most_of_it_when_it_is_killed() {
+    let directory = tempdir().unwrap();
+    let mut service = program(directory.path());
+    let before = samples(&service, 2).await;
+    service.signal(Signal::SIGTERM);
+    assert!(service.child.wait().unwrap().success());
+
+    let mut service = program(directory.path());
+    let kept = samples(&service, 0).await;
+    assert!(kept >= before);
+    // Twelve seconds: what came first is written.
+    samples(&service, kept + 12).await;
+    service.child.kill().unwrap();
+    service.child.wait().unwrap();
+    let service = program(directory.path());
+    assert!(samples(&service, 0).await > kept);
+    assert_eq!(
+        files(directory.path()),
+        ["history.lock", "history.redb"].map(Into::into).into()
+    );
+}
+
+#[actix_web::test]
+async fn the_program_says_where_it_set_aside_what_it_cannot_read() {
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("history.redb");
+    fs::write(&file, "the diary of another program").unwrap();
+    let service = program(directory.path());
+    let log = service.log();
+    let line = log.iter().find(|line| line["aside"].is_string()).unwrap();
+    assert_eq!(line["level"], "WARN");
+    assert_eq!(line["file"].as_str(), file.to_str());
+    let aside = fs::read_to_string(line["aside"].as_str().unwrap()).unwrap();
+    assert_eq!(aside, "the diary of another program");
+    samples(&service, 1).await;
 }
