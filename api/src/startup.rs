@@ -1,8 +1,9 @@
 //! From settings to a server that listens, and to its end.
 
 use std::{
-    io,
+    env, io,
     net::{SocketAddr, TcpListener},
+    path::Path,
     process,
     sync::Arc,
     time::Duration,
@@ -20,7 +21,7 @@ use tokio::{
 use crate::{
     Error, Settings,
     board::Board,
-    checks::schedule,
+    checks::{Clients, schedule},
     connections::{self, Gate},
     routes,
     service::Service,
@@ -28,6 +29,9 @@ use crate::{
 
 /// How long requests in flight may take in the end: with the drain before it less than the 10 s after which `docker stop` kills.
 const SHUTDOWN_SECONDS: u64 = 7;
+
+/// Names a file of certificates of authorities, as for OpenSSL and whatever else has TLS.
+const AUTHORITIES: &str = "SSL_CERT_FILE";
 
 /// The service, listening.
 pub struct Application {
@@ -50,9 +54,16 @@ impl Application {
     /// Binds the address of `settings` and starts to answer and to check; needs a running Actix runtime.
     ///
     /// # Errors
-    /// Where the address is taken or not allowed.
+    /// Where the address is taken or not allowed, the directory of the history is, or the file of `SSL_CERT_FILE` is wrong.
     pub fn build(settings: Settings) -> Result<Self, Error> {
         let asked = settings.address;
+        let drain = settings.drain;
+        let connections = settings.connections;
+        let authorities = env::var_os(AUTHORITIES).filter(|path| !path.is_empty());
+        let clients =
+            Clients::new(authorities.as_deref().map(Path::new)).map_err(Error::Authorities)?;
+        let service = web::Data::new(Service::new(settings, clients)?);
+        let shared = service.clone();
         let listen = |source| Error::Listen {
             address: asked,
             source,
@@ -61,10 +72,7 @@ impl Application {
         connections::prepare(&listener).map_err(listen)?;
         // The asked address has port 0 where any free port will do.
         let address = listener.local_addr().map_err(listen)?;
-        let drain = settings.drain;
-        let gate = Gate::new(settings.connections);
-        let service = web::Data::new(Service::new(settings));
-        let shared = service.clone();
+        let gate = Gate::new(connections);
         let server = Server::build()
             .workers(gate.workers())
             .max_concurrent_connections(gate.each_worker())
@@ -78,7 +86,7 @@ impl Application {
                 connections::http(&gate, ending.clone(), app)
             })
             .map_err(listen)?;
-        schedule::start(&service.board);
+        schedule::start(&service.board, &service.clients);
         Ok(Self {
             server: server.run(),
             service,
@@ -131,6 +139,9 @@ impl Application {
         self.service.drain.end_streams();
         handle.stop(true).await;
         ended_well(server.await)?;
+        if let Some(store) = self.service.board.store() {
+            store.flush();
+        }
         tracing::info!("stopped");
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What is checked, and what asking it once says: one file for each kind of dependency.
 
+mod clients;
 pub mod dns;
 pub mod http;
 pub mod postgres;
@@ -8,7 +9,11 @@ pub mod schedule;
 pub mod tcp;
 pub mod tls;
 
-use std::{fmt, num::NonZeroU32, time::Duration};
+use std::{error::Error, fmt, num::NonZeroU32, time::Duration};
+
+use tokio::task::JoinHandle;
+
+pub use clients::Clients;
 
 /// A dependency that is asked again and again.
 #[derive(Clone, Debug)]
@@ -62,16 +67,33 @@ impl Target {
         }
     }
 
+    /// Says what is wrong with it, with nothing secret in it.
+    ///
+    /// # Errors
+    /// Where it can never be asked.
+    pub fn validate(&self) -> Result<(), String> {
+        match self {
+            Self::Http(target) => target.validate(),
+            Self::Tcp(target) => target.validate(),
+            Self::Dns(target) => target.validate(),
+            Self::Redis(target) => target.validate(),
+            Self::Postgres(target) => target.validate(),
+            Self::Tls(target) => target.validate(),
+        }
+    }
+
     /// What asks it; made once, and keeps what may be kept between two questions.
     #[must_use]
-    pub fn probe(&self) -> Probe {
+    pub fn probe(&self, clients: &Clients) -> Probe {
         match self {
-            Self::Http(target) => Probe::Http(http::Probe::new(target.clone())),
+            Self::Http(target) => Probe::Http(Box::new(http::Probe::new(target.clone(), clients))),
             Self::Tcp(target) => Probe::Tcp(tcp::Probe::new(target.clone())),
             Self::Dns(target) => Probe::Dns(dns::Probe::new(target.clone())),
-            Self::Redis(target) => Probe::Redis(redis::Probe::new(target.clone())),
-            Self::Postgres(target) => Probe::Postgres(postgres::Probe::new(target.clone())),
-            Self::Tls(target) => Probe::Tls(tls::Probe::new(target.clone())),
+            Self::Redis(target) => Probe::Redis(redis::Probe::new(target, clients)),
+            Self::Postgres(target) => {
+                Probe::Postgres(Box::new(postgres::Probe::new(target, clients)))
+            }
+            Self::Tls(target) => Probe::Tls(tls::Probe::new(target.clone(), clients)),
         }
     }
 }
@@ -95,10 +117,60 @@ impl fmt::Display for Target {
 #[error("{0}")]
 pub struct Trouble(pub String);
 
+/// How long a trouble may be, in characters: servers say what they like.
+const LONGEST: usize = 300;
+
+impl Trouble {
+    /// What `error` and its sources say, without `secret`.
+    fn of(error: &dyn Error, secret: Option<&str>) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            let said = error.to_string();
+            // Some say what their source says.
+            if !text.ends_with(&said) {
+                text.push_str(": ");
+                text.push_str(&said);
+            }
+            source = error.source();
+        }
+        Self::without(&text, secret)
+    }
+
+    /// `text` in a line, without `secret`.
+    fn without(text: &str, secret: Option<&str>) -> Self {
+        let masked = match secret {
+            Some(secret) if !secret.is_empty() => text.replace(secret, "***"),
+            _ => text.to_owned(),
+        };
+        let line = masked.replace(char::is_control, " ");
+        Self(line.chars().take(LONGEST).collect())
+    }
+}
+
+/// Moves what goes over a kept connection; ends with it.
+struct Driver(JoinHandle<()>);
+
+impl Driver {
+    fn start(driver: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(driver))
+    }
+
+    fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Asks one target.
 pub enum Probe {
     /// For [`Target::Http`].
-    Http(http::Probe),
+    Http(Box<http::Probe>),
     /// For [`Target::Tcp`].
     Tcp(tcp::Probe),
     /// For [`Target::Dns`].
@@ -106,7 +178,7 @@ pub enum Probe {
     /// For [`Target::Redis`].
     Redis(redis::Probe),
     /// For [`Target::Postgres`].
-    Postgres(postgres::Probe),
+    Postgres(Box<postgres::Probe>),
     /// For [`Target::Tls`].
     Tls(tls::Probe),
 }

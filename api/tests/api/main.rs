@@ -5,8 +5,12 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+mod cli;
+mod configuration;
 mod edge;
 mod events;
+mod history;
+mod probes;
 mod process;
 mod routes;
 

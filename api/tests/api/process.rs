@@ -14,21 +14,21 @@ use reqwest::StatusCode;
 use serde_json::Value;
 
 /// The program in an environment of its own.
-fn api(environment: &[(&str, &str)]) -> Command {
+pub fn api(environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_api"));
     command.env_clear().envs(environment.iter().copied());
     command
 }
 
 /// The running program; killed where a test ends before it did.
-struct Service {
+pub struct Service {
     child: Child,
     log: Lines<BufReader<ChildStdout>>,
-    port: u64,
+    pub port: u64,
 }
 
 impl Service {
-    fn start(environment: &[(&str, &str)]) -> Self {
+    pub fn start(environment: &[(&str, &str)]) -> Self {
         let mut child = api(environment)
             .env("PORT", "0")
             .stdout(Stdio::piped())
@@ -183,7 +183,7 @@ fn a_wrong_setting_ends_with_2_and_one_clear_line() {
         assert_eq!(output.stdout, b"");
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(
-            stderr.starts_with(&format!("error: {name}={value:?}: expected ")),
+            stderr.starts_with(&format!("{name}={value:?}: expected ")),
             "{stderr}"
         );
         assert_eq!(stderr.lines().count(), 1, "{stderr}");

@@ -30,10 +30,14 @@ pub const fn package(name: &'static str, program: &'static str) -> Package {
 
 /// Installs what is missing on this machine.
 pub fn install(needed: &[Package]) {
-    tokio::runtime::Runtime::new()
-        .unwrap()
-        .block_on(packages(needed, &|_| true, &Silent))
-        .unwrap();
+    let install = || {
+        tokio::runtime::Runtime::new()
+            .unwrap()
+            .block_on(packages(needed, &|_| true, &Silent))
+            .unwrap();
+    };
+    // The caller may be on a runtime, which cannot wait for another.
+    thread::scope(|scope| scope.spawn(install).join().unwrap());
 }
 
 /// A tool of PyPI's in a folder of its own, made once; a test that is interrupted leaves nothing that looks whole.
@@ -131,19 +135,6 @@ impl Service {
     /// What was logged so far.
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().unwrap().clone()
-    }
-
-    /// Bytes that are in memory.
-    pub fn resident(&self) -> u64 {
-        let status = Path::new("/proc")
-            .join(self.child.id().to_string())
-            .join("status");
-        let status = std::fs::read_to_string(status).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }
 

@@ -1,0 +1,870 @@
+//! What asks dependencies, against small servers of this test: each kind succeeds, and fails in each of its ways.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use api::{
+    checks::{Clients, Target, dns, http, postgres, redis, tcp, tls},
+    secret::{SecretText, SecretUrl},
+};
+use hickory_proto::{
+    op::{Message, MessageType, ResponseCode},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, CNAME, MX, TXT},
+    },
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{ServerConfig, pki_types::PrivatePkcs8KeyDer};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// What no trouble may hold.
+const SECRET: &str = "s3cr3t-w0rd";
+
+fn clients() -> Clients {
+    Clients::new(None).unwrap()
+}
+
+/// What asking `target` once says.
+async fn ask(target: Target) -> Result<(), String> {
+    ask_with(target, &clients()).await
+}
+
+async fn ask_with(target: Target, clients: &Clients) -> Result<(), String> {
+    target.validate().unwrap();
+    let answer = timeout(Duration::from_secs(10), target.probe(clients).ask()).await;
+    let answer = answer.expect("an answer").map_err(|trouble| trouble.0);
+    if let Err(trouble) = &answer {
+        assert!(!trouble.contains(SECRET), "{trouble}");
+        assert!(!trouble.contains('\n') && trouble.len() < 400, "{trouble}");
+    }
+    answer
+}
+
+/// A port on which nobody listens.
+fn deaf_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn url(text: &str) -> SecretUrl {
+    SecretUrl::new(text.parse().unwrap())
+}
+
+/// Accepts connections for ever, and gives each to `serve`; the port.
+async fn listen<F>(mut serve: impl FnMut(TcpStream) -> F + 'static) -> u16
+where
+    F: Future<Output = ()> + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    actix_web::rt::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            actix_web::rt::spawn(serve(stream));
+        }
+    });
+    port
+}
+
+mod over_tcp {
+    use super::*;
+
+    fn target(host: &str, port: u16) -> Target {
+        Target::Tcp(tcp::Target {
+            host: host.into(),
+            port,
+        })
+    }
+
+    #[actix_web::test]
+    async fn a_connection_that_is_accepted_is_enough() {
+        let port = listen(async |_| ()).await;
+        for host in ["127.0.0.1", "localhost"] {
+            assert_eq!(ask(target(host, port)).await, Ok(()));
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_port_on_which_nobody_listens_refuses() {
+        let trouble = ask(target("127.0.0.1", deaf_port())).await.unwrap_err();
+        assert!(trouble.starts_with("Connection refused"), "{trouble}");
+    }
+
+    #[actix_web::test]
+    async fn a_name_that_is_not_there_is_said_to_be_so() {
+        let trouble = ask(target("nowhere.invalid", 80)).await.unwrap_err();
+        assert!(trouble.contains("lookup"), "{trouble}");
+    }
+
+    #[test]
+    fn a_wrong_place_is_refused_before() {
+        for (host, port) in [("", 80), ("http://host", 80), ("host", 0)] {
+            target(host, port).validate().unwrap_err();
+        }
+        assert_eq!(target("::1", 80).to_string(), "[::1]:80");
+    }
+}
+
+mod over_http {
+    use super::*;
+
+    /// Answers each request with `response`; the port, and the requests.
+    async fn serve(response: impl Into<String>) -> (u16, Arc<Mutex<Vec<String>>>) {
+        let (response, requests) = (response.into(), Arc::new(Mutex::new(Vec::new())));
+        let seen = requests.clone();
+        let port = listen(move |mut stream| {
+            let (response, seen) = (response.clone(), seen.clone());
+            async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                seen.lock()
+                    .unwrap()
+                    .push(String::from_utf8(request).unwrap());
+                // Whoever has seen enough hangs up.
+                let _ = stream.write_all(response.as_bytes()).await;
+            }
+        })
+        .await;
+        (port, requests)
+    }
+
+    fn response(status: &str, body: &str) -> String {
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    }
+
+    fn target(port: u16) -> http::Target {
+        http::Target {
+            url: url(&format!("http://127.0.0.1:{port}/path?token={SECRET}")),
+            method: "GET".into(),
+            headers: Vec::new(),
+            status: Vec::new(),
+            body: None,
+            follow_redirects: false,
+        }
+    }
+
+    #[actix_web::test]
+    async fn the_status_decides() {
+        for (status, expected, trouble) in [
+            ("200 OK", &[][..], None),
+            ("204 No Content", &[], None),
+            (
+                "503 Service Unavailable",
+                &[],
+                Some("the status is 503 Service Unavailable, expected 200 to 299"),
+            ),
+            ("401 Unauthorized", &[200, 401], None),
+            (
+                "404 Not Found",
+                &[200, 401],
+                Some("the status is 404 Not Found, expected 200 or 401"),
+            ),
+        ] {
+            let (port, _) = serve(response(status, "")).await;
+            let target = http::Target {
+                status: expected.to_vec(),
+                ..target(port)
+            };
+            let answer = ask(Target::Http(target)).await;
+            assert_eq!(answer.err().as_deref(), trouble);
+        }
+    }
+
+    #[actix_web::test]
+    async fn the_body_decides_where_it_is_looked_at() {
+        let long = |end: &str| format!("{}{end}", "x".repeat(64 * 1024 - 4));
+        for (body, expected, found) in [
+            ("all is well".to_owned(), "is well", true),
+            ("all is lost".to_owned(), "is well", false),
+            (String::new(), "is well", false),
+            (long("well"), "well", true),
+            (long("xwell"), "well", false),
+        ] {
+            let (port, _) = serve(response("200 OK", &body)).await;
+            let target = http::Target {
+                body: Some(expected.into()),
+                ..target(port)
+            };
+            let answer = ask(Target::Http(target)).await;
+            assert_eq!(answer.is_ok(), found, "{answer:?}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_body_without_end_is_read_up_to_the_limit() {
+        let port = listen(async |mut stream| {
+            let _ = stream.read(&mut [0; 1024]).await;
+            let head = b"HTTP/1.1 200 OK\r\n\r\n";
+            let _ = stream.write_all(head).await;
+            while stream.write_all(&[b'x'; 8192]).await.is_ok() {}
+        })
+        .await;
+        let target = http::Target {
+            body: Some("well".into()),
+            ..target(port)
+        };
+        let trouble = ask(Target::Http(target)).await.unwrap_err();
+        assert_eq!(
+            trouble,
+            "the body does not contain \"well\" in its first 64 KiB"
+        );
+    }
+
+    #[actix_web::test]
+    async fn method_headers_and_password_are_sent() {
+        let (port, requests) = serve(response("200 OK", "")).await;
+        let target = http::Target {
+            url: url(&format!("http://user:{SECRET}@127.0.0.1:{port}/path")),
+            method: "POST".into(),
+            headers: vec![("X-Key".into(), SecretText::new(SECRET.into()))],
+            ..target(port)
+        };
+        ask(Target::Http(target)).await.unwrap();
+        let request = requests.lock().unwrap().concat();
+        assert!(request.starts_with("POST /path HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains(&format!("x-key: {SECRET}")), "{request}");
+        assert!(request.contains("authorization: Basic "), "{request}");
+        assert!(request.contains("user-agent: api/"), "{request}");
+    }
+
+    #[actix_web::test]
+    async fn a_redirection_is_followed_where_the_target_says_so() {
+        let (end, _) = serve(response("200 OK", "")).await;
+        let (start, _) = serve(format!(
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{end}/?token={SECRET}\r\nContent-Length: 0\r\n\r\n"
+        ))
+        .await;
+        for (follow_redirects, found) in [(true, true), (false, false)] {
+            let target = http::Target {
+                follow_redirects,
+                ..target(start)
+            };
+            let answer = ask(Target::Http(target)).await;
+            assert_eq!(answer.is_ok(), found, "{answer:?}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn redirections_in_a_circle_end() {
+        let (port, requests) = serve(format!(
+            "HTTP/1.1 302 Found\r\nLocation: /?token={SECRET}\r\nContent-Length: 0\r\n\r\n"
+        ))
+        .await;
+        let target = http::Target {
+            follow_redirects: true,
+            ..target(port)
+        };
+        let trouble = ask(Target::Http(target)).await.unwrap_err();
+        assert_eq!(trouble, "too many redirects");
+        assert_eq!(requests.lock().unwrap().len(), 6);
+    }
+
+    #[actix_web::test]
+    async fn each_question_has_a_connection_of_its_own() {
+        let (port, requests) = serve(response("200 OK", "")).await;
+        let mut probe = Target::Http(target(port)).probe(&clients());
+        for _ in 0..3 {
+            probe.ask().await.unwrap();
+        }
+        // The server answers one request on a connection, and hangs up.
+        assert_eq!(requests.lock().unwrap().len(), 3);
+    }
+
+    #[actix_web::test]
+    async fn what_is_no_answer_is_said_in_one_line_without_the_url() {
+        let (port, _) = serve("this is no HTTP\r\n\r\n").await;
+        let trouble = ask(Target::Http(target(port))).await.unwrap_err();
+        assert!(trouble.contains("invalid HTTP"), "{trouble}");
+        let trouble = ask(Target::Http(target(deaf_port()))).await.unwrap_err();
+        assert!(trouble.contains("Connection refused"), "{trouble}");
+        assert!(!trouble.contains("/path"), "{trouble}");
+    }
+
+    #[test]
+    fn what_can_never_be_asked_is_refused_before() {
+        let wrong = |change: fn(&mut http::Target)| {
+            let mut target = target(80);
+            change(&mut target);
+            let reason = Target::Http(target).validate().unwrap_err();
+            assert!(!reason.contains(SECRET), "{reason}");
+            reason
+        };
+        assert_eq!(
+            wrong(|target| target.url = url("ftp://host/")),
+            "expected http://host or https://host"
+        );
+        assert_eq!(
+            wrong(|target| target.method = "get".into()),
+            "expected a method: GET, HEAD or POST"
+        );
+        assert_eq!(
+            wrong(|target| target.headers = vec![("a b".into(), SecretText::new(SECRET.into()))]),
+            "\"a b\" is not the name of a header"
+        );
+        assert_eq!(
+            wrong(|target| {
+                let value = SecretText::new(format!("{SECRET}\n"));
+                target.headers = vec![("X-Key".into(), value)];
+            }),
+            "the value of the header X-Key has other than text in it"
+        );
+        assert_eq!(
+            wrong(|target| {
+                target.method = "HEAD".into();
+                target.body = Some("well".into());
+            }),
+            "the answer to HEAD has no body"
+        );
+    }
+}
+
+mod over_tls {
+    use super::*;
+    use rcgen::date_time_ymd;
+    use std::{io::Write, time::SystemTime};
+
+    /// An authority whose certificate is in a file.
+    pub struct Authority {
+        issuer: CertifiedIssuer<'static, KeyPair>,
+        pub file: tempfile::NamedTempFile,
+    }
+
+    impl Authority {
+        pub fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let issuer =
+                CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(issuer.pem().as_bytes()).unwrap();
+            Self { issuer, file }
+        }
+
+        pub fn clients(&self) -> Clients {
+            Clients::new(Some(self.file.path())).unwrap()
+        }
+
+        /// A server's certificate for `name` that is valid until then.
+        pub fn acceptor(&self, name: &str, until: SystemTime) -> TlsAcceptor {
+            let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = until.into();
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.signed_by(&key, &self.issuer).unwrap();
+            let provider = rustls::crypto::ring::default_provider();
+            let config = ServerConfig::builder_with_provider(provider.into())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![certificate.der().clone()],
+                    PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+                )
+                .unwrap();
+            TlsAcceptor::from(Arc::new(config))
+        }
+
+        async fn serve(&self, name: &str, until: SystemTime) -> u16 {
+            let acceptor = self.acceptor(name, until);
+            listen(move |stream| {
+                let acceptor = acceptor.clone();
+                async move {
+                    // A client that trusts nobody hangs up.
+                    let _ = acceptor.accept(stream).await;
+                }
+            })
+            .await
+        }
+    }
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn target(host: &str, port: u16, days: u32) -> Target {
+        Target::Tls(tls::Target {
+            host: host.into(),
+            port,
+            valid_for: DAY * days,
+        })
+    }
+
+    #[actix_web::test]
+    async fn a_certificate_has_to_be_valid_for_long_enough() {
+        let authority = Authority::new();
+        let end = SystemTime::now() + DAY * 8 + Duration::from_secs(60);
+        let port = authority.serve("localhost", end).await;
+        let clients = authority.clients();
+        let answer = ask_with(target("localhost", port, 8), &clients).await;
+        assert_eq!(answer, Ok(()));
+        let day = humantime::format_rfc3339(end).to_string();
+        assert_eq!(
+            ask_with(target("localhost", port, 9), &clients).await,
+            Err(format!(
+                "the certificate expires on {}, in 8 days",
+                &day[..10]
+            ))
+        );
+    }
+
+    #[actix_web::test]
+    async fn one_that_expired_is_named_with_its_day() {
+        let authority = Authority::new();
+        let port = authority
+            .serve("localhost", date_time_ymd(2024, 2, 29).into())
+            .await;
+        assert_eq!(
+            ask_with(target("localhost", port, 0), &authority.clients()).await,
+            Err("the certificate expired on 2024-02-29".into())
+        );
+    }
+
+    #[actix_web::test]
+    async fn a_renewed_certificate_is_seen_at_the_next_question() {
+        let authority = Authority::new();
+        let now = SystemTime::now();
+        let mut acceptors = [2, 20]
+            .map(|days| authority.acceptor("localhost", now + DAY * days))
+            .into_iter();
+        let port = listen(move |stream| {
+            let acceptor = acceptors.next().unwrap();
+            async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                // Until the client hangs up: it has the session tickets by then.
+                let _ = stream.read_u8().await;
+            }
+        })
+        .await;
+        let mut probe = target("localhost", port, 10).probe(&authority.clients());
+        probe.ask().await.unwrap_err();
+        probe.ask().await.unwrap();
+    }
+
+    #[actix_web::test]
+    async fn an_unknown_authority_another_name_and_no_tls_at_all_are_told_apart() {
+        let authority = Authority::new();
+        let port = authority
+            .serve("localhost", SystemTime::now() + DAY * 8)
+            .await;
+        let trouble = ask(target("localhost", port, 1)).await.unwrap_err();
+        assert!(trouble.contains("UnknownIssuer"), "{trouble}");
+        let clients = authority.clients();
+        let trouble = ask_with(target("127.0.0.1", port, 1), &clients).await;
+        let trouble = trouble.unwrap_err();
+        assert!(trouble.contains("not valid for name"), "{trouble}");
+        let plain = listen(async |mut stream| {
+            let _ = stream.write_all(b"220 mail.example.org\r\n").await;
+        })
+        .await;
+        let trouble = ask_with(target("localhost", plain, 1), &clients).await;
+        let trouble = trouble.unwrap_err();
+        assert!(trouble.contains("corrupt message"), "{trouble}");
+    }
+
+    #[actix_web::test]
+    async fn https_and_redis_trust_the_same_authorities() {
+        let authority = Authority::new();
+        let end = SystemTime::now() + DAY;
+        let acceptor = authority.acceptor("localhost", end);
+        let port = listen(move |stream| {
+            let acceptor = acceptor.clone();
+            async move {
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let _ = stream.read(&mut [0; 1024]).await;
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                    stream.write_all(answer).await.unwrap();
+                }
+            }
+        })
+        .await;
+        let https = Target::Http(http::Target {
+            url: url(&format!("https://localhost:{port}/")),
+            method: "GET".into(),
+            headers: Vec::new(),
+            status: Vec::new(),
+            body: None,
+            follow_redirects: false,
+        });
+        assert_eq!(ask_with(https.clone(), &authority.clients()).await, Ok(()));
+        let trouble = ask(https).await.unwrap_err();
+        assert!(trouble.contains("UnknownIssuer"), "{trouble}");
+
+        let acceptor = authority.acceptor("localhost", end);
+        let port = listen(move |stream| {
+            let acceptor = acceptor.clone();
+            async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    over_redis::serve(stream, &["+OK\r\n", "+OK\r\n", "+PONG\r\n"]).await;
+                }
+            }
+        })
+        .await;
+        let redis = Target::Redis(redis::Target {
+            url: url(&format!("rediss://localhost:{port}")),
+        });
+        assert_eq!(ask_with(redis.clone(), &authority.clients()).await, Ok(()));
+        let trouble = ask(redis).await.unwrap_err();
+        assert!(trouble.contains("UnknownIssuer"), "{trouble}");
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_refused() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        for path in [empty.path(), "/nonexistent.pem".as_ref()] {
+            let reason = Clients::new(Some(path)).err().unwrap();
+            assert!(reason.starts_with(path.to_str().unwrap()), "{reason}");
+        }
+        target("", 443, 1).validate().unwrap_err();
+        target("a b", 443, 1).validate().unwrap_err();
+    }
+}
+
+mod over_redis {
+    use super::*;
+    use tokio::io::{AsyncRead, AsyncWrite};
+
+    /// Answers the commands that arrive, one after the other, with `answers`; then the connection ends.
+    pub async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, answers: &[&str]) {
+        let mut answers = answers.iter();
+        let mut buffer = [0; 1024];
+        while answers.len() > 0 {
+            let length = stream.read(&mut buffer).await.unwrap_or_default();
+            if length == 0 {
+                return;
+            }
+            let commands = buffer[..length].iter().filter(|byte| **byte == b'*');
+            for answer in answers.by_ref().take(commands.count()) {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            stream.flush().await.unwrap();
+        }
+    }
+
+    fn target(port: u16) -> Target {
+        Target::Redis(redis::Target {
+            url: url(&format!("redis://:{SECRET}@127.0.0.1:{port}")),
+        })
+    }
+
+    #[actix_web::test]
+    async fn a_wrong_password_is_said_to_be_so() {
+        let refused = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+        let port =
+            listen(async move |stream| serve(stream, &[refused, refused, refused]).await).await;
+        let trouble = ask(target(port)).await.unwrap_err();
+        assert_eq!(trouble, "the user or the password is wrong");
+    }
+
+    #[actix_web::test]
+    async fn a_server_that_repeats_the_password_is_not_quoted() {
+        for (said, trouble) in [
+            (
+                "-ERR unknown command `AUTH`, with args beginning with: `s3cr3t-w0rd`, \r\n",
+                "ERR unknown command `AUTH`",
+            ),
+            (
+                "-LOADING s3cr3t-w0rd, please wait\r\n",
+                "LOADING ***, please wait",
+            ),
+        ] {
+            let port = listen(async move |stream| {
+                serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", said]).await;
+            })
+            .await;
+            assert_eq!(ask(target(port)).await, Err(trouble.into()));
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_connection_is_kept_and_made_anew_where_it_was_lost() {
+        let connections = Arc::new(Mutex::new(0));
+        let seen = connections.clone();
+        let port = listen(move |stream| {
+            *seen.lock().unwrap() += 1;
+            serve(
+                stream,
+                &["+OK\r\n", "+OK\r\n", "+OK\r\n", "+PONG\r\n", "+PONG\r\n"],
+            )
+        })
+        .await;
+        let mut probe = target(port).probe(&clients());
+        for expected in [1, 1, 2] {
+            probe.ask().await.unwrap();
+            assert_eq!(*connections.lock().unwrap(), expected);
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_late_answer_is_not_read_as_the_next_ones() {
+        let mut connections = 0;
+        let port = listen(move |stream| {
+            connections += 1;
+            let late = connections == 1;
+            async move {
+                if late {
+                    serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", ""]).await;
+                } else {
+                    serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", "+PONG\r\n"]).await;
+                }
+            }
+        })
+        .await;
+        let mut probe = target(port).probe(&clients());
+        probe.ask().await.unwrap_err();
+        probe.ask().await.unwrap();
+    }
+
+    #[test]
+    fn what_the_library_refuses_is_refused_before() {
+        for wrong in [
+            "http://host/",
+            "redis+unix:///run/redis.sock",
+            "redis://host/zero",
+            "redis://0.0.0.0",
+        ] {
+            let target = Target::Redis(redis::Target { url: url(wrong) });
+            target.validate().unwrap_err();
+        }
+        for right in ["redis://host", "rediss://user:password@host:1/2"] {
+            let target = Target::Redis(redis::Target { url: url(right) });
+            target.validate().unwrap();
+        }
+    }
+}
+
+mod over_postgres {
+    use super::*;
+
+    fn target(text: &str) -> Target {
+        Target::Postgres(postgres::Target { url: url(text) })
+    }
+
+    #[actix_web::test]
+    async fn what_is_no_postgresql_is_said_without_the_password() {
+        let answers = |answer: &'static [u8]| {
+            listen(async move |mut stream| {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(answer).await;
+            })
+        };
+        let echo: &[u8] = b"NE\0\0\0\x31SFATAL\0VFATAL\0C28P01\0Mno s3cr3t-w0rd here, go\0\0";
+        for port in [
+            answers(b"").await,
+            answers(b"HTTP").await,
+            answers(echo).await,
+            deaf_port(),
+        ] {
+            let target = target(&format!("postgresql://user:{SECRET}@127.0.0.1:{port}/db"));
+            let trouble = ask(target).await.unwrap_err();
+            assert!(!trouble.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_the_library_cannot_parse_is_refused_before() {
+        for wrong in [
+            "http://host/",
+            "postgresql://host/db",
+            "postgresql://user@%2Frun%2Fpostgresql/db",
+            "postgresql://user@host/db?sslmode=maybe",
+            "postgresql://user@host/db?colour=s3cr3t-w0rd",
+        ] {
+            let reason = target(wrong).validate().unwrap_err();
+            assert!(!reason.contains(SECRET), "{reason}");
+        }
+        for right in [
+            "postgresql://user@host/db",
+            "postgres://user:p%40ss@[::1]:1/db?sslmode=verify-full&application_name=a%20b",
+        ] {
+            target(right).validate().unwrap();
+        }
+    }
+}
+
+mod over_dns {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    /// Answers as `respond` says, over UDP and TCP alike.
+    async fn serve(respond: impl Fn(&mut Message, bool) + Clone + 'static) -> SocketAddr {
+        let (udp, tcp) = loop {
+            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            // The same port may be taken.
+            if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+                break (udp, tcp);
+            }
+        };
+        let address = udp.local_addr().unwrap();
+        let answer = move |question: &[u8], over_udp| {
+            let mut message = Message::from_vec(question).unwrap();
+            message.metadata.message_type = MessageType::Response;
+            respond(&mut message, over_udp);
+            message.to_vec().unwrap()
+        };
+        let over_tcp = answer.clone();
+        actix_web::rt::spawn(async move {
+            while let Ok((mut stream, _)) = tcp.accept().await {
+                let mut question = vec![0; stream.read_u16().await.unwrap().into()];
+                stream.read_exact(&mut question).await.unwrap();
+                let answer = over_tcp(&question, false);
+                let length = u16::try_from(answer.len()).unwrap();
+                stream.write_u16(length).await.unwrap();
+                stream.write_all(&answer).await.unwrap();
+            }
+        });
+        actix_web::rt::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
+                let answer = answer(&buffer[..length], true);
+                let _ = udp.send_to(&answer, from).await;
+            }
+        });
+        address
+    }
+
+    fn add(message: &mut Message, data: RData) {
+        let asked = message.queries[0].name.clone();
+        message.add_answer(Record::from_rdata(asked, 60, data));
+    }
+
+    fn target(server: SocketAddr, record: RecordType, expected: &[&str]) -> Target {
+        Target::Dns(dns::Target {
+            name: "www.example.org".into(),
+            record,
+            server: Some(server),
+            expected: expected.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    #[actix_web::test]
+    async fn the_expected_records_have_to_be_among_those_found() {
+        let server = serve(|message, _| {
+            add(message, RData::CNAME(CNAME(name("host.example.org."))));
+            for last in [1, 2] {
+                add(message, RData::A(A::new(192, 0, 2, last)));
+            }
+        })
+        .await;
+        let ask = async |expected: &[&str]| ask(target(server, RecordType::A, expected)).await;
+        assert_eq!(ask(&[]).await, Ok(()));
+        assert_eq!(ask(&["192.0.2.2"]).await, Ok(()));
+        assert_eq!(ask(&["192.0.2.2", "192.0.2.1"]).await, Ok(()));
+        assert_eq!(
+            ask(&["192.0.2.2", "192.0.2.9"]).await,
+            Err("192.0.2.9 is not among the records: 192.0.2.1, 192.0.2.2".into())
+        );
+    }
+
+    #[actix_web::test]
+    async fn records_are_compared_as_people_write_them() {
+        let server = serve(|message, _| match message.queries[0].query_type {
+            RecordType::MX => add(message, RData::MX(MX::new(10, name("mail.Example.org.")))),
+            RecordType::TXT => add(message, RData::TXT(TXT::new(vec!["v=spf1 -all".into()]))),
+            RecordType::CNAME => add(message, RData::CNAME(CNAME(name("host.example.org.")))),
+            _ => add(message, RData::AAAA("2001:db8::1".parse().unwrap())),
+        })
+        .await;
+        for (record, expected) in [
+            (RecordType::MX, "10 mail.example.org"),
+            (RecordType::TXT, "v=spf1 -all"),
+            (RecordType::TXT, "\"v=spf1 -all\""),
+            (RecordType::CNAME, "host.example.org."),
+            (RecordType::CNAME, "HOST.example.org"),
+            (RecordType::AAAA, "2001:DB8:0::1"),
+        ] {
+            let answer = ask(target(server, record, &[expected])).await;
+            assert_eq!(answer, Ok(()), "{expected}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_name_that_is_not_there_or_has_no_such_record_is_said_in_words() {
+        for (code, trouble) in [
+            (ResponseCode::NXDomain, "the name does not exist (NXDOMAIN)"),
+            (ResponseCode::NoError, "the name has no record of type A"),
+            (ResponseCode::ServFail, "answers: Server Failure"),
+            (ResponseCode::Refused, "answers: Query Refused"),
+        ] {
+            let server = serve(move |message, _| message.metadata.response_code = code).await;
+            let said = ask(target(server, RecordType::A, &[])).await.unwrap_err();
+            assert!(said.ends_with(trouble), "{said}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn an_answer_that_does_not_fit_is_fetched_over_tcp() {
+        let server = serve(|message, over_udp| {
+            if over_udp {
+                message.metadata.truncation = true;
+            } else {
+                for last in 0..=255 {
+                    add(message, RData::A(A::new(192, 0, 2, last)));
+                }
+            }
+        })
+        .await;
+        let answer = ask(target(server, RecordType::A, &["192.0.2.255"])).await;
+        assert_eq!(answer, Ok(()));
+    }
+
+    #[actix_web::test]
+    async fn answers_to_other_questions_are_not_taken() {
+        let changes: [fn(&mut Message); 2] = [
+            |message| message.metadata.id = message.metadata.id.wrapping_add(1),
+            |message| {
+                message.queries[0].set_name(name("other.example.org."));
+            },
+        ];
+        for change in changes {
+            let server = serve(move |message, over_udp| {
+                add(message, RData::A(A::new(192, 0, 2, 1)));
+                message.metadata.truncation = false;
+                if over_udp {
+                    change(message);
+                }
+            })
+            .await;
+            let mut probe = target(server, RecordType::A, &[]).probe(&clients());
+            timeout(Duration::from_millis(200), probe.ask())
+                .await
+                .expect_err("it is waited for an answer of ours");
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_server_that_is_not_there_is_named() {
+        let server = SocketAddr::from(([127, 0, 0, 1], deaf_port()));
+        let trouble = ask(target(server, RecordType::A, &[])).await.unwrap_err();
+        assert!(
+            trouble.starts_with(&format!("{server}: Connection refused")),
+            "{trouble}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused_before() {
+        for wrong in ["", "a..b", &"a".repeat(64)] {
+            let target = Target::Dns(dns::Target {
+                name: wrong.into(),
+                record: RecordType::A,
+                server: None,
+                expected: Vec::new(),
+            });
+            target.validate().unwrap_err();
+        }
+    }
+}
