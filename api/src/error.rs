@@ -6,19 +6,14 @@ use std::{
     process::ExitCode,
 };
 
+use crate::configuration::Problems;
+
 /// Why the service did not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A variable of the environment holds what it cannot mean.
-    #[error("{name}={value:?}: expected {expected}")]
-    Setting {
-        /// The variable.
-        name: &'static str,
-        /// What it holds.
-        value: String,
-        /// What it may hold.
-        expected: &'static str,
-    },
+    /// The settings are wrong.
+    #[error("{0}")]
+    Settings(#[from] Problems),
     /// The certificates of private authorities cannot be read.
     #[error("SSL_CERT_FILE: {0}")]
     Authorities(String),
@@ -33,9 +28,18 @@ pub enum Error {
     /// Logging was started twice in one process.
     #[error("cannot start logging: {0}")]
     Logging(#[from] tracing_subscriber::util::TryInitError),
+    /// There is no thread, or no file descriptor, to run on.
+    #[error("cannot start: {0}")]
+    Runtime(#[source] io::Error),
     /// The running server failed.
     #[error("the server failed: {0}")]
     Server(#[source] io::Error),
+    /// The service that was asked for its health did not say that it has it.
+    #[error("not healthy: {0}")]
+    Unhealthy(String),
+    /// Nobody reads what was to be said.
+    #[error("cannot write: {0}")]
+    Output(#[source] io::Error),
 }
 
 impl Error {
@@ -43,16 +47,26 @@ impl Error {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Setting { .. } | Self::Authorities(_) => 2,
-            Self::Listen { .. } | Self::Logging(_) | Self::Server(_) => 1,
+            Self::Settings(_) | Self::Authorities(_) => 2,
+            Self::Listen { .. }
+            | Self::Logging(_)
+            | Self::Runtime(_)
+            | Self::Server(_)
+            | Self::Unhealthy(_)
+            | Self::Output(_) => 1,
         }
     }
 
     /// Says on stderr what is wrong and gives the exit code.
     #[must_use]
     pub fn report(&self) -> ExitCode {
+        let mut stderr = io::stderr();
         // Nobody is left to tell when stderr is closed; the exit code still says it.
-        let _ = writeln!(io::stderr(), "error: {self}");
+        let _ = match self {
+            // Each line begins with its place, as editors read it.
+            Self::Settings(problems) => writeln!(stderr, "{problems}"),
+            _ => writeln!(stderr, "error: {self}"),
+        };
         ExitCode::from(self.exit_code())
     }
 }

@@ -1,11 +1,7 @@
-//! The `api` program: read the settings, serve, and say with the exit code how it ended.
+//! The `api` program: do what the command line says, and say with the exit code how it ended.
 
 use std::process::ExitCode;
 
-#[actix_web::main]
-async fn main() -> ExitCode {
-    match api::run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => error.report(),
-    }
+fn main() -> ExitCode {
+    api::cli::main(std::env::args_os())
 }

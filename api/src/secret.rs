@@ -4,28 +4,26 @@ use std::fmt;
 
 use url::Url;
 
-/// A URL whose password, token and query are shown as `***`, by `Display`, `Debug` and `Serialize` alike.
+const MASK: &str = "***";
+
+/// A URL whose password, token and query are shown as `***`, by `Display` and `Debug` alike.
 #[derive(Clone, PartialEq, Eq)]
-pub struct SecretUrl(Url);
+pub struct SecretUrl {
+    url: Url,
+    shown: Box<str>,
+}
 
 impl SecretUrl {
     /// Guards `url`.
     #[must_use]
-    pub const fn new(url: Url) -> Self {
-        Self(url)
+    pub fn new(url: Url) -> Self {
+        let shown = url.clone();
+        Self::shown_as(url, shown)
     }
 
-    /// The URL with all that is in it: for the client that connects, and for nobody's eyes.
+    /// Guards `url`, and shows `shown` in its place, masked as it would be: for one with secrets where no mask is looked for.
     #[must_use]
-    pub const fn expose(&self) -> &Url {
-        &self.0
-    }
-}
-
-impl fmt::Display for SecretUrl {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MASK: &str = "***";
-        let mut shown = self.0.clone();
+    pub fn shown_as(url: Url, mut shown: Url) -> Self {
         // Neither fails: only URLs without a host cannot have them, and those have nothing to hide there.
         if shown.password().is_some() {
             let _ = shown.set_password(Some(MASK));
@@ -37,7 +35,33 @@ impl fmt::Display for SecretUrl {
             shown.set_query(Some(MASK));
         }
         shown.set_fragment(None);
-        shown.fmt(formatter)
+        Self {
+            url,
+            shown: String::from(shown).into(),
+        }
+    }
+
+    /// Guards `url`, and shows of it only the scheme, the host and the port.
+    #[must_use]
+    pub fn hidden(url: Url) -> Self {
+        let mut shown = url.clone();
+        let _ = shown.set_username("");
+        let _ = shown.set_password(None);
+        shown.set_query(None);
+        shown.set_path(MASK);
+        Self::shown_as(url, shown)
+    }
+
+    /// The URL with all that is in it: for the client that connects, and for nobody's eyes.
+    #[must_use]
+    pub const fn expose(&self) -> &Url {
+        &self.url
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.shown)
     }
 }
 
@@ -93,6 +117,17 @@ mod tests {
             assert_eq!(url.to_string(), shown);
             assert_eq!(format!("{url:?}"), shown);
         }
+        let url: Url = "https://s3cret:s3cret@example.org:1/s3cret?s3cret#s3cret"
+            .parse()
+            .unwrap();
+        assert_eq!(
+            SecretUrl::hidden(url.clone()).to_string(),
+            "https://example.org:1/***"
+        );
+        let shown = "https://s3cret@example.org:1/hook?s3cret".parse().unwrap();
+        let url = SecretUrl::shown_as(url, shown);
+        assert_eq!(url.to_string(), "https://***@example.org:1/hook?***");
+        assert_eq!(url.expose().path(), "/s3cret");
         assert_eq!(format!("{:?}", SecretText::new("s3cret".into())), "***");
     }
 }

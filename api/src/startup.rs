@@ -57,6 +57,8 @@ impl Application {
             App::new().configure(|config| routes::configure(config, &shared))
         })
         .disable_signals()
+        // Else a listener who has gone is noticed only at the next heartbeat but one.
+        .h1_allow_half_closed(false)
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .bind(asked)
         .map_err(|source| Error::Listen {

@@ -1,122 +1,113 @@
 //! What the environment says.
 
-use std::ffi::OsString;
+use std::str::FromStr;
 
-use super::Settings;
-use crate::Error;
+use url::{Host, Url};
 
-impl Settings {
-    /// The settings that `variable` gives; one that is not set or empty has its default.
-    ///
-    /// # Errors
-    /// Where a variable holds what it cannot mean.
-    pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
-        let setting = |name, expected, default: &str| match variable(name) {
-            Some(value) if !value.is_empty() => {
-                value.into_string().map_err(|value| Error::Setting {
-                    name,
-                    value: value.to_string_lossy().into_owned(),
-                    expected,
+use super::{Problem, Settings, values::port, variables::Variables};
+use crate::secret::SecretUrl;
+
+/// The port of Redis.
+const REDIS: u16 = 6379;
+
+/// Has `settings` say what the environment says; all that is wrong with it. A variable that is not set or empty says nothing,
+/// but that an empty `REDIS_HOST` says that there is no Redis.
+pub fn read(settings: &mut Settings, variables: Variables<'_>) -> Vec<Problem> {
+    let mut environment = Environment {
+        variables,
+        problems: Vec::new(),
+    };
+    if let Some(port) = environment.shown("PORT", "a number from 0 to 65535", parse) {
+        settings.address.set_port(port);
+    }
+    if let Some(name) = environment.shown("APP_ENV", TEXT, parse) {
+        settings.environment = name;
+    }
+    let levels = "a level, or a list such as `info,actix_server=warn`";
+    if let Some(log) = environment.shown("RUST_LOG", levels, parse) {
+        settings.log = log;
+    }
+    settings.build.commit = environment.shown("APP_COMMIT", TEXT, parse);
+    settings.build.time = environment.shown("APP_BUILD_TIME", TEXT, parse);
+    if variables("REDIS_HOST").is_some() {
+        settings.redis = environment.redis();
+    }
+    environment.problems
+}
+
+const TEXT: &str = "UTF-8 text";
+
+struct Environment<'a> {
+    variables: Variables<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Environment<'_> {
+    /// What `parse` takes the variable `name` for; where it does not take it, the problem shows it.
+    fn shown<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        self.value(name, expected, parse, |value| format!("{value:?}"))
+    }
+
+    /// The same, and the problem does not show it.
+    fn secret<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        self.value(name, expected, parse, |_| "***".into())
+    }
+
+    fn value<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+        show: impl FnOnce(&str) -> String,
+    ) -> Option<T> {
+        let value = (self.variables)(name).filter(|value| !value.is_empty())?;
+        let read = value.to_str().and_then(parse);
+        if read.is_none() {
+            let value = show(&value.to_string_lossy());
+            self.problems.push(Problem {
+                place: None,
+                what: format!("{name}={value}: expected {expected}"),
+            });
+        }
+        read
+    }
+
+    /// The Redis that `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD` name.
+    fn redis(&mut self) -> Option<SecretUrl> {
+        // People write whole URLs there, with passwords.
+        let host = self.secret("REDIS_HOST", "a host name or an address", |text| {
+            let address = text.parse().map(Host::Ipv6);
+            address.or_else(|_| Host::parse(text)).ok()
+        });
+        let port = self.secret(
+            "REDIS_PORT",
+            "a port, or tcp://ADDRESS:PORT, which Kubernetes sets",
+            |text| {
+                port(text).or_else(|| {
+                    let url = Url::parse(text).ok()?;
+                    (url.scheme() == "tcp").then(|| url.port()).flatten()
                 })
-            }
-            _ => Ok(default.to_owned()),
-        };
-        let mut settings = Self {
-            environment: setting("APP_ENV", "UTF-8 text", "local")?,
-            log: parse(
-                setting,
-                "RUST_LOG",
-                "a level, or a list such as `info,actix_server=warn`",
-                "info",
-            )?,
-            ..Self::default()
-        };
-        settings
-            .address
-            .set_port(parse(setting, "PORT", "a number from 0 to 65535", "8000")?);
-        Ok(settings)
+            },
+        );
+        let password = self.secret("REDIS_PASSWORD", TEXT, parse::<String>);
+        let port = port.unwrap_or(REDIS);
+        let mut url = Url::parse(&format!("redis://{}:{port}", host?)).ok()?;
+        // It has a host, so that it can have a password.
+        url.set_password(password.as_deref()).ok()?;
+        Some(SecretUrl::new(url))
     }
 }
 
-fn parse<T: std::str::FromStr>(
-    setting: impl Fn(&'static str, &'static str, &str) -> Result<String, Error>,
-    name: &'static str,
-    expected: &'static str,
-    default: &str,
-) -> Result<T, Error> {
-    let value = setting(name, expected, default)?;
-    value.parse().map_err(|_| Error::Setting {
-        name,
-        value,
-        expected,
-    })
-}
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(variables: &[(&str, &str)]) -> Result<Settings, Error> {
-        Settings::read(|name| {
-            let (_, value) = variables.iter().find(|(key, _)| *key == name)?;
-            Some(value.into())
-        })
-    }
-
-    #[test]
-    fn without_variables_the_defaults_hold() {
-        for variables in [&[][..], &[("PORT", ""), ("APP_ENV", ""), ("RUST_LOG", "")]] {
-            let settings = read(variables).unwrap();
-            assert_eq!(settings.address.to_string(), "0.0.0.0:8000");
-            assert_eq!(settings.environment, "local");
-            assert_eq!(settings.log.to_string(), "info");
-        }
-    }
-
-    #[test]
-    fn variables_win_over_the_defaults() {
-        let settings = read(&[
-            ("PORT", "80"),
-            ("APP_ENV", "prod"),
-            ("RUST_LOG", "warn,api=debug"),
-        ])
-        .unwrap();
-        assert_eq!(settings.address.port(), 80);
-        assert_eq!(settings.environment, "prod");
-        assert!(settings.log.would_enable("api", &tracing::Level::DEBUG));
-        assert!(!settings.log.would_enable("other", &tracing::Level::INFO));
-    }
-
-    #[test]
-    fn a_wrong_variable_is_named_with_its_value_and_what_was_expected() {
-        for port in ["65536", "-1", "http", "80 ", "8000/tcp"] {
-            let error = read(&[("PORT", port)]).unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("PORT={port:?}: expected a number from 0 to 65535")
-            );
-            assert_eq!(error.exit_code(), 2);
-        }
-        let error = read(&[("RUST_LOG", "api=loud")]).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("RUST_LOG=\"api=loud\": expected a level"),
-            "{error}"
-        );
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_variable_that_is_not_text_is_an_error() {
-        use std::os::unix::ffi::OsStringExt;
-
-        let error = Settings::read(|name| {
-            (name == "APP_ENV").then(|| OsString::from_vec(vec![b'a', 0xff]))
-        })
-        .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "APP_ENV=\"a\u{fffd}\": expected UTF-8 text"
-        );
-    }
+fn parse<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
 }

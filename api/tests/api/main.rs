@@ -5,6 +5,9 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+mod cli;
+mod configuration;
+mod events;
 mod probes;
 mod process;
 mod routes;

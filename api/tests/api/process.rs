@@ -14,21 +14,21 @@ use reqwest::StatusCode;
 use serde_json::Value;
 
 /// The program in an environment of its own.
-fn api(environment: &[(&str, &str)]) -> Command {
+pub fn api(environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_api"));
     command.env_clear().envs(environment.iter().copied());
     command
 }
 
 /// The running program; killed where a test ends before it did.
-struct Service {
+pub struct Service {
     child: Child,
     log: Lines<BufReader<ChildStdout>>,
-    port: u64,
+    pub port: u64,
 }
 
 impl Service {
-    fn start(environment: &[(&str, &str)]) -> Self {
+    pub fn start(environment: &[(&str, &str)]) -> Self {
         let mut child = api(environment)
             .env("PORT", "0")
             .stdout(Stdio::piped())
@@ -97,6 +97,55 @@ async fn sigterm_ends_the_service_well_also_with_an_idle_connection() {
 }
 
 #[actix_web::test]
+async fn from_sigterm_on_it_is_not_ready_closes_its_connections_and_ends_its_streams() {
+    let service = Service::start(&[]);
+    let client = crate::client();
+    let stream = client.get(service.url("/events")).send().await.unwrap();
+    assert_eq!(stream.status(), StatusCode::OK);
+    service.signal(Signal::SIGTERM);
+    let refusing = loop {
+        let response = client.get(service.url("/readyz")).send().await.unwrap();
+        if response.status() != StatusCode::OK {
+            break response;
+        }
+    };
+    assert_eq!(refusing.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refusing.headers()["connection"], "close");
+    assert_eq!(
+        refusing.text().await.unwrap(),
+        "[-]shutdown the service is about to end\nreadyz check failed\n"
+    );
+    // It lives, and answers those who have not heard of it yet.
+    for path in ["/livez", "/health", "/"] {
+        let response = client.get(service.url(path)).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+    }
+    assert!(stream.text().await.unwrap().starts_with("retry: "));
+    assert_eq!(service.wait().0, Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [
+        (Signal::SIGTERM, Signal::SIGTERM),
+        (Signal::SIGTERM, Signal::SIGINT),
+    ] {
+        let mut service = Service::start(&[]);
+        service.signal(first);
+        let told = service
+            .log
+            .by_ref()
+            .map(Result::unwrap)
+            .find(|line| line.contains("told to end"));
+        assert!(told.is_some());
+        service.signal(second);
+        let (code, log) = service.wait();
+        assert_eq!(code, Some(130));
+        assert_eq!(log.last().unwrap()["message"], "told to end again: at once");
+    }
+}
+
+#[actix_web::test]
 async fn requests_are_logged_without_their_query_and_probes_only_when_asked_for() {
     for (level, probes) in [("info", 0), ("debug", 1)] {
         let service = Service::start(&[("RUST_LOG", level)]);
@@ -134,7 +183,7 @@ fn a_wrong_setting_ends_with_2_and_one_clear_line() {
         assert_eq!(output.stdout, b"");
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(
-            stderr.starts_with(&format!("error: {name}={value:?}: expected ")),
+            stderr.starts_with(&format!("{name}={value:?}: expected ")),
             "{stderr}"
         );
         assert_eq!(stderr.lines().count(), 1, "{stderr}");

@@ -1,0 +1,115 @@
+//! The TOML file.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    Problem, Settings,
+    checks::{self, Rhythm, redis_url},
+    problem::Place,
+    values::{Keys, duration, explain, integer, parsed, words},
+    variables::Variables,
+};
+
+/// No file that is meant is longer.
+const LONGEST: u64 = 1024 * 1024;
+
+/// The text of the file at `path`.
+pub fn text(path: &Path) -> Result<String, Problem> {
+    let name = path.display().to_string();
+    let wrong = |position, what| {
+        let place = Place {
+            file: name.clone(),
+            position,
+        };
+        Problem {
+            place: Some(place),
+            what,
+        }
+    };
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| wrong(None, format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(wrong(None, "is too long: expected at most 1 MiB".into()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes());
+        Problem {
+            place: Some(Place::of(&name, &text, good)),
+            what: "not text: expected UTF-8".into(),
+        }
+    })
+}
+
+/// Has `settings` say what the file `name`, which holds `text`, says; what its checks have by default, and all that is wrong.
+pub fn read(
+    settings: &mut Settings,
+    name: &str,
+    text: &str,
+    variables: Variables<'_>,
+) -> (Rhythm, Vec<Problem>) {
+    let (defaults, errors) = match toml_span::parse(text) {
+        Ok(value) => Keys::read_all("the file", value, variables, |keys| take(settings, keys)),
+        Err(error) => (None, vec![error]),
+    };
+    let mut problems: Vec<_> = errors
+        .into_iter()
+        .flat_map(explain)
+        .map(|(span, what)| Problem {
+            place: Some(Place::of(name, text, span.start)),
+            what,
+        })
+        .collect();
+    problems.sort_by(|one, other| one.place.cmp(&other.place));
+    (defaults.unwrap_or_default(), problems)
+}
+
+fn take(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> Rhythm {
+    let address = "an address and a port, such as 0.0.0.0:8000 or [::]:8000";
+    let address = parsed(address, |text| text.parse::<SocketAddr>().ok());
+    keys.set("listen", &mut settings.address, address);
+    keys.set("title", &mut settings.title, words);
+    keys.set("environment", &mut settings.environment, words);
+    let folder = parsed("a folder", |text| {
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    });
+    keys.set("data-dir", &mut settings.data, folder);
+    keys.set(
+        "connections",
+        &mut settings.connections,
+        integer::<usize>(1..=1_000_000),
+    );
+    keys.set(
+        "event-streams",
+        &mut settings.streams,
+        integer::<usize>(1..=10_000),
+    );
+    // The whole shutdown takes less than 20 s.
+    keys.set(
+        "drain",
+        &mut settings.drain,
+        duration(Duration::ZERO..=Duration::from_secs(10)),
+    );
+    keys.table("redis", |keys| {
+        if !keys.contains("url") {
+            keys.wrong(
+                keys.span,
+                "a Redis without a URL: expected url = \"redis://…\"",
+            );
+        }
+        keys.set("url", &mut settings.redis, redis_url);
+    });
+    let defaults = keys
+        .table("defaults", |keys| Rhythm::read(keys, &Rhythm::default()))
+        .unwrap_or_default();
+    settings.checks = checks::read(keys, &defaults);
+    defaults
+}

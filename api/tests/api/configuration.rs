@@ -1,0 +1,613 @@
+//! The configuration: its example, all that can be wrong with it, and what no text may do to it.
+
+use std::{ffi::OsString, time::Duration};
+
+use api::{
+    Settings,
+    checks::{Check, Target},
+    configuration::{Build, Place, Problems},
+};
+use proptest::{prelude::*, sample::Index};
+
+const EXAMPLE: &str = include_str!("../../config.example.toml");
+
+/// The variables that the example needs.
+const VARIABLES: [(&str, &str); 3] = [
+    ("REDIS_PASSWORD", "s3cret-redis"),
+    ("WEBSITE_TOKEN", "s3cret-token"),
+    ("DATABASE_PASSWORD", "s3cret-database"),
+];
+
+fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Settings, Problems> {
+    Settings::parse("api.toml", text, &|name| {
+        let (_, value) = variables.iter().find(|(key, _)| *key == name)?;
+        Some(OsString::from(value))
+    })
+}
+
+fn parse(text: &str) -> Result<Settings, Problems> {
+    parse_with(text, &VARIABLES)
+}
+
+/// The only check of `text`, the keys of one.
+fn check(text: &str) -> Check {
+    let mut settings = parse(&format!("[[checks]]\nname = \"one\"\n{text}")).unwrap();
+    settings.checks.remove(0)
+}
+
+/// What is wrong with `text`, a line each.
+fn problems(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+/// The example with its commented defaults taken for said.
+fn example_in_full() -> String {
+    let lines = EXAMPLE.lines().map(|line| {
+        let key = line.strip_prefix('#').filter(|key| !key.starts_with(' '));
+        key.unwrap_or(line)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_is_right_and_its_commented_defaults_are_the_defaults() {
+    let settings = parse(EXAMPLE).unwrap();
+    assert_eq!(settings.checks.len(), 7);
+    assert!(settings.redis.is_some() && settings.data.is_some() && settings.connections.is_some());
+    let in_full = example_in_full();
+    assert!(in_full.len() < EXAMPLE.len() - 10);
+    let in_full = parse(&in_full).unwrap();
+    assert_eq!(format!("{settings:#?}"), format!("{in_full:#?}"));
+
+    let nothing = parse("").unwrap();
+    assert_eq!(format!("{nothing:?}"), format!("{:?}", Settings::default()));
+}
+
+#[test]
+fn the_example_names_every_key_that_exists() {
+    let targets = [
+        "http = \"http://h\"",
+        "tcp = \"h:1\"",
+        "dns = \"h\"",
+        "redis = \"redis://h\"",
+        "postgres = \"postgresql://u@h\"",
+        "tls = \"h:1\"",
+    ];
+    let mut text = String::from("nonsense = 1\n[redis]\nnonsense = 1\n[defaults]\nnonsense = 1\n");
+    for target in targets {
+        text += &format!("[[checks]]\nname = \"one\"\n{target}\nnonsense = 1\n");
+    }
+    let problems = problems(&text);
+    let known: Vec<_> = problems
+        .lines()
+        .filter_map(|line| line.split_once("unknown key nonsense: expected one of "))
+        .collect();
+    assert_eq!(known.len(), 3 + targets.len(), "{problems}");
+    for key in known.iter().flat_map(|(_, keys)| keys.split(", ")) {
+        let named = EXAMPLE.lines().any(|line| {
+            let line = line.strip_prefix('#').unwrap_or(line);
+            line.starts_with(&format!("{key} = "))
+                || line == format!("[{key}]")
+                || line == format!("[[{key}]]")
+        });
+        assert!(named, "{key}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once_with_its_place() {
+    let text = r#"
+listen = "everywhere"
+titel = "Lab"
+environment = 3
+connections = 0
+event-streams = "many"
+drain = "1h"
+data-dir = ""
+
+[redis]
+uri = "redis://cache"
+
+[defaults]
+interval = "10s"
+timeout = "20s"
+
+[[checks]]
+name = "one"
+http = "ftp://example.org"
+method = "BREW"
+status = [200, 99, "ok"]
+body = ""
+headers = { "a b" = "1", c = "line\nline", d = 4 }
+interval = "often"
+failures = 0
+critical = "yes"
+
+[[checks]]
+name = "one"
+tcp = "example.org"
+record = "A"
+jitter = "15s"
+timeout = "1s"
+
+[[checks]]
+tcp = "example.org:0"
+tls = "example.org:443"
+
+[[checks]]
+name = "No Good"
+interval = "5s"
+
+[[checks]]
+name = "records"
+dns = "example..org"
+record = "AXFR"
+server = "dns.example.org"
+expect = []
+
+[[checks]]
+name = "stores"
+redis = "redis+unix://cache"
+follow-redirects = true
+
+[[checks]]
+name = "sql"
+postgres = "mysql://db"
+[[checks]]
+name = "certificate"
+tls = "example.org:99999"
+valid-for = 14
+"#;
+    insta::assert_snapshot!(problems(text));
+}
+
+#[test]
+fn what_is_no_toml_is_said_with_its_place() {
+    for (text, problem) in [
+        ("title = ", "api.toml:1:8: "),
+        ("title = Lab", "api.toml:1:9: "),
+        ("\n\ntitle = \"Lab", "api.toml:3:9: "),
+        ("[redis", "api.toml:1:"),
+        ("é = 1\n", "api.toml:1:1: "),
+        ("title = \"é\" x", "api.toml:1:13: "),
+        (
+            "title = \"a\"\ntitle = \"b\"",
+            "api.toml:2:1: title is there twice: expected it once",
+        ),
+        (
+            "[redis]\n[redis]",
+            "api.toml:2:1: [redis] is there twice: expected it once",
+        ),
+        (
+            "checks = 1",
+            "api.toml:1:10: checks is no array: expected a table [[checks]] for each",
+        ),
+        ("[checks]", "api.toml:1:1: checks is no array: "),
+        ("checks = [1]", "api.toml:1:11: checks is an integer: "),
+        (
+            "redis = 1",
+            "api.toml:1:9: redis is an integer: expected a table",
+        ),
+    ] {
+        let problems = problems(text);
+        assert!(problems.starts_with(problem), "{text:?}: {problems}");
+        assert_eq!(problems.lines().count(), 1, "{problems}");
+    }
+}
+
+#[test]
+fn variables_of_the_environment_are_wrong_in_the_same_report() {
+    let problems = parse_with(
+        "title = \"${TITLE} of ${OWNER}\"\nconnections = true",
+        &[
+            ("PORT", "http"),
+            ("RUST_LOG", "api=loud"),
+            ("REDIS_HOST", "redis://:s3cret@cache"),
+            ("REDIS_PORT", "s3cret"),
+        ],
+    );
+    insta::assert_snapshot!(problems.unwrap_err(), @r#"
+    api.toml:1:10: title refers to what is not set, or not text: expected OWNER and TITLE in the environment
+    api.toml:2:15: connections is a boolean: expected an integer
+    PORT="http": expected a number from 0 to 65535
+    RUST_LOG="api=loud": expected a level, or a list such as `info,actix_server=warn`
+    REDIS_HOST=***: expected a host name or an address
+    REDIS_PORT=***: expected a port, or tcp://ADDRESS:PORT, which Kubernetes sets
+    "#);
+}
+
+#[test]
+fn without_variables_the_defaults_hold() {
+    for variables in [&[][..], &[("PORT", ""), ("APP_ENV", ""), ("RUST_LOG", "")]] {
+        let settings = parse_with("", variables).unwrap();
+        assert_eq!(settings.address.to_string(), "0.0.0.0:8000");
+        assert_eq!(settings.environment, "local");
+        assert_eq!(settings.log.to_string(), "info");
+        assert_eq!(settings.build, Build::default());
+    }
+}
+
+#[test]
+fn variables_win_over_the_file() {
+    let settings = parse_with(
+        "listen = \"127.0.0.1:1\"\nenvironment = \"file\"",
+        &[
+            ("PORT", "80"),
+            ("APP_ENV", "prod"),
+            ("RUST_LOG", "warn,api=debug"),
+            ("APP_COMMIT", "c0ffee"),
+            ("APP_BUILD_TIME", "2026-11-23T19:30:00Z"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(settings.address.to_string(), "127.0.0.1:80");
+    assert_eq!(settings.environment, "prod");
+    assert!(settings.log.would_enable("api", &tracing::Level::DEBUG));
+    assert!(!settings.log.would_enable("other", &tracing::Level::INFO));
+    assert_eq!(settings.build.commit.as_deref(), Some("c0ffee"));
+    assert_eq!(settings.build.time.as_deref(), Some("2026-11-23T19:30:00Z"));
+}
+
+#[test]
+fn a_wrong_variable_is_named_with_its_value_and_what_was_expected() {
+    for port in ["65536", "-1", "http", "80 ", "8000/tcp"] {
+        let problems = parse_with("", &[("PORT", port)]).unwrap_err();
+        assert_eq!(
+            problems.to_string(),
+            format!("PORT={port:?}: expected a number from 0 to 65535")
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_not_text_is_an_error() {
+    use std::os::unix::ffi::OsStringExt;
+
+    let problems = Settings::parse("api.toml", "title = \"${TITLE}\"", &|name| {
+        matches!(name, "APP_ENV" | "TITLE").then(|| OsString::from_vec(vec![b'a', 0xff]))
+    })
+    .unwrap_err();
+    insta::assert_snapshot!(problems, @r#"
+    api.toml:1:10: title refers to what is not set, or not text: expected TITLE in the environment
+    APP_ENV="a�": expected UTF-8 text
+    "#);
+}
+
+#[test]
+fn what_is_not_understood_contradicts_nothing() {
+    let check = "[[checks]]\nname = \"one\"\ntcp = \"h:1\"\ntimeout = \"90s\"\njitter = \"80s\"\n";
+    assert_eq!(problems(check).lines().count(), 2);
+    let problems = problems(&format!("{check}interval = \"2 minuets\""));
+    assert!(
+        problems.starts_with("api.toml:6:13: interval is not valid: "),
+        "{problems}"
+    );
+    assert_eq!(problems.lines().count(), 1, "{problems}");
+}
+
+#[test]
+fn no_secret_is_in_a_problem_and_none_in_the_settings() {
+    let secret = "s3cret";
+    let variables = [
+        ("SECRET", "s3cret"),
+        ("SLASH", "1/s3cret"),
+        ("URL", "https://u:s3cret@h/s3cret?s3cret#s3cret"),
+        ("PORT_OF_IT", "80"),
+    ];
+    for target in [
+        "http = \"https://user:s3cret@example.org:port/\"",
+        "http = \"https://user:s3cret@\"",
+        "http = \"s3cret://${SECRET}\"",
+        "http = \"https://user:${SLASH}@example.org/\"",
+        "http = \"https://user:${SLASH\"",
+        "http = \"https://user:s3cret${UNSET}@example.org/\"",
+        "tcp = \"https://user:s3cret@example.org:443/\"",
+        "tls = \"${SECRET}\"",
+        "dns = \"s3cret..\"",
+        "dns = \"h\"\nserver = \"s3cret\"\nrecord = \"${SECRET}\"",
+        "redis = \"redis://:1/s3cret@cache\"",
+        "redis = \"redis://:s3cret@cache/s3cret\"",
+        "redis = redis://:s3cret@cache",
+        "postgres = \"postgresql://app:1/s3cret@db/app\"",
+        "postgres = \"postgresql://app:s3cret@db?sslmode=s3cret\"",
+        "postgres = \"postgresql://app:s3cret@db/app",
+        "http = \"http://h\"\nheaders = { A = \"s3cret\\nb\" }",
+        "http = \"http://h\"\nmethod = \"s3cret\"\ninterval = \"s3cret\"\nbody = 3",
+        "http = \"http://h\"\ntimeout = \"${SECRET}\"",
+    ] {
+        let text = format!("[[checks]]\nname = \"one\"\n{target}");
+        let problems = parse_with(&text, &variables).unwrap_err().to_string();
+        assert!(!problems.contains(secret), "{target}: {problems}");
+    }
+    for (target, shown) in [
+        ("http = \"${URL}\"", "https://h/***"),
+        (
+            "http = \"https://h:${PORT_OF_IT}/${SECRET}\"",
+            "https://h:80/***",
+        ),
+        (
+            "http = \"https://h/hook/${SECRET}/x?y\"",
+            "https://h/hook/***/x?***",
+        ),
+        ("http = \"https://${SECRET}.h/\"", "https://***.h/"),
+        (
+            "http = \"https://${SECRET}:${SECRET}@h/\"",
+            "https://***:***@h/",
+        ),
+        ("redis = \"redis://:${SECRET}@h/1\"", "redis://:***@h/1"),
+        (
+            "http = \"http://h\"\nheaders = { A = \"${SECRET}\" }",
+            "http://h/",
+        ),
+    ] {
+        let text = format!("[[checks]]\nname = \"one\"\n{target}");
+        let settings = parse_with(&text, &variables).unwrap();
+        assert_eq!(settings.checks[0].target.to_string(), shown);
+        assert!(!format!("{settings:?}").contains(secret), "{settings:?}");
+    }
+}
+
+#[test]
+fn variables_are_replaced_with_what_they_hold_and_with_nothing_else() {
+    let variables = [("NAME", "${OTHER} $ \\"), ("EMPTY", "")];
+    for (written, meant) in [
+        ("a ${NAME}", "a ${OTHER} $ \\"),
+        ("${UNSET:one} ${EMPTY}two", "one two"),
+        (r"\${NAME} \$ \\ ${UNSET:x}", r"${NAME} $ \ x"),
+        (r"5 $ and $NAME and \d", r"5 $ and $NAME and \d"),
+    ] {
+        let settings = parse_with(&format!("title = '{written}'"), &variables).unwrap();
+        assert_eq!(settings.title, meant);
+    }
+}
+
+#[test]
+fn a_check_says_what_the_defaults_do_not() {
+    let settings = parse(
+        r#"
+[defaults]
+interval = "30s"
+failures = 5
+critical = true
+[[checks]]
+name = "one"
+tcp = "[::1]:80"
+[[checks]]
+name = "two"
+tcp = "example.org:80"
+interval = "2s"
+failures = 1
+critical = false
+"#,
+    )
+    .unwrap();
+    let [one, two] = settings.checks.as_slice() else {
+        panic!("{settings:?}");
+    };
+    let seconds = Duration::from_secs_f64;
+    let rhythm = |check: &Check| (check.interval, check.jitter, check.timeout, check.critical);
+    assert_eq!(
+        rhythm(one),
+        (seconds(30.0), seconds(3.0), seconds(5.0), true)
+    );
+    assert_eq!(
+        rhythm(two),
+        (seconds(2.0), seconds(0.2), seconds(2.0), false)
+    );
+    assert_eq!((one.failures.get(), two.failures.get()), (5, 1));
+    assert!(
+        matches!(&one.target, Target::Tcp(tcp) if (tcp.host.as_str(), tcp.port) == ("::1", 80))
+    );
+}
+
+#[test]
+fn keys_that_are_right_alone_may_contradict_one_another() {
+    let problems =
+        problems("[[checks]]\nname = \"a\"\nhttp = \"http://h\"\nmethod = \"HEAD\"\nbody = \"x\"");
+    assert!(
+        problems.ends_with("a check that cannot be: the answer to HEAD has no body"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn urls_with_tls_are_taken_for_redis_and_postgresql() {
+    check("redis = \"rediss://h\"");
+    check("postgres = \"postgresql://u@h/d?sslmode=verify-full\"");
+}
+
+#[test]
+fn each_kind_has_its_keys() {
+    let Target::Http(http) = check("http = \"http://h\"\nmethod = \"POST\"\nstatus = [200, 404]\nbody = \"x\"\nfollow-redirects = true\nheaders = { B = \"2\", A = \"1\" }").target else {
+        panic!("no http");
+    };
+    assert_eq!(
+        (http.method.as_str(), http.status, http.body.as_deref()),
+        ("POST", vec![200, 404], Some("x"))
+    );
+    assert!(http.follow_redirects);
+    let headers: Vec<_> = http
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.expose()))
+        .collect();
+    assert_eq!(headers, [("A", "1"), ("B", "2")]);
+
+    let Target::Dns(dns) = check(
+        "dns = \"_sip._tcp.example.org\"\nrecord = \"SRV\"\nserver = \"::1\"\nexpect = [\"x\"]",
+    )
+    .target
+    else {
+        panic!("no dns");
+    };
+    assert_eq!(
+        (dns.record.to_string().as_str(), dns.expected),
+        ("SRV", vec!["x".to_owned()])
+    );
+    assert_eq!(dns.server, Some("[::1]:53".parse().unwrap()));
+
+    let Target::Tls(tls) = check("tls = \"192.0.2.1:443\"\nvalid-for = \"1day\"").target else {
+        panic!("no tls");
+    };
+    assert_eq!(
+        (tls.host.as_str(), tls.port, tls.valid_for.as_secs()),
+        ("192.0.2.1", 443, 86400)
+    );
+}
+
+#[test]
+fn the_environment_says_which_redis_there_is_and_whether() {
+    const FILE: &str = "[redis]\nurl = \"redis://file\"\n";
+    let redis = |file, variables: &[(&str, &str)]| {
+        let settings = parse_with(file, variables).unwrap();
+        let checks: Vec<_> = settings
+            .checks
+            .iter()
+            .map(|check| check.name.clone())
+            .collect();
+        assert_eq!(
+            checks,
+            settings.redis.iter().map(|_| "redis").collect::<Vec<_>>()
+        );
+        settings.redis.map(|url| url.expose().to_string())
+    };
+    assert_eq!(redis("", &[]), None);
+    assert_eq!(redis("", &[("REDIS_PORT", "tcp://10.0.0.1:6379")]), None);
+    assert_eq!(redis(FILE, &[]).unwrap(), "redis://file");
+    assert_eq!(redis(FILE, &[("REDIS_HOST", "")]), None);
+    assert_eq!(
+        redis(FILE, &[("REDIS_HOST", "cache")]).unwrap(),
+        "redis://cache:6379"
+    );
+    assert_eq!(
+        redis(
+            "",
+            &[
+                ("REDIS_HOST", "::1"),
+                ("REDIS_PORT", "7000"),
+                ("REDIS_PASSWORD", "a/b@c")
+            ]
+        )
+        .unwrap(),
+        "redis://:a%2Fb%40c@[::1]:7000"
+    );
+    assert_eq!(
+        redis(
+            "",
+            &[
+                ("REDIS_HOST", "redis"),
+                ("REDIS_PORT", "tcp://10.0.0.1:6380")
+            ]
+        )
+        .unwrap(),
+        "redis://redis:6380"
+    );
+}
+
+#[test]
+fn a_check_called_redis_stands_for_the_one_that_would_be_added() {
+    let text = "[defaults]\ncritical = true\ninterval = \"7s\"\n[redis]\nurl = \"redis://file\"\n";
+    let added = parse(text).unwrap().checks.remove(0);
+    assert_eq!(
+        (
+            added.target.kind(),
+            added.critical,
+            added.interval.as_secs()
+        ),
+        ("redis", false, 7)
+    );
+
+    let settings = parse(&format!(
+        "{text}[[checks]]\nname = \"redis\"\ntcp = \"file:6379\""
+    ))
+    .unwrap();
+    assert_eq!(settings.checks.len(), 1);
+    assert_eq!(settings.checks[0].target.kind(), "tcp");
+}
+
+#[test]
+fn a_thousand_checks_are_taken_and_one_more_is_not() {
+    let checks = |count| -> String {
+        (0..count)
+            .map(|index| format!("[[checks]]\nname = \"c{index}\"\ntcp = \"h:1\"\n"))
+            .collect()
+    };
+    assert_eq!(parse(&checks(1000)).unwrap().checks.len(), 1000);
+    assert_eq!(
+        problems(&checks(1001)),
+        "api.toml:3001:1: checks are 1001: expected at most 1000"
+    );
+}
+
+/// Either settings, or problems of which each has a place in `text`, on one line.
+fn settings_or_problems(text: &str) -> Result<(), TestCaseError> {
+    let Err(Problems(problems)) = parse(text) else {
+        return Ok(());
+    };
+    prop_assert!(!problems.is_empty());
+    for problem in problems {
+        let line = problem.to_string();
+        prop_assert_eq!(line.lines().count(), 1, "{:?}", line);
+        let Some(Place {
+            position: Some((line, column)),
+            ..
+        }) = problem.place
+        else {
+            return Err(TestCaseError::fail(format!("no place: {problem:?}")));
+        };
+        let length = text
+            .split('\n')
+            .nth(line - 1)
+            .map(|line| line.chars().count());
+        prop_assert!(
+            length.is_some_and(|length| column <= length + 1),
+            "{problem:?}"
+        );
+        prop_assert!(line <= text.lines().count().max(1), "{problem:?}");
+        prop_assert!(!problem.what.contains("s3cret"), "{problem:?}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_is_either_settings_or_problems_with_their_places(text in any::<String>()) {
+        settings_or_problems(&text)?;
+    }
+
+    #[test]
+    fn any_text_of_toml_is_either_settings_or_problems_with_their_places(
+        text in "([a-z-]{1,8} ?[=.] ?)?([\"'\\[\\]{}#\n$\\\\=,.-]|\"[a-z$\\{\\}]{0,9}\"|\\[\\[checks\\]\\]|[0-9]{1,20}|\r\n| ){0,30}"
+    ) {
+        settings_or_problems(&text)?;
+    }
+
+    #[test]
+    fn the_example_with_mistakes_is_either_settings_or_problems_with_their_places(
+        edits in prop::collection::vec((any::<Index>(), any::<Index>(), any::<Index>(), 0..4), 1..6)
+    ) {
+        let mut text: Vec<char> = example_in_full().chars().collect();
+        for (place, other, length, edit) in edits {
+            let start = place.index(text.len());
+            let end = (start + length.index(20)).min(text.len());
+            let from = other.index(text.len() - 20);
+            match edit {
+                // Out, twice, from elsewhere, and one character for another.
+                0 => drop(text.drain(start..end)),
+                1 => {
+                    let part = text[start..end].to_vec();
+                    text.splice(start..start, part);
+                }
+                2 => {
+                    let part = text[from..from + 20].to_vec();
+                    text.splice(start..end, part);
+                }
+                _ => text[start] = ['"', '\\', '$', '\0', 'é', '\n', '[', '{'][length.index(8)],
+            }
+        }
+        settings_or_problems(&text.into_iter().collect::<String>())?;
+    }
+}

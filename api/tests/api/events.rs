@@ -1,0 +1,146 @@
+//! Server-sent events: what comes, what was missed, and how many may listen.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use api::{
+    Application, Settings,
+    board::Board,
+    checks::{Check, Target, tcp},
+};
+use reqwest::{Response, StatusCode, header::CONTENT_TYPE};
+use serde_json::Value;
+
+/// A service whose one check is asked only by the test.
+fn start(streams: usize) -> (String, Arc<Board>) {
+    let check = Check {
+        name: "cache".into(),
+        target: Target::Tcp(tcp::Target {
+            host: "127.0.0.1".into(),
+            port: 1,
+        }),
+        critical: false,
+        interval: Duration::from_secs(3600),
+        jitter: Duration::ZERO,
+        timeout: Duration::from_secs(1),
+        failures: std::num::NonZeroU32::MAX,
+        successes: std::num::NonZeroU32::MIN,
+    };
+    let application = Application::build(Settings {
+        address: ([127, 0, 0, 1], 0).into(),
+        checks: vec![check],
+        streams,
+        ..Settings::default()
+    })
+    .unwrap();
+    let (url, board) = (
+        format!("http://{}/events", application.address()),
+        application.board(),
+    );
+    actix_web::rt::spawn(application.run_until_stopped());
+    (url, board)
+}
+
+fn up(board: &Board) {
+    board.record(0, SystemTime::now(), Duration::from_millis(1), Ok(()));
+}
+
+/// The next events of a stream, as their fields.
+struct Stream(Response, String);
+
+impl Stream {
+    async fn open(url: &str, last: Option<&str>) -> Self {
+        let mut request = crate::client().get(url);
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
+        Self(response, String::new())
+    }
+
+    /// The id and the data of the next event; comments and other fields are passed over.
+    async fn next(&mut self) -> (String, Value) {
+        loop {
+            while let Some((block, rest)) = self.1.split_once("\n\n") {
+                let field = |name: &str| {
+                    block
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name))
+                        .map(str::to_owned)
+                };
+                let (id, kind, data) = (field("id: "), field("event: "), field("data: "));
+                self.1 = rest.to_owned();
+                if let (Some(id), Some(data)) = (id, data) {
+                    assert_eq!(kind.as_deref(), Some("change"));
+                    return (id, serde_json::from_str(&data).unwrap());
+                }
+            }
+            let chunk = self.0.chunk().await.unwrap().expect("the stream ended");
+            self.1.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_change_is_told_to_everybody_who_listens() {
+    let (url, board) = start(2);
+    let mut streams = [
+        Stream::open(&url, None).await,
+        Stream::open(&url, None).await,
+    ];
+    up(&board);
+    for stream in &mut streams {
+        let (_, change) = stream.next().await;
+        assert_eq!(
+            (&change["check"], &change["from"], &change["to"]),
+            (&"cache".into(), &"pending".into(), &"up".into())
+        );
+    }
+}
+
+#[actix_web::test]
+async fn who_comes_back_is_told_first_what_was_missed() {
+    let (url, board) = start(1);
+    up(&board);
+    let first = board.changes().id(1);
+    let mut stream = Stream::open(&url, Some(&board.changes().id(0))).await;
+    let (id, change) = stream.next().await;
+    assert_eq!((id, &change["to"]), (first.clone(), &"up".into()));
+    drop(stream);
+    // An id of another process: nothing that this one knows was missed.
+    let again = loop {
+        let request = crate::client()
+            .get(&url)
+            .header("Last-Event-ID", "1-7")
+            .send();
+        let response = request.await.unwrap();
+        // The stream before may not have been given up yet.
+        if response.status() == StatusCode::OK {
+            break response;
+        }
+    };
+    let mut stream = Stream(again, String::new());
+    let nothing = tokio::time::timeout(Duration::from_millis(200), stream.next()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+}
+
+#[actix_web::test]
+async fn beyond_the_cap_a_stream_is_refused_with_words() {
+    let (url, _board) = start(1);
+    let _first = Stream::open(&url, None).await;
+    let refused = crate::client().get(&url).send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()[CONTENT_TYPE], "application/problem+json");
+    let problem: Value = refused.json().await.unwrap();
+    assert!(
+        problem["detail"]
+            .as_str()
+            .unwrap()
+            .contains("too many event streams"),
+        "{problem}"
+    );
+}
