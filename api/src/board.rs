@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::{
     changes::{Change, Changes},
     checks::{Check, Trouble},
-    history::{Ring, Sample, Summary, milliseconds},
+    history::{Ring, Sample, Store, StoreState, Summary, milliseconds},
 };
 
 /// The window of the figures that are shown beside a state.
@@ -40,6 +40,7 @@ pub struct Board {
     names: HashMap<String, usize>,
     generation: AtomicU64,
     changes: Changes,
+    store: Option<Store>,
 }
 
 #[derive(Debug)]
@@ -136,7 +137,33 @@ impl Board {
             names,
             generation: AtomicU64::new(0),
             changes: Changes::new(now),
+            store: None,
         }
+    }
+
+    /// The board with its history on the disk, too; what `store` knows of the last day is known again. Waits for the disk.
+    #[must_use]
+    pub fn with_store(mut self, store: Store) -> Self {
+        let day = day_before(SystemTime::now());
+        for (entry, samples) in self.entries.iter().zip(store.newest()) {
+            let mut record = lock(&entry.record);
+            record.ring.restore(samples);
+            record.day = record.ring.summary(day);
+        }
+        self.store = Some(store);
+        self
+    }
+
+    /// What keeps the history on the disk, where something does.
+    #[must_use]
+    pub const fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// Where the history is kept.
+    #[must_use]
+    pub fn store_state(&self) -> StoreState {
+        self.store.as_ref().map_or(StoreState::Memory, Store::state)
     }
 
     /// The checks, in the order of the configuration.
@@ -174,12 +201,14 @@ impl Board {
             return;
         };
         let mut record = lock(record);
-        record
-            .ring
-            .push(Sample::new(at, answer.is_ok().then_some(took)));
-        record.day = record
-            .ring
-            .summary(at.checked_sub(DAY).unwrap_or(SystemTime::UNIX_EPOCH));
+        // First: whoever is told of the change finds it.
+        self.generation.fetch_add(1, Ordering::Release);
+        let sample = Sample::new(at, answer.is_ok().then_some(took));
+        record.ring.push(sample);
+        record.day = record.ring.summary(day_before(at));
+        if let Some(store) = &self.store {
+            store.add(index, sample);
+        }
         record.asked += 1;
         record.failed += u64::from(answer.is_err());
         let (said, enough) = match answer {
@@ -212,8 +241,6 @@ impl Board {
             record.against = 0;
             self.changes.add(&change);
         }
-        drop(record);
-        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// What is known of every check, in the order of the configuration.
@@ -253,6 +280,10 @@ impl Entry {
             failed: record.failed,
         }
     }
+}
+
+fn day_before(time: SystemTime) -> SystemTime {
+    time.checked_sub(DAY).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// What a panic elsewhere left behind is whole: nothing panics while it is changed half-way.

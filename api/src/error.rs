@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -24,6 +25,14 @@ pub enum Error {
         address: SocketAddr,
         /// The system's word.
         source: io::Error,
+    },
+    /// The directory of the history is held by another process or cannot be written.
+    #[error("cannot keep the history in {}: {reason}", directory.display())]
+    History {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        reason: String,
     },
     /// Logging was started twice in one process.
     #[error("cannot start logging: {0}")]
@@ -49,6 +58,7 @@ impl Error {
         match self {
             Self::Settings(_) | Self::Authorities(_) => 2,
             Self::Listen { .. }
+            | Self::History { .. }
             | Self::Logging(_)
             | Self::Runtime(_)
             | Self::Server(_)

@@ -10,6 +10,7 @@ pub mod error;
 pub mod history;
 pub mod hits;
 pub mod metrics;
+pub mod page;
 pub mod problem;
 pub mod rendered;
 pub mod routes;

@@ -141,7 +141,7 @@ impl Collector for Checks {
                         ConstGauge::new(value).encode(family.encode_family(labels)?)?;
                     }
                 }
-                Ok(())
+                Ok::<_, fmt::Error>(())
             };
         gauge(
             "check_up",
@@ -166,7 +166,7 @@ impl Collector for Checks {
             for (labels, status) in &statuses {
                 ConstCounter::new(value(status)).encode(family.encode_family(labels)?)?;
             }
-            Ok(())
+            Ok::<_, fmt::Error>(())
         };
         counter("probes", "Questions asked", &|status| status.asked)?;
         counter(

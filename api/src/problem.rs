@@ -46,16 +46,26 @@ impl Problem {
     pub fn no_check(name: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("there is no check {name:?}"))
     }
+
+    fn unwritten(error: &dyn fmt::Display) -> Self {
+        tracing::error!(%error, "an answer could not be written");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the answer could not be written",
+        )
+    }
 }
 
 /// What we say of ourselves could not be written down: never seen, and said where it is.
 impl From<serde_json::Error> for Problem {
     fn from(error: serde_json::Error) -> Self {
-        tracing::error!(%error, "an answer could not be written as JSON");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "the answer could not be written",
-        )
+        Self::unwritten(&error)
+    }
+}
+
+impl From<askama::Error> for Problem {
+    fn from(error: askama::Error) -> Self {
+        Self::unwritten(&error)
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use crate::{
-    Settings,
+    Error, Settings,
     board::Board,
     checks::{Clients, redis},
     configuration::Build,
     drain::Drain,
+    history::Store,
     metrics::Metrics,
 };
 
@@ -38,10 +39,17 @@ pub struct Service {
 
 impl Service {
     /// A service of these settings that nobody has asked anything.
-    #[must_use]
-    pub fn new(settings: Settings, clients: Clients) -> Self {
-        let board = Arc::new(Board::new(settings.checks));
-        Self {
+    ///
+    /// # Errors
+    /// Where the directory of the history is held by another process or cannot be written.
+    pub fn new(settings: Settings, clients: Clients) -> Result<Self, Error> {
+        let mut board = Board::new(settings.checks);
+        if let Some(directory) = settings.data {
+            let names = board.checks().map(|check| check.name.clone()).collect();
+            board = board.with_store(Store::open(&directory, names)?);
+        }
+        let board = Arc::new(board);
+        Ok(Self {
             title: settings.title,
             environment: settings.environment,
             metrics: Metrics::new(&settings.build, board.clone()),
@@ -51,6 +59,6 @@ impl Service {
             board,
             drain: Drain::default(),
             streams: Arc::new(Semaphore::new(settings.streams.min(Semaphore::MAX_PERMITS))),
-        }
+        })
     }
 }

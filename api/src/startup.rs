@@ -44,14 +44,14 @@ impl Application {
     /// Binds the address of `settings` and starts to answer and to check; needs a running Actix runtime.
     ///
     /// # Errors
-    /// Where the address is taken or not allowed, or the file of `SSL_CERT_FILE` is wrong.
+    /// Where the address is taken or not allowed, the directory of the history is, or the file of `SSL_CERT_FILE` is wrong.
     pub fn build(settings: Settings) -> Result<Self, Error> {
         let asked = settings.address;
         let drain = settings.drain;
         let authorities = env::var_os(AUTHORITIES).filter(|path| !path.is_empty());
         let clients =
             Clients::new(authorities.as_deref().map(Path::new)).map_err(Error::Authorities)?;
-        let service = web::Data::new(Service::new(settings, clients));
+        let service = web::Data::new(Service::new(settings, clients)?);
         let shared = service.clone();
         let server = HttpServer::new(move || {
             App::new().configure(|config| routes::configure(config, &shared))
@@ -120,6 +120,9 @@ impl Application {
         self.service.drain.end_streams();
         handle.stop(true).await;
         ended_well(server.await)?;
+        if let Some(store) = self.service.board.store() {
+            store.flush();
+        }
         tracing::info!("stopped");
         Ok(())
     }

@@ -89,7 +89,7 @@ pub struct Rhythm {
 impl Rhythm {
     const INTERVAL: Duration = Duration::from_secs(60);
     const TIMEOUT: Duration = Duration::from_secs(5);
-    /// As many of the interval are its jitter.
+    /// The jitter is the interval divided by this.
     const JITTERS: u32 = 10;
     const FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(2);
     /// More than one: what crashes again and again answers in between.
@@ -210,10 +210,7 @@ pub fn read(keys: &mut Keys<'_, '_>, defaults: &Rhythm) -> Vec<Check> {
         {
             keys.wrong(
                 name.span,
-                format_args!(
-                    "name {} is another check's, too: expected one that only this has",
-                    name.value
-                ),
+                "name is another check's, too: expected one that only this has",
             );
         }
         let target = target(keys);
@@ -247,10 +244,15 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
             keys.wrong(span, what);
         }
     }
-    let read = named.first().and_then(|kind| (kind.read)(keys));
-    if let Some(Err(reason)) = read.as_ref().map(Target::validate) {
-        keys.wrong(keys.span, format_args!("a check that cannot be: {reason}"));
-    }
+    let read = named.first().and_then(|kind| {
+        let place = keys.place(kind.name)?;
+        let target = (kind.read)(keys)?;
+        // Each value is right by itself; the client says whether they are together.
+        if let Err(why) = target.validate() {
+            keys.wrong(place, format_args!("{} cannot be asked: {why}", kind.name));
+        }
+        Some(target)
+    });
     for kind in &KINDS {
         for option in kind.options {
             // Where the kind is not clear, whose key it is cannot be wrong.
@@ -359,25 +361,30 @@ fn record(text: &str) -> Option<RecordType> {
 }
 
 fn postgres(keys: &mut Keys<'_, '_>) -> Option<Target> {
-    // What asks it says which URLs it takes.
-    let accept = |url: &Url| {
+    let valid = |url: &Url| {
         let url = SecretUrl::new(url.clone());
-        plain_path(url.expose()) && checks::postgres::Target { url }.validate().is_ok()
+        checks::postgres::Target { url }.validate().is_ok()
     };
-    let expected = "postgresql://user[:password]@host[:port]/database[?sslmode=require], the password percent-encoded";
-    let url = keys.read("postgres", url(expected, accept))?.value;
+    let expected =
+        "postgresql://user[:password]@host[:port]/database, the password percent-encoded";
+    let url = keys
+        .read(
+            "postgres",
+            url(expected, |url| plain_path(url) && valid(url)),
+        )?
+        .value;
     Some(Target::Postgres(checks::postgres::Target { url }))
 }
 
 /// The URL of a Redis.
 pub fn redis_url(value: Value<'_>, variables: Variables<'_>) -> Read<SecretUrl> {
-    // What asks it says which URLs it takes.
-    let accept = |url: &Url| {
+    let valid = |url: &Url| {
         let url = SecretUrl::new(url.clone());
-        plain_path(url.expose()) && checks::redis::Target { url }.validate().is_ok()
+        checks::redis::Target { url }.validate().is_ok()
     };
-    let expected = "redis://[[user]:password@]host[:port][/number], or rediss:// with TLS, the password percent-encoded";
-    url(expected, accept)(value, variables)
+    let expected =
+        "redis:// or rediss://[[user]:password@]host[:port][/number], the password percent-encoded";
+    url(expected, |url| plain_path(url) && valid(url))(value, variables)
 }
 
 /// Whether the path is no part of a password with a slash in it: that would be shown.

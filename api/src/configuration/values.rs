@@ -60,6 +60,11 @@ impl<'de, 'v> Keys<'de, 'v> {
         self.helper.contains(key)
     }
 
+    /// Where the value of `key` is, not taken yet.
+    pub fn place(&self, key: &str) -> Option<Span> {
+        self.helper.table.get(key).map(|value| value.span)
+    }
+
     /// Takes `key` and reads it.
     pub fn read<T>(
         &mut self,
@@ -330,7 +335,7 @@ pub fn not_valid(span: Span, expected: &str) -> Vec<Error> {
 }
 
 /// A string with its variables replaced.
-pub fn text(mut value: Value<'_>, variables: Variables<'_>, expected: &str) -> Read<Text> {
+fn text(mut value: Value<'_>, variables: Variables<'_>, expected: &str) -> Read<Text> {
     match value.take() {
         ValueInner::String(text) => {
             variables::replace(&text, variables).map_err(|(what, expected)| {

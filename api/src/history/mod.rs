@@ -1,10 +1,17 @@
 //! What the checks said before: the newest samples in memory, and with a data directory a year of roll-ups on the disk.
 
+mod disk;
 mod ring;
+mod rollup;
+mod store;
+mod view;
 
 use std::time::{Duration, SystemTime};
 
 pub use ring::{Percentiles, Ring, Summary, milliseconds};
+pub use rollup::{Resolution, Rollup};
+pub use store::{Store, StoreState};
+pub use view::{Bucket, History, Taken};
 
 /// What one question said, in eight bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

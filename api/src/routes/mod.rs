@@ -1,8 +1,11 @@
 //! What the service answers, one file for each resource.
 
+mod badge;
 mod checks;
+mod docs;
 mod events;
 mod health;
+mod history;
 mod hits;
 mod metrics;
 mod openapi;
@@ -33,6 +36,7 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
         .app_data(service.clone())
         .app_data(web::Data::new(health::Health::default()))
         .app_data(web::Data::new(checks::Checks::default()))
+        .app_data(web::Data::new(root::Page::default()))
         .app_data(web::Data::new(Hits::new(
             service.redis.as_ref(),
             &service.clients,
@@ -45,10 +49,17 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     routes.add("/readyz", Asked::ByProbes, probes::ready);
     routes.add("/api/v1/checks", Asked::ByPeople, checks::list);
     routes.add("/api/v1/checks/{name}", Asked::ByPeople, checks::one);
+    routes.add(
+        "/api/v1/checks/{name}/history",
+        Asked::ByPeople,
+        history::get,
+    );
+    routes.add("/badge/{name}.svg", Asked::ByPeople, badge::get);
     routes.add("/events", Asked::ByPeople, events::get);
     routes.add("/metrics", Asked::ByProbes, metrics::get);
     routes.add("/version", Asked::ByPeople, version::get);
     routes.add("/openapi.json", Asked::ByPeople, openapi::get);
+    routes.add("/docs", Asked::ByPeople, docs::get);
     routes.refuse_others();
 }
 

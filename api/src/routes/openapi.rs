@@ -4,7 +4,7 @@ use actix_web::{HttpResponse, http::header::ContentType, web::Bytes};
 use std::sync::OnceLock;
 use utoipa::{OpenApi, openapi};
 
-use super::{checks, events, health, hits, metrics, probes, root, version};
+use super::{badge, checks, docs, events, health, history, hits, metrics, probes, root, version};
 use crate::problem::Problem;
 
 #[derive(OpenApi)]
@@ -18,10 +18,13 @@ use crate::problem::Problem;
         probes::ready,
         checks::list,
         checks::one,
+        history::get,
+        badge::get,
         events::get,
         metrics::get,
         version::get,
         get,
+        docs::get,
     ),
     tags(
         (name = "status", description = "For people and clients of the lab"),

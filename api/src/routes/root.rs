@@ -1,10 +1,14 @@
-//! `GET /`: the greeting.
+//! `GET /`: the greeting, or the page.
 
-use actix_web::web;
+use actix_web::{HttpRequest, HttpResponse, http::header::VARY, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::service::Service;
+use crate::{page, problem::Problem, rendered::Rendered, service::Service};
+
+/// What this worker rendered last.
+#[derive(Default)]
+pub(super) struct Page(Rendered);
 
 /// The greeting.
 #[derive(Serialize, ToSchema)]
@@ -24,9 +28,21 @@ pub(super) struct Greeting {
         (String = "text/html"),
     )),
 ))]
-pub(super) async fn get(service: web::Data<Service>) -> web::Json<Greeting> {
-    web::Json(Greeting {
-        message: "Hello from the Infrastructure Lab!",
-        env: service.environment.clone(),
-    })
+pub(super) async fn get(
+    service: web::Data<Service>,
+    page: web::Data<Page>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    if page::is_preferred(&request) {
+        let body = page.0.get(service.board.generation(), || {
+            page::render(&service.board, &service.title, &service.environment)
+        })?;
+        return Ok(page::response(body));
+    }
+    Ok(HttpResponse::Ok()
+        .insert_header((VARY, "Accept"))
+        .json(Greeting {
+            message: "Hello from the Infrastructure Lab!",
+            env: service.environment.clone(),
+        }))
 }

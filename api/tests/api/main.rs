@@ -8,6 +8,7 @@
 mod cli;
 mod configuration;
 mod events;
+mod history;
 mod probes;
 mod process;
 mod routes;

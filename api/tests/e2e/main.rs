@@ -5,6 +5,8 @@
     reason = "helpers of tests fail by panicking, too"
 )]
 
+mod browser;
 mod contract;
 mod dependencies;
 mod harness;
+mod store;

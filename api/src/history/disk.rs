@@ -1,0 +1,647 @@
+//! The file that holds the roll-ups.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File, TryLockError},
+    io::{self, ErrorKind},
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::SystemTime,
+};
+
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+
+use super::{
+    Sample,
+    ring::CAPACITY,
+    rollup::{Resolution, Rollup, Row},
+};
+
+/// What redb keeps of the file in memory.
+const CACHE: usize = 1024 * 1024;
+
+/// Counts the changes of the tables that an older program cannot read.
+const SCHEMA: u64 = 1;
+
+/// `schema`, and how far samples are written: `run` and `written`.
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+
+/// By the time of their beginning, so that what is written and what ages out lies together, and the name of the check.
+type Rollups = TableDefinition<'static, (u32, &'static str), Row>;
+
+const fn rollups(resolution: Resolution) -> Rollups {
+    match resolution {
+        Resolution::Minute => Rollups::new("minutes"),
+        Resolution::Hour => Rollups::new("hours"),
+        Resolution::Day => Rollups::new("days"),
+    }
+}
+
+/// A file that is open; no other process opens it meanwhile.
+pub(super) struct Disk {
+    database: Database,
+    /// The hour in which was last looked for what aged out.
+    pruned: AtomicU32,
+    /// Held as long as the file is open, so that nobody sets aside what another process just began.
+    _lock: File,
+}
+
+/// Why a file cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// Another process has it.
+    #[error(
+        "another process holds it: another replica of this service on the same volume? Each needs a volume of its own, and one that \
+         replaces another has to wait for its end"
+    )]
+    Held,
+    /// What is in it cannot be used.
+    #[error("{0}")]
+    Damaged(String),
+    /// The system's word.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl Fault {
+    /// Whether the disk has no room.
+    pub(super) fn full(&self) -> bool {
+        matches!(self, Self::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    }
+}
+
+impl From<redb::Error> for Fault {
+    fn from(error: redb::Error) -> Self {
+        match error {
+            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::Held,
+            // Where it is not redb's, or shorter than it says.
+            redb::Error::Io(error)
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+                ) =>
+            {
+                Self::Io(error)
+            }
+            redb::Error::PreviousIo => Self::Io(io::Error::other(error)),
+            error => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// A file that is damaged may make redb panic.
+fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Fault> {
+    // After a panic nothing of it is used again: the file is opened anew.
+    panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| {
+            let reason = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("it cannot be read");
+            Err(redb::Error::Corrupted(reason.into()))
+        })
+        .map_err(Fault::from)
+}
+
+impl Disk {
+    /// Opens the file in `directory`, and begins it where there is none. One that cannot be used is set aside.
+    pub(super) fn open(directory: &Path) -> Result<Self, Fault> {
+        fs::create_dir_all(directory)?;
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(directory.join("history.lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Fault::Held,
+            TryLockError::Error(error) => error.into(),
+        })?;
+        let path = directory.join("history.redb");
+        let database = if path.try_exists()? {
+            match guarded(|| open(&path)) {
+                Err(Fault::Damaged(reason)) => {
+                    let aside = set_aside(&path)?;
+                    tracing::warn!(
+                        file = %path.display(),
+                        aside = %aside.display(),
+                        reason,
+                        "the history cannot be read: it is set aside, and begun anew"
+                    );
+                    begin(&path)?
+                }
+                opened => opened?,
+            }
+        } else {
+            begin(&path)?
+        };
+        Ok(Self {
+            database,
+            pruned: AtomicU32::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// Closes the file.
+    pub(super) fn close(self) -> Result<(), Fault> {
+        guarded(|| Ok(self.database.close()?))
+    }
+
+    /// Adds `samples`, and notes that those of `run` are now written up to `number`; drops what is too old at `now`. All of it or
+    /// nothing, whatever happens.
+    pub(super) fn write<'a>(
+        &self,
+        samples: impl IntoIterator<Item = (&'a str, Sample)>,
+        (run, number): (u64, u64),
+        now: SystemTime,
+    ) -> Result<(), Fault> {
+        let mut checks: HashMap<&str, Vec<Sample>> = HashMap::new();
+        for (name, sample) in samples {
+            checks.entry(name).or_default().push(sample);
+        }
+        let now = Sample::new(now, None).seconds;
+        let hour = Resolution::Hour.start(now);
+        guarded(|| {
+            let transaction = self.database.begin_write()?;
+            for resolution in Resolution::ALL {
+                let mut table = transaction.open_table(rollups(resolution))?;
+                for (name, samples) in &checks {
+                    let mut added = BTreeMap::new();
+                    resolution.group(samples.iter().copied(), &mut added);
+                    for (start, mut rollup) in added {
+                        if let Some(before) = table.get((start, *name))? {
+                            rollup.merge(&before.value().into());
+                        }
+                        table.insert((start, *name), rollup.row())?;
+                    }
+                }
+                if self.pruned.load(Ordering::Relaxed) != hour {
+                    let oldest = resolution.start(now.saturating_sub(resolution.kept()));
+                    table.retain_in::<(u32, &str), _>(..(oldest, ""), |_, _| false)?;
+                }
+            }
+            {
+                let mut meta = transaction.open_table(META)?;
+                meta.insert("run", run)?;
+                meta.insert("written", number)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        })?;
+        self.pruned.store(hour, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How far the samples of `run` are written.
+    pub(super) fn written(&self, run: u64) -> Result<u64, Fault> {
+        guarded(|| written(&self.database.begin_read()?.open_table(META)?, run))
+    }
+
+    /// The roll-ups of a check from the one that begins at `from` to the one that `to` is in, and how far the samples of `run` are in them.
+    pub(super) fn read(
+        &self,
+        name: &str,
+        resolution: Resolution,
+        (from, to): (u32, u32),
+        run: u64,
+    ) -> Result<(BTreeMap<u32, Rollup>, u64), Fault> {
+        guarded(|| {
+            let transaction = self.database.begin_read()?;
+            let written = written(&transaction.open_table(META)?, run)?;
+            let table = transaction.open_table(rollups(resolution))?;
+            let mut found = BTreeMap::new();
+            for start in (from..=to).step_by(resolution.seconds() as usize) {
+                if let Some(row) = table.get((start, name))? {
+                    found.insert(start, row.value().into());
+                }
+            }
+            Ok((found, written))
+        })
+    }
+
+    /// Samples of the last day of each check, newest first, as many as a ring takes; made from minutes.
+    pub(super) fn newest(
+        &self,
+        names: &[String],
+        now: SystemTime,
+    ) -> Result<Vec<Vec<Sample>>, Fault> {
+        let places: HashMap<&str, usize> = names
+            .iter()
+            .enumerate()
+            .map(|(index, name)| (name.as_str(), index))
+            .collect();
+        let now = Sample::new(now, None).seconds;
+        let minute = Resolution::Minute;
+        guarded(|| {
+            let transaction = self.database.begin_read()?;
+            let table = transaction.open_table(rollups(minute))?;
+            let mut newest = vec![Vec::new(); names.len()];
+            let mut filled = 0;
+            let day = (now.saturating_sub(Resolution::Day.seconds()), "")..(now, "");
+            for row in table.range(day)?.rev() {
+                let (key, row) = row?;
+                let (start, name) = key.value();
+                let Some(samples) = places.get(name).and_then(|index| newest.get_mut(*index))
+                else {
+                    continue;
+                };
+                if samples.len() < CAPACITY {
+                    let rollup = Rollup::from(row.value());
+                    samples.extend(rollup.samples(start, minute.seconds()).rev());
+                    filled += usize::from(samples.len() >= CAPACITY);
+                }
+                if filled == names.len() {
+                    break;
+                }
+            }
+            Ok(newest)
+        })
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .set_cache_size(CACHE)
+        // Else a damaged page would be believed, or make redb panic, when it is read some day.
+        .set_check_integrity_on_open(true);
+    builder
+}
+
+/// Opens the file at `path`, which exists.
+fn open(path: &Path) -> Result<Database, redb::Error> {
+    let database = builder().open(path)?;
+    let transaction = database.begin_read()?;
+    let schema = transaction
+        .open_table(META)?
+        .get("schema")?
+        .map(|schema| schema.value());
+    if schema != Some(SCHEMA) {
+        return Err(redb::Error::Corrupted(match schema {
+            Some(schema) => format!("its schema is {schema}, and this program knows {SCHEMA}"),
+            None => "it belongs to another program".into(),
+        }));
+    }
+    for resolution in Resolution::ALL {
+        transaction.open_table(rollups(resolution))?;
+    }
+    Ok(database)
+}
+
+/// Begins a file. It gets its name when it is whole, so that no kill leaves half of one.
+fn begin(path: &Path) -> Result<Database, Fault> {
+    let unfinished = path.with_extension("redb.new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let database = guarded(|| {
+        let database = builder().create(&unfinished)?;
+        let transaction = database.begin_write()?;
+        transaction.open_table(META)?.insert("schema", SCHEMA)?;
+        for resolution in Resolution::ALL {
+            transaction.open_table(rollups(resolution))?;
+        }
+        transaction.commit()?;
+        Ok(database)
+    })?;
+    fs::rename(&unfinished, path)?;
+    sync_parent(path)?;
+    Ok(database)
+}
+
+/// Gives the file at `path` another name, which none has.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    // No colons: volumes of other systems do not take them.
+    let time = humantime::format_rfc3339_seconds(SystemTime::now())
+        .to_string()
+        .replace(':', "-");
+    let mut aside = path.with_extension(format!("redb.damaged-{time}"));
+    let mut more = 1;
+    while aside.symlink_metadata().is_ok() {
+        more += 1;
+        aside = path.with_extension(format!("redb.damaged-{time}-{more}"));
+    }
+    fs::rename(path, &aside)?;
+    sync_parent(path)?;
+    Ok(aside)
+}
+
+/// Makes the names in the directory of `path` survive a loss of power.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent()
+        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// How far the samples of `run` are written: not at all where another run wrote last.
+fn written(meta: &impl ReadableTable<&'static str, u64>, run: u64) -> Result<u64, redb::Error> {
+    let value = |key| -> Result<_, StorageError> { Ok(meta.get(key)?.map(|value| value.value())) };
+    Ok(if value("run")? == Some(run) {
+        value("written")?.unwrap_or(0)
+    } else {
+        0
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::LazyLock, time::Duration};
+
+    use proptest::prelude::*;
+    use redb::ReadableTableMetadata;
+    use tempfile::{TempDir, tempdir};
+
+    use super::*;
+
+    /// A year begins here.
+    const START: u32 = 1_800_000_000;
+    const DAY: u32 = Resolution::Day.seconds();
+
+    fn sample(seconds: u32, milliseconds: u64) -> Sample {
+        Sample::new(time(seconds), Some(Duration::from_millis(milliseconds)))
+    }
+
+    fn time(seconds: u32) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into())
+    }
+
+    /// A directory whose file has samples of a day in it.
+    fn filled() -> TempDir {
+        let directory = tempdir().unwrap();
+        let disk = Disk::open(directory.path()).unwrap();
+        for hour in 0..24 {
+            let samples = (0..360).map(|it| ("cache", sample(START + hour * 3600 + it * 10, 5)));
+            disk.write(samples, (1, 1), time(START + DAY)).unwrap();
+        }
+        disk.close().unwrap();
+        directory
+    }
+
+    /// The bytes of such a file.
+    static WHOLE: LazyLock<Vec<u8>> =
+        LazyLock::new(|| fs::read(filled().path().join("history.redb")).unwrap());
+
+    fn count(disk: &Disk, name: &str) -> u64 {
+        let (rollups, _) = disk
+            .read(
+                name,
+                Resolution::Day,
+                (START - START % DAY, START + 2 * DAY),
+                1,
+            )
+            .unwrap();
+        rollups
+            .values()
+            .map(|rollup| rollup.summary().samples)
+            .sum()
+    }
+
+    fn set_aside(directory: &TempDir) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("history.redb.damaged-"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_year_is_kept_and_no_more_and_what_is_no_longer_checked_ages_out() {
+        let directory = tempdir().unwrap();
+        let disk = Disk::open(directory.path()).unwrap();
+        let mut now = START;
+        for day in 0..500 {
+            // A sample each hour; for the first month there is a check that is removed then.
+            let samples = (0..24).flat_map(|hour| {
+                let sample = sample(START + day * DAY + hour * 3600, u64::from(day) + 1);
+                let removed = (day < 30).then_some(("removed", sample));
+                removed.into_iter().chain([("cache", sample)])
+            });
+            now = START + day * DAY + DAY - 1;
+            disk.write(samples, (1, u64::from(day)), time(now)).unwrap();
+        }
+
+        let read = |name, resolution: Resolution, window: u32| {
+            let from = resolution.start(now - window);
+            let (rollups, written) = disk.read(name, resolution, (from, now), 1).unwrap();
+            assert_eq!(written, 499);
+            rollups
+        };
+        let days = read("cache", Resolution::Day, 366 * DAY);
+        assert_eq!(days.len(), 367);
+        for (start, rollup) in &days {
+            let day = f64::from((start + DAY - 1 - START) / DAY + 1);
+            let summary = rollup.summary();
+            // The days of the clock begin at another hour than those of this test.
+            let p50 = summary.latency_ms.unwrap().p50;
+            assert!((p50 - day).abs() <= 0.05 * day + 1.0, "{p50} on day {day}");
+            assert!(summary.samples == 24 || *start == Resolution::Day.start(now));
+        }
+        assert_eq!(read("cache", Resolution::Hour, 15 * DAY).len(), 15 * 24 + 1);
+        assert_eq!(read("cache", Resolution::Minute, 6 * 60 * 60).len(), 6);
+        assert!(read("removed", Resolution::Day, 366 * DAY).len() <= 1);
+
+        // Nothing else is left.
+        let transaction = disk.database.begin_read().unwrap();
+        for resolution in Resolution::ALL {
+            let table = transaction.open_table(rollups(resolution)).unwrap();
+            let most = u64::from(resolution.kept() / resolution.seconds().max(3600)) + 4;
+            assert!(
+                table.len().unwrap() <= most,
+                "{resolution:?}: {}",
+                table.len().unwrap()
+            );
+            let (first, _) = table.first().unwrap().unwrap();
+            assert!(first.value().0 >= resolution.start(now - resolution.kept()) - 3600);
+        }
+        drop(transaction);
+
+        // And after a year without the service, the first write takes the rest.
+        let later = now + 400 * DAY;
+        disk.write([("cache", sample(later, 1))], (2, 1), time(later))
+            .unwrap();
+        let disk = {
+            disk.close().unwrap();
+            Disk::open(directory.path()).unwrap()
+        };
+        disk.write([("cache", sample(later, 1))], (2, 2), time(later))
+            .unwrap();
+        let transaction = disk.database.begin_read().unwrap();
+        for resolution in Resolution::ALL {
+            let table = transaction.open_table(rollups(resolution)).unwrap();
+            assert_eq!(table.len().unwrap(), 1, "{resolution:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_in_parts_is_read_as_one_and_knows_its_run() {
+        let directory = filled();
+        let disk = Disk::open(directory.path()).unwrap();
+        assert_eq!(count(&disk, "cache"), 24 * 360);
+        assert_eq!(count(&disk, "cach"), 0);
+        assert_eq!(disk.written(1).unwrap(), 1);
+        assert_eq!(disk.written(2).unwrap(), 0);
+        let (minutes, _) = disk
+            .read("cache", Resolution::Minute, (START, START + 3599), 1)
+            .unwrap();
+        assert_eq!(minutes.len(), 60);
+        assert!(minutes.values().all(|minute| minute.summary().samples == 6));
+    }
+
+    #[test]
+    fn the_newest_samples_of_each_check_come_back() {
+        let directory = filled();
+        let disk = Disk::open(directory.path()).unwrap();
+        let last = START + DAY - 10;
+        disk.write([("new", sample(last, 7))], (1, 2), time(START + DAY))
+            .unwrap();
+        let names = ["unknown", "cache", "new"].map(String::from);
+        let newest = disk.newest(&names, time(START + DAY)).unwrap();
+        assert_eq!(newest[0], []);
+        assert!(newest[1].len() >= CAPACITY, "{}", newest[1].len());
+        assert_eq!(newest[1][0].seconds, last);
+        assert!(newest[1].is_sorted_by_key(|sample| u32::MAX - sample.seconds));
+        assert_eq!(newest[2].len(), 1);
+        let latency = newest[2][0].latency().unwrap().as_secs_f64();
+        assert!((latency - 0.007).abs() < 0.05 * 0.007);
+        // Of more than a day ago, nothing.
+        assert_eq!(
+            disk.newest(&names, time(START + 3 * DAY)).unwrap(),
+            vec![Vec::new(); 3]
+        );
+    }
+
+    #[test]
+    fn foreign_and_damaged_files_are_set_aside_and_never_overwritten() {
+        let foreign: Vec<(&str, Vec<u8>)> = vec![
+            ("text", b"another program's notes\n".repeat(1000)),
+            ("short", b"x".to_vec()),
+            ("zeros", vec![0; 1 << 20]),
+            (
+                "sqlite",
+                [b"SQLite format 3\0".to_vec(), vec![7; 8192]].concat(),
+            ),
+        ];
+        for (what, bytes) in foreign {
+            let directory = tempdir().unwrap();
+            let path = directory.path().join("history.redb");
+            // Two in one second.
+            for more in 1..=2 {
+                fs::write(&path, &bytes).unwrap();
+                let disk = Disk::open(directory.path()).unwrap();
+                disk.write([("cache", sample(START, 1))], (1, 1), time(START))
+                    .unwrap();
+                drop(disk);
+                let aside = set_aside(&directory);
+                assert_eq!(aside.len(), more, "{what}: {aside:?}");
+                for name in aside {
+                    assert_eq!(fs::read(directory.path().join(name)).unwrap(), bytes);
+                }
+            }
+            // What was begun is good.
+            let disk = Disk::open(directory.path()).unwrap();
+            assert_eq!(count(&disk, "cache"), 1);
+            assert_eq!(set_aside(&directory).len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_schema_or_program_of_redb_is_set_aside() {
+        let numbers: TableDefinition<&str, u64> = TableDefinition::new("meta");
+        let words: TableDefinition<&str, &str> = TableDefinition::new("meta");
+        let write: [&dyn Fn(&redb::WriteTransaction); 4] = [
+            &|_| {},
+            &|transaction| {
+                let mut table = transaction.open_table(numbers).unwrap();
+                table.insert("schema", SCHEMA + 1).unwrap();
+            },
+            &|transaction| {
+                let mut table = transaction.open_table(words).unwrap();
+                table.insert("schema", "1").unwrap();
+            },
+            &|transaction| {
+                let mut table = transaction.open_table(numbers).unwrap();
+                table.insert("schema", SCHEMA).unwrap();
+            },
+        ];
+        for write in write {
+            let directory = tempdir().unwrap();
+            let database = Database::create(directory.path().join("history.redb")).unwrap();
+            let transaction = database.begin_write().unwrap();
+            write(&transaction);
+            transaction.commit().unwrap();
+            drop(database);
+            Disk::open(directory.path()).unwrap();
+            assert_eq!(set_aside(&directory).len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_held_is_not_touched() {
+        let directory = filled();
+        let holder = Disk::open(directory.path()).unwrap();
+        assert!(matches!(Disk::open(directory.path()), Err(Fault::Held)));
+        drop(holder);
+        // Nor one that another program of redb reads.
+        let reader = redb::ReadOnlyDatabase::open(directory.path().join("history.redb")).unwrap();
+        assert!(matches!(Disk::open(directory.path()), Err(Fault::Held)));
+        drop(reader);
+        assert_eq!(
+            count(&Disk::open(directory.path()).unwrap(), "cache"),
+            24 * 360
+        );
+        assert_eq!(set_aside(&directory).len(), 0);
+    }
+
+    #[test]
+    fn a_file_whose_beginning_was_interrupted_is_begun_anew() {
+        let directory = tempdir().unwrap();
+        fs::write(directory.path().join("history.redb.new"), [1; 5000]).unwrap();
+        Disk::open(directory.path()).unwrap();
+        assert_eq!(set_aside(&directory).len(), 0);
+        assert!(!directory.path().join("history.redb.new").exists());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn a_file_damaged_anywhere_is_read_as_it_was_or_set_aside(
+            flips in prop::collection::vec((0.0..1.0_f64, 1_u8..), 0..20),
+            left in prop_oneof![Just(1.0), 0.0..1.0_f64],
+        ) {
+            let directory = tempdir().unwrap();
+            let path = directory.path().join("history.redb");
+            let mut bytes = WHOLE.clone();
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_precision_loss,
+                clippy::cast_sign_loss,
+                reason = "a place in a small file"
+            )]
+            let place = |share: f64| (share * bytes.len() as f64) as usize;
+            let places: Vec<_> = flips.iter().map(|(share, by)| (place(*share), by)).collect();
+            let left = place(left);
+            for (place, by) in places {
+                bytes[place] ^= by;
+            }
+            bytes.truncate(left);
+            fs::write(&path, &bytes).unwrap();
+
+            let disk = Disk::open(directory.path()).unwrap();
+            let aside = set_aside(&directory);
+            if let [aside] = &aside[..] {
+                prop_assert!(fs::read(directory.path().join(aside)).unwrap() == bytes, "it was changed");
+                prop_assert_eq!(count(&disk, "cache"), 0);
+            } else {
+                prop_assert_eq!(aside.len(), 0);
+                let left = count(&disk, "cache");
+                // An empty file is as good as none; a commit slot that is damaged leaves the commit before.
+                prop_assert!(bytes.is_empty() || left == 24 * 360 || left == 23 * 360, "{}", left);
+            }
+            disk.write([("cache", sample(START, 1))], (1, 9), time(START + DAY)).unwrap();
+        }
+    }
+}

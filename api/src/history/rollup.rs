@@ -1,0 +1,345 @@
+//! Many samples as one: how many failed, and how long the others took, to within 5 %.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use super::{FAILED, Sample, Summary, ring::CAPACITY};
+
+/// Each bin is a tenth wider than the one before, so that its middle is within 4.8 % of all that is in it, and all latencies that a
+/// sample can hold fit in 233 bins: a byte.
+const GROWTH: f64 = 1.1;
+
+/// The samples of some time. Those of an hour are the same whether they come from its samples or from its minutes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rollup {
+    failures: u32,
+    /// How many latencies are in a bin; none is empty.
+    latencies: BTreeMap<u8, u32>,
+}
+
+/// A roll-up as the disk has it: failures, and the bins in order.
+pub(super) type Row = (u32, Vec<(u8, u32)>);
+
+impl Rollup {
+    /// Adds a sample.
+    pub fn add(&mut self, sample: Sample) {
+        let count = if sample.latency == FAILED {
+            &mut self.failures
+        } else {
+            self.latencies.entry(bin(sample.latency)).or_default()
+        };
+        *count = count.saturating_add(1);
+    }
+
+    /// Adds what `other` counted.
+    pub fn merge(&mut self, other: &Self) {
+        self.failures = self.failures.saturating_add(other.failures);
+        for (bin, more) in &other.latencies {
+            let count = self.latencies.entry(*bin).or_default();
+            *count = count.saturating_add(*more);
+        }
+    }
+
+    /// How many samples failed.
+    #[must_use]
+    pub const fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// How the check did.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let answers = self.latencies.values().map(|count| u64::from(*count)).sum();
+        Summary::new(u64::from(self.failures), answers, |rank| {
+            let mut below = 0;
+            let (bin, _) = self.latencies.iter().find(|(_, count)| {
+                below += u64::from(**count);
+                below > rank
+            })?;
+            Some(middle(*bin))
+        })
+    }
+
+    /// Samples that make this roll-up, spread over the `seconds` from `start` on; which was when is forgotten.
+    pub(super) fn samples(
+        &self,
+        start: u32,
+        seconds: u32,
+    ) -> impl DoubleEndedIterator<Item = Sample> {
+        let failed = (0..self.failures).map(|_| FAILED);
+        let answered = self.latencies.iter().flat_map(|(bin, count)| {
+            let latency = Sample::new(SystemTime::UNIX_EPOCH, Some(middle(*bin))).latency;
+            (0..*count).map(move |_| latency)
+        });
+        // No ring takes more.
+        let latencies: Vec<u32> = failed.chain(answered).take(CAPACITY).collect();
+        let count = latencies.len().max(1) as u64;
+        latencies
+            .into_iter()
+            .enumerate()
+            .map(move |(index, latency)| {
+                let after = u64::from(seconds) * index as u64 / count;
+                Sample {
+                    seconds: start.saturating_add(u32::try_from(after).unwrap_or(0)),
+                    latency,
+                }
+            })
+    }
+
+    pub(super) fn row(&self) -> Row {
+        let bins = self.latencies.iter().map(|(bin, count)| (*bin, *count));
+        (self.failures, bins.collect())
+    }
+}
+
+impl From<Row> for Rollup {
+    fn from((failures, bins): Row) -> Self {
+        Self {
+            failures,
+            latencies: bins.into_iter().collect(),
+        }
+    }
+}
+
+/// The bin of a latency in microseconds.
+fn bin(latency: u32) -> u8 {
+    let bin = f64::from(latency.max(1)).log(GROWTH).ceil();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "from 0 to 233"
+    )]
+    let bin = bin as u8;
+    bin
+}
+
+/// What is as far from a bin's least as from its greatest, by share.
+fn middle(bin: u8) -> Duration {
+    Duration::from_secs_f64(2.0 * GROWTH.powi(bin.into()) / (GROWTH + 1.0) / 1e6)
+}
+
+/// How much time a roll-up covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// A minute, for windows of up to six hours.
+    Minute,
+    /// An hour, for windows of up to fifteen days.
+    Hour,
+    /// A day in UTC, for all longer ones.
+    Day,
+}
+
+impl Resolution {
+    /// From the finest to the coarsest.
+    pub(super) const ALL: [Self; 3] = [Self::Minute, Self::Hour, Self::Day];
+
+    /// The one that shows a window in at most 367 roll-ups.
+    #[must_use]
+    pub const fn of(window: Duration) -> Self {
+        const HOUR: Duration = Duration::from_secs(60 * 60);
+        if window.as_millis() <= 6 * HOUR.as_millis() {
+            Self::Minute
+        } else if window.as_millis() <= 15 * 24 * HOUR.as_millis() {
+            Self::Hour
+        } else {
+            Self::Day
+        }
+    }
+
+    /// How many seconds a roll-up covers.
+    #[must_use]
+    pub const fn seconds(self) -> u32 {
+        match self {
+            Self::Minute => 60,
+            Self::Hour => 60 * 60,
+            Self::Day => 24 * 60 * 60,
+        }
+    }
+
+    /// For how many seconds the disk keeps them: at least as long as the windows that they are for.
+    pub(super) const fn kept(self) -> u32 {
+        const DAY: u32 = Resolution::Day.seconds();
+        match self {
+            // What the ring is filled with after a restart.
+            Self::Minute => DAY,
+            Self::Hour => 16 * DAY,
+            Self::Day => 367 * DAY,
+        }
+    }
+
+    /// When the roll-up begins that a moment, in seconds since the epoch, belongs to.
+    #[must_use]
+    pub const fn start(self, moment: u32) -> u32 {
+        moment - moment % self.seconds()
+    }
+
+    /// Adds each sample to its roll-up.
+    pub(super) fn group(
+        self,
+        samples: impl IntoIterator<Item = Sample>,
+        rollups: &mut BTreeMap<u32, Rollup>,
+    ) {
+        for sample in samples {
+            rollups
+                .entry(self.start(sample.seconds))
+                .or_default()
+                .add(sample);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::history::{Percentiles, milliseconds};
+
+    /// Three days of samples, in no order; latencies of all sizes.
+    fn samples() -> impl Strategy<Value = Vec<Sample>> {
+        let latency = prop_oneof![
+            1 => Just(FAILED),
+            4 => (0_u32..32, any::<u32>()).prop_map(|(size, of)| (of >> size).min(FAILED - 1)),
+        ];
+        let sample = (1_800_000_000_u32..1_800_259_200, latency)
+            .prop_map(|(seconds, latency)| Sample { seconds, latency });
+        vec(sample, 0..300)
+    }
+
+    /// What it should be: all latencies, sorted.
+    fn check(rollup: &Rollup, samples: &[Sample]) {
+        let mut latencies: Vec<_> = samples.iter().filter_map(Sample::latency).collect();
+        latencies.sort_unstable();
+        let summary = rollup.summary();
+        assert_eq!(summary.samples, samples.len() as u64);
+        assert_eq!(rollup.failures() as usize, samples.len() - latencies.len());
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        let uptime = latencies.len() as f64 / samples.len() as f64;
+        assert_eq!(summary.uptime, (!samples.is_empty()).then_some(uptime));
+        assert_eq!(summary.latency_ms.is_some(), !latencies.is_empty());
+        if let Some(Percentiles { p50, p95, p99 }) = summary.latency_ms {
+            for (share, found) in [(50, p50), (95, p95), (99, p99)] {
+                let exact = latencies[(latencies.len() * share).div_ceil(100) - 1];
+                let exact = milliseconds(exact.max(Duration::from_micros(1)));
+                // Both are rounded to microseconds.
+                assert!(
+                    (found - exact).abs() <= 0.05 * exact + 0.001,
+                    "p{share} is {found} and not {exact}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn roll_ups_are_those_of_the_samples(samples in samples()) {
+            for resolution in Resolution::ALL {
+                let mut rollups = BTreeMap::new();
+                resolution.group(samples.iter().copied(), &mut rollups);
+                prop_assert_eq!(
+                    rollups.values().map(|rollup| rollup.summary().samples).sum::<u64>(),
+                    samples.len() as u64
+                );
+                for (start, rollup) in &rollups {
+                    let end = start + resolution.seconds();
+                    let of: Vec<_> = samples
+                        .iter()
+                        .filter(|sample| (*start..end).contains(&sample.seconds))
+                        .copied()
+                        .collect();
+                    check(rollup, &of);
+                }
+            }
+        }
+
+        #[test]
+        fn hours_are_the_sums_of_their_minutes_and_days_of_their_hours(samples in samples()) {
+            let of = |resolution: Resolution| {
+                let mut rollups = BTreeMap::new();
+                resolution.group(samples.iter().copied(), &mut rollups);
+                rollups
+            };
+            for (fine, coarse) in [
+                (Resolution::Minute, Resolution::Hour),
+                (Resolution::Hour, Resolution::Day),
+                (Resolution::Minute, Resolution::Day),
+            ] {
+                let mut merged: BTreeMap<u32, Rollup> = BTreeMap::new();
+                for (start, rollup) in of(fine) {
+                    merged.entry(coarse.start(start)).or_default().merge(&rollup);
+                }
+                prop_assert_eq!(merged, of(coarse));
+            }
+        }
+
+        #[test]
+        fn the_order_of_merging_does_not_matter(samples in samples(), cut in 0_usize..300) {
+            let rollup = |samples: &[Sample]| {
+                let mut rollup = Rollup::default();
+                samples.iter().for_each(|sample| rollup.add(*sample));
+                rollup
+            };
+            let (left, right) = samples.split_at(cut.min(samples.len()));
+            let (mut one, mut other) = (rollup(left), rollup(right));
+            one.merge(&rollup(right));
+            other.merge(&rollup(left));
+            prop_assert_eq!(&one, &other);
+            prop_assert_eq!(&one, &rollup(&samples));
+            check(&one, &samples);
+        }
+
+        #[test]
+        fn a_row_and_the_samples_made_of_it_are_the_same_roll_up(samples in samples()) {
+            let mut rollup = Rollup::default();
+            samples.iter().for_each(|sample| rollup.add(*sample));
+            prop_assert_eq!(&Rollup::from(rollup.row()), &rollup);
+            let mut again = Rollup::default();
+            for sample in rollup.samples(60, 60) {
+                prop_assert!((60..120).contains(&sample.seconds));
+                again.add(sample);
+            }
+            prop_assert_eq!(again.failures(), rollup.failures());
+            prop_assert_eq!(again.summary().samples, rollup.summary().samples);
+        }
+    }
+
+    #[test]
+    fn every_latency_has_a_bin_whose_middle_is_near() {
+        for latency in (0..32).flat_map(|size| [u32::MAX >> size, 1 << size, 3 << (size / 2)]) {
+            let latency = latency.min(FAILED - 1);
+            let middle = middle(bin(latency)).as_secs_f64() * 1e6;
+            let exact = f64::from(latency);
+            assert!(
+                (middle - exact).abs() <= 0.05 * exact,
+                "{latency}: {middle}"
+            );
+        }
+        assert_eq!((bin(0), bin(1)), (0, 0));
+        assert_eq!(bin(FAILED - 1), 233);
+    }
+
+    #[test]
+    fn a_window_is_shown_in_a_few_hundred_roll_ups_that_are_kept_as_long() {
+        let hour = 60 * 60_u32;
+        for (seconds, resolution) in [
+            (1, Resolution::Minute),
+            (hour, Resolution::Minute),
+            (6 * hour, Resolution::Minute),
+            (6 * hour + 1, Resolution::Hour),
+            (15 * 24 * hour, Resolution::Hour),
+            (15 * 24 * hour + 1, Resolution::Day),
+            (366 * 24 * hour, Resolution::Day),
+        ] {
+            assert_eq!(
+                Resolution::of(Duration::from_secs(seconds.into())),
+                resolution
+            );
+            assert!(seconds.div_ceil(resolution.seconds()) <= 366);
+            assert!(seconds <= resolution.kept());
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `GET /badge/{name}.svg`: a check's state, or its uptime, for the pages of others.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS},
+    web,
+};
+use askama::Template;
+
+use crate::{
+    board::State,
+    page::percent,
+    problem::{PROBLEM_JSON, Problem},
+    service::Service,
+};
+
+/// The media type of the badge.
+const SVG: &str = "image/svg+xml";
+
+/// On either side of a text.
+const MARGIN: u32 = 6;
+
+/// The state of a check as an image
+#[utoipa::path(get, path = "/badge/{name}.svg", tag = "checks",
+    params(
+        ("name" = String, Path, description = "The check's name"),
+        ("uptime" = Option<String>, Query, description = "With it, whatever it says, the badge shows the uptime of the last 24 hours"),
+    ),
+    responses(
+        (status = 200, description = "The badge", body = String, content_type = SVG),
+        (status = 404, description = "There is no such check", body = Problem, content_type = PROBLEM_JSON),
+    ),
+)]
+pub(super) async fn get(
+    service: web::Data<Service>,
+    name: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let status = service
+        .board
+        .find(&name)
+        .and_then(|index| service.board.status(index))
+        .ok_or_else(|| Problem::no_check(&name))?;
+    let with_uptime = url::form_urlencoded::parse(request.query_string().as_bytes())
+        .any(|(key, _)| key == "uptime");
+    let badge = if with_uptime {
+        Badge::of_uptime(status.name, status.day.uptime)
+    } else {
+        Badge::of_state(status.name, status.state)
+    };
+    Ok(HttpResponse::Ok()
+        .content_type(SVG)
+        // Those who proxy images keep them for days where nothing tells them not to.
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header((CONTENT_SECURITY_POLICY, "default-src 'none'"))
+        .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .body(badge.render()?))
+}
+
+#[derive(Template)]
+#[template(path = "badge.svg")]
+struct Badge {
+    label: String,
+    value: String,
+    /// White is read well on it.
+    colour: &'static str,
+}
+
+const GREEN: &str = "#1a7f37";
+const AMBER: &str = "#8a5a00";
+const RED: &str = "#c4202c";
+const GREY: &str = "#656d76";
+
+impl Badge {
+    fn of_state(name: String, state: State) -> Self {
+        let (value, colour) = match state {
+            State::Up => ("up", GREEN),
+            State::Down => ("down", RED),
+            State::Pending => ("pending", GREY),
+        };
+        Self {
+            label: name,
+            value: value.into(),
+            colour,
+        }
+    }
+
+    fn of_uptime(name: String, uptime: Option<f64>) -> Self {
+        Self {
+            label: format!("{name} 24 h"),
+            value: uptime.map_or_else(|| "pending".into(), percent),
+            colour: match uptime {
+                None => GREY,
+                Some(uptime) if uptime >= 0.999 => GREEN,
+                Some(uptime) if uptime >= 0.99 => AMBER,
+                Some(_) => RED,
+            },
+        }
+    }
+
+    fn left(&self) -> u32 {
+        width(&self.label) + 2 * MARGIN
+    }
+
+    fn right(&self) -> u32 {
+        width(&self.value) + 2 * MARGIN
+    }
+
+    fn width(&self) -> u32 {
+        self.left() + self.right()
+    }
+}
+
+/// How wide `text` is in Verdana of 11 pixels, about: the badge holds whatever font there is to it.
+fn width(text: &str) -> u32 {
+    let tenths: u32 = text
+        .chars()
+        .map(|letter| match letter {
+            'f' | 'i' | 'j' | 'l' | 't' | 'I' | 'J' | ' ' | '.' | ',' | ':' | ';' | '|' | '\''
+            | '!' => 40,
+            'r' | '-' | '(' | ')' | '/' | '[' | ']' => 50,
+            'm' | 'w' | 'M' | 'W' | '%' | '@' => 108,
+            'a'..='z' | '0'..='9' | '_' => 69,
+            ' '..='~' => 80,
+            _ => 110,
+        })
+        .sum();
+    tenths.div_ceil(10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_text_makes_a_wider_badge_and_nothing_is_taken_for_markup() {
+        let badge = |name: &str| Badge::of_state(name.into(), State::Up);
+        assert!(badge("redis").width() < badge("redis-of-the-shop").width());
+        let hostile = badge("\"/><script>alert(1)</script>&").render().unwrap();
+        assert!(!hostile.contains("<script"), "{hostile}");
+        // Nor does it end an attribute.
+        assert!(
+            hostile.contains(r#"aria-label="&#34;/&#62;&#60;script"#),
+            "{hostile}"
+        );
+    }
+
+    #[test]
+    fn an_uptime_is_never_shown_as_better_than_it_is() {
+        for (uptime, value, colour) in [
+            (Some(1.0), "100 %", GREEN),
+            (Some(0.999_999), "99.99 %", GREEN),
+            (Some(0.995), "99.50 %", AMBER),
+            (Some(0.0), "0.00 %", RED),
+            (None, "pending", GREY),
+        ] {
+            let badge = Badge::of_uptime("redis".into(), uptime);
+            assert_eq!((&*badge.value, badge.colour), (value, colour));
+        }
+    }
+}

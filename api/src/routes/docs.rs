@@ -1,0 +1,393 @@
+//! `GET /docs`: the OpenAPI document for people.
+
+use actix_web::HttpResponse;
+use askama::Template;
+use serde_json::{Map, Value, json};
+
+use super::document;
+use crate::{
+    page::{self, STYLE},
+    problem::Problem,
+};
+
+/// This document for people
+#[utoipa::path(get, path = "/docs", tag = "operation", responses(
+    (status = 200, description = "A page that needs nothing else", body = String, content_type = "text/html"),
+))]
+pub(super) async fn get() -> Result<HttpResponse, Problem> {
+    let document = serde_json::to_value(document())?;
+    Ok(page::response(Page::new(&document).render()?))
+}
+
+#[derive(Template)]
+#[template(path = "docs.html")]
+struct Page<'a> {
+    style: &'static str,
+    title: &'a str,
+    version: &'a str,
+    description: &'a str,
+    operations: Vec<Operation<'a>>,
+    schemas: Vec<Schema<'a>>,
+}
+
+/// A method of a path.
+struct Operation<'a> {
+    id: String,
+    method: String,
+    path: &'a str,
+    summary: &'a str,
+    description: &'a str,
+    parameters: Vec<Field<'a>>,
+    body: Vec<Content<'a>>,
+    responses: Vec<Response<'a>>,
+}
+
+/// An answer of an operation.
+struct Response<'a> {
+    status: &'a str,
+    description: &'a str,
+    headers: Vec<Field<'a>>,
+    contents: Vec<Content<'a>>,
+}
+
+/// What a body may be.
+struct Content<'a> {
+    media_type: &'a str,
+    kind: Vec<Piece<'a>>,
+    fields: Vec<Field<'a>>,
+    examples: Vec<Example<'a>>,
+}
+
+/// A body, for instance.
+struct Example<'a> {
+    name: &'a str,
+    text: String,
+}
+
+/// A named schema.
+struct Schema<'a> {
+    name: &'a str,
+    kind: Vec<Piece<'a>>,
+    description: &'a str,
+    fields: Vec<Field<'a>>,
+}
+
+/// A parameter, a header, or a member of an object.
+struct Field<'a> {
+    name: String,
+    kind: Vec<Piece<'a>>,
+    required: bool,
+    description: &'a str,
+}
+
+/// A part of what says a type.
+#[derive(Debug, PartialEq)]
+enum Piece<'a> {
+    Word(String),
+    /// The name of a schema.
+    Schema(&'a str),
+}
+
+impl<'a> Page<'a> {
+    fn new(document: &'a Value) -> Self {
+        let info = &document["info"];
+        let operations = members(&document["paths"])
+            .flat_map(|(path, item)| {
+                const METHODS: [&str; 8] = [
+                    "get", "head", "post", "put", "patch", "delete", "options", "trace",
+                ];
+                METHODS
+                    .iter()
+                    .filter_map(|method| Some((*method, item.get(method)?)))
+                    .map(|(method, operation)| {
+                        Operation::new(method, path, &item["parameters"], operation, document)
+                    })
+            })
+            .collect();
+        let schemas = members(&document["components"]["schemas"])
+            .map(|(name, schema)| Schema {
+                name,
+                kind: kind(schema),
+                description: text(schema, "description"),
+                fields: fields(schema),
+            })
+            .collect();
+        Self {
+            style: STYLE,
+            title: text(info, "title"),
+            version: text(info, "version"),
+            description: text(info, "description"),
+            operations,
+            schemas,
+        }
+    }
+}
+
+impl<'a> Operation<'a> {
+    fn new(
+        method: &str,
+        path: &'a str,
+        shared: &'a Value,
+        operation: &'a Value,
+        document: &'a Value,
+    ) -> Self {
+        let parameters = items(shared)
+            .chain(items(&operation["parameters"]))
+            .map(|parameter| resolve(parameter, document))
+            .map(|parameter| Field {
+                name: text(parameter, "name").into(),
+                kind: [word(format!("in {}: ", text(parameter, "in")))]
+                    .into_iter()
+                    .chain(kind(&parameter["schema"]))
+                    .collect(),
+                required: parameter["required"] == true,
+                description: text(parameter, "description"),
+            })
+            .collect();
+        Self {
+            id: format!("{method}-{path}"),
+            method: method.to_uppercase(),
+            path,
+            summary: text(operation, "summary"),
+            description: text(operation, "description"),
+            parameters,
+            body: contents(resolve(&operation["requestBody"], document), document),
+            responses: members(&operation["responses"])
+                .map(|(status, response)| {
+                    Response::new(status, resolve(response, document), document)
+                })
+                .collect(),
+        }
+    }
+}
+
+impl<'a> Response<'a> {
+    fn new(status: &'a str, response: &'a Value, document: &'a Value) -> Self {
+        Self {
+            status,
+            description: text(response, "description"),
+            headers: members(&response["headers"])
+                .map(|(name, header)| Field {
+                    name: name.into(),
+                    kind: [word("header: ".into())]
+                        .into_iter()
+                        .chain(kind(&header["schema"]))
+                        .collect(),
+                    required: header["required"] == true,
+                    description: text(header, "description"),
+                })
+                .collect(),
+            contents: contents(response, document),
+        }
+    }
+}
+
+fn contents<'a>(holder: &'a Value, document: &'a Value) -> Vec<Content<'a>> {
+    members(&holder["content"])
+        .map(|(media_type, content)| {
+            let schema = &content["schema"];
+            let mut examples: Vec<Example> = members(&content["examples"])
+                .filter_map(|(name, example)| Some((name, example.get("value")?)))
+                .chain(content.get("example").map(|example| ("Example", example)))
+                .map(|(name, example)| Example {
+                    name,
+                    text: written(example),
+                })
+                .collect();
+            if examples.is_empty() && media_type.ends_with("json") {
+                examples.extend(instance(schema, document, 0).map(|example| Example {
+                    name: "Example",
+                    text: written(&example),
+                }));
+            }
+            Content {
+                media_type,
+                kind: kind(schema),
+                fields: fields(schema),
+                examples,
+            }
+        })
+        .collect()
+}
+
+/// How deep an example goes: a schema may hold itself.
+const DEEPEST: usize = 8;
+
+/// Something that `schema` allows, of the examples that it gives; none where it says too little.
+fn instance(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
+    if depth > DEEPEST {
+        return None;
+    }
+    let inner = |schema| instance(schema, document, depth + 1);
+    let given = [
+        &schema["example"],
+        &schema["examples"][0],
+        &schema["const"],
+        &schema["enum"][0],
+    ];
+    if let Some(given) = given.into_iter().find(|it| !it.is_null()) {
+        return Some(given.clone());
+    }
+    if schema.get("$ref").is_some() {
+        return inner(resolve(schema, document));
+    }
+    // Of a choice the first that is something; `null` says nothing.
+    let mut choices = items(&schema["oneOf"]).chain(items(&schema["anyOf"]));
+    if let Some(chosen) = choices.find_map(inner) {
+        return Some(chosen);
+    }
+    let kind = schema["type"].as_str().or_else(|| {
+        items(&schema["type"])
+            .filter_map(Value::as_str)
+            .find(|kind| *kind != "null")
+    });
+    match kind {
+        Some("object") if schema["additionalProperties"].is_object() => {
+            Some(json!({"…": inner(&schema["additionalProperties"])?}))
+        }
+        Some("object") if schema.get("properties").is_some() => Some(
+            members(&schema["properties"])
+                .filter_map(|(name, property)| Some((name.to_owned(), inner(property)?)))
+                .collect(),
+        ),
+        Some("array") => Some(json!([
+            inner(&schema["items"]).or_else(|| inner(&schema["prefixItems"][0]))?
+        ])),
+        Some("string") if schema["format"] == "date-time" => {
+            Some("2026-01-02T03:04:05.678Z".into())
+        }
+        Some("string") => Some("…".into()),
+        Some("boolean") => Some(true.into()),
+        Some("integer") => Some(schema.get("minimum").cloned().unwrap_or(1.into())),
+        Some("number") => Some(1.5.into()),
+        _ => None,
+    }
+}
+
+/// The members of an object that is no schema of its own.
+fn fields(schema: &Value) -> Vec<Field<'_>> {
+    let mut fields = Vec::new();
+    add_fields("", schema, &mut fields);
+    fields
+}
+
+fn add_fields<'a>(prefix: &str, schema: &'a Value, fields: &mut Vec<Field<'a>>) {
+    for part in ["allOf", "oneOf", "anyOf"]
+        .into_iter()
+        .flat_map(|part| items(&schema[part]))
+    {
+        add_fields(prefix, part, fields);
+    }
+    for (key, property) in members(&schema["properties"]) {
+        let name = format!("{prefix}{key}");
+        fields.push(Field {
+            name: name.clone(),
+            kind: kind(property),
+            required: items(&schema["required"]).any(|it| it == key),
+            description: text(property, "description"),
+        });
+        add_fields(&format!("{name}."), property, fields);
+        add_fields(&format!("{name}[]."), &property["items"], fields);
+    }
+}
+
+/// What a schema allows, in words.
+fn kind(schema: &Value) -> Vec<Piece<'_>> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return vec![Piece::Schema(
+            reference.rsplit('/').next().unwrap_or(reference),
+        )];
+    }
+    for (part, between) in [("oneOf", " or "), ("anyOf", " or "), ("allOf", " and ")] {
+        if schema.get(part).is_some() {
+            return joined(items(&schema[part]).map(kind), between);
+        }
+    }
+    if let Some(only) = schema.get("const") {
+        return vec![word(only.to_string())];
+    }
+    if let Some(values) = schema["enum"].as_array() {
+        return joined(values.iter().map(|it| vec![word(it.to_string())]), " or ");
+    }
+    let types = match &schema["type"] {
+        Value::String(one) => vec![one.as_str()],
+        types => items(types).filter_map(Value::as_str).collect(),
+    };
+    let of = |name: &str| match name {
+        "array" => [word("array of ".into())]
+            .into_iter()
+            .chain(kind(&schema["items"]))
+            .collect(),
+        "object" if schema["additionalProperties"].is_object() => {
+            [word("object whose members are ".into())]
+                .into_iter()
+                .chain(kind(&schema["additionalProperties"]))
+                .collect()
+        }
+        name => vec![word(match schema["format"].as_str() {
+            Some(format) if name != "null" => format!("{name} ({format})"),
+            _ => name.into(),
+        })],
+    };
+    joined(types.into_iter().map(of), " or ")
+}
+
+fn joined<'a>(kinds: impl Iterator<Item = Vec<Piece<'a>>>, between: &str) -> Vec<Piece<'a>> {
+    let mut all = Vec::new();
+    for kind in kinds {
+        if !all.is_empty() {
+            all.push(word(between.into()));
+        }
+        all.extend(kind);
+    }
+    all
+}
+
+const fn word(text: String) -> Piece<'static> {
+    Piece::Word(text)
+}
+
+/// An example as it would be read: text as it is, all else as JSON.
+fn written(example: &Value) -> String {
+    match example {
+        Value::String(text) => text.clone(),
+        // `#` writes with lines and indentation.
+        json => format!("{json:#}"),
+    }
+}
+
+/// Paragraphs, and in them what is code and what is not.
+fn prose(text: &str) -> impl Iterator<Item = impl Iterator<Item = (bool, &str)>> {
+    text.split("\n\n")
+        .filter(|paragraph| !paragraph.trim().is_empty())
+        .map(|paragraph| {
+            paragraph
+                .split('`')
+                .enumerate()
+                .map(|(place, span)| (place % 2 == 1, span))
+        })
+}
+
+/// What a reference refers to, or `value` itself.
+fn resolve<'a>(value: &'a Value, document: &'a Value) -> &'a Value {
+    value["$ref"]
+        .as_str()
+        .and_then(|reference| document.pointer(reference.strip_prefix('#')?))
+        .unwrap_or(value)
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+fn items(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    value
+        .as_object()
+        .into_iter()
+        .flat_map(Map::iter)
+        .map(|(name, value)| (name.as_str(), value))
+}
