@@ -1,8 +1,17 @@
 //! From settings to a server that listens, and to its end.
 
-use std::{env, io, net::SocketAddr, path::Path, process, sync::Arc, time::Duration};
+use std::{
+    env, io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process,
+    sync::Arc,
+    time::Duration,
+};
 
-use actix_web::{App, HttpServer, dev::Server, web};
+use actix_server::Server;
+use actix_service::map_config;
+use actix_web::{App, dev::AppConfig, web};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinError,
@@ -13,6 +22,7 @@ use crate::{
     Error, Settings,
     board::Board,
     checks::{Clients, schedule},
+    connections::{self, Gate},
     routes,
     service::Service,
 };
@@ -48,25 +58,34 @@ impl Application {
     pub fn build(settings: Settings) -> Result<Self, Error> {
         let asked = settings.address;
         let drain = settings.drain;
+        let connections = settings.connections;
         let authorities = env::var_os(AUTHORITIES).filter(|path| !path.is_empty());
         let clients =
             Clients::new(authorities.as_deref().map(Path::new)).map_err(Error::Authorities)?;
         let service = web::Data::new(Service::new(settings, clients)?);
         let shared = service.clone();
-        let server = HttpServer::new(move || {
-            App::new().configure(|config| routes::configure(config, &shared))
-        })
-        .disable_signals()
-        // Else a listener who has gone is noticed only at the next heartbeat but one.
-        .h1_allow_half_closed(false)
-        .shutdown_timeout(SHUTDOWN_SECONDS)
-        .bind(asked)
-        .map_err(|source| Error::Listen {
+        let listen = |source| Error::Listen {
             address: asked,
             source,
-        })?;
+        };
+        let listener = TcpListener::bind(asked).map_err(listen)?;
+        connections::prepare(&listener).map_err(listen)?;
         // The asked address has port 0 where any free port will do.
-        let address = server.addrs().first().copied().unwrap_or(asked);
+        let address = listener.local_addr().map_err(listen)?;
+        let gate = Gate::new(connections);
+        let server = Server::build()
+            .workers(gate.workers())
+            .max_concurrent_connections(gate.each_worker())
+            .disable_signals()
+            .shutdown_timeout(SHUTDOWN_SECONDS);
+        let ending = server.graceful_shutdown_signal();
+        let server = server
+            .listen("http", listener, move || {
+                let app = App::new().configure(|config| routes::configure(config, &shared));
+                let app = map_config(app, |()| AppConfig::default());
+                connections::http(&gate, ending.clone(), app)
+            })
+            .map_err(listen)?;
         schedule::start(&service.board, &service.clients);
         Ok(Self {
             server: server.run(),

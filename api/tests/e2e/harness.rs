@@ -136,19 +136,6 @@ impl Service {
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().unwrap().clone()
     }
-
-    /// Bytes that are in memory.
-    pub fn resident(&self) -> u64 {
-        let status = Path::new("/proc")
-            .join(self.child.id().to_string())
-            .join("status");
-        let status = std::fs::read_to_string(status).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-    }
 }
 
 impl Drop for Service {

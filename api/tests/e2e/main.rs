@@ -9,4 +9,5 @@ mod browser;
 mod contract;
 mod dependencies;
 mod harness;
+mod load;
 mod store;

@@ -1,0 +1,389 @@
+//! What comes over a socket and is no good request: slow, large, malformed, or one too many.
+
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use api::{Application, Settings};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+/// More than any limit of the service.
+const LONG: Duration = Duration::from_secs(25);
+
+const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: a\r\n\r\n";
+
+fn start(connections: Option<usize>) -> SocketAddr {
+    let settings = Settings {
+        address: ([127, 0, 0, 1], 0).into(),
+        connections,
+        ..Settings::default()
+    };
+    let application = Application::build(settings).unwrap();
+    let address = application.address();
+    actix_web::rt::spawn(application.run_until_stopped());
+    address
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.unwrap()
+}
+
+/// Sends all that and reads until the service closes the connection.
+async fn conversation(address: SocketAddr, sent: impl AsRef<[u8]>) -> String {
+    let mut socket = connect(address).await;
+    // The service may have heard enough before the end.
+    let _ = socket.write_all(sent.as_ref()).await;
+    to_the_end(&mut socket).await
+}
+
+async fn to_the_end(socket: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let end = timeout(LONG, socket.read_to_end(&mut answer)).await;
+    end.expect("the service closes the connection").unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+/// One answer of a connection that stays open.
+async fn one_answer(socket: &mut TcpStream) -> String {
+    let mut answer = String::new();
+    let mut buffer = [0; 4096];
+    let read = async {
+        loop {
+            let count = socket.read(&mut buffer).await.unwrap();
+            answer.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+            let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+                assert!(count > 0, "{answer:?}");
+                continue;
+            };
+            let length = head
+                .lines()
+                .find_map(|line| {
+                    line.to_lowercase()
+                        .strip_prefix("content-length: ")?
+                        .parse()
+                        .ok()
+                })
+                .unwrap_or(0);
+            if body.len() >= length || count == 0 {
+                break;
+            }
+        }
+    };
+    timeout(LONG, read).await.unwrap();
+    answer
+}
+
+async fn assert_lives(address: SocketAddr) {
+    let mut socket = connect(address).await;
+    socket.write_all(HEALTH.as_bytes()).await.unwrap();
+    let answer = one_answer(&mut socket).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
+#[actix_web::test]
+async fn what_is_no_http_is_refused_with_400_and_a_closed_connection() {
+    let address = start(None);
+    for request in [
+        "nonsense\r\n\r\n",
+        "\0\0\0\0\r\n\r\n",
+        "GE T / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "G(T / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /health\r\n\r\n",
+        "GET /health HTTP/9.9\r\nHost: a\r\n\r\n",
+        "GET /health HTTP/2.0\r\nHost: a\r\n\r\n",
+        "GET /health HTTP/1.1\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: a\r\nbad name: b\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: a\r\nname : b\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: a\r\nname: b\0c\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: a\r\nname: b\rc\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n",
+        // TLS, to the wrong port.
+        "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\u{3}\u{3}\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let answer = conversation(address, request).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{request:?}: {answer:?}"
+        );
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{request:?}");
+    }
+    // RFC 9112 lets a lone line feed end a line: it is one request all the same.
+    let request = "GET /health HTTP/1.1\nHost: a\nConnection: close\n\n";
+    let answer = conversation(address, request).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 1, "{answer:?}");
+    assert_lives(address).await;
+}
+
+#[actix_web::test]
+async fn who_could_mean_two_requests_by_one_is_refused() {
+    let address = start(None);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for headers in [
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5\r\nContent-Length: 5",
+        "Content-Length: 5, 6",
+        "Content-Length: +5",
+        "Content-Length: -5",
+        "Content-Length: 0x5",
+        "Content-Length: 18446744073709551616",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding : chunked",
+        "Transfer-Encoding: \u{b}chunked",
+    ] {
+        let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n0\r\n\r\n{smuggled}");
+        let answer = conversation(address, &request).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{headers:?}: {answer:?}"
+        );
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{headers:?}");
+    }
+    // Chunks that end otherwise than they say.
+    for body in [
+        "5\r\nhello0\r\n\r\n",
+        "g\r\n",
+        "ffffffffffffffffff\r\n",
+        "5;\nhello\r\n",
+    ] {
+        let request = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}{smuggled}"
+        );
+        let answer = conversation(address, &request).await;
+        assert!(!answer.contains("404 Not Found"), "{body:?}: {answer:?}");
+    }
+    assert_lives(address).await;
+}
+
+#[actix_web::test]
+async fn a_large_head_is_told_so_and_one_of_a_browser_with_many_cookies_is_not() {
+    let address = start(None);
+    let head = |size: usize| {
+        let cookies = "c".repeat(size - 60);
+        format!("GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\nCookie: {cookies}\r\n\r\n")
+    };
+    for size in [1_000, 4_000, 8_000, 16_000] {
+        let answer = conversation(address, head(size)).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\n"),
+            "{size}: {answer}"
+        );
+    }
+    for size in [40_000, 130_000, 500_000] {
+        let answer = conversation(address, head(size)).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"),
+            "{size}: {answer}"
+        );
+        assert!(answer.contains("content-type: application/problem+json\r\n"));
+        assert!(answer.contains("connection: close\r\n"));
+    }
+    let many = "X: y\r\n".repeat(1_000);
+    let answer = conversation(
+        address,
+        format!("GET /health HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    assert_lives(address).await;
+}
+
+#[actix_web::test]
+async fn a_large_head_is_no_better_as_a_second_one() {
+    let address = start(None);
+    let mut socket = connect(address).await;
+    socket.write_all(HEALTH.as_bytes()).await.unwrap();
+    assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+    let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(60_000));
+    let _ = socket.write_all(head.as_bytes()).await;
+    assert_eq!(to_the_end(&mut socket).await, "");
+}
+
+#[actix_web::test]
+async fn a_body_is_not_waited_for() {
+    let address = start(None);
+    for headers in [
+        "Content-Length: 1000000000",
+        "Transfer-Encoding: chunked",
+        "Expect: 100-continue\r\nContent-Length: 1000000000",
+    ] {
+        let mut socket = connect(address).await;
+        let head = format!("POST /health HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = one_answer(&mut socket).await;
+        // "100 Continue" comes first, and may come alone.
+        if !answer.contains("HTTP/1.1 405") {
+            answer = one_answer(&mut socket).await;
+        }
+        assert!(answer.contains("HTTP/1.1 405"), "{headers}: {answer}");
+        // Then it comes by and by.
+        let (mut reads, mut writes) = socket.split();
+        let trickle = async {
+            while writes.write_all(b"1\r\nx\r\n").await.is_ok() {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let mut rest = Vec::new();
+        tokio::select! {
+            () = trickle => {}
+            end = reads.read_to_end(&mut rest) => if let Err(error) = end {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{headers}");
+            },
+            () = sleep(LONG) => panic!("{headers}: still connected"),
+        }
+        assert!(!String::from_utf8_lossy(&rest).contains("HTTP/1.1"));
+    }
+    // A large one at once.
+    let answer = conversation(
+        address,
+        format!(
+            "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n{}",
+            "x".repeat(1_000_000)
+        ),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    assert_lives(address).await;
+}
+
+/// Sends a byte now and then until the service has enough; gives its last words and how long it took.
+async fn trickle(mut socket: TcpStream, bytes: Vec<u8>) -> (String, Duration) {
+    let start = Instant::now();
+    for byte in bytes {
+        if socket.write_all(&[byte]).await.is_err() {
+            break;
+        }
+        let mut peeked = [0];
+        if timeout(Duration::from_millis(500), socket.peek(&mut peeked))
+            .await
+            .is_ok()
+        {
+            break;
+        }
+    }
+    (to_the_end(&mut socket).await, start.elapsed())
+}
+
+#[actix_web::test]
+async fn a_head_that_trickles_ends_in_time_also_a_second_one_and_silence_does_too() {
+    let address = start(None);
+    let head = format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(100));
+    let first = async {
+        let (answer, took) = trickle(connect(address).await, head.clone().into_bytes()).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
+            "{answer}"
+        );
+        assert!(took > Duration::from_secs(3), "{took:?}");
+    };
+    let second = async {
+        let mut socket = connect(address).await;
+        socket.write_all(HEALTH.as_bytes()).await.unwrap();
+        assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+        let (answer, _) = trickle(socket, head.clone().into_bytes()).await;
+        // Whoever asked twice would take it for the second answer.
+        assert_eq!(answer, "");
+    };
+    let stops = async {
+        let mut socket = connect(address).await;
+        socket.write_all(HEALTH.as_bytes()).await.unwrap();
+        assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+        socket.write_all(b"GET /hea").await.unwrap();
+        assert_eq!(to_the_end(&mut socket).await, "");
+    };
+    let silent = async {
+        assert_eq!(to_the_end(&mut connect(address).await).await, "");
+    };
+    let idle = async {
+        let mut socket = connect(address).await;
+        socket.write_all(HEALTH.as_bytes()).await.unwrap();
+        assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(to_the_end(&mut socket).await, "");
+    };
+    tokio::join!(first, second, stops, silent, idle);
+    assert_lives(address).await;
+}
+
+#[actix_web::test]
+async fn many_requests_at_once_on_one_connection_are_all_answered() {
+    let address = start(None);
+    let count = 5_000;
+    let requests =
+        HEALTH.repeat(count - 1) + "GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let mut socket = connect(address).await;
+    let (mut reads, mut writes) = socket.split();
+    let mut answers = String::new();
+    let (written, read) = tokio::join!(
+        writes.write_all(requests.as_bytes()),
+        timeout(LONG, reads.read_to_string(&mut answers))
+    );
+    written.unwrap();
+    read.unwrap().unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), count);
+}
+
+#[actix_web::test]
+async fn one_too_many_is_told_so_and_the_others_are_served() {
+    let address = start(Some(16));
+    let mut served = Vec::new();
+    for _ in 0..16 {
+        served.push(connect(address).await);
+    }
+    // They are accepted in turn, so that all of them have their places.
+    sleep(Duration::from_millis(200)).await;
+    for request in ["", HEALTH, "GET /health HTTP/1.0\r\n\r\n"] {
+        let answer = conversation(address, request).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+            "{answer}"
+        );
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        for header in [
+            "content-type: application/problem+json",
+            "retry-after: ",
+            "connection: close",
+        ] {
+            assert!(head.contains(&format!("\r\n{header}")), "{head}");
+        }
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(problem["status"], 503);
+    }
+    for socket in &mut served {
+        socket.write_all(HEALTH.as_bytes()).await.unwrap();
+        let answer = one_answer(socket).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    // The first ones keep their places; the last ones, who found a crowd, had them for one answer.
+    served[0].write_all(HEALTH.as_bytes()).await.unwrap();
+    let answer = one_answer(&mut served[0]).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert_eq!(to_the_end(&mut served[15]).await, "");
+    assert_lives(address).await;
+}
+
+#[actix_web::test]
+async fn who_never_reads_keeps_nobody_from_being_served() {
+    let address = start(None);
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let mut socket = connect(address).await;
+        let asks = async {
+            let requests = "GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
+            while socket.write_all(requests.as_bytes()).await.is_ok() {}
+        };
+        let _ = timeout(Duration::from_millis(20), asks).await;
+        clients.push(socket);
+    }
+    assert_lives(address).await;
+}

@@ -1,0 +1,403 @@
+//! Too many clients in too little memory, and a drain under load.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    rc::Rc,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use actix_web::rt;
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::{Mutex, MutexGuard},
+    time::{sleep, timeout},
+};
+
+use crate::harness::Service;
+
+const MEMORY: u64 = 64 << 20;
+
+/// More than any limit of the service.
+const LONG: Duration = Duration::from_secs(60);
+
+/// What tries at once has all this machine's ports and files.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+async fn turn() -> MutexGuard<'static, ()> {
+    let turn = TURN.lock().await;
+    let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    files.current = files.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).unwrap();
+    turn
+}
+
+/// A control group with little memory, of whichever version this machine has.
+struct Group {
+    folder: PathBuf,
+    version_2: bool,
+}
+
+impl Group {
+    fn new(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = |kind: &str| {
+            let line = mounts.lines().find(|line| {
+                let (_, source) = line.split_once(" - ").unwrap();
+                source.starts_with(kind) && (kind == "cgroup2 " || source.ends_with(",memory"))
+            })?;
+            Some(Path::new(line.split(' ').nth(4)?))
+        };
+        let (top, version_2) = match mount("cgroup ") {
+            Some(top) => (top, false),
+            None => (mount("cgroup2 ").unwrap(), true),
+        };
+        if version_2 {
+            fs::write(top.join("cgroup.subtree_control"), "+memory").unwrap();
+        }
+        let folder = top.join(format!("api-{name}-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let group = Self { folder, version_2 };
+        let (memory, swap, no_swap) = if version_2 {
+            ("memory.max", "memory.swap.max", 0)
+        } else {
+            // There it is memory and swap together.
+            (
+                "memory.limit_in_bytes",
+                "memory.memsw.limit_in_bytes",
+                MEMORY,
+            )
+        };
+        fs::write(group.folder.join(memory), MEMORY.to_string()).unwrap();
+        // Not every kernel counts swap.
+        let _ = fs::write(group.folder.join(swap), no_swap.to_string());
+        group
+    }
+
+    fn start(&self) -> Service {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"echo $$ > "$1" && exec "$2""#, "sh"])
+            .arg(self.folder.join("cgroup.procs"))
+            .arg(env!("CARGO_BIN_EXE_api"))
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin");
+        Service::spawn(command)
+    }
+
+    fn read(&self, version_1: &str, version_2: &str) -> String {
+        let file = if self.version_2 { version_2 } else { version_1 };
+        fs::read_to_string(self.folder.join(file)).unwrap()
+    }
+
+    /// How many were killed for want of memory.
+    fn killed(&self) -> u64 {
+        let events = self.read("memory.oom_control", "memory.events");
+        let count = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        count.unwrap().parse().unwrap()
+    }
+
+    /// Neither killed nor near to it.
+    fn assert_lives(&self, service: &mut Service) {
+        assert_eq!(self.killed(), 0);
+        assert!(service.child.try_wait().unwrap().is_none());
+        let peak = self.read("memory.max_usage_in_bytes", "memory.peak");
+        let peak: u64 = peak.trim().parse().unwrap();
+        assert!(peak < MEMORY / 10 * 9, "{peak} bytes");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A process that was just killed leaves it by and by.
+        for _ in 0..50 {
+            if fs::remove_dir(&self.folder).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// The number of connections that the service has room for, as it says.
+fn room(service: &Service) -> usize {
+    let log = service.log();
+    let line = log
+        .iter()
+        .find(|line| line["message"] == "room for connections")
+        .unwrap();
+    assert!(line["memory"].as_u64().unwrap() <= MEMORY, "{line}");
+    line["connections"].as_u64().unwrap().try_into().unwrap()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// An answer, and the connection stays.
+    Kept,
+    /// An answer, and it ends as announced.
+    Brief,
+    /// 503.
+    TurnedAway,
+    /// An end without a word.
+    Closed,
+    /// An error of the connection.
+    Failed,
+    /// Neither answer nor end.
+    Hung,
+}
+
+/// A client on a connection of its own; source ports are counted for each address of the target.
+struct Client {
+    socket: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// An answer: its status, and whether it announces the end.
+struct Answer {
+    status: u16,
+    closes: bool,
+}
+
+impl Client {
+    async fn connect(number: usize, port: u16) -> Option<Self> {
+        let address = [127, 0, 0, u8::try_from(number % 4).unwrap() + 1];
+        let address = SocketAddr::from((address, port));
+        let socket = TcpStream::connect(address).await.ok()?;
+        Some(Self {
+            socket,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Asks and reads a whole answer; none where the connection ended before the answer began.
+    async fn ask(&mut self, path: &str) -> std::io::Result<Option<Answer>> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: api\r\n\r\n");
+        self.socket.write_all(request.as_bytes()).await?;
+        loop {
+            if let Some(answer) = self.take_answer() {
+                return Ok(Some(answer));
+            }
+            if self.socket.read_buf(&mut self.buffer).await? == 0 {
+                return match self.buffer.is_empty() {
+                    true => Ok(None),
+                    false => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                };
+            }
+        }
+    }
+
+    fn take_answer(&mut self) -> Option<Answer> {
+        let text = std::str::from_utf8(&self.buffer).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let head = head.to_lowercase();
+        let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+        let length: usize = header("content-length: ").unwrap().parse().unwrap();
+        let answer = Answer {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            closes: header("connection: ") == Some("close"),
+        };
+        (body.len() >= length).then(|| self.buffer.clear())?;
+        Some(answer)
+    }
+
+    async fn outcome(&mut self) -> Outcome {
+        match timeout(LONG, self.ask("/health")).await {
+            Err(_) => Outcome::Hung,
+            Ok(Err(_)) => Outcome::Failed,
+            Ok(Ok(None)) => Outcome::Closed,
+            Ok(Ok(Some(Answer { status: 503, .. }))) => Outcome::TurnedAway,
+            Ok(Ok(Some(Answer { status, closes }))) => {
+                assert_eq!(status, 200);
+                if closes {
+                    Outcome::Brief
+                } else {
+                    Outcome::Kept
+                }
+            }
+        }
+    }
+}
+
+/// What each of so many clients comes to, all at once.
+async fn crowd<T: 'static, F: Future<Output = T> + 'static>(
+    size: usize,
+    client: impl Fn(usize) -> F,
+) -> Vec<T> {
+    join_all((0..size).map(|number| rt::spawn(client(number))))
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect()
+}
+
+/// Asks on a connection of its own, until it is answered well.
+async fn answers(port: u16) {
+    let start = Instant::now();
+    loop {
+        let mut client = Client::connect(0, port).await.unwrap();
+        if matches!(client.outcome().await, Outcome::Kept | Outcome::Brief) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20));
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[actix_web::test]
+async fn fifteen_thousand_clients_at_once_do_not_kill_the_service_in_64_mib() {
+    let _turn = turn().await;
+    let group = Group::new("clients");
+    let mut service = group.start();
+    let (port, room) = (service.port, room(&service));
+
+    // One who was there before, and goes on asking.
+    let over = Rc::new(AtomicBool::new(false));
+    let before = rt::spawn({
+        let over = over.clone();
+        let mut client = Client::connect(0, port).await.unwrap();
+        assert_eq!(client.outcome().await, Outcome::Kept);
+        async move {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                assert_eq!(client.outcome().await, Outcome::Kept);
+                longest = longest.max(start.elapsed());
+                sleep(Duration::from_millis(100)).await;
+            }
+            longest
+        }
+    });
+    let all = crowd(15_000, move |number| async move {
+        let client = timeout(LONG, Client::connect(number, port)).await;
+        let Ok(Some(mut client)) = client else {
+            return (Outcome::Failed, None);
+        };
+        // Who is turned away leaves; all others stay until the end.
+        match client.outcome().await {
+            Outcome::TurnedAway => (Outcome::TurnedAway, None),
+            outcome => (outcome, Some(client)),
+        }
+    })
+    .await;
+    over.store(true, Ordering::Relaxed);
+    let longest = before.await.unwrap();
+
+    let mut outcomes = BTreeMap::new();
+    for (outcome, _) in &all {
+        *outcomes.entry(*outcome).or_insert(0_usize) += 1;
+    }
+    group.assert_lives(&mut service);
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    let count = |outcome| outcomes.get(&outcome).copied().unwrap_or(0);
+    assert_eq!(count(Outcome::Hung), 0, "{outcomes:?}");
+    // Where more leave at once than can be seen off, some are hung up on.
+    assert!(count(Outcome::Failed) < 150, "{outcomes:?}");
+    assert!(count(Outcome::Kept) >= room / 2, "{outcomes:?}");
+    drop(all);
+    answers(port).await;
+}
+
+#[actix_web::test]
+async fn as_many_as_there_is_room_for_with_endless_heads_do_not_kill_the_service() {
+    let _turn = turn().await;
+    let group = Group::new("heads");
+    let mut service = group.start();
+    let (port, room) = (service.port, room(&service));
+    let ended = crowd(room, move |number| async move {
+        let Some(mut client) = Client::connect(number, port).await else {
+            return true;
+        };
+        let _ = client
+            .socket
+            .write_all(b"GET /health HTTP/1.1\r\nX: ")
+            .await;
+        let trickle = async {
+            // All at once, then as much as goes.
+            for _ in 0..128 {
+                if client.socket.write_all(&[b'x'; 1024]).await.is_err() {
+                    break;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            while let Ok(1..) = client.socket.read_buf(&mut client.buffer).await {}
+        };
+        timeout(LONG, trickle).await.is_ok()
+    })
+    .await;
+    group.assert_lives(&mut service);
+    assert!(ended.into_iter().all(|ended| ended));
+    answers(port).await;
+}
+
+#[actix_web::test]
+async fn as_many_as_there_is_room_for_who_never_read_do_not_kill_the_service() {
+    let _turn = turn().await;
+    let group = Group::new("readers");
+    let mut service = group.start();
+    let (port, room) = (service.port, room(&service));
+    let clients = crowd(room, move |number| async move {
+        let mut client = Client::connect(number, port).await?;
+        let asks = async {
+            let requests = "GET /openapi.json HTTP/1.1\r\nHost: api\r\n\r\n".repeat(100);
+            while client.socket.write_all(requests.as_bytes()).await.is_ok() {}
+        };
+        let _ = timeout(Duration::from_secs(10), asks).await;
+        Some(client)
+    })
+    .await;
+    group.assert_lives(&mut service);
+    drop(clients);
+    answers(port).await;
+}
+
+#[actix_web::test]
+async fn a_drain_under_load_loses_no_request() {
+    let _turn = turn().await;
+    let mut service = {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_api"));
+        command.env_clear();
+        Service::spawn(command)
+    };
+    let port = service.port;
+    let clients = rt::spawn(crowd(64, move |number| async move {
+        let mut answers = 0_usize;
+        // Whoever balances load asks this, and sends nobody any more once it is not 200.
+        while let Some(mut client) = Client::connect(number, port).await {
+            let ready = client.ask("/readyz").await.unwrap().unwrap();
+            answers += 1;
+            if ready.status != 200 {
+                return answers;
+            }
+            let mut closes = ready.closes;
+            while !closes {
+                let answer = client.ask("/health").await.unwrap().unwrap();
+                assert_eq!(answer.status, 200);
+                closes = answer.closes;
+                answers += 1;
+            }
+        }
+        answers
+    }));
+    sleep(Duration::from_secs(1)).await;
+    let start = Instant::now();
+    service.signal(Signal::SIGTERM);
+    let answers: usize = timeout(LONG, clients).await.unwrap().unwrap().iter().sum();
+    let status = loop {
+        if let Some(status) = service.child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20));
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(status.code(), Some(0));
+    assert!(answers > 1_000, "{answers}");
+}
