@@ -89,7 +89,7 @@ pub struct Rhythm {
 impl Rhythm {
     const INTERVAL: Duration = Duration::from_secs(60);
     const TIMEOUT: Duration = Duration::from_secs(5);
-    /// As many of the interval are its jitter.
+    /// The jitter is the interval divided by this.
     const JITTERS: u32 = 10;
     const FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(2);
     /// More than one: what crashes again and again answers in between.
@@ -210,10 +210,7 @@ pub fn read(keys: &mut Keys<'_, '_>, defaults: &Rhythm) -> Vec<Check> {
         {
             keys.wrong(
                 name.span,
-                format_args!(
-                    "name {} is another check's, too: expected one that only this has",
-                    name.value
-                ),
+                "name is another check's, too: expected one that only this has",
             );
         }
         let target = target(keys);

@@ -335,7 +335,7 @@ pub fn not_valid(span: Span, expected: &str) -> Vec<Error> {
 }
 
 /// A string with its variables replaced.
-pub fn text(mut value: Value<'_>, variables: Variables<'_>, expected: &str) -> Read<Text> {
+fn text(mut value: Value<'_>, variables: Variables<'_>, expected: &str) -> Read<Text> {
     match value.take() {
         ValueInner::String(text) => {
             variables::replace(&text, variables).map_err(|(what, expected)| {

@@ -138,7 +138,11 @@ mod tests {
         assert!(badge("redis").width() < badge("redis-of-the-shop").width());
         let hostile = badge("\"/><script>alert(1)</script>&").render().unwrap();
         assert!(!hostile.contains("<script"), "{hostile}");
-        assert!(!hostile.contains("\"/><"), "{hostile}");
+        // Nor does it end an attribute.
+        assert!(
+            hostile.contains(r#"aria-label="&#34;/&#62;&#60;script"#),
+            "{hostile}"
+        );
     }
 
     #[test]

@@ -561,7 +561,7 @@ fn settings_or_problems(text: &str) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 350, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_text_is_either_settings_or_problems_with_their_places(text in any::<String>()) {
