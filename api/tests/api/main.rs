@@ -9,6 +9,7 @@ mod cli;
 mod configuration;
 mod events;
 mod history;
+mod page;
 mod probes;
 mod process;
 mod routes;

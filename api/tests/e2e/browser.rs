@@ -74,7 +74,7 @@ impl Browser {
             "goog:chromeOptions": {"args": [
                 "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                "--no-proxy-server",
+                "--no-proxy-server", "--hide-scrollbars",
                 format!("--user-data-dir={}", browser._profile.path().display()),
             ]},
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
