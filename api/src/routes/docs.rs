@@ -231,6 +231,15 @@ fn instance(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
     if schema.get("$ref").is_some() {
         return inner(resolve(schema, document));
     }
+    if schema.get("allOf").is_some() {
+        let parts = items(&schema["allOf"]).filter_map(inner);
+        return Some(
+            parts
+                .filter_map(|part| part.as_object().cloned())
+                .flatten()
+                .collect(),
+        );
+    }
     // Of a choice the first that is something; `null` says nothing.
     let mut choices = items(&schema["oneOf"]).chain(items(&schema["anyOf"]));
     if let Some(chosen) = choices.find_map(inner) {
@@ -421,6 +430,10 @@ mod tests {
                     "by_name": {"type": "object", "additionalProperties": {"type": "number"}},
                     "either": {"oneOf": [{"type": "null"}, {"type": "integer", "minimum": 7}]},
                     "inner": {"type": "object", "properties": {"deep": {"type": "boolean"}}},
+                    "both": {"allOf": [
+                        {"type": "object", "properties": {"left": {"const": 1}}},
+                        {"type": "object", "properties": {"right": {"const": 2}}},
+                    ]},
                 }}},
             },
         });
@@ -443,6 +456,8 @@ mod tests {
             "inner.deep",
             "\"name\": \"root\"",
             "\"either\": 7",
+            "\"left\": 1,\n",
+            "\"right\": 2\n",
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }
