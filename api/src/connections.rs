@@ -350,8 +350,12 @@ impl<H: Future<Output = Result<(), E>>, E> Future for Connection<H> {
                 CURRENT.set(Some(wire.clone()));
                 let end = http.as_mut().poll(cx);
                 CURRENT.set(None);
-                if end.is_ready() {
-                    return end;
+                if let Poll::Ready(end) = end {
+                    if end.is_err() {
+                        // It was refused half-way: to close now would be a reset, which may overtake the answer.
+                        wire.end(None);
+                    }
+                    return Poll::Ready(end);
                 }
                 if wire.has_more() {
                     cx.waker().wake_by_ref();

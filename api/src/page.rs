@@ -326,3 +326,85 @@ fn clock(time: &SystemTime) -> String {
         .replace('T', " ")
         .replace('Z', " UTC")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use actix_web::{http::header::ACCEPT, test::TestRequest};
+
+    use super::*;
+
+    #[test]
+    fn browsers_get_the_page_and_all_others_the_greeting() {
+        for (accept, page) in [
+            // Chromium, Firefox, Safari.
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7",
+                true,
+            ),
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+                true,
+            ),
+            ("TEXT/HTML", true),
+            ("text/*", true),
+            ("text/html;charset=utf-8", true),
+            ("text/html;q=0.5, application/json;q=0.4", true),
+            ("text/html, application/json;q=0", true),
+            // curl and other programs.
+            ("*/*", false),
+            ("", false),
+            ("application/json", false),
+            ("application/*, text/*", false),
+            ("text/html, application/json", false),
+            ("text/html;q=0.4, application/json;q=0.5", false),
+            ("text/html;q=0.4, */*;q=0.5", false),
+            // The more specific range says it, wherever it stands and whatever others say.
+            ("text/*, text/html;q=0.1, application/json;q=0.2", false),
+            ("*/*, application/json;q=0.1", true),
+            ("text/html;q=0", false),
+            // HTML of another kind than ours.
+            ("text/html;level=1", false),
+            ("nonsense", false),
+            ("text/html;q=high", false),
+        ] {
+            let request = TestRequest::default()
+                .insert_header((ACCEPT, accept))
+                .to_http_request();
+            assert_eq!(is_preferred(&request), page, "{accept}");
+        }
+        let nothing = TestRequest::default().to_http_request();
+        assert!(!is_preferred(&nothing));
+        let two_lines = TestRequest::default()
+            .append_header((ACCEPT, "application/json;q=0.1"))
+            .append_header((ACCEPT, "text/html"))
+            .to_http_request();
+        assert!(is_preferred(&two_lines));
+    }
+
+    #[test]
+    fn a_drawing_has_the_newest_answers_at_its_right_end_and_failures_below_its_line() {
+        let mut ring = Ring::default();
+        assert_eq!(Chart::new(&ring).words, "No answers yet");
+        let at = SystemTime::UNIX_EPOCH;
+        for milliseconds in [1000, 10, 20] {
+            ring.push(Sample::new(at, Some(Duration::from_millis(milliseconds))));
+        }
+        ring.push(Sample::new(at, None));
+        let chart = Chart::new(&ring);
+        assert_eq!(chart.answered, "M226 22v-22.0M230 22v-1.5M234 22v-1.5");
+        assert_eq!(chart.failed, "M238 24v6");
+        assert_eq!(
+            chart.words,
+            "Newest 4 answers: 1 failed; 10.0 ms to 1000 ms"
+        );
+        for _ in 0..2 * DRAWN {
+            ring.push(Sample::new(at, None));
+        }
+        let chart = Chart::new(&ring);
+        assert_eq!(chart.answered, "");
+        assert_eq!(chart.failed.matches('M').count(), DRAWN);
+        assert_eq!(chart.words, "Newest 60 answers: all failed");
+    }
+}

@@ -231,6 +231,15 @@ fn instance(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
     if schema.get("$ref").is_some() {
         return inner(resolve(schema, document));
     }
+    if schema.get("allOf").is_some() {
+        let parts = items(&schema["allOf"]).filter_map(inner);
+        return Some(
+            parts
+                .filter_map(|part| part.as_object().cloned())
+                .flatten()
+                .collect(),
+        );
+    }
     // Of a choice the first that is something; `null` says nothing.
     let mut choices = items(&schema["oneOf"]).chain(items(&schema["anyOf"]));
     if let Some(chosen) = choices.find_map(inner) {
@@ -390,4 +399,68 @@ fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
         .into_iter()
         .flat_map(Map::iter)
         .map(|(name, value)| (name.as_str(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_document_says_of_an_operation_is_on_the_page_and_nothing_is_taken_for_markup() {
+        let document = json!({
+            "info": {"title": "<b>Title</b>", "version": "1"},
+            "paths": {"/a/{b}": {
+                "parameters": [{"$ref": "#/components/parameters/B"}],
+                "post": {
+                    "summary": "Does it",
+                    "description": "First `code`.\n\nSecond <script>alert(1)</script>.",
+                    "requestBody": {"content": {"text/plain": {"schema": {"type": "string"}, "example": "<body>"}}},
+                    "responses": {
+                        "200": {"description": "Done", "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "When"}},
+                            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Node"}}}},
+                    },
+                },
+            }},
+            "components": {
+                "parameters": {"B": {"name": "b", "in": "path", "required": true, "schema": {"enum": ["x", "y"]}, "description": "Which"}},
+                "schemas": {"Node": {"type": "object", "required": ["name"], "properties": {
+                    "name": {"type": "string", "example": "root", "description": "Its name"},
+                    "time": {"type": ["string", "null"], "format": "date-time"},
+                    "children": {"type": "array", "items": {"$ref": "#/components/schemas/Node"}},
+                    "by_name": {"type": "object", "additionalProperties": {"type": "number"}},
+                    "either": {"oneOf": [{"type": "null"}, {"type": "integer", "minimum": 7}]},
+                    "inner": {"type": "object", "properties": {"deep": {"type": "boolean"}}},
+                    "both": {"allOf": [
+                        {"type": "object", "properties": {"left": {"const": 1}}},
+                        {"type": "object", "properties": {"right": {"const": 2}}},
+                    ]},
+                }}},
+            },
+        });
+        let page = Page::new(&document).render().unwrap();
+        let text = page.replace("&#38;", "&").replace("&#34;", "\"");
+        for expected in [
+            "&#60;b&#62;Title",
+            "POST",
+            "<code>/a/{b}</code>",
+            "<p>First <code>code</code>.</p><p>Second &#60;script&#62;",
+            "in path: \"x\" or \"y\", required",
+            "Which",
+            "&#60;body&#62;",
+            "header: integer",
+            "<a href=\"#schema-Node\">Node</a>",
+            "string (date-time) or null",
+            "array of <a href=\"#schema-Node\">Node</a>",
+            "object whose members are number",
+            "null or integer",
+            "inner.deep",
+            "\"name\": \"root\"",
+            "\"either\": 7",
+            "\"left\": 1,\n",
+            "\"right\": 2\n",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+        assert!(!page.contains("<script"), "{page}");
+    }
 }

@@ -10,6 +10,7 @@ mod configuration;
 mod edge;
 mod events;
 mod history;
+mod page;
 mod probes;
 mod process;
 mod routes;

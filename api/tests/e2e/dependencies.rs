@@ -5,12 +5,12 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use api::{
-    Application, Settings,
-    checks::{Check, Clients, Target, postgres, redis},
+    checks::{Clients, Target, postgres, redis},
     secret::SecretUrl,
 };
 use ci::provision::{Package, Probe};
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
-use crate::harness::{free_port, install, package, run};
+use crate::harness::{self, free_port, install, package, run};
 
 /// What nobody may be told.
 const PASSWORD: &str = "s3cr3t-w0rd";
@@ -162,49 +162,31 @@ fn as_postgres(program: &str) -> Command {
     command
 }
 
-fn url(text: &str) -> SecretUrl {
-    SecretUrl::new(text.parse().unwrap())
-}
-
-fn check(name: &str, target: Target) -> Check {
-    Check {
-        name: name.into(),
-        target,
-        critical: true,
-        interval: Duration::from_millis(100),
-        jitter: Duration::from_millis(20),
-        timeout: Duration::from_secs(1),
-        failures: 2.try_into().unwrap(),
-        successes: 2.try_into().unwrap(),
-    }
-}
-
-/// The running service, asked over HTTP.
+/// The running program, asked over HTTP.
 struct Service {
-    url: String,
+    program: harness::Service,
     client: reqwest::Client,
 }
 
 impl Service {
-    fn start(redis: Option<SecretUrl>, checks: Vec<Check>) -> Self {
-        let settings = Settings {
-            address: ([127, 0, 0, 1], 0).into(),
-            redis,
-            checks,
-            ..Settings::default()
-        };
-        let application = Application::build(settings).unwrap();
-        let url = format!("http://{}", application.address());
-        actix_web::rt::spawn(application.run_until_stopped());
+    /// The program with checks that ask often, and with those of `configuration`.
+    fn start(configuration: &str) -> Self {
+        const OFTEN: &str = "[defaults]\ninterval = \"200ms\"\njitter = \"20ms\"\ntimeout = \"200ms\"\nfailures = 2\n";
+        // Another test may have named it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
-            url,
-            client: reqwest::Client::new(),
+            program: harness::Service::start(&format!("{OFTEN}{configuration}"), &[]),
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
         }
     }
 
+    /// One whose counter is in `redis`, which is checked, too.
+    fn with_redis(redis: &Server) -> Self {
+        Self::start(&format!("[redis]\nurl = \"{}\"\n", redis_url(redis)))
+    }
+
     async fn get(&self, path: &str) -> (StatusCode, String, Value) {
-        let response = self.client.get(format!("{}{path}", self.url)).send();
+        let response = self.client.get(self.program.url(path)).send();
         let response = response.await.unwrap();
         let kind = response.headers()[CONTENT_TYPE].to_str().unwrap().into();
         let status = response.status();
@@ -258,23 +240,33 @@ async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     timeout(PATIENCE, look).await.expect("in time")
 }
 
-fn redis_url(redis: &Server, password: &str) -> SecretUrl {
-    url(&format!("redis://:{password}@127.0.0.1:{}", redis.port))
+impl Drop for Service {
+    fn drop(&mut self) {
+        let log = format!("{:?}", self.program.log());
+        assert!(thread::panicking() || !log.contains(PASSWORD), "{log}");
+    }
 }
 
-fn redis_target(redis: &Server, password: &str) -> Target {
+fn redis_url(redis: &Server) -> String {
+    format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port)
+}
+
+/// Asks as a check does.
+async fn ask(clients: &Clients, target: Target) -> Result<(), String> {
+    let answer = target.probe(clients).ask().await;
+    answer.map_err(|trouble| trouble.0)
+}
+
+fn redis_target(url: &str) -> Target {
     Target::Redis(redis::Target {
-        url: redis_url(redis, password),
+        url: SecretUrl::new(url.parse().unwrap()),
     })
 }
 
 #[actix_web::test]
 async fn redis_that_dies_costs_its_counter_alone_and_comes_back_by_itself() {
     let mut redis = Server::redis();
-    let service = Service::start(
-        Some(redis_url(&redis, PASSWORD)),
-        vec![check("redis", redis_target(&redis, PASSWORD))],
-    );
+    let service = Service::with_redis(&redis);
     service.state("redis", "up").await;
     let before = service.next_hit().await;
     assert_eq!(service.hits().await, Ok(before + 1));
@@ -297,33 +289,21 @@ async fn redis_that_dies_costs_its_counter_alone_and_comes_back_by_itself() {
 #[actix_web::test]
 async fn the_first_hit_after_a_quick_restart_counts() {
     let mut redis = Server::redis();
-    let service = Service::start(
-        Some(redis_url(&redis, PASSWORD)),
-        vec![check("redis", redis_target(&redis, PASSWORD))],
-    );
+    let service = Service::with_redis(&redis);
     let before = service.next_hit().await;
     redis.die();
     redis.restart();
-    service.state("redis", "up").await;
-    // The check has reached it, so that it answers again: the counter does not insist on its lost connection.
-    eventually(async || {
-        redis_target(&redis, PASSWORD)
-            .probe(&Clients::new(None).unwrap())
-            .ask()
-            .await
-            .ok()
-    })
-    .await;
+    // Nobody asked meanwhile; the counter does not insist on its lost connection.
+    let clients = Clients::new(None).unwrap();
+    let target = redis_target(&redis_url(&redis));
+    eventually(async || ask(&clients, target.clone()).await.ok()).await;
     assert_eq!(service.hits().await, Ok(before + 1));
 }
 
 #[actix_web::test]
 async fn redis_that_hangs_is_answered_for_in_time_and_counted_on_afterwards() {
     let redis = Server::redis();
-    let service = Service::start(
-        Some(redis_url(&redis, PASSWORD)),
-        vec![check("redis", redis_target(&redis, PASSWORD))],
-    );
+    let service = Service::with_redis(&redis);
     service.state("redis", "up").await;
     let before = service.next_hit().await;
 
@@ -336,7 +316,7 @@ async fn redis_that_hangs_is_answered_for_in_time_and_counted_on_afterwards() {
         lost += i64::try_from(hits.len()).unwrap();
     }
     let down = service.state("redis", "down").await;
-    assert_eq!(down["last"]["error"], "no answer within 1s");
+    assert_eq!(down["last"]["error"], "no answer within 200ms");
 
     redis.signal(Signal::SIGCONT);
     service.state("redis", "up").await;
@@ -348,7 +328,7 @@ async fn redis_that_hangs_is_answered_for_in_time_and_counted_on_afterwards() {
 
 #[actix_web::test]
 async fn without_redis_there_is_no_counter_and_the_title_says_why() {
-    let service = Service::start(None, Vec::new());
+    let service = Service::start("");
     assert_eq!(
         service.hits().await.unwrap_err(),
         json!({
@@ -363,13 +343,9 @@ async fn without_redis_there_is_no_counter_and_the_title_says_why() {
 async fn a_redis_that_refuses_the_password_is_down_and_the_password_stays_secret() {
     let redis = Server::redis();
     let clients = Clients::new(None).unwrap();
-    let ask = async |text: String| {
-        let url = url(&text);
-        let mut probe = Target::Redis(redis::Target { url }).probe(&clients);
-        probe.ask().await.map_err(|trouble| trouble.0)
-    };
     let place = format!("127.0.0.1:{}", redis.port);
-    eventually(async || ask(format!("redis://:{PASSWORD}@{place}")).await.ok()).await;
+    let target = redis_target(&redis_url(&redis));
+    eventually(async || ask(&clients, target.clone()).await.ok()).await;
     for (login, database, said) in [
         (":s3cr3t-other@", "", "the user or the password is wrong"),
         (
@@ -380,25 +356,22 @@ async fn a_redis_that_refuses_the_password_is_down_and_the_password_stays_secret
         ("", "", "NOAUTH Authentication required."),
         (":s3cr3t-w0rd@", "99", "ERR DB index is out of range"),
     ] {
-        let answer = ask(format!("redis://{login}{place}/{database}")).await;
-        assert_eq!(answer, Err(said.into()));
+        let target = redis_target(&format!("redis://{login}{place}/{database}"));
+        assert_eq!(ask(&clients, target).await, Err(said.into()));
     }
 }
 
-fn postgres_target(postgres: &Server, user: &str, more: &str) -> Target {
-    Target::Postgres(postgres::Target {
-        url: url(&format!(
-            "postgresql://{user}@localhost:{}/{more}",
-            postgres.port
-        )),
-    })
+fn postgres_url(postgres: &Server, user: &str, more: &str) -> String {
+    format!("postgresql://{user}@localhost:{}/{more}", postgres.port)
 }
 
 #[actix_web::test]
 async fn postgresql_that_dies_is_down_and_up_again_once_it_is_back() {
     let mut postgres = Server::postgres();
-    let target = postgres_target(&postgres, &format!("app:{PASSWORD}"), "postgres");
-    let service = Service::start(None, vec![check("database", target)]);
+    let url = postgres_url(&postgres, &format!("app:{PASSWORD}"), "postgres");
+    let service = Service::start(&format!(
+        "[[checks]]\nname = \"database\"\npostgres = \"{url}\"\ninterval = \"500ms\"\ntimeout = \"500ms\"\n"
+    ));
     service.state("database", "up").await;
 
     postgres.die();
@@ -421,12 +394,13 @@ async fn what_postgresql_refuses_is_said_without_the_password() {
     let postgres = Server::postgres();
     let authority: PathBuf = postgres.folder.path().join("server.crt");
     let strangers = Clients::new(None).unwrap();
-    let ask = async |clients: &Clients, user: &str, more: &str| {
-        let mut probe = postgres_target(&postgres, user, more).probe(clients);
-        probe.ask().await.map_err(|trouble| trouble.0)
+    let ask_as = async |clients: &Clients, user: &str, more: &str| {
+        let url = postgres_url(&postgres, user, more).parse().unwrap();
+        let url = SecretUrl::new(url);
+        ask(clients, Target::Postgres(postgres::Target { url })).await
     };
     let login = format!("app:{PASSWORD}");
-    eventually(async || ask(&strangers, &login, "postgres").await.ok()).await;
+    eventually(async || ask_as(&strangers, &login, "postgres").await.ok()).await;
     for (user, database, said) in [
         (
             "app:s3cr3t-other",
@@ -440,21 +414,21 @@ async fn what_postgresql_refuses_is_said_without_the_password() {
         ),
         (&login, "other", "database \"other\" does not exist"),
     ] {
-        assert_eq!(ask(&strangers, user, database).await, Err(said.into()));
+        assert_eq!(ask_as(&strangers, user, database).await, Err(said.into()));
     }
-    let trouble = ask(&strangers, "app", "postgres").await.unwrap_err();
+    let trouble = ask_as(&strangers, "app", "postgres").await.unwrap_err();
     assert!(trouble.contains("password missing"), "{trouble}");
 
     // Nobody vouches for the certificate: that is enough to encrypt, and not to trust.
     for mode in ["disable", "prefer"] {
         let database = format!("postgres?sslmode={mode}");
-        assert_eq!(ask(&strangers, &login, &database).await, Ok(()));
+        assert_eq!(ask_as(&strangers, &login, &database).await, Ok(()));
     }
     let friends = Clients::new(Some(&authority)).unwrap();
     for mode in ["require", "verify-full"] {
         let database = format!("postgres?sslmode={mode}");
-        let trouble = ask(&strangers, &login, &database).await.unwrap_err();
+        let trouble = ask_as(&strangers, &login, &database).await.unwrap_err();
         assert!(trouble.contains("UnknownIssuer"), "{trouble}");
-        assert_eq!(ask(&friends, &login, &database).await, Ok(()));
+        assert_eq!(ask_as(&friends, &login, &database).await, Ok(()));
     }
 }

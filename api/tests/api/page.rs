@@ -1,0 +1,231 @@
+//! What people see: the page, the badges, the documentation.
+
+use std::{
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
+
+use actix_web::{App, HttpServer, web};
+use api::{
+    Settings,
+    checks::{Check, Clients, Target, Trouble, tcp},
+    routes,
+    service::Service,
+};
+use reqwest::{
+    Response, StatusCode,
+    header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY},
+};
+
+use crate::routes::get;
+
+/// What markup is made of, in one name.
+const HOSTILE: &str = "\"'><script>alert(1)</script><!--&amp;{{7*7}}/../";
+
+fn check(name: &str, critical: bool) -> Check {
+    Check {
+        name: name.into(),
+        target: Target::Tcp(tcp::Target {
+            host: format!("host-of-{name}"),
+            port: 1,
+        }),
+        critical,
+        interval: Duration::from_secs(60),
+        jitter: Duration::ZERO,
+        timeout: Duration::from_secs(1),
+        failures: NonZeroU32::MIN,
+        successes: NonZeroU32::MIN,
+    }
+}
+
+/// The service's routes on a free port, and what they share; nothing is asked in the background.
+fn start(settings: Settings) -> (String, web::Data<Service>) {
+    let service = web::Data::new(Service::new(settings, Clients::new(None).unwrap()).unwrap());
+    let shared = service.clone();
+    let server =
+        HttpServer::new(move || App::new().configure(|config| routes::configure(config, &shared)))
+            .workers(1)
+            .bind("127.0.0.1:0")
+            .unwrap();
+    let url = format!("http://{}", server.addrs()[0]);
+    actix_web::rt::spawn(server.run());
+    (url, service)
+}
+
+fn with(checks: Vec<Check>) -> (String, web::Data<Service>) {
+    start(Settings {
+        checks,
+        ..Settings::default()
+    })
+}
+
+fn answer(service: &Service, index: usize, answer: Result<(), &str>) {
+    service.board.record(
+        index,
+        SystemTime::now(),
+        Duration::from_millis(5),
+        answer.map_err(|why| Trouble(why.into())),
+    );
+}
+
+async fn page(url: &str) -> Response {
+    crate::client()
+        .get(url)
+        .header(ACCEPT, "text/html")
+        .send()
+        .await
+        .unwrap()
+}
+
+async fn html(url: &str) -> String {
+    page(url).await.text().await.unwrap()
+}
+
+#[actix_web::test]
+async fn the_headline_says_how_bad_it_is() {
+    let (url, service) = with(vec![check("shop", true), check("mail", false)]);
+    let headline = async || {
+        let page = html(&url).await;
+        let (_, rest) = page.split_once("<h2>").unwrap();
+        rest.split_once("</h2>").unwrap().0.to_owned()
+    };
+    assert_eq!(headline().await, "Waiting for first answers");
+    answer(&service, 0, Ok(()));
+    assert_eq!(headline().await, "Waiting for first answers");
+    answer(&service, 1, Ok(()));
+    assert_eq!(headline().await, "All is well");
+    answer(&service, 1, Err("lost"));
+    assert_eq!(headline().await, "Degraded");
+    answer(&service, 0, Err("lost"));
+    assert_eq!(headline().await, "Outage");
+}
+
+#[actix_web::test]
+async fn the_page_says_everything_that_is_known_of_a_check() {
+    let (url, service) = with(vec![check("shop", true)]);
+    for _ in 0..3 {
+        answer(&service, 0, Ok(()));
+    }
+    answer(&service, 0, Err("connection refused"));
+    let page = html(&url).await;
+    for expected in [
+        "<title>Outage · Infrastructure Lab</title>",
+        "data-state=\"Down\"",
+        "<strong>Down</strong>",
+        "since 20",
+        "host-of-shop:1",
+        ">critical<",
+        "75.00 %",
+        "5.00 ms",
+        "Newest 4 answers: 1 failed; 5.00 ms to 5.00 ms",
+        "connection refused",
+        "href=\"/api/v1/checks/shop\"",
+        "href=\"/badge/shop.svg\"",
+        "href=\"/docs\"",
+    ] {
+        assert!(page.contains(expected), "{expected}\n{page}");
+    }
+}
+
+#[actix_web::test]
+async fn the_page_needs_nothing_else_and_may_load_nothing_else() {
+    let (url, _) = with(vec![check("shop", true)]);
+    for url in [url.clone(), format!("{url}/docs")] {
+        let response = page(&url).await;
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+        assert_eq!(response.headers()[VARY], "Accept");
+        assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+        assert_eq!(response.headers()["referrer-policy"], "no-referrer");
+        let policy = response.headers()[CONTENT_SECURITY_POLICY]
+            .to_str()
+            .unwrap();
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"));
+        assert!(!policy.contains("unsafe"));
+        let page = response.text().await.unwrap();
+        for loads in [" src=", "@import", "url(", "rel=\"stylesheet\"", "style=\""] {
+            assert!(!page.contains(loads), "{loads}\n{page}");
+        }
+    }
+    assert_eq!(get(&url).await.headers()[VARY], "Accept");
+}
+
+#[actix_web::test]
+async fn what_others_wrote_is_never_taken_for_markup() {
+    let (url, service) = start(Settings {
+        title: HOSTILE.into(),
+        environment: HOSTILE.into(),
+        checks: vec![check(HOSTILE, true)],
+        ..Settings::default()
+    });
+    answer(&service, 0, Err(HOSTILE));
+    let page = html(&url).await;
+    // The page's own script, and the comments that it has not.
+    assert_eq!(page.matches("<script").count(), 1, "{page}");
+    assert!(!page.contains("<!--"));
+    assert!(!page.contains(HOSTILE));
+    assert!(page.contains("href=\"/badge/%22%27%3E%3Cscript%3Ealert%281%29%3C%2Fscript%3E"));
+}
+
+#[actix_web::test]
+async fn a_page_without_checks_says_where_to_read_of_them() {
+    let (url, _) = with(Vec::new());
+    let page = html(&url).await;
+    assert!(page.contains("No checks are configured."));
+    assert!(page.contains("config.example.toml"));
+}
+
+#[actix_web::test]
+async fn a_badge_shows_the_state_or_the_uptime_of_a_check_that_there_is() {
+    let (url, service) = with(vec![check("shop", true)]);
+    let badge = async |path: &str| get(format!("{url}/badge/{path}")).await;
+    for (path, words) in [
+        ("shop.svg", "shop: pending"),
+        ("shop.svg?uptime", "shop 24 h: pending"),
+    ] {
+        let response = badge(path).await;
+        assert_eq!(response.headers()[CONTENT_TYPE], "image/svg+xml");
+        assert_eq!(response.headers()["cache-control"], "no-cache");
+        let image = response.text().await.unwrap();
+        assert!(
+            image.contains(&format!("<title>{words}</title>")),
+            "{image}"
+        );
+    }
+    for result in [Ok(()), Ok(()), Err("lost")] {
+        answer(&service, 0, result);
+    }
+    for (path, words) in [
+        ("shop.svg", "shop: down"),
+        ("shop.svg?uptime=1", "shop 24 h: 66.66 %"),
+    ] {
+        let image = badge(path).await.text().await.unwrap();
+        assert!(
+            image.contains(&format!("aria-label=\"{words}\"")),
+            "{image}"
+        );
+    }
+    for path in ["mail.svg", "shop.png", "shop"] {
+        let response = badge(path).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+    }
+}
+
+#[actix_web::test]
+async fn the_documentation_has_every_operation_of_the_openapi_document() {
+    let (url, _) = with(Vec::new());
+    let page = html(&format!("{url}/docs")).await;
+    let document: serde_json::Value = get(format!("{url}/openapi.json"))
+        .await
+        .json()
+        .await
+        .unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    assert!(paths.len() > 10);
+    for path in paths.keys() {
+        assert!(
+            page.contains(&format!("id=\"get-{path}\"")),
+            "{path}\n{page}"
+        );
+    }
+}
