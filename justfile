@@ -21,6 +21,10 @@ run *arguments:
 test *arguments:
     cargo test --workspace --locked --features ci/e2e "$@"
 
+# What the status service costs, built as in the image, beside a bare Actix handler and FastAPI: all in five minutes, or some of requests, start, memory, …
+bench *parts:
+    RUSTFLAGS="-C target-feature=+crt-static" cargo bench -p api --locked --target "$(rustc --print host-tuple)" --bench bench -- "$@"
+
 # Format, lint, documentation, dependency policy and workflow checks
 check: && policy workflows
     cargo fmt --all --check
