@@ -55,7 +55,7 @@ const HEAD: usize = 16 * 1024;
 
 /// The piece in which answers are written: with its head it fits the buffer that a connection has from the beginning, which
 /// would else grow with the largest answer and stay so.
-const PIECE: usize = 4 * 1024;
+const PIECE: usize = 8 * 1024 - 512;
 
 /// What is read at once. Of that, one request after the other is given to actix-http, which would make all that it can of what it
 /// has, 8 KiB each, before it answers the first.

@@ -124,6 +124,12 @@ impl Service {
         Self { child, port, log }
     }
 
+    /// A program that listens there, and whose log nobody reads.
+    pub fn of(child: Child, port: u16) -> Self {
+        let log = Arc::default();
+        Self { child, port, log }
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
