@@ -196,7 +196,7 @@ pub fn prepare(listener: &TcpListener) -> io::Result<()> {
     // Who waits while all are served waits in the kernel.
     socket.listen(4096)?;
     // Requests are small.
-    socket.set_recv_buffer_size(HEAD)?;
+    socket.set_recv_buffer_size(2 * HEAD)?;
     // An answer is written in pieces, of which the last shall not wait for the others.
     socket.set_tcp_nodelay(true)?;
     #[cfg(target_os = "linux")]
