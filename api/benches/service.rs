@@ -16,13 +16,14 @@
 mod harness;
 
 use std::{
+    any::Any,
     env,
     fmt::Write as _,
     fs,
     io::{Read, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
     }
     // cargo adds --bench.
     let asked = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let parts: [(&str, fn(&mut Table)); 6] = [
+    let parts: [Part; 6] = [
         ("start", start),
         ("requests", requests),
         ("memory", memory),
@@ -72,6 +73,9 @@ fn main() -> ExitCode {
     }
     ExitCode::from(u8::from(table.missed))
 }
+
+/// What is measured, by its name.
+type Part = (&'static str, fn(&mut Table));
 
 /// What is printed: a line for each figure, with its bound.
 struct Table {
@@ -132,13 +136,30 @@ fn bare(port: u16) {
 
 /// A program that is measured.
 struct Candidate {
-    program: Service,
+    id: u32,
+    port: u16,
+    /// Ends it.
+    _running: Box<dyn Any>,
+}
+
+/// A program that ends with this.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Candidate {
     fn ours(configuration: &str) -> Self {
+        // None of the others logs requests either.
+        let service = Service::start(configuration, &[("RUST_LOG", "warn,api::startup=info")]);
         Self {
-            program: Service::start(configuration, &[]),
+            id: service.child.id(),
+            port: service.port,
+            _running: Box::new(service),
         }
     }
 
@@ -150,8 +171,9 @@ impl Candidate {
     }
 
     fn fastapi() -> Self {
-        // As `pip install fastapi uvicorn` and uvicorn's own defaults have it, in one process.
-        let tool = venv("fastapi", "0.165.0", &["uvicorn==0.54.0"]);
+        // As `pip install fastapi uvicorn` and uvicorn's own defaults have it: one process.
+        let more = ["uvicorn==0.54.0", "prometheus-client==0.26.0"];
+        let tool = venv("fastapi", "0.165.0", &more);
         let mut command = Command::new(tool.join("bin/uvicorn"));
         let port = free_port();
         command
@@ -168,16 +190,23 @@ impl Candidate {
 
     fn other(mut command: Command, port: u16) -> Self {
         let child = command.stdout(Stdio::null()).spawn().unwrap();
-        let program = Service::of(child, port);
+        let id = child.id();
+        let running = Box::new(Running(child));
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             sleep(Duration::from_millis(10));
         }
-        Self { program }
+        Self {
+            id,
+            port,
+            _running: running,
+        }
     }
 
     fn process(&self) -> Stat {
-        let id = self.program.child.id().try_into().unwrap();
-        Process::new(id).unwrap().stat().unwrap()
+        Process::new(self.id.try_into().unwrap())
+            .unwrap()
+            .stat()
+            .unwrap()
     }
 
     /// Bytes that are in memory.
@@ -195,7 +224,7 @@ impl Candidate {
         let output = Command::new("wrk")
             .args(["--threads", "1", "--connections", "64", "--latency"])
             .args(["--duration", &format!("{}s", ROUND.as_secs())])
-            .arg(self.program.url(path))
+            .arg(format!("http://127.0.0.1:{}{path}", self.port))
             .output()
             .unwrap();
         let report = String::from_utf8(output.stdout).unwrap();
@@ -267,7 +296,7 @@ fn start(table: &mut Table) {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let program = Service::of(child, port);
+        let program = Running(child);
         while ask(port).is_none() {
             assert!(begun.elapsed() < Duration::from_secs(5));
         }
@@ -298,7 +327,7 @@ fn request(socket: &mut TcpStream) -> Option<()> {
 fn requests(table: &mut Table) {
     install(&[package("wrk", "wrk")]);
     let (bare, fastapi) = (Candidate::bare(), Candidate::fastapi());
-    let ports = [bare.program.port; 2];
+    let ports = [bare.port; 2];
     // Of what /health says, the checks are most: the same answer as the bare handler's comes from a service without.
     let (ours, with_checks) = (Candidate::ours(""), Candidate::ours(&twenty_checks(ports)));
     sleep(Duration::from_secs(1));
@@ -363,7 +392,7 @@ fn requests(table: &mut Table) {
 
 fn memory(table: &mut Table) {
     let bare = Candidate::bare();
-    let ours = Candidate::ours(&twenty_checks([bare.program.port; 2]));
+    let ours = Candidate::ours(&twenty_checks([bare.port; 2]));
     sleep(Duration::from_secs(25));
     let resident = ours.resident() as f64 / MIB;
     table.say(
@@ -403,7 +432,7 @@ fn connections(table: &mut Table) {
 }
 
 fn open(candidate: &Candidate) -> TcpStream {
-    let address = SocketAddr::from(([127, 0, 0, 1], candidate.program.port));
+    let address = SocketAddr::from(([127, 0, 0, 1], candidate.port));
     let mut socket = TcpStream::connect(address).unwrap();
     request(&mut socket).expect("an answer");
     socket
@@ -415,7 +444,7 @@ fn checks(table: &mut Table) {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = silent.local_addr().unwrap().port();
     thread::spawn(move || silent.incoming().for_each(drop));
-    let ours = Candidate::ours(&many_checks(1000, [tcp, bare.program.port]));
+    let ours = Candidate::ours(&many_checks(1000, [tcp, bare.port]));
     // Beyond their beginning.
     sleep(Duration::from_secs(12));
     let (cpu, begun) = (ours.processor(), Instant::now());

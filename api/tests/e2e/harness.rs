@@ -46,7 +46,8 @@ pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
     let _turn = TURN.lock().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{tool}-{version}"));
     let whole = folder.join("whole");
-    if !whole.exists() {
+    let has = more.join(" ");
+    if std::fs::read_to_string(&whole).ok().as_ref() != Some(&has) {
         // Debian's python3 comes without them, others with.
         let complete = Command::new("python3")
             .args(["-c", "import ensurepip, venv"])
@@ -59,7 +60,7 @@ pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
         run(Command::new(folder.join("bin/pip"))
             .args(["install", "--quiet", &format!("{tool}=={version}")])
             .args(more));
-        std::fs::write(whole, "").unwrap();
+        std::fs::write(whole, has).unwrap();
     }
     folder
 }
@@ -121,12 +122,6 @@ impl Service {
             }
         };
         thread::spawn(move || while next().is_some() {});
-        Self { child, port, log }
-    }
-
-    /// A program that listens there, and whose log nobody reads.
-    pub fn of(child: Child, port: u16) -> Self {
-        let log = Arc::default();
         Self { child, port, log }
     }
 
