@@ -19,11 +19,12 @@ run *arguments:
 
 # Every test; those of the pipeline bring up a real engine and a real registry
 test *arguments:
-    cargo test --workspace --locked --features ci/e2e "$@"
+    cargo test --workspace --locked --features api/e2e,ci/e2e "$@"
 
-# What the status service costs, built as in the image, beside a bare Actix handler and FastAPI: all in five minutes, or some of requests, start, memory, …
-bench *parts:
-    RUSTFLAGS="-C target-feature=+crt-static" cargo bench -p api --locked --target "$(rustc --print host-tuple)" --bench bench -- "$@"
+# Speed and memory of the service, built as its image has it, beside a bare Actix handler and FastAPI; PART is one part of it
+bench part="":
+    RUSTFLAGS="-C target-feature=+crt-static" cargo bench -p api --locked --features e2e --bench service \
+        --target "$(rustc --print host-tuple)" -- {{ part }}
 
 # Format, lint, documentation, dependency policy and workflow checks
 check: && policy workflows

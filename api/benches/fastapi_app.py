@@ -1,49 +1,53 @@
-"""What the service does for `GET /health`, in the framework that the lab had before: counted, traced, and checked against its schema."""
+"""What the service does for `/` and `/health`, as a FastAPI application: the document, the trace context, the metrics."""
 
+import os
+import re
 import secrets
 import time
 
-from fastapi import FastAPI, Request, Response
-from prometheus_client import Histogram
-from pydantic import BaseModel, Field
+from fastapi import FastAPI, Request
+from prometheus_client import Histogram, make_asgi_app
+from pydantic import BaseModel
 
-app = FastAPI()
-requests = Histogram(
+TRACEPARENT = re.compile("^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+DURATION = Histogram(
     "http_server_request_duration_seconds",
-    "How long requests took",
+    "Duration of HTTP requests",
     ["http_request_method", "http_route", "http_response_status_code"],
 )
+
+app = FastAPI()
+app.mount("/metrics", make_asgi_app())
+
+
+class Greeting(BaseModel):
+    message: str
+    env: str
 
 
 class Health(BaseModel):
     status: str
     version: str
-    service_id: str = Field(serialization_alias="serviceId")
+    serviceId: str
 
 
 @app.middleware("http")
-async def observe(request: Request, call_next) -> Response:
+async def observe(request: Request, call_next):
     start = time.perf_counter()
-    parent = request.headers.get("traceparent")
-    trace = parent.split("-")[1] if parent else secrets.token_hex(16)
+    parent = TRACEPARENT.match(request.headers.get("traceparent", ""))
+    trace, flags = parent.groups() if parent else (secrets.token_hex(16), "00")
     response = await call_next(request)
-    response.headers["traceparent"] = f"00-{trace}-{secrets.token_hex(8)}-01"
-    route = request.scope["route"].path
-    requests.labels(request.method, route, response.status_code).observe(
-        time.perf_counter() - start
-    )
+    response.headers["traceparent"] = f"00-{trace}-{secrets.token_hex(8)}-{flags}"
+    route = getattr(request.scope.get("route"), "path", "")
+    DURATION.labels(request.method, route, response.status_code).observe(time.perf_counter() - start)
     return response
+
+
+@app.get("/")
+async def greet() -> Greeting:
+    return Greeting(message="Hello from the Infrastructure Lab!", env=os.environ.get("APP_ENV", "local"))
 
 
 @app.get("/health")
 async def health() -> Health:
-    return Health(status="pass", version="0.1.0", service_id="api")
-
-
-# Without any of that, for comparison.
-bare = FastAPI()
-
-
-@bare.get("/health")
-async def bare_health():
-    return {"status": "pass", "version": "0.1.0", "serviceId": "api"}
+    return Health(status="pass", version="0.1.0", serviceId="api")

@@ -23,6 +23,7 @@ use prometheus_client::{
 use crate::{
     board::{Board, State, Status},
     configuration::Build,
+    history::StoreState,
 };
 
 /// The media type of what [`Metrics::text`] gives.
@@ -133,6 +134,16 @@ impl Collector for Checks {
             })
             .collect();
         let flag = |is: bool| f64::from(u8::from(is));
+        let store = self.0.store_state();
+        if store != StoreState::Memory {
+            let on_disk = encoder.encode_descriptor(
+                "history_on_disk",
+                "Whether the history can be written to the disk",
+                None,
+                MetricType::Gauge,
+            )?;
+            ConstGauge::new(u32::from(store == StoreState::Disk)).encode(on_disk)?;
+        }
         let mut gauge =
             |name, help, unit: Option<&Unit>, value: &dyn Fn(&Status) -> Option<f64>| {
                 let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;

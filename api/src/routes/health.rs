@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{
     board::{State, Status, rfc3339},
+    history::StoreState,
     problem::Problem,
     rendered::Rendered,
     service::Service,
@@ -96,8 +97,9 @@ pub(super) async fn get(
 fn document(service: &Service) -> HealthDocument {
     let statuses = service.board.statuses();
     let lost = statuses.iter().any(|status| status.state == State::Down);
+    let history = history(&service.board.store_state());
     HealthDocument {
-        status: if lost {
+        status: if lost || history.is_some() {
             HealthStatus::Warn
         } else {
             HealthStatus::Pass
@@ -108,8 +110,25 @@ fn document(service: &Service) -> HealthDocument {
         checks: statuses
             .into_iter()
             .map(|status| (format!("{}:responseTime", status.name), [component(status)]))
+            // No check is called so: names have no colon.
+            .chain(history.map(|history| ("history:state".to_owned(), [history])))
             .collect(),
     }
+}
+
+/// The store of the history, where it does not do what it should.
+fn history(state: &StoreState) -> Option<Component> {
+    let StoreState::Failing { since, reason } = state else {
+        return None;
+    };
+    Some(Component {
+        component_type: "datastore",
+        observed_value: None,
+        observed_unit: None,
+        status: HealthStatus::Warn,
+        time: *since,
+        output: Some(reason.clone()),
+    })
 }
 
 fn component(status: Status) -> Component {

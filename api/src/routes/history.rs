@@ -32,8 +32,8 @@ static LOOKING: Semaphore = Semaphore::const_new(2);
 #[utoipa::path(get, path = "/api/v1/checks/{name}/history", tag = "checks",
     params(
         ("name" = String, Path, description = "The check's name"),
-        ("window" = Option<String>, Query, example = "7d",
-            description = "How far to look back: a duration such as `1h`, `24h`, `7d` or `1y`, up to `366d`; `24h` where there is none"),
+        ("window" = Option<String>, Query, example = "7d", pattern = "^([1-9][0-9]{0,2}[mhd]|1y)$",
+            description = "How far to look back: minutes, hours or days such as `30m`, `24h`, `7d`, or `1y`, at most 366 days; `24h` where there is none"),
     ),
     responses(
         (status = 200, description = "The window in parts of a minute, an hour or a day", body = History),
@@ -67,16 +67,18 @@ pub(super) async fn get(
     .ok_or_else(no_check)
 }
 
+/// What the schema's pattern says. A window that reaches further back than anything is kept is as long as that.
 fn parse(window: &str) -> Result<Duration, Problem> {
+    let number = window.strip_suffix(['m', 'h', 'd']).unwrap_or_default();
+    let plain = matches!(number.as_bytes(), [b'1'..=b'9', rest @ ..] if rest.len() < 3 && rest.iter().all(u8::is_ascii_digit));
     humantime::parse_duration(window)
         .ok()
-        .filter(|window| (Duration::from_secs(1)..=LONGEST).contains(window))
+        .filter(|_| plain || window == "1y")
+        .map(|window| window.min(LONGEST))
         .ok_or_else(|| {
             Problem::new(
                 StatusCode::BAD_REQUEST,
-                format!(
-                    "window={window:?}: expected a duration such as 1h, 24h, 7d or 1y, up to 366d"
-                ),
+                format!("window={window:?}: expected a duration such as 30m, 24h, 7d or 1y"),
             )
         })
 }

@@ -1,22 +1,23 @@
 //! What the service says of itself, held against what it does by tools that others wrote.
 
-use std::process::Command;
+use std::{process::Command, thread, time::Duration};
 
-use crate::harness::{Service, free_port, venv};
+use crate::{
+    dependencies::{Server, redis_url},
+    harness::{Service, free_port, venv},
+};
 
-/// A check that is up, one that is down, one of a kind that needs more, and names that have to be masked.
-fn service() -> (Service, std::net::TcpListener) {
-    let up = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+/// A Redis that is up, checks of what is not there, one of them critical, one with a password.
+fn service() -> (Service, Server) {
+    let redis = Server::redis();
     let configuration = format!(
         r#"
-[defaults]
-interval = "1s"
-timeout = "500ms"
-failures = 1
+[redis]
+url = "{}"
 
-[[checks]]
-name = "redis"
-tcp = "{}"
+[defaults]
+interval = "500ms"
+failures = 1
 
 [[checks]]
 name = "gone"
@@ -27,16 +28,26 @@ critical = true
 name = "database"
 postgres = "postgresql://app:s3cret@127.0.0.1:{}/app"
 "#,
-        up.local_addr().unwrap(),
+        redis_url(&redis),
         free_port(),
         free_port(),
     );
-    (Service::start(&configuration, &[]), up)
+    let service = Service::start(&configuration, &[]);
+    let changed = |name: &str, to: &str| {
+        service
+            .log()
+            .iter()
+            .any(|line| line["check"] == name && line["to"] == to)
+    };
+    while !(changed("redis", "Up") && changed("gone", "Down") && changed("database", "Down")) {
+        thread::sleep(Duration::from_millis(50));
+    }
+    (service, redis)
 }
 
 #[test]
 fn schemathesis_finds_no_answer_that_the_openapi_document_does_not_promise() {
-    let (service, _up) = service();
+    let (service, _redis) = service();
     let tool = venv("schemathesis", "4.32.5", &[]);
     let output = Command::new(tool.join("bin/schemathesis"))
         .args(["run", &service.url("/openapi.json"), "--checks", "all"])
@@ -72,8 +83,7 @@ for family in text_string_to_metric_families(text):
 
 #[test]
 fn prometheus_own_client_reads_the_metrics() {
-    let (service, _up) = service();
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    let (service, _redis) = service();
     let tool = venv("prometheus-client", "0.26.0", &[]);
     let output = Command::new(tool.join("bin/python"))
         .args(["-c", PARSE, &service.url("/metrics")])
@@ -86,10 +96,10 @@ fn prometheus_own_client_reads_the_metrics() {
     );
     let samples = String::from_utf8(output.stdout).unwrap();
     for expected in [
-        "gauge check_up [('check', 'redis'), ('critical', 'false'), ('kind', 'tcp')] 1.0",
+        "gauge check_up [('check', 'redis'), ('critical', 'false'), ('kind', 'redis')] 1.0",
         "gauge check_up [('check', 'gone'), ('critical', 'true'), ('kind', 'tcp')] 0.0",
         "gauge probe_success [('check', 'database'), ('critical', 'false'), ('kind', 'postgres')] 0.0",
-        "info build_info [('created', ''), ('revision', ''), ('version', '0.1.0')] 1.0",
+        "info build_info [('created', ''), ('revision', ''), ('version', '0.1.0')] 1",
         "gauge event_streams [] 0",
     ] {
         assert!(

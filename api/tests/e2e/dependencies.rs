@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HITS_LIMIT: Duration = Duration::from_millis(250);
 
 /// A server on a port of its own; killed where a test ends before it did.
-struct Server {
+pub struct Server {
     command: Command,
     child: Child,
     port: u16,
@@ -58,7 +58,7 @@ impl Server {
     }
 
     /// A Redis that keeps what it was told, on its disk.
-    fn redis() -> Self {
+    pub fn redis() -> Self {
         install(&[package("redis-server", "redis-server")]);
         let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
         let mut command = Command::new("redis-server");
@@ -247,7 +247,7 @@ impl Drop for Service {
     }
 }
 
-fn redis_url(redis: &Server) -> String {
+pub fn redis_url(redis: &Server) -> String {
     format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port)
 }
 

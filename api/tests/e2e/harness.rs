@@ -46,7 +46,8 @@ pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
     let _turn = TURN.lock().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{tool}-{version}"));
     let whole = folder.join("whole");
-    if !whole.exists() {
+    let has = more.join(" ");
+    if std::fs::read_to_string(&whole).ok().as_ref() != Some(&has) {
         // Debian's python3 comes without them, others with.
         let complete = Command::new("python3")
             .args(["-c", "import ensurepip, venv"])
@@ -59,7 +60,7 @@ pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
         run(Command::new(folder.join("bin/pip"))
             .args(["install", "--quiet", &format!("{tool}=={version}")])
             .args(more));
-        std::fs::write(whole, "").unwrap();
+        std::fs::write(whole, has).unwrap();
     }
     folder
 }
