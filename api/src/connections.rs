@@ -53,9 +53,12 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// The longest head of a request: what Node.js takes, twice what nginx takes for a line.
 const HEAD: usize = 16 * 1024;
 
-/// The piece in which answers are written: with its head it fits the buffer that a connection has from the beginning, which
-/// would else grow with the largest answer and stay so.
-const PIECE: usize = 8 * 1024 - 512;
+/// The piece in which answers are written. With what is there before it, it fits the 8 KiB that a connection has from the beginning,
+/// which would else grow with the largest answer and stay so.
+const PIECE: usize = 7 * 1024;
+
+/// How much may be there before a piece.
+const BEFORE: usize = 1024;
 
 /// What is read at once. Of that, one request after the other is given to actix-http, which would make all that it can of what it
 /// has, 8 KiB each, before it answers the first.
@@ -245,7 +248,7 @@ where
         .client_disconnect_timeout(FAREWELL)
         // Else a listener to events who has gone is noticed only at the next heartbeat but one.
         .h1_allow_half_closed(false)
-        .h1_write_buffer_size(PIECE)
+        .h1_write_buffer_size(BEFORE)
         .h1(app);
     let gate = gate.clone();
     apply_fn_factory(http, move |socket: TcpStream, http| {
