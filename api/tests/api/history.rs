@@ -210,7 +210,7 @@ async fn a_window_that_is_none_and_a_check_that_is_not_there_are_problems() {
         ),
         (
             "cache/history?window=yesterday",
-            "expected a duration such as 1h",
+            "expected a duration such as 30m",
         ),
         ("cache/history?window=-1h", "expected"),
         ("cache/history?window=", "expected"),

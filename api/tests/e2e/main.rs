@@ -8,6 +8,7 @@
 mod browser;
 mod contract;
 mod dependencies;
+mod events;
 mod harness;
 mod load;
 mod store;

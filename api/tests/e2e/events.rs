@@ -1,0 +1,28 @@
+//! An event stream on which nothing happens.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use crate::harness::Service;
+
+#[test]
+fn a_silent_stream_is_kept_alive() {
+    let service = Service::start("", &[]);
+    let mut socket = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+    // A comment comes every 15 seconds.
+    socket
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    socket
+        .write_all(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let (mut seen, mut buffer) = (String::new(), [0; 1024]);
+    while seen.matches(": still here\n\n").count() < 2 {
+        let count = socket.read(&mut buffer).unwrap();
+        assert!(count > 0, "the stream ended: {seen}");
+        seen.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+    }
+}
