@@ -70,7 +70,8 @@ const USUAL: usize = 4 * 1024;
 /// What the service takes without any connection, and what the kernel wants for what is in flight.
 const BASE: u64 = 16 << 20;
 
-/// What a connection takes: measured 11 KiB in the process (most of it actix-http's buffers) and 3 KiB in the kernel.
+/// What a connection takes at most: measured 10 KiB in the process when idle, most of it actix-http's buffers, 8 KiB more when both
+/// of them are full, and 3 KiB in the kernel.
 const EACH: u64 = 24 << 10;
 
 /// What a connection takes that has a long head, or does not read what it asked for.
