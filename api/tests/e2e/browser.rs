@@ -211,10 +211,13 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         if !self.session.is_empty() {
-            // Ends Chromium with all its processes.
-            let _ = self
-                .runtime
-                .block_on(async { self.client.delete(&self.session).send().await });
+            // Ends Chromium with all its processes; on a runtime of its own, since a test that fails may be on the other one.
+            let end = || {
+                let runtime = tokio::runtime::Runtime::new().ok()?;
+                let client = reqwest::Client::builder().no_proxy().build().ok()?;
+                runtime.block_on(client.delete(&self.session).send()).ok()
+            };
+            let _ = thread::scope(|scope| scope.spawn(end).join());
         }
         let _ = self.driver.kill();
         let _ = self.driver.wait();
