@@ -109,7 +109,7 @@ where
         let there = || dest.exists();
         let lock = locked(&at.lock, File::try_lock, there, narrator, what).await?;
         // Another process may have built it while this one waited.
-        let (Some(_lock), false) = (lock, there()) else {
+        let (Some(lock), false) = (lock, there()) else {
             continue;
         };
         let build = build.take().ok_or_else(|| {
@@ -124,6 +124,8 @@ where
         build(target.clone()).await?;
         let to = dest.to_owned();
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            // This goes on when the future is dropped: until it has ended nobody may remove what it moves.
+            let _until_then = (unfinished, lock);
             sync(&target)?;
             fs::rename(&target, &to)?;
             if let Some(folder) = to.parent() {
@@ -417,6 +419,36 @@ mod tests {
             .collect();
         assert!(left.is_empty(), "{left:?}");
     }
+    #[tokio::test]
+    async fn a_build_that_is_dropped_while_it_is_being_kept_is_whole_or_not_there() {
+        const FILES: usize = 200;
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().expect("a folder");
+            let dest = folder.path().join("thing");
+            let built = tokio::sync::Notify::new();
+            let one = once(&dest, &Silent, "the thing", async |target: PathBuf| {
+                fs::create_dir(&target).expect("a new folder");
+                for number in 0..FILES {
+                    fs::write(target.join(number.to_string()), "x").expect("a file");
+                }
+                built.notify_one();
+                Ok(())
+            });
+            tokio::select! {
+                biased;
+                done = one => drop(done.expect("built")),
+                () = built.notified() => {}
+            }
+            // Waits for what goes on.
+            once(&dest, &Silent, "the thing", async |_| {
+                Err(Failure::gate("it was not kept"))
+            })
+            .await
+            .expect("nothing has removed it");
+            assert_eq!(fs::read_dir(&dest).expect("a folder").count(), FILES);
+        }
+    }
+
     #[tokio::test]
     async fn what_is_in_use_stays_and_what_is_removed_is_built_anew() {
         let folder = tempfile::tempdir().expect("a folder");
