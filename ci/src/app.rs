@@ -171,6 +171,15 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
         ))
         .hint("Set repository in ci.toml, as in OWNER/NAME."));
     }
+    if permit.is_some()
+        && let Some(base) = &settings.image.base
+        && base.digest().is_none()
+    {
+        return Err(Failure::usage(format!(
+            "image.base in ci.toml has no digest: {base} may be another image tomorrow, and what is published is to be its commit's alone"
+        ))
+        .hint("`ci build` says which digest it has today, and the line to write."));
+    }
     Ok(Plan {
         invocation: invocation.command.clone(),
         settings,

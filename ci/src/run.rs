@@ -11,6 +11,7 @@ use crate::authority::Event;
 use crate::engine::{Listener, Session, Telemetry, TraceContext, unbroken};
 use crate::evidence::Kind;
 use crate::failure::{ExitCode, Failure};
+use crate::narrator::Narrator as _;
 use crate::oci::Platform;
 use crate::report::Reporter;
 use crate::settings::Settings;
@@ -348,6 +349,11 @@ impl<K: Kind> StepContext<'_, K> {
     /// The image that this step saw, by its digest.
     pub fn saw(&self, digest: &str) {
         *lock(&self.saw) = Some(digest.to_owned());
+    }
+
+    /// Tells the user something about this step's work, now.
+    pub fn notice(&self, text: &str) {
+        self.run.reporter.notice(text);
     }
 
     /// What the engine says of the end of a service's command, once it has ended: nothing where it ended well.

@@ -223,7 +223,7 @@ impl Found {
         }
         if self.needs_base {
             self.ask(format!(
-                "image.base in {FILE} names {BASE}: add its digest, or take another; `scratch` is smaller, where rustls with its own roots will do"
+                "image.base in {FILE} names {BASE}: add its digest, which `ci build` says, or take another; `scratch` is smaller, where rustls with its own roots will do"
             ));
         }
         for (name, image) in [

@@ -23,7 +23,7 @@ pub struct Fetched {
 }
 
 /// Gets the base image that the settings name, or nothing where it is `scratch`. A name without a digest is asked for
-/// anew each time; what has a digest comes from the engine's cache.
+/// anew each time, and the user is told to add the one that it has; what has a digest comes from the engine's cache.
 ///
 /// # Errors
 /// When the registry cannot be reached or does not have it, or it is not for the image's platform.
@@ -32,7 +32,15 @@ pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>
         return Ok(None);
     };
     let fetched = match pull(step, reference).await {
-        Ok(fetched) => fetched,
+        Ok(fetched) => {
+            if reference.digest().is_none() {
+                step.notice(&format!(
+                    "image.base in ci.toml has no digest, and may be another image tomorrow; today's is\n    base = \"{}\"",
+                    fetched.name
+                ));
+            }
+            fetched
+        }
         Err(EngineError::Exec { output, .. }) if toolbox::is_unreachable(&output) => {
             let Some(stand_ins) = step.run.toolbox.stand_ins() else {
                 return Err(Failure::environment(format!(

@@ -154,7 +154,6 @@ pub async fn run<'run, 'img, K: Kind>(
         sources: source.snapshot().path().join(&settings.folder),
         files: settings.image.files.clone(),
         from_scratch: base.is_none(),
-        time: u64::try_from(checkout.commit.time).unwrap_or_default(),
     };
     let info = tokio::task::spawn_blocking({
         let archive = archive.clone();
@@ -304,21 +303,19 @@ fn environment(
     Ok(env)
 }
 
-/// What is laid over the base image.
+/// What is laid over the base image. Nothing in it has a time: the commit's would make each commit another layer.
 struct Layer {
     binary: PathBuf,
     name: String,
     sources: PathBuf,
     files: BTreeMap<PathBuf, PathBuf>,
     from_scratch: bool,
-    /// Of everything in it: the commit's, in seconds since the epoch.
-    time: u64,
 }
 
 impl Layer {
     fn fill(&self, tar: &mut tar::Builder<&mut dyn Write>) -> std::io::Result<()> {
         let content = File::open(&self.binary)?;
-        let mut header = self.header(content.metadata()?.len(), 0o755);
+        let mut header = oci::header(content.metadata()?.len(), 0o755);
         tar.append_data(&mut header, &self.name, content)?;
         // Nobody's folders are there yet: with a base image they are its own, or made when the image is unpacked.
         let mut folders = BTreeSet::new();
@@ -329,8 +326,8 @@ impl Layer {
                     .filter(|it| !it.as_os_str().is_empty()),
             );
         }
-        for folder in folders {
-            self.folder(tar, folder)?;
+        for path in folders {
+            folder(tar, path)?;
         }
         for (from, to) in &self.files {
             let from = self.sources.join(from);
@@ -344,46 +341,39 @@ impl Layer {
                 } else {
                     to.join(below)
                 };
-                self.append(tar, &entry, &path)?;
+                append(tar, &entry, &path)?;
             }
         }
         Ok(())
     }
+}
 
-    fn append(
-        &self,
-        tar: &mut tar::Builder<&mut dyn Write>,
-        entry: &walkdir::DirEntry,
-        path: &Path,
-    ) -> std::io::Result<()> {
-        let kind = entry.file_type();
-        if kind.is_dir() {
-            return self.folder(tar, path);
-        }
-        if kind.is_symlink() {
-            let mut header = self.header(0, 0o777);
-            header.set_entry_type(tar::EntryType::Symlink);
-            return tar.append_link(&mut header, path, std::fs::read_link(entry.path())?);
-        }
-        let content = File::open(entry.path())?;
-        let data = content.metadata()?;
-        // Git knows of a file's rights only this.
-        let mode = if is_executable(&data) { 0o755 } else { 0o644 };
-        let mut header = self.header(data.len(), mode);
-        tar.append_data(&mut header, path, content)
+fn append(
+    tar: &mut tar::Builder<&mut dyn Write>,
+    entry: &walkdir::DirEntry,
+    path: &Path,
+) -> std::io::Result<()> {
+    let kind = entry.file_type();
+    if kind.is_dir() {
+        return folder(tar, path);
     }
+    if kind.is_symlink() {
+        let mut header = oci::header(0, 0o777);
+        header.set_entry_type(tar::EntryType::Symlink);
+        return tar.append_link(&mut header, path, std::fs::read_link(entry.path())?);
+    }
+    let content = File::open(entry.path())?;
+    let data = content.metadata()?;
+    // Git knows of a file's rights only this.
+    let mode = if is_executable(&data) { 0o755 } else { 0o644 };
+    let mut header = oci::header(data.len(), mode);
+    tar.append_data(&mut header, path, content)
+}
 
-    fn folder(&self, tar: &mut tar::Builder<&mut dyn Write>, path: &Path) -> std::io::Result<()> {
-        let mut header = self.header(0, 0o755);
-        header.set_entry_type(tar::EntryType::Directory);
-        tar.append_data(&mut header, path, std::io::empty())
-    }
-
-    fn header(&self, size: u64, mode: u32) -> tar::Header {
-        let mut header = oci::header(size, mode);
-        header.set_mtime(self.time);
-        header
-    }
+fn folder(tar: &mut tar::Builder<&mut dyn Write>, path: &Path) -> std::io::Result<()> {
+    let mut header = oci::header(0, 0o755);
+    header.set_entry_type(tar::EntryType::Directory);
+    tar.append_data(&mut header, path, std::io::empty())
 }
 
 /// The identity that the image carries, by the keys that the [OCI image specification] defines and, for the tools that

@@ -125,6 +125,34 @@ fn an_image_without_an_owner_is_not_for_ghcr() {
 }
 
 #[test]
+fn a_base_image_without_a_digest_is_for_the_gates_and_not_for_what_is_published() {
+    let project = Project::new("base");
+    let base = |name: &str| {
+        project.write("ci.toml", &format!("[image]\nbase = \"{name}\"\n"));
+        project.commit(name)
+    };
+    // Nobody listens there.
+    let publish = ["publish", "--registry", "127.0.0.1:1"];
+    let sha = base("debian:12.1");
+    let on_github = || Ci::new(project.path(), &["--engine", NOWHERE]);
+    let pushes = on_github().push_to_main(&sha, "ghs_token").run();
+    for run in [ci(&project, &publish).run(), pushes] {
+        run.refuses(
+            2,
+            "image.base in ci.toml has no digest: docker.io/library/debian:12.1",
+        )
+        .says("hint: `ci build` says which digest it has");
+    }
+    ci(&project, &["run"]).run().misses_the_engine();
+    // With a digest only the registry is missing.
+    base(&format!("debian:12.1@sha256:{}", "0".repeat(64)));
+    ci(&project, &publish)
+        .run()
+        .exits(3)
+        .says("cannot be reached");
+}
+
+#[test]
 fn init_writes_settings_that_are_valid_and_says_what_it_found() {
     let project = two_programs("init");
     project.git(&["remote", "add", "origin", "git@github.com:Acme/Shop.git"]);
