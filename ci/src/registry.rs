@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, LOCATION, WWW_AUTHENTICATE};
+use backon::{ExponentialBuilder, Retryable as _};
+use reqwest::header::{ACCEPT, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -16,6 +17,10 @@ use crate::reference::{Registry, Repository, Tag};
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How often a question is asked again that failed for a reason that passes.
+const AGAIN: usize = 3;
+/// A registry that wants to be left alone for longer is not waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The manifests that an image or an index may have.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
@@ -67,9 +72,9 @@ impl<'a> Client<'a> {
     /// # Errors
     /// When it cannot be reached (exit 3).
     pub async fn reach(&self) -> Result<(), Failure> {
-        self.send(self.http.get(self.url("/v2/")?), &Authorization::None)
-            .await
-            .map(drop)
+        // Once: whoever asks wants to know how it is now.
+        let asked = self.http.get(self.url("/v2/")?).send().await;
+        asked.map(drop).map_err(|error| self.unreachable(error))
     }
 
     /// Proves that this run may write, without writing: an upload is begun and cancelled.
@@ -143,10 +148,32 @@ impl<'a> Client<'a> {
             }
             _ => {}
         }
-        request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(error))
+        let (http, request) = request.build_split();
+        let request = request.map_err(|error| self.unreachable(error))?;
+        let ask = || async {
+            // A question has no body.
+            let (method, url) = (request.method().clone(), request.url().clone());
+            let again = http.request(method, url).headers(request.headers().clone());
+            Passing::sort(again.send().await)
+        };
+        let answer = ask
+            .retry(
+                ExponentialBuilder::default()
+                    .with_min_delay(Duration::from_millis(500))
+                    .with_max_times(AGAIN)
+                    .with_jitter(),
+            )
+            .when(|failed| !matches!(failed, Passing::Not(_)))
+            .adjust(|failed, wait| failed.wait(wait?))
+            .notify(|failed, wait| {
+                tracing::warn!("{} {failed}: again in {wait:?}", self.registry);
+            })
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(Passing::Answer(answer)) => Ok(*answer),
+            Err(Passing::Broken(error) | Passing::Not(error)) => Err(self.unreachable(error)),
+        }
     }
 
     /// What the registry wants to see with a request, as its answer to `GET /v2/` says.
@@ -244,6 +271,49 @@ impl<'a> Client<'a> {
             failure
         } else {
             failure.output(words.trim().to_owned())
+        }
+    }
+}
+
+/// A question that failed.
+enum Passing {
+    /// The registry has too much to do, or something behind it is down.
+    Answer(Box<Response>),
+    /// The connection broke, or there was none.
+    Broken(reqwest::Error),
+    /// It would fail again, or has taken all its time.
+    Not(reqwest::Error),
+}
+
+impl Passing {
+    fn sort(answer: reqwest::Result<Response>) -> Result<Response, Self> {
+        match answer {
+            Ok(answer) => match answer.status().as_u16() {
+                429 | 500 | 502..=504 => Err(Self::Answer(Box::new(answer))),
+                _ => Ok(answer),
+            },
+            Err(error) if error.is_timeout() || error.is_builder() => Err(Self::Not(error)),
+            Err(error) => Err(Self::Broken(error)),
+        }
+    }
+
+    /// How long to wait where nothing is said, or as long as the registry says; none where that is too long.
+    fn wait(&self, usual: Duration) -> Option<Duration> {
+        let Self::Answer(answer) = self else {
+            return Some(usual);
+        };
+        let said = answer.headers().get(RETRY_AFTER);
+        let seconds = said.and_then(|said| said.to_str().ok()?.parse().ok());
+        let wait = seconds.map_or(usual, |seconds| usual.max(Duration::from_secs(seconds)));
+        (wait <= PATIENCE).then_some(wait)
+    }
+}
+
+impl std::fmt::Display for Passing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answer(answer) => write!(f, "answered {}", answer.status()),
+            Self::Broken(error) | Self::Not(error) => write!(f, "did not answer ({error})"),
         }
     }
 }
