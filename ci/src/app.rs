@@ -343,6 +343,7 @@ async fn with_engine(
             permit.registry(),
             &plan.settings.repository,
             permit.credential(),
+            registry::Access::Write,
         )?;
         stopper.unless_stopped(client.prove_write()).await?;
     }

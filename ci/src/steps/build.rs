@@ -15,6 +15,8 @@ use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{Failure, OrFail};
 use crate::oci::{self, ArchiveInfo, Compression, ImageConfig};
+use crate::provenance::{self, Parameters, ResourceDescriptor};
+use crate::referrer::{self, Paper};
 use crate::run::StepContext;
 use crate::service::{Libc, Service};
 use crate::settings::Settings;
@@ -27,7 +29,9 @@ pub struct Image<'run, 'img, K> {
     id: Id<'img>,
     archive: PathBuf,
     info: ArchiveInfo,
+    commit: String,
     state: State,
+    provenance: Paper,
     _kind: PhantomData<K>,
 }
 
@@ -46,6 +50,18 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The full SHA of the commit that it was built from.
+    #[must_use]
+    pub fn commit(&self) -> &str {
+        &self.commit
+    }
+
+    /// How it came to be.
+    #[must_use]
+    pub fn provenance(&self) -> &Paper {
+        &self.provenance
     }
 
     /// The archive's file.
@@ -97,6 +113,7 @@ pub async fn run<'run, 'img, K: Kind>(
     (source, image): (&Source<'run>, Guard<'img>),
 ) -> Result<Image<'run, 'img, K>, Failure> {
     let settings = &step.run.settings;
+    let started = jiff::Timestamp::now();
     let (built, base) = tokio::try_join!(compile(step, source), base::fetch(step))?;
 
     let out = tempfile::tempdir().or_environment("cannot make a folder for the binary")?;
@@ -127,6 +144,9 @@ pub async fn run<'run, 'img, K: Kind>(
         created: checkout.commit.time,
         platform: step.run.platform.clone(),
     };
+    let base_image = base
+        .as_ref()
+        .map(|base| ResourceDescriptor::image(provenance::BASE, &base.name, &base.image.digest));
     let archive = settings.report_dir.join("image.tar");
     let layer = Layer {
         binary: out.path().join("binary"),
@@ -148,14 +168,80 @@ pub async fn run<'run, 'img, K: Kind>(
     .await
     .or_environment("the assembly was cancelled")?
     .or_environment(format!("cannot write {}", archive.display()))?;
+    let provenance = prove(step, source, &info, base_image, started).await?;
     step.saw(&info.digest);
     Ok(Image {
         _run: source.run(),
         id: image.into(),
         archive,
         info,
+        commit: checkout.commit.sha.clone(),
         state: checkout.state.clone(),
+        provenance,
         _kind: PhantomData,
+    })
+}
+
+/// Writes the provenance into the report directory.
+async fn prove<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    image: &ArchiveInfo,
+    base: Option<ResourceDescriptor>,
+    started: jiff::Timestamp,
+) -> Result<Paper, Failure> {
+    let settings = &step.run.settings;
+    let checkout = source.checkout();
+    let lockfile = source
+        .snapshot()
+        .path()
+        .join(&settings.folder)
+        .join("Cargo.lock");
+    let (toolchain, digest) = step
+        .run
+        .toolbox
+        .rust()
+        .await?
+        .resolved(step.client())
+        .await?;
+    let statement = provenance::Build {
+        subject: (
+            format!("{}/{}", settings.registry, settings.repository),
+            &image.digest,
+        ),
+        checkout,
+        parameters: Parameters {
+            source: settings.source.clone(),
+            revision: checkout.commit.sha.clone(),
+            clean: checkout.is_clean(),
+            package: settings.service.package.clone(),
+            binary: settings.service.binary.clone(),
+            platform: step.run.platform.to_string(),
+        },
+        images: [ResourceDescriptor::image(
+            provenance::TOOLCHAIN,
+            &toolchain,
+            &digest,
+        )]
+        .into_iter()
+        .chain(base)
+        .collect(),
+        lockfile: &std::fs::read(&lockfile).or_environment("the sources have no Cargo.lock")?,
+        internal: [("event".to_owned(), settings.event.to_string())].into(),
+        started,
+    }
+    .statement(|name| std::env::var(name).ok());
+    let content = statement.text()?;
+    let path = settings.report_dir.join(provenance::FILE);
+    std::fs::write(&path, &content).or_environment(format!("cannot write {}", path.display()))?;
+    Ok(Paper {
+        kind: referrer::IN_TOTO,
+        annotations: [(
+            "in-toto.io/predicate-type".to_owned(),
+            provenance::PREDICATE.to_owned(),
+        )]
+        .into(),
+        content,
     })
 }
 

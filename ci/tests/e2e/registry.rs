@@ -152,11 +152,15 @@ impl Registry {
         assert_eq!(files, Vec::<PathBuf>::new());
     }
 
-    /// The tags of a repository.
+    /// The tags of a repository, sorted.
     pub fn tags(&self, repository: &str) -> Value {
         let (status, _, body) = self.ask(Method::GET, &format!("/v2/{repository}/tags/list"), None);
         assert_eq!(status, StatusCode::OK);
-        serde_json::from_slice::<Value>(&body).unwrap()["tags"].clone()
+        let mut tags = serde_json::from_slice::<Value>(&body).unwrap()["tags"].take();
+        tags.as_array_mut()
+            .unwrap()
+            .sort_by_key(|tag| tag.as_str().unwrap().to_owned());
+        tags
     }
 
     /// The manifest that a tag names, byte for byte.
