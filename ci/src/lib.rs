@@ -28,3 +28,4 @@ pub mod standin;
 pub mod step;
 pub mod steps;
 pub mod toolbox;
+pub mod verify;

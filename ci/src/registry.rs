@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use backon::{ExponentialBuilder, Retryable as _};
 use oci_spec::image::{Descriptor, ImageIndex};
-use reqwest::header::{ACCEPT, LOCATION, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -21,6 +22,10 @@ use crate::referrer;
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How often a question is asked again that failed for a reason that passes.
+const AGAIN: usize = 3;
+/// A registry that wants to be left alone for longer is not waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The manifests that an image or an index may have.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
@@ -81,6 +86,15 @@ pub struct Client<'a> {
     credential: Option<&'a Credential>,
 }
 
+/// What becomes of an answer's body.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Body {
+    /// It is read at once, and asked for again where it breaks off.
+    Small,
+    /// The caller reads it, or nobody does.
+    Streamed,
+}
+
 enum Authorization {
     None,
     Basic,
@@ -127,9 +141,9 @@ impl<'a> Client<'a> {
     /// # Errors
     /// When it cannot be reached (exit 3).
     pub async fn reach(&self) -> Result<(), Failure> {
-        self.send(self.http.get(self.url("/v2/")?), &Authorization::None)
-            .await
-            .map(drop)
+        // Once: whoever asks wants to know how it is now.
+        let asked = self.http.get(self.url("/v2/")?).send().await;
+        asked.map(drop).map_err(|error| self.unreachable(error))
     }
 
     /// Proves that this run may write, without writing: an upload is begun and cancelled.
@@ -168,7 +182,7 @@ impl<'a> Client<'a> {
             .http
             .request(Method::GET, url)
             .header(ACCEPT, MANIFESTS);
-        let answer = self.send(request, &authorization).await?;
+        let (answer, bytes) = self.ask(request, &authorization, Body::Small).await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::OK => {
@@ -178,7 +192,6 @@ impl<'a> Client<'a> {
                     .and_then(|digest| digest.to_str().ok())
                     .filter(|digest| digest.starts_with("sha256:"))
                     .map(str::to_owned);
-                let bytes = self.content(answer, MOST).await?;
                 let digest = oci::sha256(&bytes);
                 let asked = Some(name.to_owned()).filter(|name| name.contains(':'));
                 for expected in said.into_iter().chain(asked) {
@@ -208,8 +221,7 @@ impl<'a> Client<'a> {
     /// # Errors
     /// As [`Self::manifest`], and when there is none, or it is larger than 4 MiB.
     pub async fn small_blob(&self, digest: &str) -> Result<Vec<u8>, Failure> {
-        let answer = self.open_blob(digest).await?;
-        let bytes = self.content(answer, MOST).await?;
+        let (_, bytes) = self.open_blob(digest, Body::Small).await?;
         let found = oci::sha256(&bytes);
         if found == digest {
             Ok(bytes)
@@ -224,7 +236,7 @@ impl<'a> Client<'a> {
     /// As [`Self::manifest`], and when there is none, it has another size or `dest` cannot be written.
     pub async fn blob(&self, digest: &str, size: u64, dest: &Path) -> Result<(), Failure> {
         let cannot = || format!("cannot write {}", dest.display());
-        let mut answer = self.open_blob(digest).await?;
+        let (mut answer, _) = self.open_blob(digest, Body::Streamed).await?;
         let mut file = tokio::fs::File::create(dest)
             .await
             .or_environment(cannot())?;
@@ -257,15 +269,13 @@ impl<'a> Client<'a> {
     pub async fn referrers(&self, digest: &str) -> Result<Vec<Descriptor>, Failure> {
         let url = self.url(&format!("/v2/{}/referrers/{digest}", self.repository))?;
         let authorization = self.authorization().await?;
-        let answer = self.send(self.http.get(url), &authorization).await?;
+        let request = self.http.get(url);
+        let (answer, bytes) = self.ask(request, &authorization, Body::Small).await?;
         let index: ImageIndex = match answer.status() {
-            StatusCode::OK => {
-                let bytes = self.content(answer, MOST).await?;
-                serde_json::from_slice(&bytes).or_environment(format!(
-                    "{} answered with what is not a list of referrers",
-                    self.registry
-                ))?
-            }
+            StatusCode::OK => serde_json::from_slice(&bytes).or_environment(format!(
+                "{} answered with what is not a list of referrers",
+                self.registry
+            ))?,
             // Whatever a registry says that has no such API: they differ.
             status if status.is_client_error() || status.is_redirection() => {
                 match self.manifest(&referrer::fallback_tag(digest)).await? {
@@ -282,47 +292,27 @@ impl<'a> Client<'a> {
     }
 
     /// The answer that a blob comes in; the credential stays with the registry itself.
-    async fn open_blob(&self, digest: &str) -> Result<Response, Failure> {
+    async fn open_blob(&self, digest: &str, body: Body) -> Result<(Response, Vec<u8>), Failure> {
         let url = self.url(&format!("/v2/{}/blobs/{digest}", self.repository))?;
         let authorization = self.authorization().await?;
-        let mut answer = self
-            .send(self.http.get(url.clone()), &authorization)
-            .await?;
+        let request = self.http.get(url.clone());
+        let (mut answer, mut bytes) = self.ask(request, &authorization, body).await?;
         if answer.status().is_redirection() {
             let location = answer
                 .headers()
                 .get(LOCATION)
                 .and_then(|location| url.join(location.to_str().ok()?).ok());
             if let Some(location) = location {
-                answer = self
-                    .send(self.elsewhere.get(location), &Authorization::None)
-                    .await?;
+                let request = self.elsewhere.get(location);
+                (answer, bytes) = self.ask(request, &Authorization::None, body).await?;
             }
         }
         match answer.status() {
-            StatusCode::OK => Ok(answer),
+            StatusCode::OK => Ok((answer, bytes)),
             _ => Err(self
                 .refusal(&format!("does not hand out the blob {digest}"), answer)
                 .await),
         }
-    }
-
-    async fn content(&self, mut answer: Response, most: u64) -> Result<Vec<u8>, Failure> {
-        let mut content = Vec::new();
-        while let Some(piece) = answer
-            .chunk()
-            .await
-            .map_err(|error| self.unreachable(error))?
-        {
-            content.extend_from_slice(&piece);
-            if content.len() as u64 > most {
-                return Err(Failure::gate(format!(
-                    "the registry {} hands out more than {most} bytes for a manifest or configuration",
-                    self.registry
-                )));
-            }
-        }
-        Ok(content)
     }
 
     fn lies(&self, what: &str, expected: &str, found: &str) -> Failure {
@@ -341,9 +331,20 @@ impl<'a> Client<'a> {
 
     async fn send(
         &self,
-        mut request: RequestBuilder,
+        request: RequestBuilder,
         authorization: &Authorization,
     ) -> Result<Response, Failure> {
+        let answer = self.ask(request, authorization, Body::Streamed).await;
+        answer.map(|(answer, _)| answer)
+    }
+
+    /// Asks, again where that may help; with the answer comes what was read of its body.
+    async fn ask(
+        &self,
+        mut request: RequestBuilder,
+        authorization: &Authorization,
+        body: Body,
+    ) -> Result<(Response, Vec<u8>), Failure> {
         match (authorization, self.credential) {
             (Authorization::Bearer(token), _) => {
                 request = request.bearer_auth(token.expose_secret())
@@ -353,10 +354,46 @@ impl<'a> Client<'a> {
             }
             _ => {}
         }
-        request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(error))
+        let (http, request) = request.build_split();
+        let request = request.map_err(|error| self.unreachable(error))?;
+        let ask = || async {
+            // A question has no body.
+            let (method, url) = (request.method().clone(), request.url().clone());
+            let again = http.request(method, url).headers(request.headers().clone());
+            let mut answer = Passing::sort(again.send().await)?;
+            let mut bytes = Vec::new();
+            if body == Body::Small && answer.status().is_success() {
+                while let Some(piece) = answer.chunk().await.map_err(Passing::of)? {
+                    bytes.extend_from_slice(&piece);
+                    if bytes.len() as u64 > MOST {
+                        break;
+                    }
+                }
+            }
+            Ok((answer, bytes))
+        };
+        let answer = ask
+            .retry(
+                ExponentialBuilder::default()
+                    .with_min_delay(Duration::from_millis(500))
+                    .with_max_times(AGAIN)
+                    .with_jitter(),
+            )
+            .when(|failed| !matches!(failed, Passing::Not(_)))
+            .adjust(|failed, wait| failed.wait(wait?))
+            .notify(|failed, wait| {
+                tracing::warn!("{} {failed}: again in {wait:?}", self.registry);
+            })
+            .await;
+        match answer {
+            Ok((_, bytes)) if bytes.len() as u64 > MOST => Err(Failure::gate(format!(
+                "the registry {} hands out more than {MOST} bytes for a manifest or configuration",
+                self.registry
+            ))),
+            Ok(answer) => Ok(answer),
+            Err(Passing::Answer(answer)) => Ok((*answer, Vec::new())),
+            Err(Passing::Broken(error) | Passing::Not(error)) => Err(self.unreachable(error)),
+        }
     }
 
     /// What the registry wants to see with a request, as its answer to `GET /v2/` says.
@@ -417,11 +454,14 @@ impl<'a> Client<'a> {
                 &format!("repository:{}:{}", self.repository, self.access.actions()),
             )
             .extend_pairs(service.map(|service| ("service", service)));
-        let answer = self.send(self.http.get(url), &Authorization::Basic).await?;
+        let request = self.http.get(url);
+        let (answer, bytes) = self
+            .ask(request, &Authorization::Basic, Body::Small)
+            .await?;
         if !answer.status().is_success() {
             return Err(self.refusal("does not accept the credential", answer).await);
         }
-        let token: Token = answer.json().await.or_environment(format!(
+        let token: Token = serde_json::from_slice(&bytes).or_environment(format!(
             "{} answered with what is not a token",
             self.registry
         ))?;
@@ -457,6 +497,56 @@ impl<'a> Client<'a> {
             failure
         } else {
             failure.output(words.trim().to_owned())
+        }
+    }
+}
+
+/// A question that failed.
+enum Passing {
+    /// The registry has too much to do, or something behind it is down.
+    Answer(Box<Response>),
+    /// The connection broke, or there was none.
+    Broken(reqwest::Error),
+    /// It would fail again, or has taken all its time.
+    Not(reqwest::Error),
+}
+
+impl Passing {
+    fn sort(answer: reqwest::Result<Response>) -> Result<Response, Self> {
+        match answer {
+            Ok(answer) => match answer.status().as_u16() {
+                429 | 500 | 502..=504 => Err(Self::Answer(Box::new(answer))),
+                _ => Ok(answer),
+            },
+            Err(error) => Err(Self::of(error)),
+        }
+    }
+
+    fn of(error: reqwest::Error) -> Self {
+        if error.is_timeout() || error.is_builder() {
+            Self::Not(error)
+        } else {
+            Self::Broken(error)
+        }
+    }
+
+    /// How long to wait where nothing is said, or as long as the registry says; none where that is too long.
+    fn wait(&self, usual: Duration) -> Option<Duration> {
+        let Self::Answer(answer) = self else {
+            return Some(usual);
+        };
+        let said = answer.headers().get(RETRY_AFTER);
+        let seconds = said.and_then(|said| said.to_str().ok()?.parse().ok());
+        let wait = seconds.map_or(usual, |seconds| usual.max(Duration::from_secs(seconds)));
+        (wait <= PATIENCE).then_some(wait)
+    }
+}
+
+impl std::fmt::Display for Passing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answer(answer) => write!(f, "answered {}", answer.status()),
+            Self::Broken(error) | Self::Not(error) => write!(f, "did not answer ({error})"),
         }
     }
 }

@@ -10,6 +10,7 @@ use dagger_sdk::{Container, File as EngineFile};
 use generativity::{Guard, Id};
 use walkdir::WalkDir;
 
+use super::publish::REVISION;
 use super::{base, missing, workspace};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
@@ -21,6 +22,11 @@ use crate::run::StepContext;
 use crate::service::{Libc, Service};
 use crate::settings::Settings;
 use crate::source::{Checkout, State, is_executable};
+
+/// The label with the compiler and its version.
+pub const COMPILER: &str = "io.github.upwind1647.infrastructure-lab.compiler";
+/// The label with the linker and its version.
+pub const LINKER: &str = "io.github.upwind1647.infrastructure-lab.linker";
 
 /// The image of one run: an archive on the disk, and what is known of it.
 #[derive(Debug)]
@@ -389,13 +395,12 @@ fn labels(
 ) -> BTreeMap<String, String> {
     let version = pkgid.rsplit(['#', '@']).next().unwrap_or(pkgid);
     let oci = |key: &str| format!("org.opencontainers.image.{key}");
-    let own = |key: &str| format!("io.github.upwind1647.infrastructure-lab.{key}");
     let mut labels = BTreeMap::from([
         (oci("title"), settings.service.binary.clone()),
-        (oci("revision"), checkout.commit.sha.clone()),
+        (REVISION.to_owned(), checkout.commit.sha.clone()),
         (oci("version"), version.to_owned()),
-        (own("compiler"), rustc),
-        (own("linker"), linker),
+        (COMPILER.to_owned(), rustc),
+        (LINKER.to_owned(), linker),
     ]);
     labels.extend(settings.source.clone().map(|url| (oci("source"), url)));
     if let Some(base) = base {
