@@ -11,6 +11,7 @@ use oci_spec::image::{Descriptor, ImageIndexBuilder, ImageManifestBuilder, Media
 use serde::Serialize;
 
 use crate::oci::{self, ArchiveInfo};
+use crate::steps::publish::Outcome;
 
 /// The media type of a CycloneDX bill of materials.
 pub const CYCLONEDX: &str = "application/vnd.cyclonedx+json";
@@ -38,7 +39,15 @@ pub struct Attached {
     /// The digest of its manifest.
     pub digest: String,
     /// How it got there.
-    pub outcome: crate::steps::publish::Outcome,
+    pub outcome: Outcome,
+}
+
+impl Attached {
+    /// Whether it was there before this run.
+    #[must_use]
+    pub fn was_there(&self) -> bool {
+        self.outcome == Outcome::AlreadyThere
+    }
 }
 
 impl Paper {

@@ -14,8 +14,10 @@ use crate::authority::Credential;
 use crate::failure::Failure;
 use crate::narrator::Narrator;
 use crate::random;
+use crate::referrer::Attached;
 use crate::settings::{Format, Settings};
 use crate::step::{Record, Status, Step};
+use crate::steps::publish::Outcome;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -208,14 +210,16 @@ fn verdict(report: &Report) -> String {
     };
     if report.verdict.passed {
         let published = match &report.publish {
-            Some(published) => match published.outcome {
-                crate::steps::publish::Outcome::Pushed => ", published",
-                crate::steps::publish::Outcome::AlreadyThere => {
-                    ", was published before with the same digest"
-                }
-            },
             None => "",
+            Some(published) if published.outcome == Outcome::Pushed => ", published",
+            Some(published) if published.referrers.iter().all(Attached::was_there) => {
+                ", was published before with the same digest; nothing was pushed"
+            }
+            Some(_) => {
+                ", was published before with the same digest; the papers that it lacked were added"
+            }
         };
+
         text += &format!("{GOOD}passed{GOOD:#}{with}{published} in {took}");
     } else {
         text += &format!(

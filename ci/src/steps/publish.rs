@@ -195,15 +195,10 @@ impl<K: Kind> Push<'_, '_, K> {
 
     /// Attaches the papers of which the registry has none of their kind.
     async fn papers(&self, papers: [&Paper; 2]) -> Result<Vec<Attached>, Failure> {
-        let there = self.client.referrers(&self.info.digest).await?;
         let mut attached = Vec::new();
         for paper in papers {
-            let found = there.iter().find(|there| {
-                let kind = there.artifact_type().as_ref().map(ToString::to_string);
-                kind.as_deref() == Some(paper.kind)
-            });
-            let (digest, outcome) = match found {
-                Some(there) => (there.digest().to_string(), Outcome::AlreadyThere),
+            let (digest, outcome) = match self.listed(paper).await? {
+                Some(there) => (there, Outcome::AlreadyThere),
                 None => (self.attach(paper).await?, Outcome::Pushed),
             };
             attached.push(Attached {
@@ -215,6 +210,16 @@ impl<K: Kind> Push<'_, '_, K> {
         Ok(attached)
     }
 
+    /// The digest of what the registry lists beside the image as of the paper's kind.
+    async fn listed(&self, paper: &Paper) -> Result<Option<String>, Failure> {
+        let listed = self.client.referrers(&self.info.digest).await?;
+        let found = listed.iter().find(|there| {
+            let kind = there.artifact_type().as_ref().map(ToString::to_string);
+            kind.as_deref() == Some(paper.kind)
+        });
+        Ok(found.map(|there| there.digest().to_string()))
+    }
+
     /// Pushes a paper, and sees to it that it is listed; returns its digest.
     ///
     /// The list of a registry without the referrers API is a tag, which two publishers can overwrite for each other; and crane
@@ -222,20 +227,19 @@ impl<K: Kind> Push<'_, '_, K> {
     async fn attach(&self, paper: &Paper) -> Result<String, Failure> {
         let attempt = AtomicU32::new(0);
         let attach = || async {
+            let number = attempt.fetch_add(1, Ordering::Relaxed);
+            if let (1.., Some(there)) = (number, self.listed(paper).await?) {
+                return Ok(there);
+            }
             let folder = tempfile::tempdir().or_environment("cannot make a folder for a paper")?;
             let digest = paper
                 .write_layout(folder.path(), self.info, jiff::Timestamp::now())
                 .or_environment("cannot write a paper")?;
             let host = self.step.client().host();
             let layout = host.directory(folder.path().display().to_string());
-            let number = attempt.fetch_add(1, Ordering::Relaxed);
             self.push(&layout, &digest, paper.kind, number).await?;
-            let listed = self.client.referrers(&self.info.digest).await?;
-            if listed
-                .iter()
-                .any(|there| there.digest().to_string() == digest)
-            {
-                return Ok(digest);
+            if let Some(there) = self.listed(paper).await? {
+                return Ok(there);
             }
             Err(Failure::environment(format!(
                 "{} does not list {} beside {}",

@@ -212,7 +212,7 @@ fn both_papers_are_beside_the_image_by_the_fallback_tag_and_stand_up_to_their_sp
     );
 
     // Nothing is pushed twice, but what is missing is added.
-    let again = publish();
+    let again = publish().says("with the same digest; nothing was pushed");
     assert_eq!(again.report["publish"]["outcome"], "already-there");
     for paper in again.report["publish"]["referrers"].as_array().unwrap() {
         assert_eq!(paper["outcome"], "already-there");
@@ -230,7 +230,7 @@ fn both_papers_are_beside_the_image_by_the_fallback_tag_and_stand_up_to_their_sp
         .iter()
         .filter(|it| it.ends_with(&short(&project)))
         .count();
-    let mended = publish();
+    let mended = publish().says("the papers that it lacked were added");
     assert_eq!(mended.report["publish"]["outcome"], "already-there");
     let outcomes = mended.report["publish"]["referrers"]
         .as_array()
