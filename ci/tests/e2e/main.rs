@@ -18,6 +18,7 @@ mod first_start;
 mod gates;
 mod interrupts;
 mod publishing;
+mod reproducible;
 mod runs;
 mod runtimes;
 mod shared;
