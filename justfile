@@ -1,11 +1,12 @@
-# What a developer does here. Tools come at the versions below, into target/tools, when they are first needed.
+# What a developer does here. Tools come at the versions in ci/src/pins.rs, into target/tools, when they are first needed.
 
 tools := justfile_directory() / "target/tools"
-deny := "0.20.2"
-actionlint := "1.7.12"
-zizmor := "1.32.0"
-zigbuild := "0.24.0"
-zig := "0.17.1"
+pins := read(justfile_directory() / "ci/src/pins.rs")
+deny := replace_regex(pins, '(?s).* CARGO_DENY: &str = "([^"]+)".*', '$1')
+actionlint := replace_regex(pins, '(?s).* ACTIONLINT: &str = "([^"]+)".*', '$1')
+zizmor := replace_regex(pins, '(?s).* ZIZMOR: &str = "([^"]+)".*', '$1')
+zigbuild := replace_regex(pins, '(?s).* CARGO_ZIGBUILD: &str = "([^"]+)".*', '$1')
+zig := replace_regex(pins, '(?s).* ZIGLANG: &str = "([^"]+)".*', '$1')
 
 set positional-arguments
 

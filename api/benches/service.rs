@@ -29,6 +29,7 @@ use std::{
 };
 
 use actix_web::{App, HttpResponse, HttpServer, web};
+use ci::pins;
 use procfs::{
     WithCurrentSystemInfo as _,
     process::{Process, Stat},
@@ -172,8 +173,9 @@ impl Candidate {
 
     fn fastapi() -> Self {
         // As `pip install fastapi uvicorn` and uvicorn's own defaults have it: one process.
-        let more = ["uvicorn==0.54.0", "prometheus-client==0.26.0"];
-        let tool = venv("fastapi", "0.165.0", &more);
+        let uvicorn = format!("uvicorn=={}", pins::UVICORN);
+        let client = format!("prometheus-client=={}", pins::PROMETHEUS_CLIENT);
+        let tool = venv("fastapi", pins::FASTAPI, &[&uvicorn, &client]);
         let mut command = Command::new(tool.join("bin/uvicorn"));
         let port = free_port();
         command

@@ -29,7 +29,7 @@ use crate::step::{Record, Status, Step};
 use crate::steps::publish::Published;
 use crate::steps::{fmt, scan};
 use crate::toolbox::{self, AnyToolbox, StandInNote, Toolbox};
-use crate::{doctor, graph, init, pins, project, registry};
+use crate::{doctor, graph, init, pins, project, registry, verify};
 
 /// Does what the command line says.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -92,6 +92,11 @@ async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         }
         Command::Init => return init::run(&invocation, &reporter),
         Command::Doctor => return stopper.unless_stopped(doctor::run(&invocation)).await,
+        Command::Verify { image } => {
+            return stopper
+                .unless_stopped(verify::run(image, &invocation, &reporter))
+                .await;
+        }
         Command::Engine { command } => {
             return stopper
                 .unless_stopped(engine::commands::run(
@@ -352,6 +357,7 @@ async fn with_engine(
             permit.registry(),
             &plan.settings.repository,
             permit.credential(),
+            registry::Access::Write,
         )?;
         stopper.unless_stopped(client.prove_write()).await?;
     }

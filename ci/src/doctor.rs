@@ -76,9 +76,14 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         ),
     );
 
-    let reached = registry::Client::new(&settings.registry, &settings.repository, None)?
-        .reach()
-        .await;
+    let reached = registry::Client::new(
+        &settings.registry,
+        &settings.repository,
+        None,
+        registry::Access::Read,
+    )?
+    .reach()
+    .await;
     findings.note(
         "registry",
         match reached {

@@ -4,13 +4,12 @@
 //! image's ([`generativity`]): evidence of two runs or images does not fit together. The parameter `K` says whether it was
 //! made with the real base images and database ([`Genuine`]) or with stand-ins ([`StandIn`]).
 
-use std::marker::PhantomData;
-
 use generativity::Id;
 
 use crate::authority::Permit;
 use crate::failure::Failure;
 use crate::reference::{LoopbackRegistry, Registry};
+use crate::referrer::Paper;
 use crate::source::{Checkout, Snapshot};
 use crate::steps::build::Image;
 use crate::steps::fmt::Formatted;
@@ -111,7 +110,7 @@ impl<'run> Source<'run> {
 #[derive(Debug)]
 pub struct Verified<'run, 'img, K> {
     image: Image<'run, 'img, K>,
-    _kind: PhantomData<K>,
+    sbom: Paper,
 }
 
 impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
@@ -122,12 +121,12 @@ impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
         _formatted: Formatted<'run, K>,
         _linted: Linted<'run, K>,
         image: Image<'run, 'img, K>,
-        _scanned: Scanned<'img, K>,
+        scanned: Scanned<'img, K>,
         _smoked: Smoked<'img, K>,
     ) -> Self {
         Self {
             image,
-            _kind: PhantomData,
+            sbom: scanned.into_sbom(),
         }
     }
 
@@ -135,5 +134,11 @@ impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
     #[must_use]
     pub fn image(&self) -> &Image<'run, 'img, K> {
         &self.image
+    }
+
+    /// What goes beside it: the bill of materials of its scan, and how it came to be.
+    #[must_use]
+    pub fn papers(&self) -> [&Paper; 2] {
+        [&self.sbom, self.image.provenance()]
     }
 }

@@ -122,6 +122,8 @@ pub enum Compression {
 pub struct ArchiveInfo {
     /// The image's digest: that of its manifest.
     pub digest: String,
+    /// The size of its manifest, in bytes.
+    pub size: u64,
     /// The digest of the image's configuration; Trivy's `ImageID`.
     pub config: String,
     /// The digest of the layer as it is stored.
@@ -358,6 +360,7 @@ pub fn write_archive(
     temporary.persist(dest)?;
     Ok(ArchiveInfo {
         digest: manifest_digest,
+        size: manifest.len() as u64,
         config: config_digest,
         layer: layer.digest,
         diff_id: layer.diff_id,
@@ -552,7 +555,7 @@ fn configuration(
         .map_err(io::Error::other)
 }
 
-fn descriptor(media_type: MediaType, digest: &str, size: u64) -> io::Result<Descriptor> {
+pub(crate) fn descriptor(media_type: MediaType, digest: &str, size: u64) -> io::Result<Descriptor> {
     let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
     DescriptorBuilder::default()
         .media_type(media_type)
@@ -563,7 +566,7 @@ fn descriptor(media_type: MediaType, digest: &str, size: u64) -> io::Result<Desc
 }
 
 /// JSON with its keys in order, whatever map they came from.
-fn to_json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
+pub(crate) fn to_json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     let value: serde_json::Value = serde_json::to_value(value).map_err(io::Error::other)?;
     serde_json::to_vec(&value).map_err(io::Error::other)
 }

@@ -269,6 +269,59 @@ macro_rules! serialize_as_text {
 }
 serialize_as_text!(Registry, Repository, Tag, DirtyTag, Reference);
 
+/// An image that somebody has published: `ghcr.io/upwind1647/status-api:4f2a91c`, or with its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The registry.
+    pub registry: Registry,
+    /// The repository in it.
+    pub repository: Repository,
+    /// The tag, or where there is one, the digest.
+    pub version: String,
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let joint = if self.version.contains(':') { '@' } else { ':' };
+        write!(
+            f,
+            "{}/{}{joint}{}",
+            self.registry, self.repository, self.version
+        )
+    }
+}
+
+impl FromStr for Published {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let wrong = |why: &str| {
+            Failure::usage(format!("`{text}` is not a published image: {why}")).hint(
+                "Give registry, repository and tag or digest, as in ghcr.io/upwind1647/status-api:4f2a91c.",
+            )
+        };
+        let parsed: oci_spec::distribution::Reference = text
+            .parse()
+            .map_err(|error| wrong("it is not an image's name").because(error))?;
+        // The parser puts `latest` where nothing is said.
+        let version = match (parsed.digest(), parsed.tag()) {
+            (Some(digest), _) if digest.starts_with("sha256:") => digest,
+            (Some(_), _) => return Err(wrong("its digest is not a sha256")),
+            (None, Some(tag)) if tag != "latest" => tag,
+            _ => {
+                return Err(wrong(
+                    "it has no tag, or `latest`, which ci never publishes",
+                ));
+            }
+        };
+        Ok(Self {
+            registry: parsed.registry().parse()?,
+            repository: parsed.repository().parse()?,
+            version: version.to_owned(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

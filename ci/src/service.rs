@@ -8,6 +8,7 @@ use oci_spec::distribution::Reference;
 use serde::Deserialize;
 
 use crate::failure::Failure;
+use crate::pins;
 use crate::project::{Package, Project};
 use crate::settings::{FILE, duration};
 use crate::step::Step;
@@ -311,7 +312,10 @@ impl ImageTable {
                 return Err(Failure::usage(
                     "image.libc is dynamic, and there is no C library in an image from scratch",
                 )
-                .hint("Name an image that has one in image.base, such as gcr.io/distroless/cc-debian12:nonroot."));
+                .hint(format!(
+                    "Name an image that has one in image.base, such as {}.",
+                    pins::BASE_IMAGE
+                )));
             }
             (Some(libc), _) => libc,
             (None, None) => Libc::Static,

@@ -73,6 +73,12 @@ pub enum Command {
     Smoke,
     /// Every gate, then publish; exit code 4 where this may not publish
     Publish,
+    /// Rebuild the commit behind a published image, and compare the two
+    Verify {
+        /// The image, such as ghcr.io/upwind1647/status-api:4f2a91c, or with its digest
+        #[arg(value_name = "IMAGE[@DIGEST]")]
+        image: String,
+    },
     /// The pipeline's own graph (--format mermaid, dot or json)
     Graph,
     /// A commented ci.toml and the workflow, for the Cargo workspace that is here
@@ -305,6 +311,14 @@ impl Invocation {
             ))),
             None => std::env::current_dir().or_environment("there is no current directory"),
         }
+    }
+
+    /// How to report where there is no run: what the command line or the environment says.
+    ///
+    /// # Errors
+    /// When `--format` is not one of its formats (exit 2).
+    pub fn format(&self, github: &GitHub) -> Result<Format, Failure> {
+        format(self.options.format.clone(), github)
     }
 
     /// The settings of a run on `project`, which lies in `root` on the disk; `file` is the content of its `ci.toml`.

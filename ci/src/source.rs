@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::failure::{ExitCode, Failure, OrFail};
+use crate::narrator::Narrator;
 use crate::provision;
 use crate::reference::{DirtyTag, Tag};
 
@@ -19,6 +20,38 @@ pub struct Commit {
     pub sha: String,
     /// The committer's time, in seconds since the epoch.
     pub time: i64,
+}
+
+/// The full SHA of a commit, as text that is nothing else: it cannot be an option of git's, or a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sha(String);
+
+impl Sha {
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Sha {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for Sha {
+    type Err = Failure;
+
+    /// 40 digits, or 64 in a repository with SHA-256.
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if matches!(text.len(), 40 | 64) && text.bytes().all(hex) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Failure::usage("it is not the full SHA of a commit"))
+        }
+    }
 }
 
 /// Whether the working tree is HEAD's, and the tag that follows from it.
@@ -146,6 +179,91 @@ impl Checkout {
         Ok(Snapshot { folder })
     }
 
+    /// Demands that a remote which is configured here has the commit; what they have is fetched, where it is not known yet.
+    ///
+    /// # Errors
+    /// When none has it (exit 1), or no remote is configured (exit 2).
+    pub fn require_on_a_remote(&self, sha: &Sha, narrator: &dyn Narrator) -> Result<(), Failure> {
+        let remotes = git_text(&self.root, ["remote"])?;
+        let remotes: Vec<_> = remotes.lines().collect();
+        if remotes.is_empty() {
+            return Err(Failure::usage(format!(
+                "the repository at {} has no remote, so that nothing says whose commit {sha} is",
+                self.root.display()
+            ))
+            .hint("Add the one that the image was built from: git remote add origin URL"));
+        }
+        if self.is_on_a_remote(sha, &remotes)? {
+            return Ok(());
+        }
+        let mut said = String::new();
+        for remote in &remotes {
+            narrator.notice(&format!(
+                "commit {sha} is not known here yet: asking {remote}"
+            ));
+            if let Err(failure) = git(&self.root, ["fetch", "--quiet", "--no-tags", remote]) {
+                said.push_str(&format!(
+                    "{remote}: {}\n",
+                    failure.output.unwrap_or(failure.message)
+                ));
+            }
+        }
+        if self.is_on_a_remote(sha, &remotes)? {
+            return Ok(());
+        }
+        let failure = Failure::gate(format!(
+            "commit {sha}, which the image says it is of, is in no branch of {}",
+            remotes.join(", ")
+        ))
+        .hint("The image is another repository's, its label was changed, or this clone is shallow: git fetch --unshallow");
+        Err(if said.is_empty() {
+            failure
+        } else {
+            failure.output(said)
+        })
+    }
+
+    fn is_on_a_remote(&self, sha: &Sha, remotes: &[&str]) -> Result<bool, Failure> {
+        let there = ["cat-file", "-e", &format!("{sha}^{{commit}}")];
+        if git(&self.root, there).is_err() {
+            return Ok(false);
+        }
+        let mut ask = vec![
+            "for-each-ref".to_owned(),
+            "--format=%(refname)".to_owned(),
+            format!("--contains={sha}"),
+        ];
+        ask.extend(
+            remotes
+                .iter()
+                .map(|remote| format!("refs/remotes/{remote}/")),
+        );
+        Ok(!git(&self.root, ask)?.is_empty())
+    }
+
+    /// Checks `sha` out into `folder`, which does not exist yet; what is returned removes it again.
+    ///
+    /// # Errors
+    /// When git cannot.
+    pub fn worktree(&self, sha: &Sha, folder: &Path) -> Result<Worktree, Failure> {
+        let add = [
+            // A hook of this repository's is no part of the commit.
+            OsStr::new("-c"),
+            OsStr::new("core.hooksPath=/dev/null"),
+            OsStr::new("worktree"),
+            OsStr::new("add"),
+            OsStr::new("--quiet"),
+            OsStr::new("--detach"),
+            folder.as_os_str(),
+            OsStr::new(sha.as_str()),
+        ];
+        git(&self.root, add)?;
+        Ok(Worktree {
+            of: self.root.clone(),
+            folder: folder.to_owned(),
+        })
+    }
+
     fn copy_objects(&self, to: &Path) -> Result<(), Failure> {
         let listing = git(
             &self.root,
@@ -227,6 +345,36 @@ impl Checkout {
             write_entry(&to.join(&path), kind, &content)?;
         }
         Ok(())
+    }
+}
+
+/// A working tree of its own, with one commit checked out; it goes with this value.
+#[derive(Debug)]
+pub struct Worktree {
+    of: PathBuf,
+    folder: PathBuf,
+}
+
+impl Worktree {
+    /// Its top.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Worktree {
+    fn drop(&mut self) {
+        let remove = [
+            OsStr::new("worktree"),
+            OsStr::new("remove"),
+            OsStr::new("--force"),
+            self.folder.as_os_str(),
+        ];
+        // What stays is pruned by git itself in time.
+        if let Err(failure) = git(&self.of, remove) {
+            tracing::warn!("{failure}");
+        }
     }
 }
 
@@ -411,6 +559,8 @@ where
     command
         .env("GIT_NO_REPLACE_OBJECTS", "1")
         .env("GIT_OPTIONAL_LOCKS", "0")
+        // Nobody is there to answer.
+        .env("GIT_TERMINAL_PROMPT", "0")
         .env("LC_ALL", "C");
     command
 }

@@ -66,6 +66,28 @@ impl ToolImage {
         }
     }
 
+    /// What it is called, and its digest.
+    ///
+    /// # Errors
+    /// When its registry does not say (exit 3).
+    pub async fn resolved(&self, client: &DaggerConn) -> Result<(String, String), Failure> {
+        match self {
+            Self::StandIn(stand_in) => Ok(("stand-in".to_owned(), stand_in.digest.clone())),
+            Self::Registry(reference) => {
+                let resolved = client.container().from(*reference).image_ref().await;
+                let resolved = resolved.map_err(|error| {
+                    EngineError::from(error).into_environment(&format!("cannot get {reference}"))
+                })?;
+                let (_, digest) = resolved.split_once('@').ok_or_else(|| {
+                    Failure::environment(format!(
+                        "the engine does not say the digest of {reference}"
+                    ))
+                })?;
+                Ok(((*reference).to_owned(), digest.to_owned()))
+            }
+        }
+    }
+
     /// Where the tool's program lies: in the real image, or in the stand-in.
     #[must_use]
     pub const fn program<'a>(&self, real: &'a str, stand_in: &'a str) -> &'a str {

@@ -12,13 +12,12 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use ci::pins;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::{Service, free_port, install, package};
 
-/// What finds barriers in a page.
-const AXE: &str = "axe-core@4.14.1";
 /// Nothing here takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -229,7 +228,8 @@ fn axe() -> &'static str {
     static SCRIPT: OnceLock<String> = OnceLock::new();
     SCRIPT.get_or_init(|| {
         install(&[package("npm", "npm")]);
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(AXE);
+        let package = format!("axe-core@{}", pins::AXE_CORE);
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&package);
         let script = folder.join("node_modules/axe-core/axe.min.js");
         if !script.exists() {
             let output = Command::new("npm")
@@ -241,7 +241,7 @@ fn axe() -> &'static str {
                     "--prefix",
                 ])
                 .arg(&folder)
-                .arg(AXE)
+                .arg(package)
                 .output()
                 .unwrap();
             assert!(

@@ -2,6 +2,8 @@
 
 use std::{process::Command, thread, time::Duration};
 
+use ci::pins;
+
 use crate::{
     dependencies::{Server, redis_url},
     harness::{Service, free_port, venv},
@@ -48,7 +50,7 @@ postgres = "postgresql://app:s3cret@127.0.0.1:{}/app"
 #[test]
 fn schemathesis_finds_no_answer_that_the_openapi_document_does_not_promise() {
     let (service, _redis) = service();
-    let tool = venv("schemathesis", "4.32.5", &[]);
+    let tool = venv("schemathesis", pins::SCHEMATHESIS, &[]);
     let output = Command::new(tool.join("bin/schemathesis"))
         .args(["run", &service.url("/openapi.json"), "--checks", "all"])
         // A stream does not end; its test is `events`.
@@ -84,7 +86,7 @@ for family in text_string_to_metric_families(text):
 #[test]
 fn prometheus_own_client_reads_the_metrics() {
     let (service, _redis) = service();
-    let tool = venv("prometheus-client", "0.26.0", &[]);
+    let tool = venv("prometheus-client", pins::PROMETHEUS_CLIENT, &[]);
     let output = Command::new(tool.join("bin/python"))
         .args(["-c", PARSE, &service.url("/metrics")])
         .output()

@@ -135,7 +135,7 @@ impl Runtime {
     /// The URL by which the CLI starts the engine in this runtime and in no other.
     #[must_use]
     pub fn runner_host(&self) -> String {
-        format!("image+{}://{}", self.driver, image())
+        format!("image+{}://{}", self.driver, pins::DAGGER_IMAGE)
     }
 
     /// Loads the OCI archive of an image, under `name`.
@@ -248,7 +248,10 @@ impl Runtime {
     }
 
     async fn has_the_image(self) -> Result<bool, String> {
-        match self.ask(&["image", "inspect", &image()], LOOK).await {
+        match self
+            .ask(&["image", "inspect", pins::DAGGER_IMAGE], LOOK)
+            .await
+        {
             Ok(_) => Ok(true),
             Err(Said::Refused(words)) => {
                 let lower = words.to_lowercase();
@@ -266,7 +269,7 @@ impl Runtime {
 
     /// Pulls the engine's image: with little patience until the registry answers, with much as long as it goes on.
     async fn pull(self, narrator: &dyn Narrator) -> Result<(), String> {
-        let image = image();
+        let image = pins::DAGGER_IMAGE;
         let what = format!("pulling {image} with {} (the first time only)", self.name);
         let begun = Instant::now();
         narrator.begin(&what);
@@ -275,7 +278,7 @@ impl Runtime {
             last: Mutex::new(None),
         };
         let mut pull = provision::command(self.name);
-        pull.args(["image", "pull", &image]);
+        pull.args(["image", "pull", image]);
         let mut pulling = pin!(provision::run(pull, "the pull", &heard));
         loop {
             let limit = heard.limit(begun);
@@ -302,12 +305,12 @@ impl Runtime {
 
     /// Runs a container as the CLI would, for a moment: some machines refuse what the engine needs.
     async fn try_the_image(self) -> Result<(), String> {
-        let image = image();
+        let image = pins::DAGGER_IMAGE;
         let mut run = vec!["run", "--rm", "--entrypoint", "true"];
         if self.privileged {
             run.push("--privileged");
         }
-        run.push(&image);
+        run.push(image);
         match self.ask(&run, TRIAL).await {
             Ok(_) => Ok(()),
             Err(Said::Refused(words)) => Err(format!(
@@ -336,11 +339,6 @@ impl Runtime {
 enum Said {
     Refused(String),
     Nothing,
-}
-
-/// The engine's image, of the version that everything else has.
-fn image() -> String {
-    format!("registry.dagger.io/engine:v{}", pins::DAGGER)
 }
 
 /// What the CLI calls the container that it makes of it.
@@ -445,9 +443,8 @@ mod tests {
     #[test]
     fn the_cli_is_told_which_runtime_and_which_image() {
         let hosts: Vec<_> = RUNTIMES.iter().map(Runtime::runner_host).collect();
-        assert_eq!(hosts[0], format!("image+docker://{}", image()));
-        assert_eq!(hosts[1], format!("image+apple://{}", image()));
-        assert!(image().ends_with(":v0.19.10") && container() == "dagger-engine-v0.19.10");
+        assert_eq!(hosts[0], format!("image+docker://{}", pins::DAGGER_IMAGE));
+        assert_eq!(hosts[1], format!("image+apple://{}", pins::DAGGER_IMAGE));
     }
 
     #[test]

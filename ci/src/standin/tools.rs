@@ -27,7 +27,7 @@ pub(super) const TRIVY: GoModule = GoModule {
         "github.com/aquasecurity/trivy/cmd/trivy",
         "github.com/aquasecurity/trivy-db/cmd/trivy-db",
     ],
-    ldflags: "-s -w -X github.com/aquasecurity/trivy/pkg/version/app.ver=0.74.0",
+    ldflags: "-s -w -X github.com/aquasecurity/trivy/pkg/version/app.ver=VERSION",
     env: &[("GOEXPERIMENT", "jsonv2")],
     usually: "about five minutes",
 };
@@ -40,7 +40,7 @@ const CRANE: GoModule = GoModule {
         ("go.sum", include_str!("gomod/crane/go.sum")),
     ],
     packages: &["github.com/google/go-containerregistry/cmd/crane"],
-    ldflags: "-s -w -X github.com/google/go-containerregistry/cmd/crane/cmd.Version=0.22.1",
+    ldflags: "-s -w -X github.com/google/go-containerregistry/cmd/crane/cmd.Version=VERSION",
     env: &[],
     usually: "less than a minute",
 };
@@ -131,11 +131,6 @@ mod tests {
             assert!(
                 go_mod.lines().any(|l| l.trim_start().starts_with(&line)),
                 "{line}"
-            );
-            assert!(
-                module.ldflags.ends_with(&format!("={}", module.version)),
-                "{}",
-                module.ldflags
             );
         }
     }

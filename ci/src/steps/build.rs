@@ -10,15 +10,23 @@ use dagger_sdk::{Container, File as EngineFile};
 use generativity::{Guard, Id};
 use walkdir::WalkDir;
 
+use super::publish::REVISION;
 use super::{base, missing, workspace};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{Failure, OrFail};
 use crate::oci::{self, ArchiveInfo, Compression, ImageConfig};
+use crate::provenance::{self, Parameters, ResourceDescriptor};
+use crate::referrer::{self, Paper};
 use crate::run::StepContext;
 use crate::service::{Libc, Service};
 use crate::settings::Settings;
 use crate::source::{Checkout, State, is_executable};
+
+/// The label with the compiler and its version.
+pub const COMPILER: &str = "io.github.upwind1647.infrastructure-lab.compiler";
+/// The label with the linker and its version.
+pub const LINKER: &str = "io.github.upwind1647.infrastructure-lab.linker";
 
 /// The image of one run: an archive on the disk, and what is known of it.
 #[derive(Debug)]
@@ -27,7 +35,9 @@ pub struct Image<'run, 'img, K> {
     id: Id<'img>,
     archive: PathBuf,
     info: ArchiveInfo,
+    commit: String,
     state: State,
+    provenance: Paper,
     _kind: PhantomData<K>,
 }
 
@@ -46,6 +56,18 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The full SHA of the commit that it was built from.
+    #[must_use]
+    pub fn commit(&self) -> &str {
+        &self.commit
+    }
+
+    /// How it came to be.
+    #[must_use]
+    pub fn provenance(&self) -> &Paper {
+        &self.provenance
     }
 
     /// The archive's file.
@@ -97,6 +119,7 @@ pub async fn run<'run, 'img, K: Kind>(
     (source, image): (&Source<'run>, Guard<'img>),
 ) -> Result<Image<'run, 'img, K>, Failure> {
     let settings = &step.run.settings;
+    let started = jiff::Timestamp::now();
     let (built, base) = tokio::try_join!(compile(step, source), base::fetch(step))?;
 
     let out = tempfile::tempdir().or_environment("cannot make a folder for the binary")?;
@@ -127,6 +150,9 @@ pub async fn run<'run, 'img, K: Kind>(
         created: checkout.commit.time,
         platform: step.run.platform.clone(),
     };
+    let base_image = base
+        .as_ref()
+        .map(|base| ResourceDescriptor::image(provenance::BASE, &base.name, &base.image.digest));
     let archive = settings.report_dir.join("image.tar");
     let layer = Layer {
         binary: out.path().join("binary"),
@@ -147,14 +173,80 @@ pub async fn run<'run, 'img, K: Kind>(
     .await
     .or_environment("the assembly was cancelled")?
     .or_environment(format!("cannot write {}", archive.display()))?;
+    let provenance = prove(step, source, &info, base_image, started).await?;
     step.saw(&info.digest);
     Ok(Image {
         _run: source.run(),
         id: image.into(),
         archive,
         info,
+        commit: checkout.commit.sha.clone(),
         state: checkout.state.clone(),
+        provenance,
         _kind: PhantomData,
+    })
+}
+
+/// Writes the provenance into the report directory.
+async fn prove<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    image: &ArchiveInfo,
+    base: Option<ResourceDescriptor>,
+    started: jiff::Timestamp,
+) -> Result<Paper, Failure> {
+    let settings = &step.run.settings;
+    let checkout = source.checkout();
+    let lockfile = source
+        .snapshot()
+        .path()
+        .join(&settings.folder)
+        .join("Cargo.lock");
+    let (toolchain, digest) = step
+        .run
+        .toolbox
+        .rust()
+        .await?
+        .resolved(step.client())
+        .await?;
+    let statement = provenance::Build {
+        subject: (
+            format!("{}/{}", settings.registry, settings.repository),
+            &image.digest,
+        ),
+        checkout,
+        parameters: Parameters {
+            source: settings.source.clone(),
+            revision: checkout.commit.sha.clone(),
+            clean: checkout.is_clean(),
+            package: settings.service.package.clone(),
+            binary: settings.service.binary.clone(),
+            platform: step.run.platform.to_string(),
+        },
+        images: [ResourceDescriptor::image(
+            provenance::TOOLCHAIN,
+            &toolchain,
+            &digest,
+        )]
+        .into_iter()
+        .chain(base)
+        .collect(),
+        lockfile: &std::fs::read(&lockfile).or_environment("the sources have no Cargo.lock")?,
+        internal: [("event".to_owned(), settings.event.to_string())].into(),
+        started,
+    }
+    .statement(|name| std::env::var(name).ok());
+    let content = statement.text()?;
+    let path = settings.report_dir.join(provenance::FILE);
+    std::fs::write(&path, &content).or_environment(format!("cannot write {}", path.display()))?;
+    Ok(Paper {
+        kind: referrer::IN_TOTO,
+        annotations: [(
+            "in-toto.io/predicate-type".to_owned(),
+            provenance::PREDICATE.to_owned(),
+        )]
+        .into(),
+        content,
     })
 }
 
@@ -303,13 +395,12 @@ fn labels(
 ) -> BTreeMap<String, String> {
     let version = pkgid.rsplit(['#', '@']).next().unwrap_or(pkgid);
     let oci = |key: &str| format!("org.opencontainers.image.{key}");
-    let own = |key: &str| format!("io.github.upwind1647.infrastructure-lab.{key}");
     let mut labels = BTreeMap::from([
         (oci("title"), settings.service.binary.clone()),
-        (oci("revision"), checkout.commit.sha.clone()),
+        (REVISION.to_owned(), checkout.commit.sha.clone()),
         (oci("version"), version.to_owned()),
-        (own("compiler"), rustc),
-        (own("linker"), linker),
+        (COMPILER.to_owned(), rustc),
+        (LINKER.to_owned(), linker),
     ]);
     labels.extend(settings.source.clone().map(|url| (oci("source"), url)));
     if let Some(base) = base {

@@ -1,8 +1,6 @@
 //! What programs say when the image lacks a library or certificates, and the setting that gives it to them.
 
-/// The setting that all of these need.
-const BASE: &str = "image.base in ci.toml names an image to put the service on, such as gcr.io/distroless/cc-debian12:nonroot \
-                    (a C library, OpenSSL, CA certificates).";
+use crate::pins;
 
 const NO_LIBRARY: &str = "A library that it links is not in the toolchain's container: add its Debian package (lib…-dev) to \
                           toolchain.packages in ci.toml.";
@@ -71,7 +69,10 @@ fn hint(known: &[(&str, &str)], output: &str) -> Option<String> {
     Some(if what.contains("ci.toml") {
         (*what).to_owned()
     } else {
-        format!("{what} {BASE}")
+        format!(
+            "{what} image.base in ci.toml names an image to put the service on, such as {} (a C library, OpenSSL, CA certificates).",
+            pins::BASE_IMAGE
+        )
     })
 }
 

@@ -1,26 +1,46 @@
-//! The push, byte for byte.
+//! The push, byte for byte: blobs, the manifest by its digest, the papers, and the tag last of all.
 
-use dagger_sdk::Container;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use dagger_sdk::{Container, Directory};
+use oci_spec::image::{ImageConfiguration, ImageManifest};
 use secrecy::ExposeSecret;
 
 use super::build::Image;
+use super::crane::Crane;
 use super::{crane, workspace};
 use crate::authority::{Credential, Permit};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Verified};
-use crate::failure::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure, OrFail};
+use crate::oci::ArchiveInfo;
 use crate::reference::{Reference, Registry, Tag};
-use crate::registry;
+use crate::referrer::{Attached, Paper};
+use crate::registry::{Access, Client, Manifest};
 use crate::run::StepContext;
 use crate::source::State;
 
-/// How an image got to where it is.
+/// As long as it may take from the look at a tag to its being set; and how long a publisher waits before it reads back what
+/// it has set.
+///
+/// A registry has no "set if it is not there". Two publishers can both find no tag, and the later overwrites the earlier. As
+/// the later one looked before the earlier one had set the tag, it is through before the earlier one reads back, who then
+/// finds another's digest.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// The label with the commit.
+pub const REVISION: &str = "org.opencontainers.image.revision";
+
+/// How something got to where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// It was pushed.
     Pushed,
-    /// It was there already, with the same digest.
+    /// It was there already.
     AlreadyThere,
 }
 
@@ -33,9 +53,11 @@ pub struct Published {
     pub digest: String,
     /// How it got there.
     pub outcome: Outcome,
+    /// Its papers.
+    pub referrers: Vec<Attached>,
 }
 
-/// Pushes the image, and reads it back.
+/// Pushes the image and its papers, and reads back what was pushed.
 ///
 /// # Errors
 /// When the tag is there with another digest or the registry refuses (exit 4), or cannot be reached (exit 3).
@@ -52,31 +74,33 @@ pub async fn run<K: Kind>(
         tag: tag.clone(),
     };
     let digest = &image.info().digest;
-    let client = registry::Client::new(&registry, &reference.repository, permit.credential())?;
-
-    let outcome = match client.manifest_digest(tag).await? {
-        Some(there) if there == *digest => Outcome::AlreadyThere,
-        Some(there) => return Err(taken(&reference, &there, digest)),
-        None => {
-            push(step, image, &reference, permit.credential()).await?;
-            Outcome::Pushed
-        }
+    let credential = permit.credential();
+    let client = Client::new(&registry, &reference.repository, credential, Access::Write)?;
+    let push = Push {
+        step,
+        crane: crane::container(step, &registry).await?,
+        reference: &reference,
+        info: image.info(),
+        commit: image.commit(),
+        client: &client,
+        credential,
     };
-    match client.manifest_digest(tag).await? {
-        Some(there) if there == *digest => {}
-        Some(there) => return Err(taken(&reference, &there, digest)),
-        None => {
-            return Err(Failure::environment(format!(
-                "{reference} was pushed, but the registry does not have it"
-            ))
-            .hint("Run again: what is there is not pushed twice."));
-        }
+
+    let outcome = push.there().await?;
+    if outcome == Outcome::Pushed {
+        let layout = layout(step, image).await?;
+        push.by_digest(&layout, digest, "image").await?;
+    }
+    let referrers = push.papers(verified.papers()).await?;
+    if outcome == Outcome::Pushed {
+        push.tag().await?;
     }
     step.saw(digest);
     Ok(Published {
-        image: reference,
+        image: reference.clone(),
         digest: digest.clone(),
         outcome,
+        referrers,
     })
 }
 
@@ -92,20 +116,13 @@ fn clean_tag<'a, K: Kind>(
     }
 }
 
-fn taken(reference: &Reference, there: &str, ours: &str) -> Failure {
-    Failure::refused(format!("{reference} is there already with another digest"))
-        .output(format!("in the registry: {there}\nof this run:     {ours}"))
-        .hint("Nothing was overwritten: a tag is one commit's image for good. Find out who pushed the other one.")
-}
-
-async fn push<K: Kind>(
+/// The image's archive as the layout that crane takes.
+async fn layout<K: Kind>(
     step: &StepContext<'_, K>,
     image: &Image<'_, '_, K>,
-    reference: &Reference,
-    credential: Option<&Credential>,
-) -> Result<(), Failure> {
+) -> Result<Directory, Failure> {
     let archive = image.upload(step).await?;
-    let layout = workspace::toolchain(step)
+    Ok(workspace::toolchain(step)
         .await?
         .with_mounted_file("/image.tar", archive)
         .with_exec(vec![
@@ -113,37 +130,216 @@ async fn push<K: Kind>(
             "-c",
             "mkdir /layout && tar -xf /image.tar -C /layout && rm /layout/manifest.json",
         ])
-        .directory("/layout");
-    let registry = &reference.registry;
-    let crane = crane::container(step, registry).await?;
-    let host = &crane.host;
-    let mut container = crane
-        .container
-        .with_mounted_directory("/layout", layout)
-        // What is in a registry is not in the engine's cache: each run asks anew.
-        .with_env_variable("RUN_ID", &step.run.id);
-    if let Some(credential) = credential {
-        container = with_credential(step, container, host, credential);
+        .directory("/layout"))
+}
+
+/// The push of one image.
+struct Push<'a, 'step, K: Kind> {
+    step: &'a StepContext<'step, K>,
+    crane: Crane,
+    reference: &'a Reference,
+    info: &'a ArchiveInfo,
+    commit: &'a str,
+    client: &'a Client<'a>,
+    credential: Option<&'a Credential>,
+}
+
+impl<K: Kind> Push<'_, '_, K> {
+    /// What there is to do: nothing where the tag is there with this digest.
+    ///
+    /// # Errors
+    /// When it is there with another (exit 4).
+    async fn there(&self) -> Result<Outcome, Failure> {
+        match self
+            .client
+            .manifest(&self.reference.tag.to_string())
+            .await?
+        {
+            None => Ok(Outcome::Pushed),
+            Some(there) if there.digest == self.info.digest => Ok(Outcome::AlreadyThere),
+            Some(there) => Err(self.taken(&there).await),
+        }
     }
-    let target = format!("{host}/{}:{}", reference.repository, reference.tag);
-    container
-        .with_exec(crane.arguments(&["push", "/layout", &target]))
-        .sync()
-        .await
-        .map(drop)
-        .map_err(|error| match EngineError::from(error) {
-            EngineError::Exec { output, .. } if refused(&output) => Failure::new(
-                ExitCode::PublishRefused,
-                format!("{registry} refused the push of {reference}"),
-            )
-            .output(output),
-            EngineError::Exec { output, .. } => {
-                Failure::environment(format!("the push of {reference} failed"))
-                    .output(output)
-                    .hint("Run again.")
+
+    async fn taken(&self, there: &Manifest) -> Failure {
+        let Self {
+            reference,
+            commit: ours,
+            ..
+        } = self;
+        let theirs = self.revision(there).await;
+        let of = |commit: &str| format!(", of commit {commit}");
+        let output = format!(
+            "in the registry: {}{}\nof this run:     {}{}",
+            there.digest,
+            theirs.as_deref().map(of).unwrap_or_default(),
+            self.info.digest,
+            of(ours),
+        );
+        match theirs.filter(|theirs| theirs != ours) {
+            Some(_) => Failure::refused(format!("{reference} is there already, as the image of another commit"))
+                .hint("Nothing was overwritten. Where two commits have the same short SHA, a longer one helps: git config core.abbrev 12"),
+            None => Failure::refused(format!("{reference} is there already with another digest"))
+                .hint("Nothing was overwritten: a tag is one commit's image for good. `ci verify` tells where the two part."),
+        }
+        .output(output)
+    }
+
+    /// The commit that an image in the registry says it is of.
+    async fn revision(&self, image: &Manifest) -> Option<String> {
+        let manifest: ImageManifest = image.read().ok()?;
+        let config = manifest.config().digest().to_string();
+        let config = self.client.small_blob(&config).await.ok()?;
+        let config: ImageConfiguration = serde_json::from_slice(&config).ok()?;
+        config.labels_of_config()?.get(REVISION).cloned()
+    }
+
+    /// Attaches the papers of which the registry has none of their kind.
+    async fn papers(&self, papers: [&Paper; 2]) -> Result<Vec<Attached>, Failure> {
+        let there = self.client.referrers(&self.info.digest).await?;
+        let mut attached = Vec::new();
+        for paper in papers {
+            let found = there.iter().find(|there| {
+                let kind = there.artifact_type().as_ref().map(ToString::to_string);
+                kind.as_deref() == Some(paper.kind)
+            });
+            let (digest, outcome) = match found {
+                Some(there) => (there.digest().to_string(), Outcome::AlreadyThere),
+                None => (self.attach(paper).await?, Outcome::Pushed),
+            };
+            attached.push(Attached {
+                artifact_type: paper.kind.to_owned(),
+                digest,
+                outcome,
+            });
+        }
+        Ok(attached)
+    }
+
+    async fn attach(&self, paper: &Paper) -> Result<String, Failure> {
+        let folder = tempfile::tempdir().or_environment("cannot make a folder for a paper")?;
+        let digest = paper
+            .write_layout(folder.path(), self.info)
+            .or_environment("cannot write a paper")?;
+        let layout = self.layout_of(folder.path());
+        self.by_digest(&layout, &digest, paper.kind).await?;
+        Ok(digest)
+    }
+
+    fn layout_of(&self, folder: &Path) -> Directory {
+        let host = self.step.client().host();
+        host.directory(folder.display().to_string())
+    }
+
+    /// Pushes blobs, and their manifest under its digest alone. crane lists what has a subject where the registry does not.
+    async fn by_digest(&self, layout: &Directory, digest: &str, what: &str) -> Result<(), Failure> {
+        let target = self.in_registry(digest);
+        let attempt = AtomicU32::new(0);
+        let push = || async {
+            let container = self
+                .container(attempt.fetch_add(1, Ordering::Relaxed))
+                .with_mounted_directory("/layout", layout.clone());
+            self.exec(container, &["push", "/layout", &target], what)
+                .await
+        };
+        retried(push).await
+    }
+
+    /// Lets the tag name the image, unless it names another; then waits, and reads back.
+    async fn tag(&self) -> Result<(), Failure> {
+        let source = self.in_registry(&self.info.digest);
+        let tag = self.reference.tag.to_string();
+        let attempt = AtomicU32::new(0);
+        let set = || async {
+            // Ready before the look, so that little time is between the two.
+            let container = self.container(attempt.fetch_add(1, Ordering::Relaxed));
+            if self.there().await? == Outcome::AlreadyThere {
+                return Ok(());
             }
-            other => other.into_environment("step publish"),
-        })
+            let arguments = ["tag", &source, &tag];
+            let set = self.exec(container, &arguments, "tag");
+            tokio::time::timeout(WINDOW, set).await.unwrap_or_else(|_| {
+                Err(Failure::environment(format!(
+                    "{} took longer than {} s to set a tag",
+                    self.reference.registry,
+                    WINDOW.as_secs()
+                ))
+                .hint("Run again: what is there is not pushed twice."))
+            })
+        };
+        retried(set).await?;
+        tokio::time::sleep(WINDOW).await;
+        match self.there().await? {
+            Outcome::AlreadyThere => Ok(()),
+            Outcome::Pushed => Err(Failure::environment(format!(
+                "{} was pushed, but the registry does not have it",
+                self.reference
+            ))
+            .hint("Run again: what is there is not pushed twice.")),
+        }
+    }
+
+    fn in_registry(&self, digest: &str) -> String {
+        format!("{}/{}@{digest}", self.crane.host, self.reference.repository)
+    }
+
+    fn container(&self, attempt: u32) -> Container {
+        let container = self
+            .crane
+            .container
+            // What is in a registry is not in the engine's cache: each run asks anew.
+            .with_env_variable("RUN_ID", format!("{}-{attempt}", self.step.run.id));
+        match self.credential {
+            Some(credential) => with_credential(self.step, container, &self.crane.host, credential),
+            None => container,
+        }
+    }
+
+    async fn exec(
+        &self,
+        container: Container,
+        arguments: &[&str],
+        what: &str,
+    ) -> Result<(), Failure> {
+        let Self { reference, .. } = self;
+        container
+            .with_exec(self.crane.arguments(arguments))
+            .sync()
+            .await
+            .map(drop)
+            .map_err(|error| match EngineError::from(error) {
+                EngineError::Exec { output, .. } if refused(&output) => Failure::new(
+                    ExitCode::PublishRefused,
+                    format!(
+                        "{} refused the push of {reference} ({what})",
+                        reference.registry
+                    ),
+                )
+                .output(output),
+                EngineError::Exec { output, .. } => {
+                    Failure::environment(format!("the push of {reference} failed ({what})"))
+                        .output(output)
+                        .hint("Run again: what is there is not pushed twice.")
+                }
+                other => other.into_environment("step publish"),
+            })
+    }
+}
+
+/// `work`, again where the network or the registry failed and did not refuse.
+async fn retried<F>(work: impl FnMut() -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>>,
+{
+    work.retry(
+        // crane itself tries three times within some seconds.
+        ExponentialBuilder::default()
+            .with_max_times(2)
+            .with_jitter(),
+    )
+    .when(|failure| failure.code == ExitCode::Environment)
+    .notify(|failure, wait| tracing::warn!("again in {wait:?}: {failure}"))
+    .await
 }
 
 fn refused(output: &str) -> bool {

@@ -1,9 +1,10 @@
 //! Trivy's scan of the archive, and the gate on what it found.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use dagger_sdk::Directory;
+use dagger_sdk::{Container, Directory};
 use generativity::Id;
 use serde::Deserialize;
 
@@ -11,6 +12,7 @@ use super::build::Image;
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
+use crate::referrer::{self, Paper};
 use crate::run::StepContext;
 use crate::service::{ScanLimits, Severity};
 
@@ -23,7 +25,16 @@ const RUST_BINARY: &str = "rustbinary";
 #[derive(Debug)]
 pub struct Scanned<'img, K> {
     _image: Id<'img>,
+    sbom: Paper,
     _kind: PhantomData<K>,
+}
+
+impl<K> Scanned<'_, K> {
+    /// The image's bill of materials, of the very scan that this is the evidence of.
+    #[must_use]
+    pub fn into_sbom(self) -> Paper {
+        self.sbom
+    }
 }
 
 /// What the gate reads of Trivy's JSON report.
@@ -153,14 +164,26 @@ pub async fn run<'img, K: Kind>(
         container = container.with_mounted_file("/trivyignore.yaml", exceptions);
         arguments.extend(["--ignorefile", "/trivyignore.yaml"]);
     }
-    let report = container
-        .with_exec(arguments)
-        .file("/out/trivy.json")
-        .contents()
-        .await
-        .map_err(|error| failed(error.into()))?;
-    let path = settings.report_dir.join("trivy.json");
-    std::fs::write(&path, &report).or_environment(format!("cannot write {}", path.display()))?;
+    let scanned = container.with_exec(arguments);
+    let keep = async |scanned: &Container, name: &str| {
+        let content = scanned.file(format!("/out/{name}")).contents().await;
+        let content = content.map_err(|error| failed(error.into()))?;
+        let path = settings.report_dir.join(name);
+        std::fs::write(&path, &content)
+            .or_environment(format!("cannot write {}", path.display()))?;
+        Ok::<_, Failure>(content)
+    };
+    let report = keep(&scanned, "trivy.json").await?;
+    let of_the_same_scan = scanned.with_exec(vec![
+        "trivy",
+        "convert",
+        "--format",
+        "cyclonedx",
+        "--output",
+        "/out/sbom.cdx.json",
+        "/out/trivy.json",
+    ]);
+    let sbom = keep(&of_the_same_scan, "sbom.cdx.json").await?;
     let report: Report =
         serde_json::from_str(&report).or_environment("Trivy's report is not what was expected")?;
     if report.metadata.image_id != image.info().config {
@@ -174,6 +197,11 @@ pub async fn run<'img, K: Kind>(
     step.saw(&image.info().digest);
     Ok(Scanned {
         _image: image.id(),
+        sbom: Paper {
+            kind: referrer::CYCLONEDX,
+            annotations: BTreeMap::new(),
+            content: sbom.into_bytes(),
+        },
         _kind: PhantomData,
     })
 }

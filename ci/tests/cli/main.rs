@@ -13,6 +13,7 @@ mod harness;
 
 mod doctor;
 mod help;
+mod pins;
 mod publish;
 mod report;
 mod settings;

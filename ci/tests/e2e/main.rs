@@ -24,5 +24,6 @@ mod runtimes;
 mod shared;
 mod smoke;
 mod sources;
+mod verify;
 mod whole;
 mod workspaces;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ci::oci;
+use ci::referrer::fallback_tag;
 
 use crate::harness::{Ci, Outcome, Project};
 use crate::registry::{Impostor, Registry, answer, nobody};
@@ -61,10 +62,11 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
         format!("{address}/{}:{tag}", project.repository())
     );
     assert_eq!(run.report["commit"], sha.as_str());
-    assert_eq!(
-        registry.tags(project.repository()),
-        serde_json::json!([tag])
-    );
+    // Beside the one tag there is the list of the papers, as this registry has no referrers API.
+    let list = fallback_tag(&digest);
+    let mut tags = [list, tag.clone()];
+    tags.sort();
+    assert_eq!(registry.tags(project.repository()), serde_json::json!(tags));
 
     // What is in the registry is what is in the archive, down to the layer.
     let manifest = registry.manifest(project.repository(), &tag);
@@ -106,14 +108,30 @@ fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
     let writes = registry.requests("PUT").len() + registry.requests("PATCH").len();
     let run = publish()
         .exits(4)
-        .says("is there already with another digest")
-        .says(&oci::sha256(&other));
+        .says("is there already, as the image of another commit")
+        .says(&oci::sha256(&other))
+        .says(&project.git(&["rev-parse", "HEAD"]))
+        .says(&project.git(&["rev-parse", "HEAD~"]));
     let ours = run.report["digest"].as_str().unwrap().to_owned();
     assert_ne!(ours, oci::sha256(&other));
     run.says(&ours).only_fails("publish");
     assert_eq!(registry.manifest(project.repository(), &tag), other);
     let now = registry.requests("PUT").len() + registry.requests("PATCH").len();
     assert_eq!(now, writes);
+
+    // The same commit, built by something else.
+    project.git(&["checkout", "--quiet", "HEAD~"]);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&other).unwrap();
+    manifest["annotations"] = serde_json::json!({ "built": "otherwise" });
+    let otherwise = manifest.to_string().into_bytes();
+    registry.put_manifest(project.repository(), &first, otherwise.clone());
+    publish()
+        .exits(4)
+        .says("is there already with another digest")
+        .says(&oci::sha256(&other))
+        .says(&oci::sha256(&otherwise))
+        .only_fails("publish");
+    assert_eq!(registry.manifest(project.repository(), &first), otherwise);
 }
 
 #[test]

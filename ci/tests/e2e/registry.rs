@@ -22,6 +22,7 @@ const REGISTRY: Package = Package {
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// A registry with a data folder of its own; it ends with this value.
 pub struct Registry {
@@ -152,11 +153,15 @@ impl Registry {
         assert_eq!(files, Vec::<PathBuf>::new());
     }
 
-    /// The tags of a repository.
+    /// The tags of a repository, sorted.
     pub fn tags(&self, repository: &str) -> Value {
         let (status, _, body) = self.ask(Method::GET, &format!("/v2/{repository}/tags/list"), None);
         assert_eq!(status, StatusCode::OK);
-        serde_json::from_slice::<Value>(&body).unwrap()["tags"].clone()
+        let mut tags = serde_json::from_slice::<Value>(&body).unwrap()["tags"].take();
+        tags.as_array_mut()
+            .unwrap()
+            .sort_by_key(|tag| tag.as_str().unwrap().to_owned());
+        tags
     }
 
     /// The manifest that a tag names, byte for byte.
@@ -199,8 +204,62 @@ impl Registry {
         );
     }
 
+    /// As [`Self::put_manifest`], for an index.
+    pub fn put_index(&self, repository: &str, tag: &str, index: Vec<u8>) {
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        let (status, _, body) = self.ask_as(INDEX, Method::PUT, &path, Some(index));
+        assert_eq!(
+            status,
+            StatusCode::CREATED,
+            "{}",
+            String::from_utf8_lossy(&body)
+        );
+    }
+
+    /// Adds a blob.
+    pub fn put_blob(&self, repository: &str, digest: &str, content: &[u8]) {
+        let base = format!("http://{}", self.address());
+        block_on(async {
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            let begun = client
+                .post(format!("{base}/v2/{repository}/blobs/uploads/"))
+                .send()
+                .await
+                .unwrap();
+            let location = begun.headers()["location"].to_str().unwrap();
+            let mut url = reqwest::Url::parse(&base).unwrap().join(location).unwrap();
+            url.query_pairs_mut().append_pair("digest", digest);
+            let put = client.put(url).body(content.to_vec());
+            assert_eq!(put.send().await.unwrap().status(), StatusCode::CREATED);
+        });
+    }
+
+    /// Changes a byte of a blob on the registry's disk.
+    pub fn damage(&self, digest: &str) {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let data = self
+            .folder
+            .path()
+            .join("data/docker/registry/v2/blobs/sha256");
+        let file = data.join(&hex[..2]).join(hex).join("data");
+        let mut content = std::fs::read(&file).unwrap();
+        let middle = content.len() / 2;
+        content[middle] ^= 1;
+        std::fs::write(file, content).unwrap();
+    }
+
     fn ask(
         &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> (StatusCode, Option<String>, Vec<u8>) {
+        self.ask_as(MANIFEST, method, path, body)
+    }
+
+    fn ask_as(
+        &self,
+        media_type: &'static str,
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
@@ -210,13 +269,13 @@ impl Registry {
             let client = reqwest::Client::builder().no_proxy().build().unwrap();
             let mut request = client
                 .request(method, url)
-                .header(reqwest::header::ACCEPT, MANIFEST);
+                .header(reqwest::header::ACCEPT, media_type);
             if let Some((user, password)) = &self.credential {
                 request = request.basic_auth(user, Some(password));
             }
             if let Some(body) = body {
                 request = request
-                    .header(reqwest::header::CONTENT_TYPE, MANIFEST)
+                    .header(reqwest::header::CONTENT_TYPE, media_type)
                     .body(body);
             }
             let answer = request.send().await.unwrap();

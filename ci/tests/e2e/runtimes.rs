@@ -23,7 +23,7 @@ const PODMAN: Package = Package {
     purpose: "is a container runtime",
     probe: Probe::Program("podman"),
 };
-const IMAGE: &str = "registry.dagger.io/engine:v0.19.10";
+const IMAGE: &str = ci::pins::DAGGER_IMAGE;
 /// Of setpriv: a machine, like this one, that does not have for a container all that it may be asked for.
 const REFUSING: [&str; 2] = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
 /// runc, without the privilege that a sandbox such as this one does not have to give.

@@ -3,19 +3,20 @@
 use std::marker::PhantomData;
 
 use ci::evidence::{Genuine, Verified};
+use ci::referrer::Paper;
 use ci::steps::{build::Image, fmt::Formatted, lint::Linted, scan::Scanned, smoke::Smoked, test::Tested};
 use generativity::Id;
 
-fn forged<'run, 'img>(run: Id<'run>, image: Id<'img>) {
+fn forged<'run, 'img>(run: Id<'run>, image: Id<'img>, sbom: Paper) {
     let _: Tested<'run, Genuine> = Tested { _run: run, _kind: PhantomData };
     let _: Formatted<'run, Genuine> = Formatted { _run: run, _kind: PhantomData };
     let _: Linted<'run, Genuine> = Linted { _run: run, _kind: PhantomData };
-    let _: Scanned<'img, Genuine> = Scanned { _image: image, _kind: PhantomData };
+    let _: Scanned<'img, Genuine> = Scanned { _image: image, sbom, _kind: PhantomData };
     let _: Smoked<'img, Genuine> = Smoked { _image: image, _kind: PhantomData };
 }
 
-fn verified_at_once<'run, 'img>(image: Image<'run, 'img, Genuine>) {
-    let _: Verified<'run, 'img, Genuine> = Verified { image, _kind: PhantomData };
+fn verified_at_once<'run, 'img>(image: Image<'run, 'img, Genuine>, sbom: Paper) {
+    let _: Verified<'run, 'img, Genuine> = Verified { image, sbom };
 }
 
 fn main() {}
