@@ -1,14 +1,18 @@
 //! The image is a function of the commit, the platform and the toolchain: of nothing else.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use ci::oci;
 use serde_json::Value;
 
 use crate::embedded::Machine;
 use crate::harness::{Ci, Outcome, Project, git};
+use crate::registry::{Impostor, Registry, answer};
+use crate::sources::short;
 
 const MAIN: &str = "api/src/main.rs";
 /// Nothing in the image is as old as this, nor as new as the day of the test.
@@ -35,6 +39,8 @@ fn service(name: &str) -> Project {
         "libc = \"0.2\"\nserde = { version = \"1\", features = [\"derive\"] }\nserde_json = \"1\"",
     );
     project.format("");
+    // What the engine has done for another run of this test it would not do again.
+    project.write("docs/run.md", &format!("{:?}\n", SystemTime::now()));
     project
 }
 
@@ -147,6 +153,12 @@ fn one_commit_is_one_image_wherever_it_is_built() {
     let engine = machine.everybodys.clone();
     let project = service("reproducible");
     project.write("api/build.rs", TELLS_CORES);
+    // What is compiled in parts could be put together of older ones.
+    let manifest = project.read("Cargo.toml");
+    project.write(
+        "Cargo.toml",
+        &format!("{manifest}\n[profile.release]\nincremental = true\n"),
+    );
     project.edit(MAIN, "listening", "listened");
     project.commit_with("before", &[("GIT_COMMITTER_DATE", LATER)]);
     project.ci(&["build", "--engine", &engine]).run().exits(0);
@@ -317,7 +329,7 @@ fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
 
 #[test]
 fn every_time_in_the_image_is_the_commits_or_none_and_nobody_is_named() {
-    let project = service("reproducible-documentation");
+    let project = Project::new("reproducible-times");
     project.write("api/parts/part.txt", "a part\n");
     project.write(
         "ci.toml",
@@ -350,4 +362,110 @@ fn every_time_in_the_image_is_the_commits_or_none_and_nobody_is_named() {
         entries, 5,
         "the binary, the folders above the part, the part"
     );
+}
+
+/// What a service can say of the image that it runs in: the commit in its configuration, and a hash of the program.
+const IDENTITY: &str = r#"
+fn identity() -> String {
+    let program = std::fs::read("/proc/self/exe").expect("it is running");
+    let commit = std::env::var("APP_COMMIT").unwrap_or_default();
+    format!("{commit} {}", hash(&program))
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hasher::write(&mut hasher, bytes);
+    std::hash::Hasher::finish(&hasher)
+}
+"#;
+
+#[test]
+fn scan_smoke_test_and_registry_saw_the_same_image() {
+    let project = Project::new("one-image");
+    project.edit(MAIN, "\"listening\"", "\"{}\", identity()");
+    project.edit(MAIN, "\n#[cfg(test)]", &format!("{IDENTITY}\n#[cfg(test)]"));
+    project.format("");
+    let commit = project.commit("it says what it is");
+    let registry = Registry::open();
+    let run = project
+        .ci(&["publish", "--registry", &registry.address()])
+        .run()
+        .exits(0);
+
+    // The archive, by its own bytes.
+    let archive = project.path().join("target/ci/image.tar");
+    let digest = oci::read_digest(&archive).unwrap();
+    let image = Parts::of(&project);
+    let config = &image.manifest["config"]["digest"];
+    assert_eq!(run.report["digest"], digest.as_str());
+
+    // Trivy's own word.
+    let trivy: Value = serde_json::from_str(&project.read("target/ci/trivy.json")).unwrap();
+    assert_eq!(trivy["Metadata"]["ImageID"], *config);
+    assert_eq!(
+        trivy["Metadata"]["DiffIDs"],
+        image.config["rootfs"]["diff_ids"]
+    );
+
+    // The service's own word, while it was asked for its health.
+    let [layer] = &image.layers[..] else {
+        panic!("{} layers", image.layers.len())
+    };
+    let mut program = Vec::new();
+    for entry in tar::Archive::new(&layer[..]).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        if entry.path().unwrap().as_ref() == Path::new("api") {
+            entry.read_to_end(&mut program).unwrap();
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&program);
+    let identity = format!("{commit} {}", hasher.finish());
+    let said = project.read("target/ci/logs/smoke.log");
+    assert!(said.contains(&identity), "{identity} is not in: {said}");
+
+    // The registry's own bytes, down to the last.
+    let tag = short(&project);
+    let manifest = registry.manifest(project.repository(), &tag);
+    assert_eq!(oci::sha256(&manifest), digest);
+    for blob in [config, &image.manifest["layers"][0]["digest"]] {
+        let digest = blob.as_str().unwrap();
+        let there = registry.blob(project.repository(), digest);
+        assert_eq!(oci::sha256(&there), digest);
+        assert_eq!(
+            there,
+            oci::read_entry(&archive, &oci::blob_path(digest)).unwrap()
+        );
+    }
+}
+
+#[test]
+fn an_archive_that_is_changed_between_the_gates_and_the_push_is_not_published() {
+    let project = Project::new("changed-archive");
+    let archive = project.path().join("target/ci/image.tar");
+    // It is asked for the tag when every gate has passed, and the push is what comes next.
+    let registry = Impostor::new("127.0.0.1", move |head| {
+        if head.starts_with("POST") {
+            let there = [("location", "/v2/upload"), ("content-length", "0")];
+            return answer("202 Accepted", &there, "");
+        }
+        if head.contains("/manifests/") {
+            if let Ok(mut bytes) = std::fs::read(&archive) {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                std::fs::write(&archive, bytes).unwrap();
+            }
+            return answer("404 Not Found", &[], "");
+        }
+        answer("200 OK", &[], "")
+    });
+    let run = project
+        .ci(&["publish", "--registry", &registry.address()])
+        .run()
+        .exits(1)
+        .only_fails("publish")
+        .says("was changed during the run");
+    assert_eq!(run.status("smoke"), "passed");
+    let puts = |head: &String| head.starts_with("PUT") || head.starts_with("PATCH");
+    assert!(!registry.requests().iter().any(puts));
 }
