@@ -60,6 +60,15 @@ pub const CARGO_ZIGBUILD: &str = "0.24.0";
 // renovate: datasource=pypi depName=ziglang
 pub const ZIGLANG: &str = "0.17.1";
 
+/// Finds and fetches what refers to an image.
+// renovate: datasource=github-releases depName=oras-project/oras
+pub const ORAS: &str = "1.2.3";
+/// Holds a bill of materials to its schema.
+// renovate: datasource=pypi depName=cyclonedx-python-lib
+pub const CYCLONEDX: &str = "11.12.0";
+/// Reads attestations as their specifications define them.
+// renovate: datasource=pypi depName=in-toto-attestation
+pub const IN_TOTO: &str = "0.9.3";
 /// Holds the service to its OpenAPI document.
 // renovate: datasource=pypi depName=schemathesis
 pub const SCHEMATHESIS: &str = "4.32.5";

@@ -2,7 +2,7 @@
 //!
 //! [Guidance on artifacts](https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidelines-for-artifact-usage).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -42,12 +42,17 @@ pub struct Attached {
 }
 
 impl Paper {
-    /// Writes it as the OCI layout of an artifact whose `subject` is `image`, into an empty folder; returns the digest of
-    /// its manifest.
+    /// Writes it as the OCI layout of an artifact of this time, whose `subject` is `image`, into an empty folder; returns the
+    /// digest of its manifest.
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn write_layout(&self, folder: &Path, image: &ArchiveInfo) -> io::Result<String> {
+    pub fn write_layout(
+        &self,
+        folder: &Path,
+        image: &ArchiveInfo,
+        created: jiff::Timestamp,
+    ) -> io::Result<String> {
         let blobs = folder.join("blobs/sha256");
         fs::create_dir_all(&blobs)?;
         let blob = |content: &[u8], media_type: MediaType| -> io::Result<Descriptor> {
@@ -55,6 +60,11 @@ impl Paper {
             fs::write(folder.join(oci::blob_path(&digest)), content)?;
             oci::descriptor(media_type, &digest, content.len() as u64)
         };
+        let mut annotations: HashMap<_, _> = self.annotations.clone().into_iter().collect();
+        annotations.insert(
+            "org.opencontainers.image.created".to_owned(),
+            created.to_string(),
+        );
         let manifest = ImageManifestBuilder::default()
             .schema_version(2u32)
             .media_type(MediaType::ImageManifest)
@@ -66,12 +76,7 @@ impl Paper {
                 &image.digest,
                 image.size,
             )?)
-            .annotations(
-                self.annotations
-                    .clone()
-                    .into_iter()
-                    .collect::<std::collections::HashMap<_, _>>(),
-            )
+            .annotations(annotations)
             .build()
             .map_err(io::Error::other)?;
         let manifest = blob(&oci::to_json(&manifest)?, MediaType::ImageManifest)?;
@@ -122,7 +127,9 @@ mod tests {
         };
         let digests = [0, 1].map(|_| {
             let folder = tempfile::tempdir().unwrap();
-            let digest = paper.write_layout(folder.path(), &image).unwrap();
+            let digest = paper
+                .write_layout(folder.path(), &image, jiff::Timestamp::UNIX_EPOCH)
+                .unwrap();
             let bytes = fs::read(folder.path().join(oci::blob_path(&digest))).unwrap();
             assert_eq!(oci::sha256(&bytes), digest);
             let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();

@@ -9,15 +9,16 @@ use std::{
     thread,
 };
 
-use ci::{
-    narrator::Silent,
-    provision::{PYTHON_VENV, Package, Probe, packages},
-};
+use ci::provision::{Package, Probe};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
+
+#[path = "../../../ci/tests/e2e/installed.rs"]
+mod installed;
+pub use installed::{install, run, venv};
 
 /// A package of Debian's that brings `program`.
 pub const fn package(name: &'static str, program: &'static str) -> Package {
@@ -26,49 +27,6 @@ pub const fn package(name: &'static str, program: &'static str) -> Package {
         purpose: "tests the service",
         probe: Probe::Program(program),
     }
-}
-
-/// Installs what is missing on this machine.
-pub fn install(needed: &[Package]) {
-    let install = || {
-        tokio::runtime::Runtime::new()
-            .unwrap()
-            .block_on(packages(needed, &|_| true, &Silent))
-            .unwrap();
-    };
-    // The caller may be on a runtime, which cannot wait for another.
-    thread::scope(|scope| scope.spawn(install).join().unwrap());
-}
-
-/// A tool of PyPI's in a folder of its own, made once; a test that is interrupted leaves nothing that looks whole.
-pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{tool}-{version}"));
-    let whole = folder.join("whole");
-    let has = more.join(" ");
-    if std::fs::read_to_string(&whole).ok().as_ref() != Some(&has) {
-        // Debian's python3 comes without them, others with.
-        let complete = Command::new("python3")
-            .args(["-c", "import ensurepip, venv"])
-            .status();
-        if !complete.is_ok_and(|status| status.success()) {
-            install(&[PYTHON_VENV]);
-        }
-        let _ = std::fs::remove_dir_all(&folder);
-        run(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-        run(Command::new(folder.join("bin/pip"))
-            .args(["install", "--quiet", &format!("{tool}=={version}")])
-            .args(more));
-        std::fs::write(whole, has).unwrap();
-    }
-    folder
-}
-
-/// Runs a command that has to end well.
-pub fn run(command: &mut Command) {
-    let status = command.status().unwrap();
-    assert!(status.success(), "{command:?}: {status}");
 }
 
 /// A port that nobody listens on.

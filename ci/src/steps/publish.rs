@@ -1,6 +1,5 @@
 //! The push, byte for byte: blobs, the manifest by its digest, the papers, and the tag last of all.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -216,33 +215,64 @@ impl<K: Kind> Push<'_, '_, K> {
         Ok(attached)
     }
 
+    /// Pushes a paper, and sees to it that it is listed; returns its digest.
+    ///
+    /// The list of a registry without the referrers API is a tag, which two publishers can overwrite for each other; and crane
+    /// lists only what it has pushed itself. So each attempt is another artifact, by its time.
     async fn attach(&self, paper: &Paper) -> Result<String, Failure> {
-        let folder = tempfile::tempdir().or_environment("cannot make a folder for a paper")?;
-        let digest = paper
-            .write_layout(folder.path(), self.info)
-            .or_environment("cannot write a paper")?;
-        let layout = self.layout_of(folder.path());
-        self.by_digest(&layout, &digest, paper.kind).await?;
-        Ok(digest)
-    }
-
-    fn layout_of(&self, folder: &Path) -> Directory {
-        let host = self.step.client().host();
-        host.directory(folder.display().to_string())
-    }
-
-    /// Pushes blobs, and their manifest under its digest alone. crane lists what has a subject where the registry does not.
-    async fn by_digest(&self, layout: &Directory, digest: &str, what: &str) -> Result<(), Failure> {
-        let target = self.in_registry(digest);
         let attempt = AtomicU32::new(0);
-        let push = || async {
-            let container = self
-                .container(attempt.fetch_add(1, Ordering::Relaxed))
-                .with_mounted_directory("/layout", layout.clone());
-            self.exec(container, &["push", "/layout", &target], what)
-                .await
+        let attach = || async {
+            let folder = tempfile::tempdir().or_environment("cannot make a folder for a paper")?;
+            let digest = paper
+                .write_layout(folder.path(), self.info, jiff::Timestamp::now())
+                .or_environment("cannot write a paper")?;
+            let host = self.step.client().host();
+            let layout = host.directory(folder.path().display().to_string());
+            let number = attempt.fetch_add(1, Ordering::Relaxed);
+            self.push(&layout, &digest, paper.kind, number).await?;
+            let listed = self.client.referrers(&self.info.digest).await?;
+            if listed
+                .iter()
+                .any(|there| there.digest().to_string() == digest)
+            {
+                return Ok(digest);
+            }
+            Err(Failure::environment(format!(
+                "{} does not list {} beside {}",
+                self.reference.registry, paper.kind, self.reference
+            ))
+            .hint("Run again: what is missing is added."))
         };
-        retried(push).await
+        retried(attach).await
+    }
+
+    /// Pushes blobs, and their manifest under its digest alone.
+    async fn by_digest(&self, layout: &Directory, digest: &str, what: &str) -> Result<(), Failure> {
+        let attempt = AtomicU32::new(0);
+        retried(|| {
+            self.push(
+                layout,
+                digest,
+                what,
+                attempt.fetch_add(1, Ordering::Relaxed),
+            )
+        })
+        .await
+    }
+
+    async fn push(
+        &self,
+        layout: &Directory,
+        digest: &str,
+        what: &str,
+        attempt: u32,
+    ) -> Result<(), Failure> {
+        let container = self
+            .container(attempt)
+            .with_mounted_directory("/layout", layout.clone());
+        let target = self.in_registry(digest);
+        self.exec(container, &["push", "/layout", &target], what)
+            .await
     }
 
     /// Lets the tag name the image, unless it names another; then waits, and reads back.
@@ -327,9 +357,9 @@ impl<K: Kind> Push<'_, '_, K> {
 }
 
 /// `work`, again where the network or the registry failed and did not refuse.
-async fn retried<F>(work: impl FnMut() -> F) -> Result<(), Failure>
+async fn retried<T, F>(work: impl FnMut() -> F) -> Result<T, Failure>
 where
-    F: Future<Output = Result<(), Failure>>,
+    F: Future<Output = Result<T, Failure>>,
 {
     work.retry(
         // crane itself tries three times within some seconds.

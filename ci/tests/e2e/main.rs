@@ -10,6 +10,7 @@
 )]
 
 mod harness;
+mod installed;
 mod registry;
 
 mod embedded;
@@ -17,6 +18,7 @@ mod evidence;
 mod first_start;
 mod gates;
 mod interrupts;
+mod papers;
 mod publishing;
 mod reproducible;
 mod runs;

@@ -8,11 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use ci::narrator::Silent;
 use ci::oci;
 use ci::provision::{self, Package, Probe};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+
+use crate::installed::install;
 
 /// The registry of the distribution's own package.
 const REGISTRY: Package = Package {
@@ -173,6 +174,14 @@ impl Registry {
         body
     }
 
+    /// The index that a tag names, byte for byte.
+    pub fn index(&self, repository: &str, tag: &str) -> Vec<u8> {
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        let (status, _, body) = self.ask_as(INDEX, Method::GET, &path, None);
+        assert_eq!(status, StatusCode::OK, "{path}");
+        body
+    }
+
     /// The digest that the registry itself gives for a tag.
     pub fn digest(&self, repository: &str, tag: &str) -> String {
         oci::sha256(&self.manifest(repository, tag))
@@ -301,12 +310,12 @@ impl Drop for Registry {
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        block_on(provision::packages(&[REGISTRY], &|_| true, &Silent)).unwrap();
+        install(&[REGISTRY]);
         provision::find_program("docker-registry").unwrap()
     })
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     // It may be set already: the tests of this process share it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_current_thread()
