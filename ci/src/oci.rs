@@ -432,6 +432,19 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
+/// The same of the file at `path`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256_of_file(path: &Path) -> io::Result<String> {
+    let mut hashing = HashingReader {
+        inner: File::open(path)?,
+        hasher: Sha256::new(),
+    };
+    io::copy(&mut hashing, &mut io::sink())?;
+    Ok(format!("sha256:{}", hex::encode(hashing.hasher.finalize())))
+}
+
 /// The path of the blob with `digest` in an OCI layout.
 #[must_use]
 pub fn blob_path(digest: &str) -> String {

@@ -81,6 +81,13 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
     /// # Errors
     /// When the file on the disk was changed since, or the engine cannot have it.
     pub async fn upload(&self, step: &StepContext<'_, K>) -> Result<EngineFile, Failure> {
+        let archive = self.archive.clone();
+        // What the engine has taken once in a session it does not look at again.
+        let here = tokio::task::spawn_blocking(move || oci::sha256_of_file(&archive))
+            .await
+            .or_environment("the look at the archive was cancelled")?
+            .or_environment(format!("cannot read {}", self.archive.display()))?;
+        self.is_as_built(&here)?;
         let file = step
             .client()
             .host()
@@ -98,15 +105,20 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
                 EngineError::from(error).into_environment("cannot take the image to the engine")
             })?;
         let digest = format!("sha256:{}", sum.split(' ').next().unwrap_or_default());
-        if digest != self.info.file {
-            return Err(Failure::gate(format!(
-                "{} was changed during the run: it has the digest {digest}, and what was built has {}",
-                self.archive.display(),
-                self.info.file
-            ))
-            .hint("Run again, and let nothing else write there."));
-        }
+        self.is_as_built(&digest)?;
         Ok(file)
+    }
+
+    fn is_as_built(&self, digest: &str) -> Result<(), Failure> {
+        if digest == self.info.file {
+            return Ok(());
+        }
+        Err(Failure::gate(format!(
+            "{} was changed during the run: it has the digest {digest}, and what was built has {}",
+            self.archive.display(),
+            self.info.file
+        ))
+        .hint("Run again, and let nothing else write there."))
     }
 }
 

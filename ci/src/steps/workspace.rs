@@ -25,9 +25,10 @@ const CARGO_HOME: &str = "/cargo";
 ///
 /// Cargo decides by a file's time whether it has to compile it again. The times of a checkout tell nothing (git, an archive
 /// or `touch` sets them), so cargo sees this copy: what is the same keeps the time that it got when it came, what changed is
-/// as new as now, in whatever direction it changed. Where cargo would not notice, everything is made new: a file that
-/// vanished, which a build script may have looked at, a link that leads to another file, whose own time is older, and a
-/// synchronization that was cut off. Build scripts run again after any change: they may not have told cargo what they read.
+/// as new as now, in whatever direction it changed. Where cargo would not notice, everything is made new: a file that came,
+/// vanished or is no Rust source, which a macro may have looked at (those that embed folders, migrations and templates do), a
+/// link that leads to another file, whose own time is older, and a synchronization that was cut off. Documentation is taken
+/// for what it is. Build scripts run again after any change: they may not have told cargo what they read.
 ///
 /// Two runs at once take turns by a lock of their own, which ends with the container. The engine's (`LOCKED`) may stay
 /// behind for ever when a run is cancelled: nobody could use the volume again before the engine's restart.
@@ -38,6 +39,14 @@ mkdir -p /work/src
 all=
 if [ -e /work/unfinished ]; then all=yes; fi
 touch /work/unfinished
+# What a file is: documentation, something whose changes cargo notices by itself, or other.
+export KIND='case "$f" in
+  */README* | */CHANGELOG* | */LICENSE* | ./docs/* | ./.github/*) kind=documentation ;;
+  *.rs | */Cargo.toml | */Cargo.lock) kind=cargo ;;
+  ./*/*.md) kind=other ;;
+  *.md) kind=documentation ;;
+  *) kind=other ;;
+esac'
 cd /work/src
 gone=$(find . -mindepth 1 -exec sh -c '
   for f; do
@@ -47,8 +56,9 @@ gone=$(find . -mindepth 1 -exec sh -c '
     elif [ -d "$f" ]; then [ -d "$from" ] && [ ! -L "$from" ] && continue
     else [ -f "$from" ] && [ ! -L "$from" ] && continue
     fi
+    eval "$KIND"
+    [ $kind = documentation ] || echo gone
     rm -rf "$f"
-    echo gone
   done' sh {} +)
 cd /checkout
 find . -type d -exec sh -c 'cd /work/src && mkdir -p "$@"' sh {} +
@@ -63,15 +73,19 @@ new=$(find . -type f -exec sh -ec '
   for f; do
     to="/work/src/$f"
     if cmp -s "$f" "$to" && [ "$(stat -c %a "$f")" = "$(stat -c %a "$to")" ]; then continue; fi
+    eval "$KIND"
+    if [ $kind = other ] || { [ $kind = cargo ] && [ ! -e "$to" ]; }; then echo all; else echo new; fi
     rm -f "$to"; cp "$f" "$to.new-from-checkout"; chmod "$(stat -c %a "$f")" "$to.new-from-checkout"
     touch "$to.new-from-checkout"; mv "$to.new-from-checkout" "$to"
-    echo new
   done' sh {} +)
 cd /work/src
+case "$new" in *all*) all=yes ;; esac
 if [ -n "$all$gone$led" ]; then find . -type f -exec touch {} +
 elif [ -n "$new" ]; then find . -type f -name build.rs -exec touch {} +
 fi
 rm /work/unfinished
+# Nothing of this is for a build script to see.
+unset KIND
 "#;
 
 /// The toolchain's container, without the sources.

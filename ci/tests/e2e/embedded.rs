@@ -77,7 +77,8 @@ impl Machine {
         }
     }
 
-    fn here(&self, ci: Ci) -> Ci {
+    /// A call with this machine's cache directory.
+    pub fn here(&self, ci: Ci) -> Ci {
         ci.env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
     }
 

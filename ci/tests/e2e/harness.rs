@@ -142,8 +142,14 @@ impl Project {
 
     /// Commits everything, and returns the commit's SHA.
     pub fn commit(&self, message: &str) -> String {
+        self.commit_with(message, &[])
+    }
+
+    /// Commits everything with this environment, in which the commit's time may be.
+    pub fn commit_with(&self, message: &str, env: &[(&str, &str)]) -> String {
         self.git(&["add", "--all"]);
-        self.git(&["commit", "--quiet", "--allow-empty", "--message", message]);
+        let arguments = ["commit", "--quiet", "--allow-empty", "--message", message];
+        git_with(self.path(), &arguments, env);
         self.git(&["rev-parse", "HEAD"])
     }
 
@@ -160,6 +166,10 @@ impl Project {
 
 /// Runs git with an identity of its own and without the caller's configuration.
 pub fn git(directory: &Path, arguments: &[&str]) -> String {
+    git_with(directory, arguments, &[])
+}
+
+fn git_with(directory: &Path, arguments: &[&str], env: &[(&str, &str)]) -> String {
     let output = Command::new("git")
         .arg("-C")
         .arg(directory)
@@ -174,6 +184,7 @@ pub fn git(directory: &Path, arguments: &[&str]) -> String {
         .args(arguments)
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -223,6 +234,25 @@ impl Ci {
             .env("GITHUB_SHA", sha)
             .env("GITHUB_ACTOR", "somebody")
             .env("GITHUB_TOKEN", token)
+    }
+
+    /// The same call, started by another program, whose last arguments are a command.
+    pub fn under(mut self, program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .arg(self.command.get_program())
+            .args(self.command.get_args())
+            .current_dir(&self.directory)
+            .env_clear()
+            .stdin(Stdio::null());
+        for (name, value) in self.command.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        self.command = command;
+        self
     }
 
     /// The command, for a test that starts it by itself.

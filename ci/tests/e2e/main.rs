@@ -20,6 +20,7 @@ mod gates;
 mod interrupts;
 mod papers;
 mod publishing;
+mod reproducible;
 mod runs;
 mod runtimes;
 mod shared;

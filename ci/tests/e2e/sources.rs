@@ -1,13 +1,12 @@
 //! What is tested, built and smoke-tested is what the report says, whatever the files, git or a cache look like.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ci::oci;
 use serde_json::Value;
 
-use crate::harness::{Ci, Outcome, Project, git};
+use crate::harness::{Outcome, Project};
 
 const MAIN: &str = "api/src/main.rs";
 /// The first words of the service, which are in its binary and in its log.
@@ -349,6 +348,51 @@ fn what_a_build_script_saw_counts_though_cargo_was_not_told() {
     holds(&project, "marker of nothing", &["marker of change"]);
 }
 
+#[test]
+fn what_a_macro_saw_counts_though_cargo_was_not_told() {
+    let project = Project::new("macro");
+    project.write(
+        "Cargo.toml",
+        "[workspace]\nmembers = [\"api\", \"listing\"]\nresolver = \"3\"\n",
+    );
+    project.write(
+        "listing/Cargo.toml",
+        "[package]\nname = \"listing\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\nproc-macro = true\n",
+    );
+    // As crates do that embed a folder's files, migrations and templates.
+    project.write(
+        "listing/src/lib.rs",
+        r#"use proc_macro::TokenStream;
+
+#[proc_macro]
+pub fn parts(_: TokenStream) -> TokenStream {
+    let mut parts: Vec<_> = std::fs::read_dir("api/parts")
+        .expect("the folder is there")
+        .map(|part| std::fs::read_to_string(part.expect("a part").path()).expect("text"))
+        .collect();
+    parts.sort();
+    format!("{:?}", parts.concat()).parse().expect("a literal")
+}
+"#,
+    );
+    project.write("api/parts/one.txt", "marker of one, ");
+    project.edit(MAIN, WORDS, "\"{}\", listing::parts!()");
+    project.depend("listing = { path = \"../listing\" }");
+    project.commit("one part");
+    build(&project);
+    holds(&project, "marker of one, ", &["marker of two"]);
+
+    project.write("api/parts/two.txt", "marker of two, ");
+    project.commit("a part comes");
+    build(&project);
+    holds(&project, "marker of one, marker of two, ", &[]);
+
+    project.write("api/parts/two.txt", "marker of change, ");
+    project.commit("a part changes");
+    build(&project);
+    holds(&project, "marker of change, marker of one, ", &[]);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_symbolic_link_that_leads_elsewhere_counts() {
@@ -373,56 +417,4 @@ fn a_symbolic_link_that_leads_elsewhere_counts() {
     points_to("two.rs");
     build(&project);
     holds(&project, "marker two", &["marker one"]);
-}
-
-#[test]
-fn one_commit_is_one_image_wherever_it_is_built() {
-    let project = Project::new("here");
-    let here = build(&project);
-    let folder = tempfile::tempdir().unwrap();
-    let there = folder.path().join("another path, and longer");
-    git(
-        folder.path(),
-        &[
-            "clone",
-            "--quiet",
-            project.path().to_str().unwrap(),
-            there.to_str().unwrap(),
-        ],
-    );
-    // Another length of the short SHA is another tag, but the same image.
-    git(&there, &["config", "core.abbrev", "12"]);
-    // Another repository has caches of its own, which are empty.
-    let ci = Ci::new(&there, &["build"])
-        .env("LAB_CI_REPOSITORY", "e2e/there")
-        .env("TZ", "Pacific/Kiritimati")
-        .env("LANG", "tr_TR.UTF-8");
-    let run = with_umask("077", ci.into_command());
-    assert!(run.status.success(), "{run:?}");
-    let there = report(&there);
-    assert_eq!(there["digest"], here.report["digest"]);
-    assert_eq!(there["tag"].as_str().unwrap().len(), 12);
-}
-
-/// Runs a command as a user with this umask would.
-fn with_umask(umask: &str, command: Command) -> std::process::Output {
-    let mut shell = Command::new("sh");
-    shell
-        .args(["-c", &format!("umask {umask} && exec \"$0\" \"$@\"")])
-        .arg(command.get_program())
-        .args(command.get_args())
-        .env_clear()
-        .envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
-        .current_dir(command.get_current_dir().unwrap())
-        .stdin(Stdio::null());
-    shell.output().unwrap()
-}
-
-fn report(project: &Path) -> Value {
-    let text = std::fs::read_to_string(project.join("target/ci/report.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
 }

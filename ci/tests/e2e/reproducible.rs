@@ -1,0 +1,471 @@
+//! The image is a function of the commit, the platform and the toolchain: of nothing else.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use ci::oci;
+use serde_json::Value;
+
+use crate::embedded::Machine;
+use crate::harness::{Ci, Outcome, Project, git};
+use crate::registry::{Impostor, Registry, answer};
+use crate::sources::short;
+
+const MAIN: &str = "api/src/main.rs";
+/// Nothing in the image is as old as this, nor as new as the day of the test.
+const TIME: &str = "2024-02-29T12:34:56+05:00";
+const TIME_IN_UTC: &str = "2024-02-29T07:34:56Z";
+const LATER: &str = "2024-03-31T01:02:03Z";
+const UNDER_077: [&str; 2] = ["-c", "umask 077 && exec \"$0\" \"$@\""];
+
+/// A service with a proc macro and build scripts among its dependencies.
+fn service(name: &str) -> Project {
+    let project = Project::new(name);
+    project.edit(
+        MAIN,
+        "\"listening\"",
+        "\"{} {:?}\", std::process::id(), serde_json::to_string(&Started { words: \"listening\" })",
+    );
+    project.edit(
+        MAIN,
+        "fn main() {",
+        "#[derive(serde::Serialize)]\nstruct Started {\n    words: &'static str,\n}\n\nfn main() {",
+    );
+    project.write(".gitignore", "/target\n/ignored\n");
+    project.depend(
+        "libc = \"0.2\"\nserde = { version = \"1\", features = [\"derive\"] }\nserde_json = \"1\"",
+    );
+    project.format("");
+    // What the engine has done for another run of this test it would not do again.
+    project.write("docs/run.md", &format!("{:?}\n", SystemTime::now()));
+    project
+}
+
+/// The same service, that tells how many cores its build has. Nothing of it gets into the program.
+const TELLS_CORES: &str = r#"fn main() {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    println!("cargo::warning=cores: {cores}");
+}
+"#;
+
+fn log(folder: &Path) -> String {
+    std::fs::read_to_string(folder.join("target/ci/logs/build.log")).unwrap()
+}
+
+/// Overwrites the time of every file in a working tree.
+fn is_from_2001(folder: &Path) {
+    let touched = Command::new("find")
+        .arg(folder)
+        .args(["-path", "*/.git", "-prune", "-o", "-exec", "touch"])
+        .args(["--no-dereference", "--date=2001-01-01T00:00:00Z", "{}", "+"])
+        .status();
+    assert!(touched.unwrap().success());
+}
+
+/// A home directory with settings for git and cargo that would make another image of anything.
+fn another_home(folder: &Path) -> PathBuf {
+    let home = folder.join("home of somebody");
+    std::fs::create_dir_all(home.join("cargo")).unwrap();
+    let excluded = home.join("excluded");
+    std::fs::write(&excluded, "excluded-by-user\n").unwrap();
+    let gitconfig = format!(
+        "[user]\n\tname = Somebody\n\temail = somebody@example.com\n[core]\n\tabbrev = 20\n\tautocrlf = true\n\texcludesFile = {}\n",
+        excluded.display()
+    );
+    std::fs::write(home.join(".gitconfig"), gitconfig).unwrap();
+    for file in ["cargo/config", "cargo/config.toml"] {
+        std::fs::write(home.join(file), OTHER_CARGO).unwrap();
+    }
+    home
+}
+
+/// Cargo's settings that would make another program, if it built at all.
+const OTHER_CARGO: &str = r#"[build]
+rustflags = ["--cfg", "somebodys", "-C", "debuginfo=2"]
+target-dir = "/nonexistent"
+
+[profile.release]
+opt-level = 0
+debug = true
+"#;
+
+/// What a caller's environment may have that would make another program.
+const OTHER_ENVIRONMENT: [(&str, &str); 16] = [
+    ("TZ", "Pacific/Kiritimati"),
+    ("LANG", "tr_TR.UTF-8"),
+    ("LC_ALL", "tr_TR.UTF-8"),
+    ("USER", "somebody"),
+    ("LOGNAME", "somebody"),
+    ("HOSTNAME", "somewhere"),
+    ("GIT_AUTHOR_NAME", "Somebody"),
+    ("GIT_COMMITTER_NAME", "Somebody"),
+    ("GIT_COMMITTER_DATE", "2001-01-01T00:00:00Z"),
+    ("SOURCE_DATE_EPOCH", "1"),
+    ("RUSTFLAGS", "-C debuginfo=2 --cfg somebodys"),
+    ("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2"),
+    ("CARGO_BUILD_RUSTFLAGS", "-C opt-level=0"),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+    ("CARGO_INCREMENTAL", "1"),
+    ("APP_COMMIT", "0000000"),
+];
+
+/// The toolchain lies below the home directory; in another one it is looked for by its own variables.
+fn somebodys(mut ci: Ci, home: &Path) -> Ci {
+    if std::env::var_os("RUSTUP_HOME").is_none() {
+        let rustup = Path::new(&std::env::var("HOME").unwrap()).join(".rustup");
+        ci = ci.env("RUSTUP_HOME", rustup.to_str().unwrap());
+    }
+    for (name, value) in OTHER_ENVIRONMENT {
+        ci = ci.env(name, value);
+    }
+    ci.env("HOME", home.to_str().unwrap())
+        .env("CARGO_HOME", home.join("cargo").to_str().unwrap())
+}
+
+/// Files that git overlooks in three ways, each of which cargo would take.
+fn what_lies_about(folder: &Path) {
+    let write = |path: &str, text: &str| {
+        let file = folder.join(path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    };
+    write(
+        ".git/info/exclude",
+        ".cargo\napi/src/bin\nrust-toolchain.toml\n",
+    );
+    write(".cargo/config.toml", OTHER_CARGO);
+    write(
+        "rust-toolchain.toml",
+        "[toolchain]\nchannel = \"nightly\"\n",
+    );
+    write("api/src/bin/other.rs", "fn main() {}\n");
+    write("ignored/file", "ignored\n");
+    write("target/release/api", "not a program\n");
+    write("excluded-by-user", "excluded\n");
+}
+
+#[test]
+fn one_commit_is_one_image_wherever_it_is_built() {
+    let machine = Machine::new();
+    let engine = machine.everybodys.clone();
+    let project = service("reproducible");
+    project.write("api/build.rs", TELLS_CORES);
+    // What is compiled in parts could be put together of older ones.
+    let manifest = project.read("Cargo.toml");
+    project.write(
+        "Cargo.toml",
+        &format!("{manifest}\n[profile.release]\nincremental = true\n"),
+    );
+    project.edit(MAIN, "listening", "listened");
+    project.commit_with("before", &[("GIT_COMMITTER_DATE", LATER)]);
+    project.ci(&["build", "--engine", &engine]).run().exits(0);
+    project.edit(MAIN, "listened", "listening");
+    let commit = project.commit_with("the one", &[("GIT_COMMITTER_DATE", TIME)]);
+    project.git(&["tag", "the-one"]);
+    project.commit("after");
+    project.git(&["checkout", "--quiet", "--detach", "the-one"]);
+
+    // With the caches of another commit.
+    let here = project.ci(&["build", "--engine", &engine]).run().exits(0);
+    let digest = here.report["digest"].as_str().unwrap().to_owned();
+    let same = |what: &str, run: Outcome| {
+        let run = run.exits(0);
+        assert_eq!(run.report["commit"], commit, "{what}");
+        assert_eq!(run.report["clean"], true, "{what}");
+        assert_eq!(run.report["digest"], digest, "{what}");
+        run
+    };
+
+    let folder = tempfile::tempdir().unwrap();
+    let home = another_home(folder.path());
+    // A parent directory of every clone: cargo looks upwards.
+    std::fs::create_dir(folder.path().join(".cargo")).unwrap();
+    std::fs::write(folder.path().join(".cargo/config.toml"), OTHER_CARGO).unwrap();
+    let clone = |name: &str, how: &[&str]| {
+        let there = folder.path().join(name);
+        let from = format!("file://{}", project.path().display());
+        let arguments = [&["clone", "--quiet", "--branch", "the-one"], how].concat();
+        git(
+            folder.path(),
+            &[&arguments[..], &[&from, there.to_str().unwrap()]].concat(),
+        );
+        there
+    };
+    let whole = clone("another path, and a longer one", &[]);
+    let shallow = clone("shallow", &["--depth", "1"]);
+    git(&shallow, &["config", "core.abbrev", "12"]);
+    let build = |folder: &Path| {
+        machine
+            .here(Ci::new(folder, &["build", "--engine", &engine]))
+            .env("LAB_CI_REPOSITORY", project.repository())
+    };
+
+    // One difference after the other, so that the one that counts is known.
+    same("another path", build(&whole).run());
+    let run = same("a shallow clone", build(&shallow).run());
+    assert_eq!(run.report["tag"].as_str().unwrap().len(), 12);
+    is_from_2001(&whole);
+    same("other times", build(&whole).run());
+    same("another umask", build(&whole).under("sh", &UNDER_077).run());
+    same("another user", somebodys(build(&whole), &home).run());
+    project.ci(&["test", "--engine", &engine]).run().exits(0);
+    let after = project.ci(&["build", "--engine", &engine]).run();
+    same("after the tests", after);
+    what_lies_about(&shallow);
+    same(
+        "with what lies about",
+        somebodys(build(&shallow), &home).run(),
+    );
+
+    // All of it at once, on an engine that has never built anything and has one core.
+    let one_core = ["--cpu-list", "0"];
+    machine
+        .ci(&["engine", "up"])
+        .under("taskset", &one_core)
+        .run()
+        .exits(0);
+    is_from_2001(&shallow);
+    let there = |command: &str| {
+        let ci = Ci::new(&shallow, &[command, "--engine", "embedded"]);
+        let ci = machine.here(ci).env("LAB_CI_REPOSITORY", "e2e/elsewhere");
+        somebodys(ci, &home)
+            .under("sh", &UNDER_077)
+            .under("taskset", &one_core)
+    };
+    there("test").run().exits(0);
+    same("all at once", there("build").run());
+    let said = log(&shallow);
+    assert!(said.contains("Compiling serde_json"), "{said}");
+    assert!(said.contains("cores: 1\n"), "{said}");
+    machine.down();
+}
+
+/// The image in a report directory, as JSON and as the tar archives of its layers.
+struct Parts {
+    manifest: Value,
+    config: Value,
+    layers: Vec<Vec<u8>>,
+}
+
+impl Parts {
+    fn of(project: &Project) -> Self {
+        let archive = project.path().join("target/ci/image.tar");
+        let blob = |digest: &Value| {
+            oci::read_entry(&archive, &oci::blob_path(digest.as_str().unwrap())).unwrap()
+        };
+        let json = |digest: &Value| serde_json::from_slice::<Value>(&blob(digest)).unwrap();
+        let manifest = json(&oci::read_digest(&archive).unwrap().into());
+        let layers = manifest["layers"].as_array().unwrap().iter().map(|layer| {
+            let mut content = Vec::new();
+            flate2::read::GzDecoder::new(&blob(&layer["digest"])[..])
+                .read_to_end(&mut content)
+                .unwrap();
+            content
+        });
+        Self {
+            config: json(&manifest["config"]["digest"]),
+            layers: layers.collect(),
+            manifest,
+        }
+    }
+}
+
+/// The commit's own, which every other commit has differently.
+fn without_the_commit(mut config: Value) -> Value {
+    let commits =
+        |name: &str| name.starts_with("APP_COMMIT=") || name.starts_with("APP_BUILD_TIME=");
+    config.as_object_mut().unwrap().remove("created").unwrap();
+    for entry in config["history"].as_array_mut().unwrap() {
+        entry.as_object_mut().unwrap().remove("created").unwrap();
+    }
+    let process = &mut config["config"];
+    let labels = process["Labels"].as_object_mut().unwrap();
+    labels.remove("org.opencontainers.image.revision").unwrap();
+    let env = process["Env"].as_array_mut().unwrap();
+    let before = env.len();
+    env.retain(|line| !commits(line.as_str().unwrap()));
+    assert_eq!(env.len(), before - 2);
+    config
+}
+
+#[test]
+fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
+    let project = service("reproducible-documentation");
+    project.write("docs/old.md", "# Old\n");
+    project.write("api/parts/part.txt", "a part\n");
+    project.write(
+        "ci.toml",
+        "[image]\nfiles = { \"api/parts\" = \"/usr/share/parts\" }\n",
+    );
+    project.commit_with("the code", &[("GIT_COMMITTER_DATE", TIME)]);
+    let build = || project.ci(&["build"]).run().exits(0);
+    build();
+    let before = Parts::of(&project);
+
+    project.write("README.md", "# What this is\n");
+    project.write("api/README.md", "# What this part is\n");
+    project.write("docs/how.svg", "<svg/>\n");
+    project.write("LICENSE", "Take it.\n");
+    project.git(&["rm", "--quiet", "docs/old.md"]);
+    project.commit_with("what it is", &[("GIT_COMMITTER_DATE", LATER)]);
+    build();
+    let after = Parts::of(&project);
+    let said = log(project.path());
+    assert!(said.contains("Finished `release` profile"), "{said}");
+    assert!(!said.contains("Compiling"), "{said}");
+    assert_eq!(before.manifest["layers"], after.manifest["layers"]);
+    assert_ne!(
+        before.manifest["config"]["digest"],
+        after.manifest["config"]["digest"]
+    );
+    assert_eq!(
+        without_the_commit(before.config),
+        without_the_commit(after.config)
+    );
+}
+
+#[test]
+fn every_time_in_the_image_is_the_commits_or_none_and_nobody_is_named() {
+    let project = Project::new("reproducible-times");
+    project.write("api/parts/part.txt", "a part\n");
+    project.write(
+        "ci.toml",
+        "[image]\nfiles = { \"api/parts\" = \"/usr/share/parts\" }\n",
+    );
+    project.commit_with("the code", &[("GIT_COMMITTER_DATE", TIME)]);
+    project.ci(&["build"]).run().exits(0);
+    let image = Parts::of(&project);
+    assert_eq!(image.config["created"], TIME_IN_UTC);
+    for entry in image.config["history"].as_array().unwrap() {
+        assert_eq!(entry["created"], TIME_IN_UTC);
+    }
+    let env = image.config["config"]["Env"].as_array().unwrap();
+    let time = format!("APP_BUILD_TIME={TIME_IN_UTC}");
+    assert!(env.contains(&time.as_str().into()), "{env:?}");
+
+    let mut entries = 0;
+    for layer in &image.layers {
+        for entry in tar::Archive::new(&layer[..]).entries().unwrap() {
+            let entry = entry.unwrap();
+            let header = entry.header();
+            assert_eq!(header.mtime().unwrap(), 0);
+            assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
+            assert_eq!(header.username().unwrap().unwrap_or_default(), "");
+            assert_eq!(header.groupname().unwrap().unwrap_or_default(), "");
+            entries += 1;
+        }
+    }
+    assert_eq!(
+        entries, 5,
+        "the binary, the folders above the part, the part"
+    );
+}
+
+/// What a service can say of the image that it runs in: the commit in its configuration, and a hash of the program.
+const IDENTITY: &str = r#"
+fn identity() -> String {
+    let program = std::fs::read("/proc/self/exe").expect("it is running");
+    let commit = std::env::var("APP_COMMIT").unwrap_or_default();
+    format!("{commit} {}", hash(&program))
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hasher::write(&mut hasher, bytes);
+    std::hash::Hasher::finish(&hasher)
+}
+"#;
+
+#[test]
+fn scan_smoke_test_and_registry_saw_the_same_image() {
+    let project = Project::new("one-image");
+    project.edit(MAIN, "\"listening\"", "\"{}\", identity()");
+    project.edit(MAIN, "\n#[cfg(test)]", &format!("{IDENTITY}\n#[cfg(test)]"));
+    project.format("");
+    let commit = project.commit("it says what it is");
+    let registry = Registry::open();
+    let run = project
+        .ci(&["publish", "--registry", &registry.address()])
+        .run()
+        .exits(0);
+
+    // The archive, by its own bytes.
+    let archive = project.path().join("target/ci/image.tar");
+    let digest = oci::read_digest(&archive).unwrap();
+    let image = Parts::of(&project);
+    let config = &image.manifest["config"]["digest"];
+    assert_eq!(run.report["digest"], digest.as_str());
+
+    // Trivy's own word.
+    let trivy: Value = serde_json::from_str(&project.read("target/ci/trivy.json")).unwrap();
+    assert_eq!(trivy["Metadata"]["ImageID"], *config);
+    assert_eq!(
+        trivy["Metadata"]["DiffIDs"],
+        image.config["rootfs"]["diff_ids"]
+    );
+
+    // The service's own word, while it was asked for its health.
+    let [layer] = &image.layers[..] else {
+        panic!("{} layers", image.layers.len())
+    };
+    let mut program = Vec::new();
+    for entry in tar::Archive::new(&layer[..]).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        if entry.path().unwrap().as_ref() == Path::new("api") {
+            entry.read_to_end(&mut program).unwrap();
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&program);
+    let identity = format!("{commit} {}", hasher.finish());
+    let said = project.read("target/ci/logs/smoke.log");
+    assert!(said.contains(&identity), "{identity} is not in: {said}");
+
+    // The registry's own bytes, down to the last.
+    let tag = short(&project);
+    let manifest = registry.manifest(project.repository(), &tag);
+    assert_eq!(oci::sha256(&manifest), digest);
+    for blob in [config, &image.manifest["layers"][0]["digest"]] {
+        let digest = blob.as_str().unwrap();
+        let there = registry.blob(project.repository(), digest);
+        assert_eq!(oci::sha256(&there), digest);
+        assert_eq!(
+            there,
+            oci::read_entry(&archive, &oci::blob_path(digest)).unwrap()
+        );
+    }
+}
+
+#[test]
+fn an_archive_that_is_changed_between_the_gates_and_the_push_is_not_published() {
+    let project = Project::new("changed-archive");
+    let archive = project.path().join("target/ci/image.tar");
+    // It is asked for the tag when every gate has passed, and the push is what comes next.
+    let registry = Impostor::new("127.0.0.1", move |head| {
+        if head.starts_with("POST") {
+            let there = [("location", "/v2/upload"), ("content-length", "0")];
+            return answer("202 Accepted", &there, "");
+        }
+        if head.contains("/manifests/") {
+            if let Ok(mut bytes) = std::fs::read(&archive) {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                std::fs::write(&archive, bytes).unwrap();
+            }
+            return answer("404 Not Found", &[], "");
+        }
+        answer("200 OK", &[], "")
+    });
+    let run = project
+        .ci(&["publish", "--registry", &registry.address()])
+        .run()
+        .exits(1)
+        .only_fails("publish")
+        .says("was changed during the run");
+    assert_eq!(run.status("smoke"), "passed");
+    let puts = |head: &String| head.starts_with("PUT") || head.starts_with("PATCH");
+    assert!(!registry.requests().iter().any(puts));
+}
