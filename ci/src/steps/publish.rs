@@ -238,8 +238,12 @@ impl<K: Kind> Push<'_, '_, K> {
             let host = self.step.client().host();
             let layout = host.directory(folder.path().display().to_string());
             self.push(&layout, &digest, paper.kind, number).await?;
-            if let Some(there) = self.listed(paper).await? {
-                return Ok(there);
+            let listed = self.client.referrers(&self.info.digest).await?;
+            if listed
+                .iter()
+                .any(|there| there.digest().to_string() == digest)
+            {
+                return Ok(digest);
             }
             Err(Failure::environment(format!(
                 "{} does not list {} beside {}",
