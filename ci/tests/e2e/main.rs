@@ -15,6 +15,7 @@ mod registry;
 
 mod embedded;
 mod evidence;
+mod faults;
 mod first_start;
 mod gates;
 mod interrupts;
