@@ -269,9 +269,9 @@ macro_rules! serialize_as_text {
 }
 serialize_as_text!(Registry, Repository, Tag, DirtyTag, Reference);
 
-/// An image that somebody has published: `ghcr.io/upwind1647/status-api:4f2a91c`, or with its digest.
+/// The name of an image that somebody has published: `ghcr.io/upwind1647/status-api:4f2a91c`, or with its digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Published {
+pub struct ImageName {
     /// The registry.
     pub registry: Registry,
     /// The repository in it.
@@ -280,7 +280,7 @@ pub struct Published {
     pub version: String,
 }
 
-impl fmt::Display for Published {
+impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let joint = if self.version.contains(':') { '@' } else { ':' };
         write!(
@@ -291,7 +291,7 @@ impl fmt::Display for Published {
     }
 }
 
-impl FromStr for Published {
+impl FromStr for ImageName {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {

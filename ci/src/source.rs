@@ -201,7 +201,7 @@ impl Checkout {
             narrator.notice(&format!(
                 "commit {sha} is not known here yet: asking {remote}"
             ));
-            if let Err(failure) = git(&self.root, ["fetch", "--quiet", "--no-tags", remote]) {
+            if let Err(failure) = git(&self.root, ["fetch", "--quiet", "--no-tags", "--", remote]) {
                 said.push_str(&format!(
                     "{remote}: {}\n",
                     failure.output.unwrap_or(failure.message)

@@ -16,7 +16,7 @@ use crate::authority::GitHub;
 use crate::failure::{ExitCode, Failure, OrFail};
 use crate::oci::{self, Platform};
 use crate::provenance::{self, Statement};
-use crate::reference::{Published, Registry};
+use crate::reference::{ImageName, Registry};
 use crate::referrer;
 use crate::registry::{Access, Client, Manifest};
 use crate::report::{self, Reporter};
@@ -66,7 +66,7 @@ pub async fn run(
     invocation: &Invocation,
     reporter: &Reporter,
 ) -> Result<ExitCode, Failure> {
-    let published: Published = name.parse()?;
+    let published: ImageName = name.parse()?;
     let github = GitHub::from_env();
     let json = invocation.format(&github)? == Format::Json;
     let directory = invocation.directory()?;
@@ -135,14 +135,16 @@ fn trusted(registry: &Registry) -> bool {
 }
 
 /// Fetches the image, its layers into `folder`, and proves that all of it is what its digest says.
-async fn fetch(client: &Client<'_>, name: &Published, folder: &Path) -> Result<Image, Failure> {
+async fn fetch(client: &Client<'_>, name: &ImageName, folder: &Path) -> Result<Image, Failure> {
     let manifest = client.manifest(&name.version).await?.ok_or_else(|| {
         Failure::gate(format!("{name} is not in the registry"))
             .hint("Name it as `ci` printed it when it was published, with its tag or its digest.")
     })?;
     let foreign = |why: &str| {
-        Failure::gate(format!("{name} is not an image that ci has published: {why}"))
-            .hint("Only images of this repository can be verified; docker pull can tell what this one is.")
+        Failure::gate(format!(
+            "{name} is not an image that ci has published: {why}"
+        ))
+        .hint("Only what ci has published from this repository can be verified.")
     };
     let parsed: ImageManifest = manifest
         .read()

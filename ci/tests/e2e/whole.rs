@@ -54,7 +54,10 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
     );
     assert_eq!(run.report["publish"]["digest"], digest);
     assert_eq!(run.report["tag"], short);
-    assert_eq!(registry.tags(REPOSITORY), json!([short]));
+    assert_eq!(
+        registry.tags(REPOSITORY),
+        json!([&short, &ci::referrer::fallback_tag(digest)])
+    );
     let manifest = registry.manifest(REPOSITORY, &short);
     assert_eq!(ci::oci::sha256(&manifest), digest);
 
