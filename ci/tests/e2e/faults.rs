@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Barrier, mpsc, oneshot};
 
 use serde_json::{Value, json};
 
@@ -24,7 +24,11 @@ use crate::sources::short;
 
 /// What a request meets.
 #[derive(Clone, Debug)]
-enum Fault {
+pub enum Fault {
+    /// The registry sees it so much later.
+    Late(Duration),
+    /// The answer comes when as many wait for theirs as meet here.
+    Meet(Arc<Barrier>),
     /// The connection ends before the registry sees it.
     Lost,
     /// The registry does what it is asked, and the connection ends before its answer.
@@ -46,7 +50,7 @@ enum Fault {
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
+pub enum Who {
     /// `ci` itself.
     Ci,
     /// crane, in the engine.
@@ -54,7 +58,7 @@ enum Who {
 }
 
 /// A kind of request: who asks, how, and what the path has in it.
-type Stage = (Who, &'static str, &'static str);
+pub type Stage = (Who, &'static str, &'static str);
 
 /// Everything that is asked of a registry before, while and after an image and its papers are pushed.
 const STAGES: [Stage; 17] = [
@@ -81,7 +85,7 @@ const FOR_EVER: usize = usize::MAX;
 
 /// A fault, where it strikes, and how often it does.
 #[derive(Clone, Debug)]
-struct Rule {
+pub struct Rule {
     stage: Stage,
     fault: Fault,
     /// So many requests get through before it strikes.
@@ -91,13 +95,21 @@ struct Rule {
 }
 
 /// This strikes once, at the first request.
-fn once(stage: Stage, fault: Fault) -> Rule {
+pub fn once(stage: Stage, fault: Fault) -> Rule {
     Rule {
         stage,
         fault,
         after: 0,
         times: 1,
         struck: 0,
+    }
+}
+
+/// Two publishers wait for each other here, once.
+pub fn meeting(stage: Stage) -> Rule {
+    Rule {
+        times: 2,
+        ..once(stage, Fault::Meet(Arc::new(Barrier::new(2))))
     }
 }
 
@@ -148,15 +160,15 @@ impl State {
 }
 
 /// The real registry, as it is seen through a bad line.
-struct Proxy {
-    registry: Registry,
+pub struct Proxy {
+    pub registry: Registry,
     state: Arc<Mutex<State>>,
-    address: String,
+    pub address: String,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Proxy {
-    fn new() -> Self {
+    pub fn new() -> Self {
         // It may be set already: the tests of this process share it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let registry = Registry::open();
@@ -220,18 +232,32 @@ impl Proxy {
     fn publish(&self, project: &Project, rules: &[Rule]) -> Publish {
         project.commit("another image");
         let tag = short(project);
-        *self.state.lock().unwrap() = State {
-            rules: rules.to_vec(),
-            tag: tag.clone(),
-            seen: Vec::new(),
-        };
+        self.rule(&tag, rules);
         let outcome = project.ci(&["publish", "--registry", &self.address]).run();
-        let state = std::mem::take(&mut *self.state.lock().unwrap());
+        let state = self.take();
         Publish {
             outcome,
             tag,
             state,
         }
+    }
+
+    /// From now on requests meet these faults; `tag` is that of the image that is pushed.
+    pub fn rule(&self, tag: &str, rules: &[Rule]) {
+        *self.state.lock().unwrap() = State {
+            rules: rules.to_vec(),
+            tag: tag.to_owned(),
+            seen: Vec::new(),
+        };
+    }
+
+    /// How often a fault has struck since then; now there are none.
+    pub fn struck(&self) -> usize {
+        self.take().rules.iter().map(|rule| rule.struck).sum()
+    }
+
+    fn take(&self) -> State {
+        std::mem::take(&mut *self.state.lock().unwrap())
     }
 
     /// A run meets these faults, all of them, and passes: its image is there with its papers, and nothing else has come.
@@ -351,21 +377,22 @@ impl Upstream {
         };
         let line = format!("{} {}", request.method(), request.uri().path());
         let fault = self.state.lock().unwrap().meets((who, line));
-        match fault {
+        match &fault {
             Some(Fault::Lost) => {
                 let _ = request.into_body().collect().await;
                 return Err(Dropped);
             }
+            Some(Fault::Late(time)) => tokio::time::sleep(*time).await,
             Some(Fault::Answer(status)) => {
                 let _ = request.into_body().collect().await;
                 let mut answer = Response::new(Content::whole(Bytes::new()));
-                *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+                *answer.status_mut() = StatusCode::from_u16(*status).unwrap();
                 return Ok(answer);
             }
             _ => {}
         }
         let (status, mut headers, body) = self.forward(request).await?;
-        let content = match fault {
+        let content = match &fault {
             Some(Fault::NoAnswer) => return Err(Dropped),
             Some(Fault::CutAnswer) => Content {
                 size: body.len() as u64 + 1,
@@ -376,6 +403,11 @@ impl Upstream {
                 let other = oci::sha256(b"another");
                 let other = HeaderValue::from_str(&other).unwrap();
                 headers.insert("docker-content-digest", other);
+                Content::whole(body)
+            }
+            Some(Fault::Meet(meeting)) => {
+                // Where the other one never comes, the test tells.
+                let _ = tokio::time::timeout(Duration::from_secs(60), meeting.wait()).await;
                 Content::whole(body)
             }
             Some(Fault::Away) => {

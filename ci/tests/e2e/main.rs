@@ -21,6 +21,7 @@ mod gates;
 mod interrupts;
 mod papers;
 mod publishing;
+mod races;
 mod reproducible;
 mod runs;
 mod runtimes;
