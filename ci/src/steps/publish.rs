@@ -30,6 +30,11 @@ use crate::source::State;
 /// finds another's digest.
 const WINDOW: Duration = Duration::from_secs(5);
 
+/// How long one command of crane's may take. Dagger's tunnel to this machine's loopback does not tell crane when a registry
+/// ends a connection, so there it is short: crane would wait for ever, and nothing on loopback takes long.
+const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT_ON_LOOPBACK: Duration = Duration::from_secs(45);
+
 /// The label with the commit.
 pub const REVISION: &str = "org.opencontainers.image.revision";
 
@@ -340,18 +345,25 @@ impl<K: Kind> Push<'_, '_, K> {
         what: &str,
     ) -> Result<(), Failure> {
         let Self { reference, .. } = self;
-        container
-            .with_exec(self.crane.arguments(arguments))
-            .sync()
-            .await
-            .map(drop)
+        let registry = &reference.registry;
+        let limit = if registry.is_loopback() {
+            LIMIT_ON_LOOPBACK
+        } else {
+            LIMIT
+        };
+        let command = container.with_exec(self.crane.arguments(arguments));
+        let Ok(done) = tokio::time::timeout(limit, command.sync()).await else {
+            return Err(Failure::environment(format!(
+                "{registry} did not take the push of {reference} ({what}) within {} s",
+                limit.as_secs()
+            ))
+            .hint("Run again: what is there is not pushed twice."));
+        };
+        done.map(drop)
             .map_err(|error| match EngineError::from(error) {
                 EngineError::Exec { output, .. } if refused(&output) => Failure::new(
                     ExitCode::PublishRefused,
-                    format!(
-                        "{} refused the push of {reference} ({what})",
-                        reference.registry
-                    ),
+                    format!("{registry} refused the push of {reference} ({what})"),
                 )
                 .output(output),
                 EngineError::Exec { output, .. } => {

@@ -524,6 +524,10 @@ fn a_connection_that_ends_at_any_stage_is_made_again() {
         .collect();
     proxy.passes_in_spite_of(&project, &rules);
 
+    // Those that crane does not hear of are given up in time.
+    let rules = [once(UPLOAD, Fault::Lost), once(MANIFEST, Fault::NoAnswer)];
+    proxy.passes_in_spite_of(&project, &rules);
+
     // The second is set, and its publisher does not hear of it.
     let rules = [once(TAG, Fault::Lost), once(TAG, Fault::NoAnswer)];
     proxy.passes_in_spite_of(&project, &rules);
