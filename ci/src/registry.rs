@@ -146,6 +146,17 @@ impl<'a> Client<'a> {
         asked.map(drop).map_err(|error| self.unreachable(error))
     }
 
+    /// The token that the registry gives for the credential; none where it takes the credential itself.
+    ///
+    /// # Errors
+    /// When the registry refuses (exit 4) or cannot be reached (exit 3).
+    pub async fn token(&self) -> Result<Option<SecretString>, Failure> {
+        Ok(match self.authorization().await? {
+            Authorization::Bearer(token) => Some(token),
+            Authorization::Basic | Authorization::None => None,
+        })
+    }
+
     /// Proves that this run may write, without writing: an upload is begun and cancelled.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use backon::{ExponentialBuilder, Retryable};
 use dagger_sdk::{Container, Directory};
 use oci_spec::image::{ImageConfiguration, ImageManifest};
 use secrecy::ExposeSecret;
+use serde_json::json;
 
 use super::build::Image;
 use super::crane::Crane;
@@ -282,6 +283,7 @@ impl<K: Kind> Push<'_, '_, K> {
     ) -> Result<(), Failure> {
         let container = self
             .container(attempt)
+            .await?
             .with_mounted_directory("/layout", layout.clone());
         let target = self.in_registry(digest);
         self.exec(container, &["push", "/layout", &target], what)
@@ -295,7 +297,9 @@ impl<K: Kind> Push<'_, '_, K> {
         let attempt = AtomicU32::new(0);
         let set = || async {
             // Ready before the look, so that little time is between the two.
-            let container = self.container(attempt.fetch_add(1, Ordering::Relaxed));
+            let container = self
+                .container(attempt.fetch_add(1, Ordering::Relaxed))
+                .await?;
             if self.there().await? == Outcome::AlreadyThere {
                 return Ok(());
             }
@@ -326,16 +330,22 @@ impl<K: Kind> Push<'_, '_, K> {
         format!("{}/{}@{digest}", self.crane.host, self.reference.repository)
     }
 
-    fn container(&self, attempt: u32) -> Container {
+    async fn container(&self, attempt: u32) -> Result<Container, Failure> {
         let container = self
             .crane
             .container
             // What is in a registry is not in the engine's cache: each run asks anew.
             .with_env_variable("RUN_ID", format!("{}-{attempt}", self.step.run.id));
-        match self.credential {
-            Some(credential) => with_credential(self.step, container, &self.crane.host, credential),
-            None => container,
-        }
+        let Some(credential) = self.credential else {
+            return Ok(container);
+        };
+        // crane would take the credential to whatever host a registry names as its realm: it gets what this one gave for it.
+        let auth = match self.client.token().await? {
+            Some(token) => json!({ "registrytoken": token.expose_secret() }),
+            None => json!({ "auth": credential.basic().expose_secret() }),
+        };
+        let config = json!({ "auths": { (&self.crane.host): auth } }).to_string();
+        Ok(with_credential(self.step, container, &config, credential))
     }
 
     async fn exec(
@@ -403,20 +413,17 @@ fn refused(output: &str) -> bool {
 fn with_credential<K: Kind>(
     step: &StepContext<'_, K>,
     container: Container,
-    host: &str,
+    config: &str,
     credential: &Credential,
 ) -> Container {
     let client = step.client();
-    let auth = credential.basic();
-    let config =
-        serde_json::json!({ "auths": { host: { "auth": auth.expose_secret() } } }).to_string();
     let secret =
         |name: &str, value: &str| client.set_secret(format!("{name}-{}", step.run.id), value);
     container
         .with_env_variable("DOCKER_CONFIG", "/run/secrets")
         .with_mounted_secret(
             "/run/secrets/config.json",
-            secret("registry-config", &config),
+            secret("registry-config", config),
         )
         .with_mounted_secret(
             "/run/secrets/token",

@@ -126,6 +126,10 @@ struct State {
     /// The tag of the image that is pushed.
     tag: String,
     seen: Vec<(Who, String)>,
+    /// It wants a token, and sends crane for it to another host, of this name.
+    realm: Option<&'static str>,
+    /// What that other host has got to see.
+    elsewhere: Vec<String>,
 }
 
 impl State {
@@ -247,7 +251,7 @@ impl Proxy {
         *self.state.lock().unwrap() = State {
             rules: rules.to_vec(),
             tag: tag.to_owned(),
-            seen: Vec::new(),
+            ..State::default()
         };
     }
 
@@ -375,6 +379,9 @@ impl Upstream {
         } else {
             Who::Crane
         };
+        if let Some(answer) = self.challenge(who, &request) {
+            return Ok(answer);
+        }
         let line = format!("{} {}", request.method(), request.uri().path());
         let fault = self.state.lock().unwrap().meets((who, line));
         match &fault {
@@ -426,6 +433,38 @@ impl Upstream {
         *answer.status_mut() = status;
         *answer.headers_mut() = headers;
         Ok(answer)
+    }
+
+    /// What a registry with tokens says to who has none, and what the giver of tokens says.
+    fn challenge(&self, who: Who, request: &Request<Incoming>) -> Option<Response<Content>> {
+        let mut state = self.state.lock().unwrap();
+        let other = state.realm?;
+        let header = |name| {
+            request
+                .headers()
+                .get(name)
+                .map_or("", |it| it.to_str().unwrap())
+        };
+        let (host, authorization) = (header("host"), header("authorization"));
+        if request.uri().path() == "/token" {
+            if host.starts_with(&format!("{other}:")) {
+                state.elsewhere.push(authorization.to_owned());
+            }
+            let token = Bytes::from_static(br#"{"token":"given"}"#);
+            return Some(Response::new(Content::whole(token)));
+        }
+        if authorization == "Bearer given" {
+            return None;
+        }
+        let realm = match (who, host.rsplit_once(':')?.1) {
+            (Who::Ci, _) => host.to_owned(),
+            (Who::Crane, port) => format!("{other}:{port}"),
+        };
+        let challenge = format!("Bearer realm=\"http://{realm}/token\",service=\"test\"");
+        let answer = Response::builder()
+            .status(401)
+            .header("www-authenticate", challenge);
+        Some(answer.body(Content::whole(Bytes::new())).unwrap())
     }
 
     /// What the real registry says. It knows itself by the name that the client has for this proxy, and so points to it.
@@ -588,4 +627,21 @@ fn a_registry_that_lies_about_what_was_pushed_is_caught() {
         outcome.says("hands out other bytes");
         assert_eq!(publish.count(TAG), 1);
     }
+}
+
+#[test]
+fn the_credential_does_not_go_where_the_registry_points_to_after_the_preflight() {
+    let project = Project::new("realm");
+    let proxy = Proxy::new();
+    let sha = project.git(&["rev-parse", "HEAD"]);
+    proxy.state.lock().unwrap().realm = Some("REGISTRY");
+    // The same machine in the engine's network, and another host by its name.
+    let run = project
+        .ci(&["run", "--registry", &proxy.address])
+        .push_to_main(&sha, "ghs_of.this-test_only")
+        .run();
+    let state = proxy.take();
+    assert_eq!(state.elsewhere, Vec::<String>::new());
+    // With what this one gave for the credential.
+    run.exits(0);
 }
