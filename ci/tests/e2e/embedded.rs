@@ -7,6 +7,7 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{MutexGuard, Once};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -209,6 +210,14 @@ fn said(program: &str, arguments: &[&str]) -> String {
 
 fn signal(pid: i64, signal: Signal) {
     kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+}
+
+/// For a process that may end by itself meanwhile, as the engine's helpers do.
+fn signal_if_there(pid: i64, signal: Signal) {
+    match kill(Pid::from_raw(pid.try_into().unwrap()), signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => panic!("{pid}: {error}"),
+    }
 }
 
 #[test]
@@ -500,20 +509,26 @@ impl Drop for Busy {
     }
 }
 
-/// The engine's own process, and what runs below it.
-fn engines(machine: &Machine) -> Vec<i64> {
-    let mut found = vec![machine.status()["pid"].as_i64().unwrap()];
+/// The engine's own process.
+fn engine(machine: &Machine) -> i64 {
+    machine.status()["pid"].as_i64().unwrap()
+}
+
+/// Stops the engine and all that runs below it, which it names. A parent is stopped before its children are listed, so that
+/// none is born unseen.
+fn freezes(machine: &Machine) -> Vec<i64> {
+    let mut stopped = vec![engine(machine)];
+    signal(stopped[0], Signal::SIGSTOP);
     let mut at = 0;
-    while at < found.len() {
-        let below = said("ps", &["-o", "pid=", "--ppid", &found[at].to_string()]);
-        found.extend(
-            below
-                .split_whitespace()
-                .map(|pid| pid.parse::<i64>().unwrap()),
-        );
+    while at < stopped.len() {
+        let below = said("ps", &["-o", "pid=", "--ppid", &stopped[at].to_string()]);
+        for pid in below.split_whitespace().map(|pid| pid.parse().unwrap()) {
+            signal_if_there(pid, Signal::SIGSTOP);
+            stopped.push(pid);
+        }
         at += 1;
     }
-    found
+    stopped
 }
 
 #[test]
@@ -527,17 +542,18 @@ fn an_engine_that_dies_or_freezes_ends_the_run_and_one_that_pauses_does_not() {
     };
     let project = sleeps("embedded-pauses", 2);
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
-    let all = engines(&machine);
-    all.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+    let stopped = freezes(&machine);
     std::thread::sleep(Duration::from_secs(12));
-    all.iter().for_each(|pid| signal(*pid, Signal::SIGCONT));
+    for pid in stopped {
+        signal_if_there(pid, Signal::SIGCONT);
+    }
     let (code, said) = run.ends();
     assert_eq!(code, Some(0), "{said}");
 
     let project = sleeps("embedded-dies", 3600);
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
     let begun = Instant::now();
-    signal(engines(&machine)[0], Signal::SIGKILL);
+    signal(engine(&machine), Signal::SIGKILL);
     let (code, said) = run.ends();
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("engine"), "{said}");
@@ -550,9 +566,7 @@ fn an_engine_that_dies_or_freezes_ends_the_run_and_one_that_pauses_does_not() {
     // The next one starts it anew.
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
     let begun = Instant::now();
-    for pid in engines(&machine) {
-        signal(pid, Signal::SIGSTOP);
-    }
+    freezes(&machine);
     let (code, said) = run.ends();
     assert_eq!(code, Some(3), "{said}");
     assert!(
