@@ -263,8 +263,9 @@ picture() {
     ip -oneline link | cut -d: -f2
     iptables-save | sed '/^#/d; s/ \[.*//'
     cat /proc/sys/net/ipv4/ip_forward /etc/resolv.conf
-    ls -d /run/infrastructure-lab-ci* 2>&1 || true
-    cut -d' ' -f2,3 /proc/self/mounts
+    ls -d /run/infrastructure-lab-ci*.$(readlink /proc/self/ns/net | tr -dc 0-9) 2>&1 || true
+    # What other tests have mounted goes with their folders, here too.
+    cut -d' ' -f2,3 /proc/self/mounts | grep -e "^$LAB_CI_CACHE_DIR" -e '^/[^t]'
 }
 # The tables are there from the first rule on.
 for table in filter nat; do

@@ -494,11 +494,21 @@ impl Engine {
         }
     }
 
+    /// The containers that have a network namespace, or were about to get one.
+    fn connected(&self) -> Vec<String> {
+        let folder = self.state().join("net/cni");
+        fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect()
+    }
+
     /// Takes away what a dead engine has left; not its cache.
     async fn clean(&self) -> Result<Vec<String>, Failure> {
         let mut removed = Vec::new();
         if let Some(network) = self.network() {
-            removed.extend(network.remove().await?);
+            removed.extend(network.remove(&self.connected()).await?);
             removed.extend(network.remove_cgroups().await?);
         }
         if self.socket().exists() {

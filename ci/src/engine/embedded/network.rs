@@ -7,7 +7,7 @@ use std::io::{Seek as _, Write as _};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 use crate::failure::{Failure, OrFail};
 use crate::provision::{command, find_program, output};
@@ -92,8 +92,9 @@ impl Network {
         Ok(if removed { vec![what] } else { Vec::new() })
     }
 
-    /// Takes the link and the firewall rules away, and says what there was.
-    pub(super) async fn remove(&self) -> Result<Vec<String>, Failure> {
+    /// Takes the link and the firewall rules away, and says what there was. `containers` are the identities of those that
+    /// were connected, or about to be.
+    pub(super) async fn remove(&self, containers: &[String]) -> Result<Vec<String>, Failure> {
         let mut removed = Vec::new();
         let link = self.link();
         let mut bridges = bridges().await?;
@@ -110,7 +111,7 @@ impl Network {
         let Some(iptables) = find_program("iptables") else {
             return Ok(removed);
         };
-        let nat = self.nat(&rules(&iptables, "nat").await?);
+        let nat = self.nat(&rules(&iptables, "nat").await?, containers);
         let mut count = restore("nat", &nat).await?;
         let filter = self.filter(&rules(&iptables, "filter").await?);
         count += restore("filter", &filter).await?;
@@ -122,11 +123,20 @@ impl Network {
         Ok(removed)
     }
 
-    /// What takes this network's rules out of the table `nat`: the plugin writes the network's name into each.
-    fn nat(&self, rules: &str) -> Vec<String> {
+    /// What takes this network's rules out of the table `nat`: the plugin writes the network's name into each. A chain of
+    /// whoever died between making and filling it has no rule, but a name that follows from the container's.
+    fn nat(&self, rules: &str, containers: &[String]) -> Vec<String> {
         let mark = format!(r#"name: \"{}\""#, self.name);
         let mut orders = Vec::new();
-        let mut chains = Vec::new();
+        let mut chains: Vec<String> = containers
+            .iter()
+            .map(|container| self.chain(container))
+            .filter(|chain| {
+                rules
+                    .lines()
+                    .any(|rule| rule.strip_prefix("-N ") == Some(chain))
+            })
+            .collect();
         for rule in rules.lines().filter(|rule| rule.contains(&mark)) {
             let Some(rule) = rule.strip_prefix("-A ") else {
                 continue;
@@ -136,7 +146,7 @@ impl Network {
             }
             let chain = rule.split(' ').next().unwrap_or_default();
             let target = rule.rsplit(' ').next().unwrap_or_default();
-            for name in [chain, target] {
+            for name in [chain, target].map(str::to_owned) {
                 if name.starts_with("CNI-") && !chains.contains(&name) {
                     chains.push(name);
                 }
@@ -145,6 +155,14 @@ impl Network {
         orders.extend(chains.iter().map(|chain| format!("-F {chain}")));
         orders.extend(chains.iter().map(|chain| format!("-X {chain}")));
         orders
+    }
+
+    /// The chain of one container in the table `nat`, named as the [CNI plugins] name it.
+    ///
+    /// [CNI plugins]: https://pkg.go.dev/github.com/containernetworking/plugins/pkg/utils#FormatChainName
+    fn chain(&self, container: &str) -> String {
+        let digest = Sha512::digest(format!("{}{container}", self.name));
+        format!("CNI-{}", hex::encode(&digest[..12]))
     }
 
     /// What takes this network's rules out of the table `filter`: one pair for each container's address.
@@ -223,21 +241,23 @@ fn cgroup_roots(mounts: &str) -> Vec<PathBuf> {
 /// The mask of this engine's range.
 const WIDTH: u32 = 0xffff_0000;
 
-/// The plugin's chains and the jumps to them, when there is nothing else in them: other engines may be using them.
+/// The plugin's chains and the jumps to them, as far as they are there, when there is nothing else in them: other engines may
+/// be using them.
 fn empty_chains(rules: &str) -> Vec<String> {
     let of = |prefix: &'static str| rules.lines().filter(move |rule| rule.starts_with(prefix));
-    let mut jumps = of("-A CNI-FORWARD ");
-    let only_the_jump = jumps
-        .next()
-        .is_some_and(|rule| rule.ends_with("-j CNI-ADMIN"))
-        && jumps.next().is_none();
-    if !only_the_jump || of("-A CNI-ADMIN ").next().is_some() {
+    let only_jumps = of("-A CNI-FORWARD ").all(|rule| rule.ends_with("-j CNI-ADMIN"));
+    if !only_jumps || of("-A CNI-ADMIN ").next().is_some() {
         return Vec::new();
     }
+    let chains = ["CNI-FORWARD", "CNI-ADMIN"]
+        .into_iter()
+        .filter(|chain| of("-N ").any(|rule| rule.ends_with(chain)));
     of("-A FORWARD ")
         .filter(|rule| rule.ends_with("-j CNI-FORWARD"))
         .filter_map(|rule| Some(format!("-D {}", rule.strip_prefix("-A ")?)))
-        .chain(["-F CNI-FORWARD", "-X CNI-FORWARD", "-X CNI-ADMIN"].map(str::to_owned))
+        // The one jumps to the other: it has to be empty before that one can go.
+        .chain(chains.clone().map(|chain| format!("-F {chain}")))
+        .chain(chains.map(|chain| format!("-X {chain}")))
         .collect()
 }
 
@@ -308,7 +328,7 @@ mod tests {
             "-A CNI-aaa -d 10.200.0.0/16 -m comment --comment \"name: \\\"labci123456\\\" id: \\\"x\\\"\" -j ACCEPT\n",
             "-A CNI-bbb -d 10.87.0.0/16 -m comment --comment \"name: \\\"dagger\\\" id: \\\"y\\\"\" -j ACCEPT\n",
         );
-        let orders = network().nat(nat);
+        let orders = network().nat(nat, &[]);
         assert_eq!(orders.len(), 3);
         assert!(
             orders[0].starts_with("-D POSTROUTING -s 10.200.0.2/32 "),
@@ -324,9 +344,35 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_that_nobody_came_to_fill_goes_when_its_container_was_ours() {
+        // As the plugin of this network's own version names it.
+        let ours = "CNI-36cf994ba79a7fa2b28a1e91";
+        let network = Network {
+            name: "labci3f782f".to_owned(),
+            subnet: 191,
+        };
+        let containers = ["6hywtsoes808uqghxo8fayy1a", "another"].map(str::to_owned);
+        assert_eq!(
+            network.nat(&format!("-N {ours}\n-N CNI-bbb\n"), &containers),
+            [format!("-F {ours}"), format!("-X {ours}")]
+        );
+        assert!(network.nat("-N CNI-bbb\n", &containers).is_empty());
+    }
+
+    #[test]
     fn shared_chains_stay_while_somebody_uses_them() {
-        let jump = "-A FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD\n-A CNI-FORWARD -j CNI-ADMIN\n";
-        assert_eq!(empty_chains(jump).len(), 4);
+        let chains = "-N CNI-ADMIN\n-N CNI-FORWARD\n";
+        let forward =
+            "-A FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD\n";
+        let jump = format!("{chains}{forward}-A CNI-FORWARD -j CNI-ADMIN\n");
+        assert_eq!(empty_chains(&jump).len(), 5);
+        // Of a plugin that died while it made them.
+        assert_eq!(
+            empty_chains("-N CNI-FORWARD\n"),
+            ["-F CNI-FORWARD", "-X CNI-FORWARD"]
+        );
+        assert_eq!(empty_chains(chains).len(), 4);
+        assert_eq!(empty_chains(&format!("{chains}{forward}")).len(), 5);
         assert!(
             empty_chains(&format!("{jump}-A CNI-FORWARD -s 10.87.0.2/32 -j ACCEPT\n")).is_empty()
         );
