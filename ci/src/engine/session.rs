@@ -70,6 +70,9 @@ impl Session {
     pub async fn open(endpoint: &Endpoint, telemetry: &Telemetry) -> Result<Self, Failure> {
         let http = reqwest::Client::builder()
             .no_proxy()
+            // Its other end is on this machine. A query may be silent for as long as a build takes, and a machine that was
+            // busy, paused or asleep meanwhile is no reason to give it up.
+            .tcp_keepalive(None)
             .build()
             .or_environment("cannot make an HTTP client")?;
         match endpoint {
