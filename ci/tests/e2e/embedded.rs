@@ -97,6 +97,11 @@ impl Machine {
         status(self.ci(&["engine", "status"]))
     }
 
+    /// The engine's own process.
+    fn engine(&self) -> i64 {
+        self.status()["pid"].as_i64().unwrap()
+    }
+
     fn up(&self) -> PathBuf {
         let up = self.ci(&["engine", "up"]).run().exits(0);
         PathBuf::from(up.stdout.trim().strip_prefix("unix://").unwrap())
@@ -235,11 +240,11 @@ fn it_comes_up_once_survives_a_kill_and_goes_away_without_a_trace() {
     assert_eq!(machine.status()["healthy"], true);
 
     // Killed, it leaves a stale socket and its link behind.
-    let pid = machine.status()["pid"].as_i64().unwrap();
+    let pid = machine.engine();
     signal(pid, Signal::SIGKILL);
     let third = machine.ci(&["engine", "up"]).run().exits(0).says("started");
     assert_eq!(first.stdout, third.stdout);
-    assert_ne!(machine.status()["pid"], pid);
+    assert_ne!(machine.engine(), pid);
     machine.works();
     machine.down();
     machine
@@ -265,7 +270,7 @@ picture() {
     cat /proc/sys/net/ipv4/ip_forward /etc/resolv.conf
     ls -d /run/infrastructure-lab-ci*.$(readlink /proc/self/ns/net | tr -dc 0-9) 2>&1 || true
     # What other tests have mounted goes with their folders, here too.
-    cut -d' ' -f2,3 /proc/self/mounts | grep -e "^$LAB_CI_CACHE_DIR" -e '^/[^t]'
+    awk -v own="$LAB_CI_CACHE_DIR" 'index($2, own) == 1 || $2 !~ "^/tmp/" { print $2, $3 }' /proc/self/mounts
 }
 # The tables are there from the first rule on.
 for table in filter nat; do
@@ -510,15 +515,10 @@ impl Drop for Busy {
     }
 }
 
-/// The engine's own process.
-fn engine(machine: &Machine) -> i64 {
-    machine.status()["pid"].as_i64().unwrap()
-}
-
 /// Stops the engine and all that runs below it, which it names. A parent is stopped before its children are listed, so that
 /// none is born unseen.
 fn freezes(machine: &Machine) -> Vec<i64> {
-    let mut stopped = vec![engine(machine)];
+    let mut stopped = vec![machine.engine()];
     signal(stopped[0], Signal::SIGSTOP);
     let mut at = 0;
     while at < stopped.len() {
@@ -554,7 +554,7 @@ fn an_engine_that_dies_or_freezes_ends_the_run_and_one_that_pauses_does_not() {
     let project = sleeps("embedded-dies", 3600);
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
     let begun = Instant::now();
-    signal(engine(&machine), Signal::SIGKILL);
+    signal(machine.engine(), Signal::SIGKILL);
     let (code, said) = run.ends();
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("engine"), "{said}");

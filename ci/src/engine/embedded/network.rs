@@ -131,11 +131,7 @@ impl Network {
         let mut chains: Vec<String> = containers
             .iter()
             .map(|container| self.chain(container))
-            .filter(|chain| {
-                rules
-                    .lines()
-                    .any(|rule| rule.strip_prefix("-N ") == Some(chain))
-            })
+            .filter(|chain| has_chain(rules, chain))
             .collect();
         for rule in rules.lines().filter(|rule| rule.contains(&mark)) {
             let Some(rule) = rule.strip_prefix("-A ") else {
@@ -251,7 +247,7 @@ fn empty_chains(rules: &str) -> Vec<String> {
     }
     let chains = ["CNI-FORWARD", "CNI-ADMIN"]
         .into_iter()
-        .filter(|chain| of("-N ").any(|rule| rule.ends_with(chain)));
+        .filter(|chain| has_chain(rules, chain));
     of("-A FORWARD ")
         .filter(|rule| rule.ends_with("-j CNI-FORWARD"))
         .filter_map(|rule| Some(format!("-D {}", rule.strip_prefix("-A ")?)))
@@ -259,6 +255,13 @@ fn empty_chains(rules: &str) -> Vec<String> {
         .chain(chains.clone().map(|chain| format!("-F {chain}")))
         .chain(chains.map(|chain| format!("-X {chain}")))
         .collect()
+}
+
+/// Whether the table of these rules has a chain of this name.
+fn has_chain(rules: &str, chain: &str) -> bool {
+    rules
+        .lines()
+        .any(|rule| rule.strip_prefix("-N ") == Some(chain))
 }
 
 /// The IPv4 routes of this host: network and mask.
@@ -349,7 +352,7 @@ mod tests {
         let ours = "CNI-36cf994ba79a7fa2b28a1e91";
         let network = Network {
             name: "labci3f782f".to_owned(),
-            subnet: 191,
+            ..network()
         };
         let containers = ["6hywtsoes808uqghxo8fayy1a", "another"].map(str::to_owned);
         assert_eq!(
@@ -372,6 +375,7 @@ mod tests {
             ["-F CNI-FORWARD", "-X CNI-FORWARD"]
         );
         assert_eq!(empty_chains(chains).len(), 4);
+        assert!(empty_chains("-N THEIR-CNI-FORWARD\n").is_empty());
         assert_eq!(empty_chains(&format!("{chains}{forward}")).len(), 5);
         assert!(
             empty_chains(&format!("{jump}-A CNI-FORWARD -s 10.87.0.2/32 -j ACCEPT\n")).is_empty()
