@@ -22,10 +22,19 @@ run *arguments:
 test *arguments:
     cargo test --workspace --locked --features api/e2e,ci/e2e "$@"
 
-# Speed and memory of the service, built as its image has it, beside a bare Actix handler and FastAPI; PART is one part of it
+# What is promised of speed and size, measured; PART is one part of the service's, or `caches`
 bench part="":
+    {{ if part == "caches" { "true" } else { "'" + just_executable() + "' _bench-service " + part } }}
+    {{ if part =~ "^(caches)?$" { "'" + just_executable() + "' _bench-caches" } else { "true" } }}
+
+# Speed and memory of the service, built as its image has it, beside a bare Actix handler and FastAPI
+_bench-service part="":
     RUSTFLAGS="-C target-feature=+crt-static" cargo bench -p api --locked --features e2e --bench service \
         --target "$(rustc --print host-tuple)" -- {{ part }}
+
+# The caches of a throw-away runner, by the `ci` that `cargo run` makes
+_bench-caches:
+    cargo bench -p ci --locked --profile dev --features e2e --bench runner_cache
 
 # Format, lint, documentation, dependency policy and workflow checks
 check: && policy workflows
@@ -53,7 +62,7 @@ workflows: (_venv "zizmor" zizmor)
     cargo run --quiet -p ci --locked -- init --quiet --workspace "$other"
     for folder in .github "$other/.github"; do
         go run github.com/rhysd/actionlint/cmd/actionlint@v{{ actionlint }} "$folder"/workflows/*.yml
-        "{{ tools }}/zizmor-{{ zizmor }}/bin/zizmor" --offline --persona pedantic --strict-collection "$folder"
+        "{{ tools }}/zizmor-{{ zizmor }}/bin/zizmor" --offline --persona auditor --strict-collection "$folder"
     done
 
 # Whether everything compiles for a Mac, from any machine: with zig as its C compiler

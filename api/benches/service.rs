@@ -14,6 +14,8 @@
 
 #[path = "../tests/e2e/harness.rs"]
 mod harness;
+#[path = "../../ci/benches/common/table.rs"]
+mod table;
 
 use std::{
     any::Any,
@@ -36,6 +38,7 @@ use procfs::{
 };
 
 use harness::{Service, free_port, install, package, run, venv};
+use table::Table;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -66,7 +69,7 @@ fn main() -> ExitCode {
         ("checks", checks),
         ("image", image),
     ];
-    let mut table = Table { missed: false };
+    let mut table = Table::default();
     for (name, measure) in parts {
         if asked.is_none_or(|asked| name.starts_with(asked.as_str())) {
             measure(&mut table);
@@ -77,46 +80,6 @@ fn main() -> ExitCode {
 
 /// What is measured, by its name.
 type Part = (&'static str, fn(&mut Table));
-
-/// What is printed: a line for each figure, with its bound.
-struct Table {
-    missed: bool,
-}
-
-impl Table {
-    fn say(&self, what: &str, figure: impl std::fmt::Display) {
-        println!("{what:<58} {figure:>14}");
-    }
-
-    fn at_most(&mut self, what: &str, figure: f64, bound: f64, unit: &str) {
-        self.bounded(
-            what,
-            figure,
-            &format!("<= {bound}{unit}"),
-            figure <= bound,
-            unit,
-        );
-    }
-
-    fn at_least(&mut self, what: &str, figure: f64, bound: f64, unit: &str) {
-        self.bounded(
-            what,
-            figure,
-            &format!(">= {bound}{unit}"),
-            figure >= bound,
-            unit,
-        );
-    }
-
-    fn bounded(&mut self, what: &str, figure: f64, bound: &str, met: bool, unit: &str) {
-        self.missed |= !met;
-        let verdict = if met { "" } else { "  MISSED" };
-        println!(
-            "{what:<58} {:>14} {bound:>12}{verdict}",
-            format!("{figure:.2}{unit}")
-        );
-    }
-}
 
 /// A handler and nothing else, in a server as Actix makes it.
 fn bare(port: u16) {

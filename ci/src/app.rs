@@ -13,16 +13,17 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
 use crate::authority::{self, Event, GitHub, Permit, Purpose};
+use crate::cache::{Cache, CacheReport, Place};
 use crate::engine::{self, EngineError, Session, Telemetry};
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
-use crate::narrator::Narrator as _;
+use crate::narrator::Narrator;
 use crate::oci::Platform;
 use crate::project::Project;
 use crate::reference::Registry;
 use crate::report::{self, EngineReport, Report, Reporter, SCHEMA, Verdict};
 use crate::run::{Platforms, Run, Stop, Stopper, Surroundings};
-use crate::settings::{self, Command, Invocation, Settings};
+use crate::settings::{self, CacheCommand, Command, Invocation, Settings};
 use crate::source::{Checkout, Snapshot};
 use crate::standin::StandIns;
 use crate::step::{Record, Status, Step};
@@ -106,6 +107,7 @@ async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
                 ))
                 .await;
         }
+        Command::Cache { command } => return carry(&invocation, command, stopper).await,
         Command::Run | Command::Publish => Step::ALL.to_vec(),
         Command::Test => Step::with_needs(&[Step::Test]),
         Command::Fmt { .. } => Step::with_needs(&[Step::Fmt]),
@@ -145,12 +147,18 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Failure::usage(format!("{name} cannot be read")).because(error)),
     };
-    let settings = invocation.settings(
+    let mut settings = invocation.settings(
         &checkout.root.join(&project.folder),
         &project,
         read(settings::FILE)?.as_deref(),
         github,
     )?;
+    if let Command::Cache {
+        command: CacheCommand::Save { dir } | CacheCommand::Restore { dir },
+    } = &invocation.command
+    {
+        settings.cache_dir = Some(settings::cache_dir(dir)?);
+    }
     if let Some(exceptions) = read(scan::IGNORE_FILE)? {
         scan::check_exceptions(&exceptions)?;
     }
@@ -203,6 +211,7 @@ struct Outcome {
     stand_ins: Vec<StandInNote>,
     records: Vec<Record>,
     published: Option<Published>,
+    cache: Option<CacheReport>,
 }
 
 async fn pipeline(
@@ -266,6 +275,7 @@ async fn pipeline(
         duration_ms: 0,
         steps: Vec::new(),
         publish: None,
+        cache: None,
         error: None,
         hint: None,
     };
@@ -319,9 +329,13 @@ async fn pipeline(
     report.stand_ins = outcome.stand_ins;
     report.steps = outcome.records;
     report.publish = outcome.published;
+    report.cache = outcome.cache;
     report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     report.write(&directory, |text| reporter.redact(text))?;
-    outputs(&report)?;
+    let summary = reporter.redact(&report::summary(&report));
+    let page = directory.join("summary.md");
+    std::fs::write(&page, &summary).or_environment(format!("cannot write {}", page.display()))?;
+    tell_github(&report, &summary)?;
     reporter.verdict(&report);
     Ok(code)
 }
@@ -420,7 +434,17 @@ async fn on_engine(
         }
     };
     outcome.platform = Some(platforms.image.to_string());
+    let cache = plan.settings.cache_dir.as_ref().map(|folder| {
+        Cache::open(
+            folder,
+            plan.settings.event.domain(),
+            plan.settings.repository.to_string(),
+            plan.checkout.commit.sha.clone(),
+            Arc::clone(reporter) as Arc<dyn Narrator>,
+        )
+    });
     let surroundings = Surroundings {
+        cache,
         platforms,
         telemetry,
         session,
@@ -514,41 +538,106 @@ async fn execute<K: Kind>(
         }
     };
     let reporter = Arc::clone(&surroundings.reporter);
+    let lockfile = plan.snapshot.path().join(&plan.settings.folder);
+    let lockfile = std::fs::read_to_string(lockfile.join("Cargo.lock"))
+        .or_environment("the sources have no Cargo.lock");
+    let lockfile = match lockfile {
+        Ok(lockfile) => lockfile,
+        Err(failure) => {
+            surroundings.session.close().await;
+            return Err(failure);
+        }
+    };
     let run = Run::new(plan.settings, toolbox, surroundings, plan.steps);
-    if matches!(plan.invocation, Command::Fmt { fix: true }) {
-        make_guard!(this_run);
-        let source = Source::new(this_run, plan.checkout, plan.snapshot);
-        if let Some(changed) = run.step(Step::Fmt, Some(&source), fmt::fix).await {
-            for file in changed {
-                reporter.header(&format!("    formatted {}", file.display()));
+    match plan.invocation {
+        Command::Fmt { fix: true } => {
+            make_guard!(this_run);
+            let source = Source::new(this_run, plan.checkout, plan.snapshot);
+            if let Some(changed) = run.step(Step::Fmt, Some(&source), fmt::fix).await {
+                for file in changed {
+                    reporter.header(&format!("    formatted {}", file.display()));
+                }
             }
         }
-    } else {
-        outcome.published = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
+        Command::Cache {
+            command: CacheCommand::Restore { .. },
+        } => {
+            for place in Place::ALL {
+                run.bring(place).await;
+            }
+        }
+        Command::Cache {
+            command: CacheCommand::Save { .. },
+        } => run.take(&Place::ALL, &lockfile).await,
+        _ => {
+            outcome.published =
+                crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
+            run.take(&run.worked_in(), &lockfile).await;
+        }
     }
     outcome.stand_ins = run.toolbox.notes();
-    outcome.records = run.finish().await;
+    (outcome.records, outcome.cache) = run.finish().await;
     Ok(())
 }
 
-/// The outputs of the workflow's step: image, tag and digest.
-fn outputs(report: &Report) -> Result<(), Failure> {
-    let Some(path) = std::env::var_os("GITHUB_OUTPUT").filter(|path| !path.is_empty()) else {
+/// `ci cache`: into the engine, or out of it, and nothing else.
+async fn carry(
+    invocation: &Invocation,
+    command: &CacheCommand,
+    stopper: Stopper,
+) -> Result<ExitCode, Failure> {
+    let plan = plan(invocation, Vec::new(), &GitHub::from_env())?;
+    let reporter = Arc::new(Reporter::new(&plan.settings, None));
+    let mut outcome = Outcome::default();
+    with_engine(plan, &stopper, &reporter, &mut outcome).await?;
+    let Some(report) = outcome.cache else {
+        return Ok(ExitCode::Success);
+    };
+    reporter.carried(&report)?;
+    match (report.failures.first(), command) {
+        (Some(failure), _) => Err(Failure::environment(failure.clone())),
+        (None, CacheCommand::Save { .. }) if report.read_only => {
+            Err(Failure::environment(format!(
+                "the cache in {} is main's, and is not written by this run, which is {}'s",
+                report.folder, report.domain
+            ))
+            .hint("Only a push to main writes it; save into a folder of your own."))
+        }
+        _ => Ok(ExitCode::Success),
+    }
+}
+
+/// What GitHub Actions gets of a run: the outputs of the workflow's step, and the page beside it.
+fn tell_github(report: &Report, summary: &str) -> Result<(), Failure> {
+    let mut outputs = String::new();
+    if let Some(digest) = report.digest.as_ref().filter(|_| report.verdict.passed) {
+        outputs += &format!(
+            "image={}\ntag={}\ndigest={digest}\n",
+            report.image, report.tag
+        );
+    }
+    // The next step of the workflow carries the folder away, where there is something new in it.
+    if let Some(cache) = &report.cache {
+        outputs += &format!("cache-changed={}\n", !cache.saved.is_empty());
+    }
+    append_to("GITHUB_OUTPUT", &outputs)?;
+    append_to("GITHUB_STEP_SUMMARY", summary)
+}
+
+/// Appends to the file that a variable names, where it names one.
+fn append_to(variable: &str, text: &str) -> Result<(), Failure> {
+    let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()) else {
         return Ok(());
     };
-    let Some(digest) = report.digest.as_ref().filter(|_| report.verdict.passed) else {
+    if text.is_empty() {
         return Ok(());
-    };
-    let text = format!(
-        "image={}\ntag={}\ndigest={digest}\n",
-        report.image, report.tag
-    );
+    }
     std::fs::OpenOptions::new()
         .append(true)
         .create(true)
         .open(&path)
         .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
-        .or_environment("cannot write GITHUB_OUTPUT")
+        .or_environment(format!("cannot write {variable}"))
 }
 
 fn stop_on_signals(stopper: &Stopper) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::reference::{LoopbackRegistry, Registry, Tag};
@@ -25,6 +25,48 @@ impl std::fmt::Display for Event {
         f.write_str(match self {
             Self::Push => "push",
             Self::PullRequest => "pull-request",
+            Self::Local => "local",
+        })
+    }
+}
+
+impl Event {
+    /// Whose caches a run works in that was started by this.
+    #[must_use]
+    pub const fn domain(self) -> Domain {
+        match self {
+            Self::Push => Domain::Main,
+            Self::PullRequest => Domain::Pr,
+            Self::Local => Domain::Local,
+        }
+    }
+}
+
+/// Whose a cache is: what a stranger's code has written must not reach what main publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Domain {
+    /// Pushes to main, which publish.
+    Main,
+    /// Pull requests.
+    Pr,
+    /// Everybody else.
+    Local,
+}
+
+impl Domain {
+    /// Whether a run of this domain may use what one of `other` has left: its own, and main's.
+    #[must_use]
+    pub fn reads(self, other: Self) -> bool {
+        other == self || other == Self::Main
+    }
+}
+
+impl std::fmt::Display for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Main => "main",
+            Self::Pr => "pr",
             Self::Local => "local",
         })
     }
@@ -409,40 +451,95 @@ mod tests {
         );
     }
 
+    /// Every [event] that starts a workflow.
+    ///
+    /// [event]: https://docs.github.com/actions/reference/workflows-and-actions/events-that-trigger-workflows
+    const EVENTS: [&str; 38] = [
+        "branch_protection_rule",
+        "check_run",
+        "check_suite",
+        "create",
+        "delete",
+        "deployment",
+        "deployment_status",
+        "discussion",
+        "discussion_comment",
+        "fork",
+        "gollum",
+        "image_version",
+        "issue_comment",
+        "issues",
+        "label",
+        "merge_group",
+        "milestone",
+        "page_build",
+        "project",
+        "project_card",
+        "project_column",
+        "public",
+        "pull_request",
+        "pull_request_comment",
+        "pull_request_review",
+        "pull_request_review_comment",
+        "pull_request_target",
+        "push",
+        "registry_package",
+        "release",
+        "repository_dispatch",
+        "schedule",
+        "status",
+        "sub_issues",
+        "watch",
+        "workflow_call",
+        "workflow_dispatch",
+        "workflow_run",
+    ];
+    const REFS: [&str; 10] = [
+        MAIN,
+        "refs/tags/v1",
+        "refs/tags/main",
+        "refs/heads/main2",
+        "refs/heads/topic",
+        "refs/heads/topic/refs/heads/main",
+        "refs/heads/gh-readonly-queue/main/pr-7-4f2a91c",
+        "refs/pull/7/merge",
+        "main",
+        "",
+    ];
+
     #[test]
-    fn no_other_event_of_github_is_a_push_to_main() {
-        for event in [
-            "pull_request",
-            "pull_request_target",
-            "workflow_dispatch",
-            "merge_group",
-            "schedule",
-            "release",
-        ] {
-            let github = GitHub {
-                event_name: event.into(),
-                ..push_to_main()
-            };
-            assert!(
-                ask(&github, false, "ghcr.io", true).unwrap().is_none(),
-                "{event}"
-            );
+    fn of_all_that_github_can_send_only_a_push_to_main_publishes() {
+        let mut published = Vec::new();
+        for event in EVENTS {
+            for git_ref in REFS {
+                let github = GitHub {
+                    event_name: event.into(),
+                    git_ref: git_ref.into(),
+                    ..push_to_main()
+                };
+                let run = ask(&github, false, "ghcr.io", true).unwrap();
+                // Nor does the command that means it.
+                let publish = ask(&github, true, "ghcr.io", true);
+                assert_eq!(run.is_some(), publish.is_ok(), "{event} {git_ref}");
+                assert_eq!(github.event() == Event::Push, run.is_some());
+                assert_eq!(github.event().domain() == Domain::Main, run.is_some());
+                published.extend(run.map(|_| (event, git_ref)));
+            }
         }
-        for git_ref in [
-            "refs/tags/v1",
-            "refs/heads/main2",
-            "refs/heads/topic",
-            "main",
-            "",
+        assert_eq!(published, [("push", MAIN)]);
+    }
+
+    #[test]
+    fn the_caches_of_main_are_everybodys_to_read_and_nobody_elses_are() {
+        use Domain::{Local, Main, Pr};
+        for (one, reads) in [
+            (Main, vec![Main]),
+            (Pr, vec![Main, Pr]),
+            (Local, vec![Main, Local]),
         ] {
-            let github = GitHub {
-                git_ref: git_ref.into(),
-                ..push_to_main()
-            };
-            assert!(
-                ask(&github, false, "ghcr.io", true).unwrap().is_none(),
-                "{git_ref}"
-            );
+            let all = [Main, Pr, Local];
+            let read: Vec<_> = all.into_iter().filter(|other| one.reads(*other)).collect();
+            assert_eq!(read, reads, "{one}");
         }
     }
 }

@@ -4,13 +4,18 @@
 //! image's ([`generativity`]): evidence of two runs or images does not fit together. The parameter `K` says whether it was
 //! made with the real base images and database ([`Genuine`]) or with stand-ins ([`StandIn`]).
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use generativity::Id;
 
 use crate::authority::Permit;
 use crate::failure::Failure;
+use crate::paths::{Given, Paths};
 use crate::reference::{LoopbackRegistry, Registry};
 use crate::referrer::Paper;
 use crate::source::{Checkout, Snapshot};
+use crate::step::Step;
 use crate::steps::build::Image;
 use crate::steps::fmt::Formatted;
 use crate::steps::lint::Linted;
@@ -73,6 +78,7 @@ pub struct Source<'run> {
     id: Id<'run>,
     checkout: Checkout,
     snapshot: Snapshot,
+    given: Mutex<BTreeMap<Option<Step>, Arc<Given>>>,
 }
 
 impl<'run> Source<'run> {
@@ -83,7 +89,25 @@ impl<'run> Source<'run> {
             id: guard.into(),
             checkout,
             snapshot,
+            given: Mutex::default(),
         }
+    }
+
+    /// The files that `step` is given: those that `paths` says, or all.
+    ///
+    /// # Errors
+    /// When they cannot be read (exit 3).
+    pub fn given(&self, step: Step, paths: &BTreeMap<Step, Paths>) -> Result<Arc<Given>, Failure> {
+        let paths = paths.get(&step);
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        // All who are given everything share it.
+        let whose = paths.is_some().then_some(step);
+        if let Some(there) = given.get(&whose) {
+            return Ok(Arc::clone(there));
+        }
+        let new = Arc::new(Given::new(&self.snapshot, paths)?);
+        given.insert(whose, Arc::clone(&new));
+        Ok(new)
     }
 
     /// The run.

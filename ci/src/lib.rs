@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod authority;
+pub mod cache;
 pub mod doctor;
 pub mod engine;
 pub mod evidence;
@@ -10,6 +11,7 @@ pub mod graph;
 pub mod init;
 pub mod narrator;
 pub mod oci;
+pub mod paths;
 pub mod pins;
 pub mod pipeline;
 pub mod project;

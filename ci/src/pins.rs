@@ -36,7 +36,9 @@ pub const POSTGRES_IMAGE: &str = "docker.io/library/postgres:17.5";
 pub const GO: &str = "1.26.6";
 
 /// What the workflows use: each by its commit, with the version that it is.
-pub const ACTIONS: [&str; 2] = [
+pub const ACTIONS: [&str; 4] = [
+    "actions/cache/restore@27d5ce7f107fe9357f9df03efb73ab90386fccae # v5.0.5",
+    "actions/cache/save@27d5ce7f107fe9357f9df03efb73ab90386fccae # v5.0.5",
     "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1",
     "actions/upload-artifact@bbbca2ddaa5d8feaa63e36b76fdaad77386f024f # v7.0.0",
 ];
@@ -60,6 +62,9 @@ pub const CARGO_ZIGBUILD: &str = "0.24.0";
 // renovate: datasource=pypi depName=ziglang
 pub const ZIGLANG: &str = "0.17.1";
 
+/// Runs workflows without GitHub.
+// renovate: datasource=github-releases depName=nektos/act
+pub const ACT: &str = "0.2.89";
 /// Finds and fetches what refers to an image.
 // renovate: datasource=github-releases depName=oras-project/oras
 pub const ORAS: &str = "1.2.3";

@@ -1,18 +1,22 @@
 //! One run: what all steps share, and how a step is started, watched, ended and recorded.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use dagger_sdk::DaggerConn;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::Event;
+use crate::cache::{Cache, CacheReport, Key, Passed, Place};
 use crate::engine::{Listener, Session, Telemetry, TraceContext, unbroken};
 use crate::evidence::Kind;
 use crate::failure::{ExitCode, Failure};
 use crate::narrator::Narrator as _;
 use crate::oci::Platform;
+use crate::pins;
 use crate::report::Reporter;
 use crate::settings::Settings;
 use crate::step::{Record, Status, Step};
@@ -100,6 +104,8 @@ pub struct Surroundings {
     pub reporter: Arc<Reporter>,
     /// Ends the run before its end.
     pub stopper: Stopper,
+    /// The caches of a throw-away runner, where it has some.
+    pub cache: Option<Cache>,
 }
 
 /// What all steps of a run share.
@@ -114,7 +120,10 @@ pub struct Run<K: Kind> {
     pub telemetry: Telemetry,
     /// The image's.
     pub platform: Platform,
+    /// The caches of a throw-away runner, where it has some.
+    pub cache: Option<Cache>,
     engine_platform: Platform,
+    toolchain: OnceCell<String>,
     reporter: Arc<Reporter>,
     session: Session,
     stopper: Stopper,
@@ -138,6 +147,7 @@ impl<K: Kind> Run<K> {
             session,
             reporter,
             stopper,
+            cache,
         } = surroundings;
         let id = format!(
             "{:x}-{}",
@@ -150,7 +160,9 @@ impl<K: Kind> Run<K> {
             toolbox,
             telemetry,
             platform: platforms.image,
+            cache,
             engine_platform: platforms.engine,
+            toolchain: OnceCell::new(),
             reporter,
             session,
             stopper,
@@ -166,22 +178,110 @@ impl<K: Kind> Run<K> {
         (self.platform != self.engine_platform).then_some(&self.platform)
     }
 
-    /// The name of a cache volume of this repository's own.
+    /// A client for work that is no step's.
     #[must_use]
-    pub fn volume(&self, name: &str) -> String {
-        self.shared_volume(&format!("{}/{name}", self.settings.repository))
+    pub fn client(&self) -> DaggerConn {
+        self.session.client(self.telemetry.trace(None))
     }
 
-    /// The name of a cache volume that all repositories share. It says which runs share it: a pull request's must not reach
-    /// what main publishes.
-    #[must_use]
-    pub fn shared_volume(&self, name: &str) -> String {
-        let domain = match self.settings.event {
-            Event::Push => "main",
-            Event::PullRequest => "pr",
-            Event::Local => "local",
+    /// The digest of what cargo works in: the toolchain's image, the distribution's packages beside it, the platform. What was made in
+    /// another environment is never mixed with what is made in this one.
+    ///
+    /// # Errors
+    /// When the toolchain cannot be had.
+    pub async fn environment(&self, platform: Option<&Platform>) -> Result<String, Failure> {
+        let digest = self
+            .toolchain
+            .get_or_try_init(|| async {
+                let (_, digest) = self.toolbox.rust().await?.resolved(&self.client()).await?;
+                Ok::<_, Failure>(digest)
+            })
+            .await?;
+        let platform = platform.unwrap_or(&self.engine_platform);
+        let packages = self.settings.packages.join(" ");
+        let sum = Sha256::digest(format!("{digest}\n{packages}\n{platform}"));
+        Ok(hex::encode(sum)[..16].to_owned())
+    }
+
+    /// Where in cargo's home the tools lie that were installed in this environment.
+    ///
+    /// # Errors
+    /// When the toolchain cannot be had.
+    pub async fn tools(&self, platform: Option<&Platform>) -> Result<String, Failure> {
+        Ok(format!("tools/{}", self.environment(platform).await?))
+    }
+
+    /// What has to be the same for the content of a volume to be of use.
+    ///
+    /// # Errors
+    /// When the toolchain cannot be had.
+    pub async fn key_of(&self, place: Place) -> Result<String, Failure> {
+        match place {
+            // A build script's program runs on the platform that compiled it.
+            Place::Work(Step::Build) => self.environment(self.foreign_platform()).await,
+            Place::Work(_) => self.environment(None).await,
+            // Downloads are what they are.
+            Place::Cargo | Place::Database => Ok("any".to_owned()),
+        }
+    }
+
+    /// The name of a cache volume. It says which runs share it: a pull request's must not reach what main publishes. Downloads are
+    /// shared by all repositories.
+    ///
+    /// # Errors
+    /// When the toolchain cannot be had.
+    pub async fn volume_of(&self, place: Place) -> Result<String, Failure> {
+        let domain = self.settings.event.domain();
+        let name = match place {
+            Place::Cargo => "cargo-home".to_owned(),
+            Place::Database => "trivy".to_owned(),
+            Place::Work(step) => {
+                let key = self.key_of(place).await?;
+                format!("{}/{step}-{}-{key}", self.settings.repository, pins::RUST)
+            }
         };
-        format!("infrastructure-lab-ci/{domain}/{name}")
+        Ok(format!("infrastructure-lab-ci/{domain}/{name}"))
+    }
+
+    /// Brings what the caches of a throw-away runner have for `place` into the engine, where it has nothing yet.
+    pub async fn bring(&self, place: Place) {
+        if let Some(cache) = &self.cache {
+            Box::pin(cache.bring(self, place)).await;
+        }
+    }
+
+    /// The volumes in which this run's steps have worked.
+    #[must_use]
+    pub fn worked_in(&self) -> Vec<Place> {
+        let records = lock(&self.records);
+        let worked = |step: Step| {
+            records
+                .get(&step)
+                .is_some_and(|it| it.start.is_some() && it.reused.is_none())
+        };
+        let mut places = Place::ALL.to_vec();
+        places.retain(|place| match place {
+            Place::Work(step) => worked(*step),
+            Place::Cargo => [Step::Test, Step::Lint, Step::Build]
+                .into_iter()
+                .any(worked),
+            // A stand-in for the database is this machine's, not the engine's.
+            Place::Database => worked(Step::Scan) && self.toolbox.stand_ins().is_none(),
+        });
+        places
+    }
+
+    /// Takes what is in these volumes out of the engine, for the next throw-away runner. `lockfile` is the text of the workspace's
+    /// Cargo.lock.
+    pub async fn take(&self, places: &[Place], lockfile: &str) {
+        let Some(cache) = &self.cache else { return };
+        let taken = self.stopper.unless_stopped(Box::pin(async {
+            cache.take(self, places, lockfile).await;
+            Ok(())
+        }));
+        if let Err(failure) = taken.await {
+            cache.fails("the cache is not kept", &failure);
+        }
     }
 
     /// Runs one step: unless it is not wanted, what it needs has not passed, or the run was stopped. Without `input` there is
@@ -211,12 +311,14 @@ impl<K: Kind> Run<K> {
             trace,
             client: self.session.client(trace),
             saw: Mutex::default(),
+            reused: Mutex::default(),
         };
         let start = jiff::Timestamp::now();
         let begun = Instant::now();
         self.reporter.started(step);
         let limited = async {
-            let work = work(&context, input);
+            // In a box: all steps' futures together are too large for a stack.
+            let work = Box::pin(work(&context, input));
             match self.settings.limits.get(&step) {
                 None => work.await,
                 Some(limit) => tokio::time::timeout(*limit, work)
@@ -228,12 +330,14 @@ impl<K: Kind> Run<K> {
         let duration = begun.elapsed();
         // What the engine reports comes a moment after its answer.
         self.telemetry.settle(Duration::from_millis(200)).await;
+        let reused = lock(&context.reused).take();
         let mut record = Record {
             name: step,
             status: Status::Passed,
             start: Some(start),
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            cached: step.may_be_cached() && self.telemetry.cached(trace),
+            cached: step.may_be_cached() && (reused.is_some() || self.telemetry.cached(trace)),
+            reused,
             log: None,
             digest: lock(&context.saw).take(),
             error: None,
@@ -251,6 +355,7 @@ impl<K: Kind> Run<K> {
                     _ => Status::Failed,
                 };
                 record.cached = false;
+                record.reused = None;
                 record.error = Some(failure.to_string());
                 record.hint.clone_from(&failure.hint);
                 // What --fail-fast ends did not fail by itself.
@@ -295,8 +400,9 @@ impl<K: Kind> Run<K> {
         }
     }
 
-    /// Closes the session, by which all that the engine has to report has come; writes the logs, and returns the records.
-    pub async fn finish(self) -> Vec<Record> {
+    /// Closes the session, by which all that the engine has to report has come; writes the logs and the caches, and returns the
+    /// records.
+    pub async fn finish(self) -> (Vec<Record>, Option<CacheReport>) {
         self.session.close().await;
         let mut records = self
             .records
@@ -306,15 +412,28 @@ impl<K: Kind> Run<K> {
             .traces
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
+        let mut logs = BTreeMap::new();
         for (step, trace) in traces {
             if let Some(record) = records.get_mut(&step) {
-                record.log = self.reporter.write_log(step, &self.telemetry.log(trace));
+                let log = match &record.reused {
+                    Some(passed) => passed.log.clone(),
+                    None => self.telemetry.log(trace),
+                };
+                record.log = self.reporter.write_log(step, &log);
                 record.cached = step.may_be_cached()
                     && record.status == Status::Passed
-                    && self.telemetry.cached(trace);
+                    && (record.reused.is_some() || self.telemetry.cached(trace));
+                logs.insert(step, self.reporter.redact(&log));
             }
         }
-        records.into_values().collect()
+        let cache = match self.cache {
+            None => None,
+            Some(cache) => {
+                let log = |step| logs.get(&step).cloned().unwrap_or_default();
+                Some(cache.close(&records, log).await)
+            }
+        };
+        (records.into_values().collect(), cache)
     }
 }
 
@@ -337,6 +456,7 @@ pub struct StepContext<'a, K: Kind> {
     trace: TraceContext,
     client: DaggerConn,
     saw: Mutex<Option<String>>,
+    reused: Mutex<Option<Passed>>,
 }
 
 impl<K: Kind> StepContext<'_, K> {
@@ -349,6 +469,24 @@ impl<K: Kind> StepContext<'_, K> {
     /// The image that this step saw, by its digest.
     pub fn saw(&self, digest: &str) {
         *lock(&self.saw) = Some(digest.to_owned());
+    }
+
+    /// What the same work has left when it passed before, where this run's cache remembers that. Without a key nobody can know.
+    pub async fn passed_before(&self, key: Option<&Key>) -> Option<tempfile::TempDir> {
+        let (passed, left) = self.run.cache.as_ref()?.passed_before(key?).await?;
+        *lock(&self.reused) = Some(passed);
+        Some(left)
+    }
+
+    /// Remembers that this step's work passes, unless it fails yet, and what it has left.
+    ///
+    /// # Errors
+    /// When what it has left cannot be copied.
+    pub fn passes(&self, key: Key, left: &Path) -> Result<(), Failure> {
+        match &self.run.cache {
+            Some(cache) => cache.passes(key, left),
+            None => Ok(()),
+        }
     }
 
     /// Tells the user something about this step's work, now.

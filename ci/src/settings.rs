@@ -13,6 +13,7 @@ use crate::authority::{Event, GitHub, Origin};
 use crate::engine::Choice;
 use crate::failure::{Failure, OrFail};
 use crate::oci::Platform;
+use crate::paths::{self, Paths};
 use crate::project::Project;
 use crate::reference::{Registry, Repository};
 use crate::service::{
@@ -91,6 +92,29 @@ pub enum Command {
         #[command(subcommand)]
         command: EngineCommand,
     },
+    /// The caches of a throw-away runner: cargo's downloads and work, the scanner's database
+    Cache {
+        /// What to do with them
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
+}
+
+/// The commands of the caches.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Copy what the engine has into a folder: what is new, without what is stale
+    Save {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Give an engine that has nothing yet what is in a folder
+    Restore {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// The commands of the embedded engine.
@@ -164,6 +188,9 @@ pub struct Options {
     /// Where the reports go [default: target/ci]
     #[arg(long, global = true, env = "LAB_CI_REPORT_DIR", value_name = "DIR")]
     pub report_dir: Option<PathBuf>,
+    /// Bring the caches of a throw-away runner from this folder before the run, and back into it after
+    #[arg(long, global = true, env = "LAB_CI_RUNNER_CACHE", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
     /// human, json or github; for `graph`: mermaid, dot or json [default: github on GitHub Actions, human elsewhere]
     #[arg(long, global = true, env = "LAB_CI_FORMAT", value_name = "FORMAT")]
     pub format: Option<String>,
@@ -210,6 +237,7 @@ struct File {
     scan: ScanTable,
     smoke: SmokeTable,
     limits: BTreeMap<Step, String>,
+    paths: BTreeMap<Step, Vec<String>>,
 }
 
 /// The name of the settings' file.
@@ -250,6 +278,10 @@ pub struct Settings {
     pub smoke: Trial,
     /// How long a step may take, where that was said.
     pub limits: BTreeMap<Step, Duration>,
+    /// What of the sources a step is given, where that was said.
+    pub paths: BTreeMap<Step, Paths>,
+    /// Where the caches of a throw-away runner are carried, absolute.
+    pub cache_dir: Option<PathBuf>,
     /// The report directory, absolute.
     pub report_dir: PathBuf,
     /// How to report.
@@ -392,6 +424,8 @@ impl Invocation {
             scan: file.scan.resolve()?,
             smoke: file.smoke.resolve()?,
             limits: service::limits(file.limits)?,
+            paths: paths::resolve(file.paths)?,
+            cache_dir: options.cache_dir.as_deref().map(cache_dir).transpose()?,
             report_dir,
             format: format(options.format.clone().or(file.format), github)?,
             fail_fast: !options.keep_going
@@ -434,6 +468,21 @@ fn default_repository(package: &str) -> String {
         "api" => "upwind1647/status-api".to_owned(),
         other => other.to_lowercase(),
     }
+}
+
+/// The folder of the caches, absolute.
+///
+/// # Errors
+/// When it is something else than a folder (exit 2).
+pub(crate) fn cache_dir(named: &Path) -> Result<PathBuf, Failure> {
+    if named.exists() && !named.is_dir() {
+        return Err(Failure::usage(format!(
+            "{} is not a folder, and the caches go into one",
+            named.display()
+        )));
+    }
+    std::path::absolute(named)
+        .map_err(|error| Failure::usage("--cache-dir is not a path").because(error))
 }
 
 /// A duration of more than nothing, as people write it.

@@ -168,10 +168,7 @@ impl Checkout {
     /// # Errors
     /// When an object or file cannot be read, or the tree holds what a build cannot take (a submodule).
     pub fn snapshot(&self) -> Result<Snapshot, Failure> {
-        let folder = tempfile::Builder::new()
-            .prefix("ci-source-")
-            .tempdir()
-            .or_environment("cannot make a folder for the sources")?;
+        let folder = own_folder()?;
         match self.state {
             State::Clean(_) => self.copy_objects(folder.path())?,
             State::Dirty(_) => self.copy_files(folder.path())?,
@@ -390,6 +387,40 @@ impl Snapshot {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
+
+    /// Those of the files that `keep` wants, each asked about by its path below the top.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn only(&self, keep: impl Fn(&Path) -> bool) -> Result<Self, Failure> {
+        let folder = own_folder()?;
+        let copy = || -> std::io::Result<()> {
+            for entry in walkdir::WalkDir::new(self.path()) {
+                let entry = entry?;
+                let below = entry.path().strip_prefix(self.path());
+                let below = below.map_err(std::io::Error::other)?;
+                if entry.file_type().is_dir() || !keep(below) {
+                    continue;
+                }
+                let to = folder.path().join(below);
+                if let Some(parent) = to.parent() {
+                    std::fs::create_dir_all(parent)?;
+                }
+                // Nobody writes into a snapshot: one file under two names will do.
+                std::fs::hard_link(entry.path(), to)?;
+            }
+            Ok(())
+        };
+        copy().or_environment("cannot copy the sources")?;
+        Ok(Self { folder })
+    }
+}
+
+fn own_folder() -> Result<tempfile::TempDir, Failure> {
+    tempfile::Builder::new()
+        .prefix("ci-source-")
+        .tempdir()
+        .or_environment("cannot make a folder for the sources")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::Passed;
 use crate::failure::ExitCode;
 
 /// A step of the pipeline.
@@ -141,8 +142,11 @@ pub struct Record {
     pub start: Option<jiff::Timestamp>,
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
-    /// Whether all that ran in containers was taken from the engine's cache.
+    /// Whether it was taken from a cache: all that ran in containers from the engine's, or the whole of it from the runner's.
     pub cached: bool,
+    /// The run in which it passed with the same inputs, where it was taken from the runner's cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reused: Option<Passed>,
     /// What its containers wrote: the path below the report directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
@@ -170,6 +174,7 @@ impl Record {
             start: None,
             duration_ms: 0,
             cached: false,
+            reused: None,
             log: None,
             digest: None,
             error: Some(why),

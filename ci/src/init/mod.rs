@@ -286,21 +286,24 @@ fn parse_remote(url: &str) -> Option<(String, String)> {
 /// Our workflow, for a workspace that gets `ci` by `cargo install`.
 fn workflow_for(project: &Project) -> String {
     let folder = project.folder.display().to_string();
-    let (option, reports) = if folder.is_empty() {
-        (String::new(), "target/ci".to_owned())
+    let (option, target) = if folder.is_empty() {
+        (String::new(), "target".to_owned())
     } else {
-        (
-            format!(" --workspace {folder}"),
-            format!("{folder}/target/ci"),
-        )
+        (format!(" --workspace {folder}"), format!("{folder}/target"))
     };
     WORKFLOW
         .lines()
         .map(|line| {
             let line = line
-                .replace("cargo build -p ci --locked", &format!("cargo install --locked --git {HOME} ci"))
+                .replace(
+                    "cargo build -p ci --locked",
+                    &format!("cargo install --locked --target-dir {target}/ci-build --git {HOME} ci"),
+                )
                 .replace("cargo run -p ci --locked", &format!("ci run{option}"))
-                .replace("path: target/ci", &format!("path: {reports}"))
+                .replace("target/debug", &format!("{target}/ci-build"))
+                .replace("path: target/", &format!("path: {target}/"))
+                .replace("RUNNER_CACHE: target/", &format!("RUNNER_CACHE: {target}/"))
+                .replace("'Cargo.lock'", &format!("'{}'", project.folder.join("Cargo.lock").display()))
                 .replace(
                     "# Checks out and runs `ci`; what the pipeline does is in ci/src/pipeline.rs and nowhere else.",
                     &format!("# Checks out and runs `ci` ({HOME}); the settings are in ci.toml. Add `--rev SHA` to its installation to stay on one version."),
@@ -415,9 +418,23 @@ mod tests {
             ..Project::default()
         };
         let text = workflow_for(&project);
-        assert!(text.contains("cargo install --locked --git https://github.com/"));
+        assert!(text.contains(
+            "run: cargo install --locked --target-dir backend/target/ci-build --git https://github.com/"
+        ));
         assert_eq!(text.matches("run: ci run --workspace backend\n").count(), 2);
         assert!(!text.contains("-p ci") && !text.contains("pipeline.rs"));
-        assert!(text.contains("path: backend/target/ci"));
+        for path in [
+            "path: backend/target/ci\n",
+            "path: backend/target/runner-cache\n",
+            "LAB_CI_RUNNER_CACHE: backend/target/runner-cache\n",
+            " backend/target/ci-build\n",
+            "hashFiles('backend/Cargo.lock', ",
+        ] {
+            assert!(text.contains(path), "{path}");
+        }
+        assert!(
+            !text.contains(" target/"),
+            "nothing outside of the workspace"
+        );
     }
 }

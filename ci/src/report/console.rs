@@ -11,7 +11,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::json::{Prepared, Report};
 use crate::authority::Credential;
-use crate::failure::Failure;
+use crate::cache::{CacheReport, Carried};
+use crate::failure::{Failure, OrFail};
 use crate::narrator::Narrator;
 use crate::random;
 use crate::referrer::Attached;
@@ -177,6 +178,25 @@ impl Reporter {
         self.say(text.trim_end());
     }
 
+    /// What `ci cache` has carried, and with `--format json` as JSON.
+    ///
+    /// # Errors
+    /// When it cannot be put into JSON.
+    pub fn carried(&self, cache: &CacheReport) -> Result<(), Failure> {
+        if self.format == Format::Json {
+            let text = serde_json::to_string_pretty(cache)
+                .or_environment("the report cannot be written as JSON")?;
+            data(&(text + "\n"));
+        }
+        let said = carried(cache);
+        self.header(match said.trim_end() {
+            "" if cache.unchanged.is_empty() => "cache    there was nothing to carry",
+            "" => "cache    all of it was there already",
+            said => said,
+        });
+        Ok(())
+    }
+
     /// The last word of a run, and with `--format json` the report itself.
     pub fn verdict(&self, report: &Report) {
         if !self.quiet || !report.verdict.passed {
@@ -199,6 +219,9 @@ fn verdict(report: &Report) -> String {
     let mut text = String::new();
     for note in &report.stand_ins {
         text += &format!("{NOTE}stand-in{NOTE:#} for {}: {}\n", note.name, note.used);
+    }
+    if let Some(cache) = &report.cache {
+        text += &carried(cache);
     }
     if let Some(digest) = &report.digest {
         text += &format!("image    {} {DIM}{digest}{DIM:#}\n", report.image);
@@ -225,6 +248,52 @@ fn verdict(report: &Report) -> String {
         text += &format!(
             "{BAD}failed{BAD:#}{with} in {took} (exit code {})",
             report.verdict.exit_code
+        );
+    }
+    text
+}
+
+/// What was carried, a line for each way.
+pub(super) fn carried(cache: &CacheReport) -> String {
+    let mut text = String::new();
+    let list = |what: &str, parts: &[Carried]| {
+        let bytes = parts.iter().map(|it| it.bytes).sum();
+        let names: Vec<_> = parts.iter().map(|it| &*it.part).collect();
+        (!parts.is_empty()).then(|| {
+            format!(
+                "cache    {what} {}: {}",
+                names.join(", "),
+                format_bytes(bytes)
+            )
+        })
+    };
+    text.extend(list("brought", &cache.restored).map(|line| line + "\n"));
+    if !cache.passed_before.is_empty() {
+        let steps: Vec<_> = cache.passed_before.iter().map(|it| it.name()).collect();
+        text += &format!(
+            "cache    passed before with the same inputs: {}\n",
+            steps.join(", ")
+        );
+    }
+    if let (Some(gained), Some(cold)) = (cache.gained_ms, &cache.measured_by) {
+        text += &format!(
+            "cache    saved {}: without it these steps took {} (commit {:.7})\n",
+            format_duration(Duration::from_millis(gained)),
+            format_duration(Duration::from_millis(cold.duration_ms)),
+            cold.commit
+        );
+    }
+    if let Some(line) = list("kept", &cache.saved) {
+        text += &format!(
+            "{line} in {}, {} in all\n",
+            format_duration(Duration::from_millis(cache.save_ms)),
+            format_bytes(cache.bytes)
+        );
+    }
+    if !cache.left_out.is_empty() {
+        text += &format!(
+            "{NOTE}cache    left out, as it would be too large: {}{NOTE:#}\n",
+            cache.left_out.join(", ")
         );
     }
     text
@@ -272,6 +341,16 @@ pub fn format_duration(duration: Duration) -> String {
         format!("{}m {:02}s", seconds / 60, seconds % 60)
     } else {
         format!("{:.1}s", duration.as_secs_f64())
+    }
+}
+
+/// A size for people: `1.2 MB`.
+#[must_use]
+pub fn format_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
+        1_000_000..1_000_000_000 => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
+        _ => format!("{}.{} GB", bytes / 1_000_000_000, bytes / 100_000_000 % 10),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::authority::Event;
+use crate::cache::CacheReport;
 use crate::failure::{ExitCode, Failure, OrFail};
 use crate::step::Record;
 use crate::steps::publish::Published;
@@ -79,6 +80,8 @@ pub struct Report {
     pub steps: Vec<Record>,
     /// What was published, if anything.
     pub publish: Option<Published>,
+    /// What was carried from and to other runners, where there was a folder for it.
+    pub cache: Option<CacheReport>,
     /// What went wrong outside of the steps.
     pub error: Option<String>,
     /// What to do about it.

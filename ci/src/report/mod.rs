@@ -2,6 +2,8 @@
 
 mod console;
 mod json;
+mod summary;
 
 pub use console::{Reporter, ask, data, failure, format_duration, help};
 pub use json::{EngineReport, Prepared, Report, SCHEMA, Verdict};
+pub use summary::summary;

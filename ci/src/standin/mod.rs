@@ -8,7 +8,7 @@ mod debian;
 mod servers;
 mod toolchain;
 mod tools;
-mod tree;
+pub(crate) mod tree;
 
 use std::future::Future;
 use std::io;

@@ -11,7 +11,8 @@ use crate::narrator::Narrator;
 use crate::pins;
 use crate::provision::{self, Consent};
 
-/// What a build and its tests use of that image: certificates, a compiler and linker, git, OpenSSL, pkg-config, make.
+/// What a build and its tests use of that image: certificates, a compiler and linker, git, OpenSSL, pkg-config, make. And Zstandard, which
+/// `ci` would install.
 const PACKAGES: &[&str] = &[
     "ca-certificates",
     "g++",
@@ -21,6 +22,7 @@ const PACKAGES: &[&str] = &[
     "libssl-dev",
     "make",
     "pkg-config",
+    "zstd",
 ];
 const PROGRAMS: [&str; 7] = [
     "cargo",

@@ -6,16 +6,18 @@ use std::io::Write;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use dagger_sdk::{Container, File as EngineFile};
+use dagger_sdk::File as EngineFile;
 use generativity::{Guard, Id};
 use walkdir::WalkDir;
 
 use super::publish::REVISION;
-use super::{base, missing, workspace};
+use super::workspace::{self, MESSAGES, Work};
+use super::{base, missing};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{Failure, OrFail};
 use crate::oci::{self, ArchiveInfo, Compression, ImageConfig};
+use crate::pins;
 use crate::provenance::{self, Parameters, ResourceDescriptor};
 use crate::referrer::{self, Paper};
 use crate::run::StepContext;
@@ -132,14 +134,7 @@ pub async fn run<'run, 'img, K: Kind>(
 ) -> Result<Image<'run, 'img, K>, Failure> {
     let settings = &step.run.settings;
     let started = jiff::Timestamp::now();
-    let (built, base) = tokio::try_join!(compile(step, source), base::fetch(step))?;
-
-    let out = tempfile::tempdir().or_environment("cannot make a folder for the binary")?;
-    built
-        .directory("/out")
-        .export(out.path().display().to_string())
-        .await
-        .map_err(|error| EngineError::from(error).into_environment("cannot get the binary"))?;
+    let (out, base) = tokio::try_join!(compile(step, source), base::fetch(step))?;
     let text = |name: &str| {
         std::fs::read_to_string(out.path().join(name))
             .map(|text| text.trim().to_owned())
@@ -262,40 +257,52 @@ async fn prove<K: Kind>(
     })
 }
 
+/// Compiles the service; what it is goes into the folder that is returned.
 async fn compile<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
-) -> Result<Container, Failure> {
+) -> Result<tempfile::TempDir, Failure> {
     let settings = &step.run.settings;
     let Service {
         package, binary, ..
     } = &settings.service;
     let target = step.run.platform.target();
-    let mut container = workspace::with_sources(step, &workspace::auditable(step).await?, source);
-    if settings.image.libc == Libc::Static {
-        container = container.with_env_variable("RUSTFLAGS", "-C target-feature=+crt-static");
-    }
+    let tools = step.run.tools(step.run.foreign_platform()).await?;
     // Cargo takes no other letters in a name, so that nothing here needs quoting.
     let script = format!(
-        "/opt/tools/bin/cargo-auditable auditable build --release --locked --package {package} --bin {binary} --target {target}
+        "tools=/cargo/{tools}
+[ -x $tools/bin/cargo-auditable ] || env --unset RUSTFLAGS CARGO_TARGET_DIR=/tmp/auditable \\
+  cargo install --quiet --locked --root $tools cargo-auditable@{}
+using $tools/bin/cargo-auditable auditable build --release --locked --package {package} --bin {binary} --target {target} {MESSAGES}
 mkdir -p /out
 cp /work/target/{target}/release/{binary} /out/binary
 rustc --version > /out/rustc
 ld --version | head -n 1 > /out/linker
-cargo pkgid --locked --package {package} > /out/pkgid"
+cargo pkgid --locked --package {package} > /out/pkgid",
+        pins::CARGO_AUDITABLE
     );
-    workspace::run(
-        step,
-        &container,
-        &script,
-        "the service does not build",
-        &format!("Run `cargo build --release --locked --package {package}` for the same errors on this machine."),
+    let mut env = BTreeMap::new();
+    if settings.image.libc == Libc::Static {
+        let flags = "-C target-feature=+crt-static".to_owned();
+        env.insert("RUSTFLAGS".to_owned(), flags);
+    }
+    let work = Work {
+        script: &script,
+        env,
+        services: None,
+        leaves: true,
+        failed: "the service does not build",
+        hint: &format!(
+            "Run `cargo build --release --locked --package {package}` for the same errors on this machine."
+        ),
+    };
+    let left = workspace::run(step, source, work).await;
+    left.map_err(
+        |failure| match failure.output.as_deref().and_then(missing::at_build) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        },
     )
-    .await
-    .map_err(|failure| match failure.output.as_deref().and_then(missing::at_build) {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    })
 }
 
 /// The base's environment, then the settings', then the identity.

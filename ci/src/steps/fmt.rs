@@ -1,11 +1,12 @@
 //! The format check, and `ci fmt --fix`.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use generativity::Id;
 
-use super::workspace;
+use super::workspace::{self, Work};
 use crate::evidence::{Kind, Source};
 use crate::failure::{Failure, OrFail};
 use crate::run::StepContext;
@@ -20,6 +21,17 @@ pub struct Formatted<'run, K> {
 const FAILED: &str = "some files are not formatted";
 const HINT: &str = "Run `ci fmt --fix` or `cargo fmt --all`.";
 
+fn work<'a>(script: &'a str, failed: &'a str, hint: &'a str) -> Work<'a> {
+    Work {
+        script,
+        env: BTreeMap::new(),
+        services: None,
+        leaves: false,
+        failed,
+        hint,
+    }
+}
+
 /// `cargo fmt --all --check`.
 ///
 /// # Errors
@@ -28,8 +40,7 @@ pub async fn run<'run, K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'run>,
 ) -> Result<Formatted<'run, K>, Failure> {
-    let container = workspace::with_sources(step, &workspace::toolchain(step).await?, source);
-    workspace::run(step, &container, "cargo fmt --all --check", FAILED, HINT).await?;
+    workspace::run(step, source, work("cargo fmt --all --check", FAILED, HINT)).await?;
     Ok(Formatted {
         _run: source.run(),
         _kind: PhantomData,
@@ -44,16 +55,14 @@ pub async fn fix<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
 ) -> Result<Vec<PathBuf>, Failure> {
-    let container = workspace::with_sources(step, &workspace::toolchain(step).await?, source);
     // What is in a volume cannot be exported: a copy can.
-    let done = workspace::run(
-        step,
-        &container,
-        "cargo fmt --all && mkdir -p /formatted && cp -a /work/src/. /formatted/",
+    let script = "cargo fmt --all && mkdir -p /formatted && cp -a /work/src/. /formatted/";
+    let work = work(
+        script,
         "rustfmt could not read the code",
         "Mend what it says.",
-    )
-    .await?;
+    );
+    let done = workspace::execute(step, source, &work).await?;
     let folder =
         tempfile::tempdir().or_environment("cannot make a folder for the formatted files")?;
     done.directory("/formatted")
@@ -63,11 +72,12 @@ pub async fn fix<K: Kind>(
             crate::engine::EngineError::from(error)
                 .into_environment("cannot get the formatted files")
         })?;
+    let given = source.given(step.step, &step.run.settings.paths)?;
     let mut changed = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
-        let entries = std::fs::read_dir(source.snapshot().path().join(&below))
-            .or_environment("cannot list the sources")?;
+        let entries =
+            std::fs::read_dir(given.path.join(&below)).or_environment("cannot list the sources")?;
         for entry in entries {
             let entry = entry.or_environment("cannot list the sources")?;
             let path = below.join(entry.file_name());

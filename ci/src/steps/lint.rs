@@ -1,10 +1,11 @@
 //! clippy.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use generativity::Id;
 
-use super::workspace;
+use super::workspace::{self, MESSAGES, Work};
 use crate::evidence::{Kind, Source};
 use crate::failure::Failure;
 use crate::run::StepContext;
@@ -24,15 +25,17 @@ pub async fn run<'run, K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'run>,
 ) -> Result<Linted<'run, K>, Failure> {
-    let container = workspace::with_sources(step, &workspace::toolchain(step).await?, source);
-    workspace::run(
-        step,
-        &container,
-        "cargo clippy --workspace --all-targets --all-features --locked -- --deny warnings",
-        "clippy found something",
-        "Mend what it says; `cargo clippy --fix` does a part of it.",
-    )
-    .await?;
+    let work = Work {
+        script: &format!(
+            "using cargo clippy --workspace --all-targets --all-features --locked {MESSAGES} -- --deny warnings"
+        ),
+        env: BTreeMap::new(),
+        services: None,
+        leaves: false,
+        failed: "clippy found something",
+        hint: "Mend what it says; `cargo clippy --fix` does a part of it.",
+    };
+    workspace::run(step, source, work).await?;
     Ok(Linted {
         _run: source.run(),
         _kind: PhantomData,

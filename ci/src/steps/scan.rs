@@ -9,6 +9,7 @@ use generativity::Id;
 use serde::Deserialize;
 
 use super::build::Image;
+use crate::cache::Place;
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
@@ -250,6 +251,13 @@ fn judge(report: &Report, limits: &ScanLimits) -> Result<(), Failure> {
     )))
 }
 
+/// Two runs at once take turns. The database is taken out of the volume: the scan goes by its content.
+const DOWNLOAD: &str = "set -e
+exec 9>>/downloaded/lock
+flock 9
+trivy image --download-db-only --skip-version-check --cache-dir /downloaded
+cp -R /downloaded/db /database";
+
 /// Trivy's database, or its stand-in.
 async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failure> {
     let client = step.client();
@@ -257,10 +265,13 @@ async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failu
         return Ok(client.host().directory(stand_in.dir.display().to_string()));
     }
     let trivy = step.run.toolbox.trivy().await?;
+    step.run.bring(Place::Database).await;
+    let volume = client.cache_volume(step.run.volume_of(Place::Database).await?);
     let now = jiff::Timestamp::now();
     let directory = trivy
         .container(client, None)?
-        // Trivy publishes a new one every six hours.
+        .with_mounted_cache("/downloaded", volume)
+        // Trivy publishes a new one every six hours, and knows itself whether the one that is there is still the newest.
         .with_env_variable(
             "DATABASE_OF",
             format!(
@@ -269,15 +280,8 @@ async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failu
                 now.strftime("%H").to_string().parse::<u8>().unwrap_or(0) / 6
             ),
         )
-        .with_exec(vec![
-            "trivy",
-            "image",
-            "--download-db-only",
-            "--skip-version-check",
-            "--cache-dir",
-            "/cache",
-        ])
-        .directory("/cache/db");
+        .with_exec(vec!["sh", "-c", DOWNLOAD])
+        .directory("/database");
     let metadata = directory
         .file("metadata.json")
         .contents()

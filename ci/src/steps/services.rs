@@ -14,7 +14,11 @@ use crate::run::StepContext;
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// The backing services of one step.
-pub struct Services(Vec<(String, Service)>);
+pub struct Services {
+    services: Vec<(String, Service)>,
+    /// What they are, exactly; nothing where the name of an image does not say it.
+    identity: Option<String>,
+}
 
 impl Services {
     /// Those that the settings name for this step.
@@ -24,12 +28,22 @@ impl Services {
     pub async fn of<K: Kind>(step: &StepContext<'_, K>) -> Result<Self, Failure> {
         let client = step.client();
         let mut services = Vec::new();
+        let mut identity = Some(String::new());
         for backing in &step.run.settings.services {
             if !backing.steps.contains(&step.step) {
                 continue;
             }
             let image = backing.image.whole();
-            let (container, command) = match step.run.toolbox.backing(client, &image).await? {
+            let server = step.run.toolbox.backing(client, &image).await?;
+            let digest = match &server {
+                None => backing.image.digest(),
+                Some(server) => Some(&*server.image.digest),
+            };
+            let what = digest.map(|it| (&backing.name, &image, it, backing.port, &backing.env));
+            identity = identity
+                .zip(what)
+                .map(|(known, what)| format!("{known}{what:?}\n"));
+            let (container, command) = match server {
                 None => (client.container().from(&image), None),
                 Some(server) => (server.image.container(client), Some(vec![server.command])),
             };
@@ -47,13 +61,19 @@ impl Services {
                 });
             services.push((backing.name.clone(), service));
         }
-        Ok(Self(services))
+        Ok(Self { services, identity })
+    }
+
+    /// What they are, exactly. Nothing where the name of an image has no digest: tomorrow it may be another one.
+    #[must_use]
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
     }
 
     /// `container`, which reaches each of them by its name.
     #[must_use]
     pub fn bind(&self, container: &Container) -> Container {
-        self.0
+        self.services
             .iter()
             .fold(container.clone(), |container, (name, service)| {
                 container.with_service_binding(name, service.clone())
@@ -77,7 +97,7 @@ impl Services {
 
     /// Ends when one of them does not come up.
     async fn broken(&self) -> Failure {
-        for (name, service) in &self.0 {
+        for (name, service) in &self.services {
             let hint =
                 format!("services.{name} in ci.toml says what is started, and its env with what.");
             match tokio::time::timeout(LIMIT, service.start()).await {

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use generativity::Id;
 
 use super::services::Services;
-use super::workspace;
+use super::workspace::{self, MESSAGES, Work};
 use crate::evidence::{Kind, Source};
 use crate::failure::Failure;
 use crate::run::StepContext;
@@ -26,18 +26,18 @@ pub async fn run<'run, K: Kind>(
     source: &Source<'run>,
 ) -> Result<Tested<'run, K>, Failure> {
     let services = Services::of(step).await?;
-    let container = workspace::with_sources(step, &workspace::toolchain(step).await?, source);
-    let container = workspace::with_env(&container, &step.run.settings.test_env);
-    let container = services.bind(&container);
-    services
-        .beside(workspace::run(
-            step,
-            &container,
-            "cargo test --workspace --locked",
-            "the tests failed",
-            "Run `cargo test --workspace --locked` for the same tests on this machine.",
-        ))
-        .await?;
+    let work = Work {
+        // What the tests are is compiled first: what cargo says of that is not mixed with what they say.
+        script: &format!(
+            "using cargo test --workspace --locked --no-run {MESSAGES}\ncargo test --workspace --locked"
+        ),
+        env: step.run.settings.test_env.clone(),
+        services: Some(&services),
+        leaves: false,
+        failed: "the tests failed",
+        hint: "Run `cargo test --workspace --locked` for the same tests on this machine.",
+    };
+    workspace::run(step, source, work).await?;
     Ok(Tested {
         _run: source.run(),
         _kind: PhantomData,

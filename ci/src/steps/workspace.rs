@@ -5,9 +5,11 @@ use std::path::Path;
 
 use dagger_sdk::Container;
 
+use super::services::Services;
+use crate::cache::{Key, Place};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
-use crate::failure::{ExitCode, Failure};
+use crate::failure::{ExitCode, Failure, OrFail};
 use crate::oci::Platform;
 use crate::pins;
 use crate::run::StepContext;
@@ -27,7 +29,8 @@ const CARGO_HOME: &str = "/cargo";
 /// or `touch` sets them), so cargo sees this copy: what is the same keeps the time that it got when it came, what changed is
 /// as new as now, in whatever direction it changed. Where cargo would not notice, everything is made new: a file that came,
 /// vanished or is no Rust source, which a macro may have looked at (those that embed folders, migrations and templates do), a
-/// link that leads to another file, whose own time is older, and a synchronization that was cut off. Documentation is taken
+/// link that leads to another file, whose own time is older, and a synchronization that was cut off. (The links are known by a list:
+/// what is carried to another runner has none in it.) Documentation is taken
 /// for what it is. Build scripts run again after any change: they may not have told cargo what they read.
 ///
 /// Two runs at once take turns by a lock of their own, which ends with the container. The engine's (`LOCKED`) may stay
@@ -62,13 +65,14 @@ gone=$(find . -mindepth 1 -exec sh -c '
   done' sh {} +)
 cd /checkout
 find . -type d -exec sh -c 'cd /work/src && mkdir -p "$@"' sh {} +
-led=$(find . -type l -exec sh -ec '
+find . -type l -printf '%p\t%l\0' | LC_ALL=C sort -z > /work/links.now
+led=; cmp -s /work/links.now /work/links || led=yes
+find . -type l -exec sh -ec '
   for f; do
     to="/work/src/$f"
     if [ "$(readlink "$f")" = "$(readlink "$to" 2>/dev/null)" ]; then continue; fi
     rm -f "$to"; cp -P "$f" "$to"
-    echo led
-  done' sh {} +)
+  done' sh {} +
 new=$(find . -type f -exec sh -ec '
   for f; do
     to="/work/src/$f"
@@ -83,10 +87,33 @@ case "$new" in *all*) all=yes ;; esac
 if [ -n "$all$gone$led" ]; then find . -type f -exec touch {} +
 elif [ -n "$new" ]; then find . -type f -name build.rs -exec touch {} +
 fi
+mv /work/links.now /work/links
 rm /work/unfinished
 # Nothing of this is for a build script to see.
 unset KIND
 "#;
+
+/// Work of cargo's on the sources, in the toolchain's container.
+pub struct Work<'a> {
+    /// What the shell does in the workspace's folder.
+    pub script: &'a str,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// What it has beside it.
+    pub services: Option<&'a Services>,
+    /// Whether it leaves something in `/out`.
+    pub leaves: bool,
+    /// What it is when the script fails.
+    pub failed: &'a str,
+    /// What to do then.
+    pub hint: &'a str,
+}
+
+/// A function for the scripts: runs a cargo command that has [`MESSAGES`], and keeps what it says of every file that it has used. By
+/// that it is known later what of a volume is worth carrying to another runner.
+const USING: &str = r#"using() { "$@" > /work/used.now && mv /work/used.now /work/used; }"#;
+/// What cargo says of the files that it uses goes to the standard output, and all else where it always goes.
+pub const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
 /// The toolchain's container, without the sources.
 ///
@@ -102,10 +129,11 @@ async fn toolchain_for<K: Kind>(
 ) -> Result<Container, Failure> {
     let image = step.run.toolbox.rust().await?;
     let client = step.client();
+    let home = client.cache_volume(step.run.volume_of(Place::Cargo).await?);
     Ok(image
         .container(client, platform)?
         // The whole of cargo's home: the lock that keeps two cargos apart lies at its top, beside the registry.
-        .with_mounted_cache(CARGO_HOME, client.cache_volume(step.run.shared_volume("cargo-home")))
+        .with_mounted_cache(CARGO_HOME, home)
         .with_env_variable("CARGO_HOME", CARGO_HOME)
         .with_env_variable("CARGO_TERM_COLOR", "never")
         .with_env_variable("RUSTUP_TOOLCHAIN", pins::RUST)
@@ -117,47 +145,10 @@ async fn toolchain_for<K: Kind>(
         ]))
 }
 
-/// The toolchain's container of the image's platform, with cargo-auditable in it.
-///
-/// # Errors
-/// When the toolchain cannot be had.
-pub async fn auditable<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
-    let install = format!("cargo-auditable@{}", pins::CARGO_AUDITABLE);
-    Ok(toolchain_for(step, step.run.foreign_platform())
-        .await?
-        .with_exec(vec![
-            "cargo",
-            "install",
-            "--quiet",
-            "--locked",
-            "--root",
-            "/opt/tools",
-            &install,
-        ]))
-}
-
-/// `container` with the packages of the distribution that the settings name, the sources of the run, and the volume in which
-/// this step's cargo keeps its work.
-#[must_use]
-pub fn with_sources<K: Kind>(
-    step: &StepContext<'_, K>,
-    container: &Container,
-    source: &Source<'_>,
-) -> Container {
-    let client = step.client();
-    let files = client
-        .host()
-        .directory(source.snapshot().path().display().to_string());
-    let mut volume = format!("{}-{}", step.step, pins::RUST);
-    // A build script's program runs on the platform that compiled it.
-    if let (Step::Build, Some(platform)) = (step.step, step.run.foreign_platform()) {
-        volume = format!("{volume}-{}", platform.architecture);
-    }
-    let volume = client.cache_volume(step.run.volume(&volume));
-    with_packages(container, &step.run.settings.packages)
-        .with_mounted_directory(CHECKOUT, files)
-        .with_mounted_cache("/work", volume)
-        .with_env_variable("CARGO_TARGET_DIR", "/work/target")
+/// The platform on which cargo works in a step. What `build` compiles runs on the image's: so do the programs of build scripts.
+fn platform<'a, K: Kind>(step: &'a StepContext<'_, K>) -> Option<&'a Platform> {
+    let foreign = step.run.foreign_platform();
+    foreign.filter(|_| step.step == Step::Build)
 }
 
 fn with_packages(container: &Container, packages: &[String]) -> Container {
@@ -185,29 +176,109 @@ pub fn with_env(container: &Container, env: &BTreeMap<String, String>) -> Contai
         })
 }
 
-/// Runs `script` in the workspace's folder of the synchronized sources.
+/// Does `work` on the sources that this step is given; returns a folder with what it has left, if it leaves something. Where the same
+/// work on the same sources has passed before, and the cache of this run remembers it, it is not done again.
 ///
 /// # Errors
-/// A gate's failure (exit 1) with the output of the script and `hint`, or the engine's (exit 3).
+/// A gate's failure (exit 1) with the output of the script, or the engine's (exit 3).
 pub async fn run<K: Kind>(
     step: &StepContext<'_, K>,
-    container: &Container,
-    script: &str,
-    failed: &str,
-    hint: &str,
+    source: &Source<'_>,
+    work: Work<'_>,
+) -> Result<tempfile::TempDir, Failure> {
+    let key = key(step, source, &work).await?;
+    if let Some(left) = step.passed_before(key.as_ref()).await {
+        return Ok(left);
+    }
+    let done = execute(step, source, &work).await?;
+    let left = tempfile::tempdir().or_environment("cannot make a folder for the binary")?;
+    if work.leaves {
+        done.directory("/out")
+            .export(left.path().display().to_string())
+            .await
+            .map_err(|error| EngineError::from(error).into_environment("cannot get the binary"))?;
+    }
+    if let Some(key) = key {
+        step.passes(key, left.path())?;
+    }
+    Ok(left)
+}
+
+/// All that the outcome of `work` depends on; nothing where something of it has no exact name, or nobody would remember.
+async fn key<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    work: &Work<'_>,
+) -> Result<Option<Key>, Failure> {
+    let run = step.run;
+    let Some(services) = work.services.map_or(Some(""), Services::identity) else {
+        return Ok(None);
+    };
+    if run.cache.is_none() {
+        return Ok(None);
+    }
+    let given = source.given(step.step, &run.settings.paths)?;
+    Ok(Some(
+        Key::of(step.step)
+            .with("toolchain", run.environment(platform(step)).await?)
+            .with("sources", &given.digest)
+            .with("folder", run.settings.folder.display())
+            .with("script", script(work))
+            .with("env", format_args!("{:?}", work.env))
+            .with("services", services),
+    ))
+}
+
+fn script(work: &Work<'_>) -> String {
+    format!("{SYNC}\n{USING}\ncd \"$1\"\n{}", work.script)
+}
+
+/// Does `work` in any case.
+///
+/// # Errors
+/// A gate's failure (exit 1) with the output of the script, or the engine's (exit 3).
+pub async fn execute<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    work: &Work<'_>,
 ) -> Result<Container, Failure> {
-    let script = format!("{SYNC}\ncd \"$1\"\n{script}");
-    let folder = Path::new(SOURCES).join(&step.run.settings.folder);
+    let run = step.run;
+    let client = step.client();
+    let given = source.given(step.step, &run.settings.paths)?;
+    let volume = run.volume_of(Place::Work(step.step)).await?;
+    let toolchain = toolchain_for(step, platform(step)).await?;
+    tokio::join!(run.bring(Place::Cargo), run.bring(Place::Work(step.step)));
+    let folder = Path::new(SOURCES).join(&run.settings.folder);
+    let container = with_packages(&toolchain, &run.settings.packages)
+        .with_mounted_directory(
+            CHECKOUT,
+            client.host().directory(given.path.display().to_string()),
+        )
+        .with_mounted_cache("/work", client.cache_volume(volume))
+        .with_env_variable("CARGO_TARGET_DIR", "/work/target");
+    let mut container = with_env(&container, &work.env);
+    if run.cache.is_some() {
+        // What that would make is not carried to the next runner.
+        container = container.with_env_variable("CARGO_INCREMENTAL", "0");
+    }
+    if let Some(services) = work.services {
+        container = services.bind(&container);
+    }
     let done = container.with_exec(vec![
         "sh",
         "-c",
-        &script,
+        &script(work),
         "sh",
         &folder.display().to_string(),
     ]);
-    done.sync()
-        .await
-        .map_err(|error| judge(step, error.into(), failed, hint))?;
+    let ends = async {
+        let ended = done.sync().await;
+        ended.map_err(|error| judge(step, error.into(), work.failed, work.hint))
+    };
+    match work.services {
+        Some(services) => services.beside(ends).await?,
+        None => ends.await?,
+    };
     Ok(done)
 }
 

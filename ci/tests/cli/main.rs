@@ -18,6 +18,7 @@ mod publish;
 mod report;
 mod settings;
 mod source;
+mod workflow;
 mod workspace;
 
 use std::path::Path;

@@ -114,6 +114,17 @@ fn ci_publish_refuses_every_other_event() {
             "GITHUB_REF is `refs/heads/topic`",
         ),
         ("GITHUB_REF", "refs/tags/v1", "GITHUB_REF is `refs/tags/v1`"),
+        (
+            "GITHUB_EVENT_NAME",
+            "pull_request_target",
+            "is `pull_request_target`, not `push`",
+        ),
+        (
+            "GITHUB_EVENT_NAME",
+            "merge_group",
+            "is `merge_group`, not `push`",
+        ),
+        ("GITHUB_EVENT_NAME", "schedule", "is `schedule`, not `push`"),
         ("LAB_CI_EVENT", "local", "--event says `local`"),
     ] {
         push(&project, &["publish"])

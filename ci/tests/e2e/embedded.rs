@@ -88,7 +88,7 @@ impl Machine {
     }
 
     /// A call in a project, on the embedded engine.
-    fn ci_in(&self, project: &Project, arguments: &[&str]) -> Ci {
+    pub fn ci_in(&self, project: &Project, arguments: &[&str]) -> Ci {
         self.here(project.ci(arguments))
             .env("LAB_CI_ENGINE", "embedded")
     }

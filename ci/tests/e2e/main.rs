@@ -13,6 +13,7 @@ mod harness;
 mod installed;
 mod registry;
 
+mod caches;
 mod embedded;
 mod evidence;
 mod faults;
@@ -30,4 +31,5 @@ mod smoke;
 mod sources;
 mod verify;
 mod whole;
+mod workflow;
 mod workspaces;

@@ -86,6 +86,28 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
     // The one upload that is begun, and cancelled, is the proof of write access.
     assert_eq!(after, [before[0] + 1, before[1], before[2]]);
     assert_eq!(registry.digest(project.repository(), &tag), digest);
+
+    // The run of an old commit, run again when main has gone on: its own tag, and no other.
+    project.commit("main goes on");
+    let newer = project.git(&["rev-parse", "HEAD"]);
+    let on = |sha: &str| {
+        project
+            .ci(&["--registry", &address])
+            .push_to_main(sha, TOKEN)
+            .env("GITHUB_RUN_ATTEMPT", "2")
+    };
+    assert_eq!(
+        on(&newer).run().exits(0).report["publish"]["outcome"],
+        "pushed"
+    );
+    let tags = registry.tags(project.repository());
+    // GitHub checks the old commit out for it; where somebody else's is, nothing is published.
+    on(&sha).run().exits(4).publishes_nothing();
+    project.git(&["checkout", "--quiet", &sha]);
+    let old = on(&sha).run().exits(0);
+    assert_eq!(old.report["publish"]["outcome"], "already-there");
+    assert_eq!(old.report["publish"]["digest"], digest.as_str());
+    assert_eq!(registry.tags(project.repository()), tags);
 }
 
 #[test]

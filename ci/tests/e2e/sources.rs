@@ -1,6 +1,7 @@
 //! What is tested, built and smoke-tested is what the report says, whatever the files, git or a cache look like.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ci::oci;
@@ -26,7 +27,12 @@ pub struct Shipped {
 
 /// Opens the archive that the run in `project` has made.
 pub fn shipped(project: &Project) -> Shipped {
-    let archive = project.path().join("target/ci/image.tar");
+    shipped_from(project.path())
+}
+
+/// Opens the archive that the run on the working tree with this top has made.
+fn shipped_from(top: &Path) -> Shipped {
+    let archive = top.join("target/ci/image.tar");
     let blob = |digest: &str| oci::read_entry(&archive, &oci::blob_path(digest)).unwrap();
     let manifest: Value =
         serde_json::from_slice(&blob(&oci::read_digest(&archive).unwrap())).unwrap();
@@ -50,8 +56,8 @@ fn build(project: &Project) -> Outcome {
 
 /// The binary that the last run built holds `marker`, and none of `others`.
 #[track_caller]
-fn holds(project: &Project, marker: &str, others: &[&str]) {
-    let layer = shipped(project).layer;
+pub fn holds(top: &Path, marker: &str, others: &[&str]) {
+    let layer = shipped_from(top).layer;
     let has = |text: &str| {
         layer
             .windows(text.len())
@@ -71,10 +77,10 @@ fn says_head(project: &Project, run: &Outcome) {
     assert_eq!(run.report["tag"], short(project));
 }
 
-fn is_from_2001(project: &Project, path: &str) {
+pub fn is_from_2001(file: &Path) {
     let status = Command::new("touch")
         .args(["--date=2001-01-01T00:00:00Z"])
-        .arg(project.path().join(path))
+        .arg(file)
         .status()
         .unwrap();
     assert!(status.success());
@@ -86,22 +92,22 @@ fn a_change_counts_though_its_file_is_from_2001() {
     project.edit(MAIN, WORDS, "\"marker one\"");
     project.commit("one");
     build(&project);
-    holds(&project, "marker one", &[]);
+    holds(project.path(), "marker one", &[]);
     project.ci(&["test"]).run().exits(0);
 
     project.edit(MAIN, "marker one", "marker two");
     project.edit(MAIN, "contains(\" 200 \")", "contains(\" 500 \")");
-    is_from_2001(&project, MAIN);
+    is_from_2001(&project.path().join(MAIN));
     // Neither the file's time nor that of its commit tells anything.
     let uncommitted = build(&project);
     assert_eq!(uncommitted.report["clean"], false);
-    holds(&project, "marker two", &["marker one"]);
+    holds(project.path(), "marker two", &["marker one"]);
     project.ci(&["test"]).run().exits(1).only_fails("test");
 
     project.commit("two");
     let run = build(&project);
     says_head(&project, &run);
-    holds(&project, "marker two", &["marker one"]);
+    holds(project.path(), "marker two", &["marker one"]);
     project
         .ci(&["test"])
         .run()
@@ -110,10 +116,10 @@ fn a_change_counts_though_its_file_is_from_2001() {
         .says("it_answers_well");
 
     project.git(&["checkout", "--quiet", "HEAD~1"]);
-    is_from_2001(&project, MAIN);
+    is_from_2001(&project.path().join(MAIN));
     project.ci(&["test"]).run().exits(0);
     says_head(&project, &build(&project));
-    holds(&project, "marker one", &["marker two"]);
+    holds(project.path(), "marker one", &["marker two"]);
 }
 
 #[test]
@@ -136,7 +142,7 @@ fn a_switch_of_branches_and_back_ships_each_time_the_right_one() {
         let run = project.ci(&["smoke"]).run().exits(0);
         says_head(&project, &run);
         let (ours, theirs) = (format!("marker of {branch}"), format!("marker of {other}"));
-        holds(&project, &ours, &[&theirs]);
+        holds(project.path(), &ours, &[&theirs]);
         // What was started is what was built.
         let log = project.path().join("target/ci/logs/smoke.log");
         let log = std::fs::read_to_string(log).unwrap();
@@ -161,7 +167,7 @@ fn what_git_was_told_to_overlook_does_not_ship() {
         project.edit(MAIN, "contains(\" 200 \")", "contains(\" 500 \")");
         let run = build(&project);
         says_head(&project, &run);
-        holds(&project, "marker of HEAD", &[&marker]);
+        holds(project.path(), "marker of HEAD", &[&marker]);
         // Nor is it tested.
         project.ci(&["test"]).run().exits(0);
         project.git(&["update-index", &format!("--no-{flag}"), MAIN]);
@@ -183,7 +189,11 @@ fn a_replaced_object_does_not_ship() {
     let run = build(&project);
     assert_eq!(run.report["commit"], commit);
     assert_eq!(run.report["clean"], true);
-    holds(&project, "marker of the commit", &["marker of another"]);
+    holds(
+        project.path(),
+        "marker of the commit",
+        &["marker of another"],
+    );
 }
 
 #[test]
@@ -220,8 +230,12 @@ fn filters_and_attributes_change_nothing() {
     assert!(on_disk.contains("marker of the filter"), "{on_disk}");
     let run = build(&project);
     says_head(&project, &run);
-    holds(&project, "marker of the object", &["marker of the filter"]);
-    holds(&project, "commit $Format:%H$ endblob $Id$ end", &[]);
+    holds(
+        project.path(),
+        "marker of the object",
+        &["marker of the filter"],
+    );
+    holds(project.path(), "commit $Format:%H$ endblob $Id$ end", &[]);
 }
 
 #[test]
@@ -240,7 +254,7 @@ fn a_dirty_tree_is_what_git_tracks_or_does_not_ignore() {
     project.write(".gitignore", "/target\n/.cargo\n");
     project.commit("with a build script");
     build(&project);
-    holds(&project, "marker of the script", &[]);
+    holds(project.path(), "marker of the script", &[]);
 
     std::fs::remove_file(project.path().join("api/build.rs")).unwrap();
     project.write(
@@ -261,7 +275,11 @@ fn a_dirty_tree_is_what_git_tracks_or_does_not_ignore() {
     assert_eq!(run.report["tag"], tag.as_str());
     let image = run.report["image"].as_str().unwrap();
     assert!(image.ends_with(&format!(":{tag}")), "{image}");
-    holds(&project, "marker, untracked", &["marker of the script"]);
+    holds(
+        project.path(),
+        "marker, untracked",
+        &["marker of the script"],
+    );
 }
 
 #[test]
@@ -273,7 +291,7 @@ fn an_edit_during_the_run_does_not_ship() {
         project.edit(MAIN, "marker before", "marker during");
     });
     says_head(&project, &run);
-    holds(&project, "marker before", &["marker during"]);
+    holds(project.path(), "marker before", &["marker during"]);
 
     // It is part of the next run, and what comes during that is not.
     let run = while_running(&project, || {
@@ -281,7 +299,7 @@ fn an_edit_during_the_run_does_not_ship() {
     });
     assert_eq!(run.report["clean"], false);
     holds(
-        &project,
+        project.path(),
         "marker during",
         &["marker before", "marker after"],
     );
@@ -328,24 +346,24 @@ fn what_a_build_script_saw_counts_though_cargo_was_not_told() {
     project.edit(MAIN, WORDS, "env!(\"SEEN\")");
     project.commit("without the file");
     build(&project);
-    holds(&project, "marker of nothing", &[]);
+    holds(project.path(), "marker of nothing", &[]);
 
     project.write("api/seen.txt", "marker when new\n");
     project.commit("the file comes");
     build(&project);
-    holds(&project, "marker when new", &["marker of nothing"]);
+    holds(project.path(), "marker when new", &["marker of nothing"]);
 
     project.write("api/seen.txt", "marker of change\n");
     project.commit("the file changes");
     build(&project);
-    holds(&project, "marker of change", &["marker when new"]);
+    holds(project.path(), "marker of change", &["marker when new"]);
 
     project.git(&["rm", "--quiet", "api/seen.txt"]);
     // Not a tree that was built before, which the engine would remember.
     project.edit(MAIN, "ok\"", "OK\"");
     project.commit("the file goes");
     build(&project);
-    holds(&project, "marker of nothing", &["marker of change"]);
+    holds(project.path(), "marker of nothing", &["marker of change"]);
 }
 
 #[test]
@@ -380,17 +398,17 @@ pub fn parts(_: TokenStream) -> TokenStream {
     project.depend("listing = { path = \"../listing\" }");
     project.commit("one part");
     build(&project);
-    holds(&project, "marker of one, ", &["marker of two"]);
+    holds(project.path(), "marker of one, ", &["marker of two"]);
 
     project.write("api/parts/two.txt", "marker of two, ");
     project.commit("a part comes");
     build(&project);
-    holds(&project, "marker of one, marker of two, ", &[]);
+    holds(project.path(), "marker of one, marker of two, ", &[]);
 
     project.write("api/parts/two.txt", "marker of change, ");
     project.commit("a part changes");
     build(&project);
-    holds(&project, "marker of change, marker of one, ", &[]);
+    holds(project.path(), "marker of change, marker of one, ", &[]);
 }
 
 #[cfg(unix)]
@@ -413,8 +431,8 @@ fn a_symbolic_link_that_leads_elsewhere_counts() {
     project.edit(MAIN, "fn main() {", "mod words;\n\nfn main() {");
     points_to("one.rs");
     build(&project);
-    holds(&project, "marker one", &["marker two"]);
+    holds(project.path(), "marker one", &["marker two"]);
     points_to("two.rs");
     build(&project);
-    holds(&project, "marker two", &["marker one"]);
+    holds(project.path(), "marker two", &["marker one"]);
 }

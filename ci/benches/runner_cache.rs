@@ -1,0 +1,232 @@
+//! What a throw-away runner gains from the caches of the last one, and what they cost: this repository's own commit, on an engine that
+//! has nothing, all in one run.
+//!
+//! `just bench caches`. It takes a cold run and two warm ones; the engine and the stand-ins are those that this machine has made
+//! before. A bound that is missed ends it with 1.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    reason = "a measurement that fails is none, and its figures are printed"
+)]
+#![expect(dead_code, reason = "harness and table are those of others, too")]
+
+#[path = "../tests/e2e/harness.rs"]
+mod harness;
+#[path = "common/table.rs"]
+mod table;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use harness::{Ci, Outcome, Project, git};
+use serde_json::Value;
+use table::Table;
+
+fn main() -> ExitCode {
+    let mut table = Table::default();
+    let runner = Runner::new();
+    let clone = runner.folder.path().join("clone");
+    let origin = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let (origin, to) = (origin.to_str().unwrap(), clone.to_str().unwrap());
+    git(Path::new("/"), &["clone", "--quiet", origin, to]);
+    let carried = runner.folder.path().join("cache");
+
+    let (cold, took) = runner.run(&clone, &carried);
+    let cache = &cold.report["cache"];
+    let save = Duration::from_millis(cache["save_ms"].as_u64().unwrap());
+    let cold = took - save;
+    let archive = cache["bytes"].as_u64().unwrap();
+    table.say("cold run, on an engine that has nothing", seconds(cold));
+    table.say("and saving", seconds(save));
+    table.at_most("saving, of the cold run's time", ratio(save, cold), 0.1, "");
+    table.say("the archive", megabytes(archive));
+    let before = runner.folder.path().join("before");
+    copy(&carried, &before);
+
+    let line = clone.join("api/src/main.rs");
+    let text = std::fs::read_to_string(&line).unwrap();
+    std::fs::write(&line, text + "// One line more.\n").unwrap();
+    commit(&clone, "one line of api");
+    let (warm, took) = runner.run(&clone, &carried);
+    for step in ["test", "fmt", "lint", "build"] {
+        assert_eq!(warm.step(step)["cached"], false, "{step} was not done");
+    }
+    table.say(
+        "a line of api changed, a new engine, its caches",
+        seconds(took),
+    );
+    let bound = "restore and save included, of the cold run's time";
+    table.at_most(bound, ratio(took, cold), 0.35, "");
+    let reused = reused(&before, &carried, &runner.folder.path().join("reused"));
+    table.say("of the archive reused", megabytes(reused));
+    let share = archive as f64 / reused as f64;
+    table.at_most("the archive, of what was reused", share, 1.2, "");
+
+    std::fs::write(clone.join("ci/docs/new.md"), "# New\n").unwrap();
+    commit(&clone, "documentation");
+    let (skipped, took) = runner.run(&clone, &carried);
+    for step in ["test", "fmt", "lint", "build"] {
+        assert_eq!(skipped.step(step)["cached"], true, "{step} was done");
+    }
+    table.say(
+        "a page of documentation changed, a new engine",
+        seconds(took),
+    );
+    ExitCode::from(u8::from(table.missed))
+}
+
+fn commit(clone: &Path, message: &str) {
+    git(clone, &["add", "--all"]);
+    git(clone, &["commit", "--quiet", "--message", message]);
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+fn ratio(one: Duration, other: Duration) -> f64 {
+    one.as_secs_f64() / other.as_secs_f64()
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
+
+/// An engine of the bench's own, with the programs and stand-ins of this machine's.
+struct Runner {
+    folder: tempfile::TempDir,
+    programs: PathBuf,
+}
+
+impl Runner {
+    fn new() -> Self {
+        // Everything that a machine makes once is made.
+        let first = Project::new("bench-first");
+        first.ci(&["scan", "--engine", "embedded"]).run().exits(0);
+        let status = Ci::new(Path::new("/"), &["engine", "status", "--format", "json"]);
+        let status: Value = serde_json::from_str(&status.run().exits(0).stdout).unwrap();
+        let there = PathBuf::from(status["folder"].as_str().unwrap());
+        // Its path has to leave room for a socket's.
+        let folder = tempfile::Builder::new()
+            .prefix("ci")
+            .tempdir_in("/tmp")
+            .unwrap();
+        let programs = folder.path().join(there.file_name().unwrap());
+        std::fs::create_dir(&programs).unwrap();
+        copy(&there.join("bin"), &programs);
+        for entry in std::fs::read_dir(there.parent().unwrap())
+            .unwrap()
+            .flatten()
+        {
+            let to = folder.path().join(entry.file_name());
+            if entry.path().is_dir() && !to.exists() {
+                std::os::unix::fs::symlink(entry.path(), to).unwrap();
+            }
+        }
+        Self { folder, programs }
+    }
+
+    /// A whole run on an engine that has nothing yet; how long it took.
+    fn run(&self, clone: &Path, cache: &Path) -> (Outcome, Duration) {
+        self.down();
+        let _ = std::fs::remove_dir_all(self.programs.join("state"));
+        let arguments = [
+            "--engine",
+            "embedded",
+            "--cache-dir",
+            cache.to_str().unwrap(),
+        ];
+        let begun = Instant::now();
+        let run = Ci::new(clone, &arguments)
+            .env("LAB_CI_CACHE_DIR", self.folder.path().to_str().unwrap())
+            .run();
+        (run.exits(0), begun.elapsed())
+    }
+
+    fn down(&self) {
+        Ci::new(Path::new("/"), &["engine", "down"])
+            .env("LAB_CI_CACHE_DIR", self.folder.path().to_str().unwrap())
+            .run()
+            .exits(0);
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// The parts of a folder: the files of their blobs.
+fn parts(folder: &Path) -> Vec<PathBuf> {
+    let list = std::fs::read_to_string(folder.join("cache.json")).unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let parts = list["parts"].as_array().unwrap().iter();
+    parts
+        .map(|part| folder.join("blobs").join(part["sha256"].as_str().unwrap()))
+        .collect()
+}
+
+type Archive = tar::Archive<zstd::Decoder<'static, std::io::BufReader<File>>>;
+
+fn open(blob: &Path) -> Archive {
+    tar::Archive::new(zstd::Decoder::new(File::open(blob).unwrap()).unwrap())
+}
+
+/// A file in a part, as far as it tells whether another run has used it or has made it anew.
+fn identity(entry: &mut tar::Entry<'_, impl Read>) -> (PathBuf, u64, String) {
+    let extensions = entry.pax_extensions().unwrap().into_iter().flatten();
+    let mtime = extensions
+        .filter_map(Result::ok)
+        .find(|it| it.key() == Ok("mtime"))
+        .map(|it| it.value().unwrap().to_owned());
+    let seconds = entry.header().mtime().unwrap();
+    (
+        entry.path().unwrap().into_owned(),
+        entry.size(),
+        mtime.unwrap_or_else(|| seconds.to_string()),
+    )
+}
+
+/// How large an archive is that has of `before` what is unchanged in `after`: a run keeps what it has used, and what it has made anew
+/// has another time.
+fn reused(before: &Path, after: &Path, scratch: &Path) -> u64 {
+    let mut used = HashSet::new();
+    for blob in parts(after) {
+        for entry in open(&blob).entries().unwrap() {
+            used.insert(identity(&mut entry.unwrap()));
+        }
+    }
+    let mut bytes = 0;
+    for blob in parts(before) {
+        let file = File::create(scratch).unwrap();
+        let mut packed = tar::Builder::new(zstd::Encoder::new(file, 3).unwrap());
+        for entry in open(&blob).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let this = identity(&mut entry);
+            if used.contains(&this) {
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                let mut header = entry.header().clone();
+                packed
+                    .append_data(&mut header, this.0, &content[..])
+                    .unwrap();
+            }
+        }
+        packed.into_inner().unwrap().finish().unwrap();
+        bytes += scratch.metadata().unwrap().len();
+    }
+    bytes
+}
