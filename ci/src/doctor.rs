@@ -2,6 +2,7 @@
 
 use crate::app;
 use crate::authority::GitHub;
+use crate::cache;
 use crate::engine::runtime::{self, Readiness};
 use crate::engine::{self, Choice, embedded};
 use crate::failure::{ExitCode, Failure};
@@ -136,6 +137,12 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             failure.to_string(),
             failure.hint.unwrap_or_default(),
         ),
+    }
+    if let Some(folder) = &settings.cache_dir {
+        match cache::describe(folder, settings.event.domain()) {
+            Ok(what) => findings.good("cache-dir", what),
+            Err(why) => findings.note("cache-dir", why),
+        }
     }
     if let Ok(status) = embedded::status().await {
         let state = if status.healthy {

@@ -119,7 +119,7 @@ pub struct Cache {
 #[derive(Default)]
 struct State {
     places: BTreeMap<Place, Arc<OnceCell<Found>>>,
-    restored: Vec<Carried>,
+    restored: BTreeMap<Part, Carried>,
     ignored: Vec<Ignored>,
     /// Parts that were of use.
     used: Vec<(Part, String)>,
@@ -244,6 +244,8 @@ impl Cache {
             self.add_passes(records, log);
             let changes = {
                 let mut state = self.state();
+                state.new.sort_by_key(|(entry, _)| entry.part);
+                state.unchanged.sort_unstable();
                 Changes {
                     new: std::mem::take(&mut state.new),
                     used: std::mem::take(&mut state.used),
@@ -296,7 +298,7 @@ impl Cache {
             folder: self.store.folder().display().to_string(),
             domain: self.store.domain(),
             read_only: self.store.closed().is_some(),
-            restored: std::mem::take(&mut state.restored),
+            restored: std::mem::take(&mut state.restored).into_values().collect(),
             ignored: std::mem::take(&mut state.ignored),
             passed_before: state.before.keys().copied().collect(),
             saved,
@@ -309,6 +311,41 @@ impl Cache {
             gained_ms,
             measured_by: cold.filter(|_| was_of_use),
         }
+    }
+}
+
+/// What there is in a folder for a run of `domain`, for people.
+///
+/// # Errors
+/// Why such a run would not use it.
+pub fn describe(folder: &Path, domain: Domain) -> Result<String, String> {
+    let told = Told::default();
+    let store = Store::open(folder, domain, &told);
+    let said = told.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !said.is_empty() {
+        return Err(said);
+    }
+    let (parts, bytes) = store.size();
+    let access = store
+        .closed()
+        .map_or(String::new(), |why| format!("; {why}"));
+    Ok(format!(
+        "{}: {parts} parts, {} MB{access}",
+        folder.display(),
+        bytes / 1_000_000
+    ))
+}
+
+/// Remembers what there is to notice.
+#[derive(Default)]
+struct Told(Mutex<String>);
+
+impl Narrator for Told {
+    fn begin(&self, _: &str) {}
+    fn line(&self, _: &str) {}
+    fn done(&self, _: &str, _: std::time::Duration) {}
+    fn notice(&self, text: &str) {
+        text.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

@@ -224,6 +224,13 @@ impl Store {
         &self.folder
     }
 
+    /// How many parts there are, and how many bytes they have.
+    #[must_use]
+    pub fn size(&self) -> (usize, u64) {
+        let parts = &self.list.parts;
+        (parts.len(), parts.iter().map(|part| part.bytes).sum())
+    }
+
     /// Whose caches this run uses.
     #[must_use]
     pub fn domain(&self) -> Domain {
@@ -477,26 +484,12 @@ pub fn measure(file: &Path) -> std::io::Result<(String, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Told;
     use super::*;
     use crate::narrator::Silent;
     use crate::step::Step;
-    use std::sync::Mutex;
-    use std::time::Duration;
 
     const OF: &str = "acme/shop";
-
-    /// Remembers what the user was told.
-    #[derive(Default)]
-    struct Told(Mutex<String>);
-
-    impl Narrator for Told {
-        fn begin(&self, _: &str) {}
-        fn line(&self, _: &str) {}
-        fn done(&self, _: &str, _: Duration) {}
-        fn notice(&self, text: &str) {
-            *self.0.lock().unwrap() += text;
-        }
-    }
 
     fn opened(folder: &Path, domain: Domain) -> (Store, String) {
         let told = Told::default();

@@ -190,7 +190,7 @@ impl Cache {
         if found == Found::Brought {
             let mut state = self.state();
             for (entry, _) in packs {
-                state.restored.push(Carried::of(entry));
+                state.restored.insert(entry.part, Carried::of(entry));
                 state.used.push((entry.part, entry.key.clone()));
             }
         }

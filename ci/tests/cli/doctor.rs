@@ -185,3 +185,39 @@ fn the_program_that_a_url_needs_is_asked_for() {
         .says("through kubectl, which is not on the PATH")
         .says("Install kubectl");
 }
+
+#[test]
+fn it_says_what_there_is_in_the_caches_of_a_throw_away_runner() {
+    let project = Project::new("doctor-caches");
+    let folder = tempfile::tempdir().unwrap();
+    let doctor = || {
+        let home = tempfile::tempdir().unwrap();
+        let ci = project
+            .ci(&["doctor"])
+            .env(REGISTRY[0], REGISTRY[1])
+            .env("HOME", home.path().to_str().unwrap())
+            .env(
+                "LAB_CI_CACHE_DIR",
+                home.path().join("cache").to_str().unwrap(),
+            )
+            .env("LAB_CI_RUNNER_CACHE", folder.path().to_str().unwrap());
+        let outcome = without_a_named_engine(ci);
+        let lines = examined(&outcome);
+        lines
+            .into_iter()
+            .find(|line| line.contains("cache-dir"))
+            .unwrap()
+            .to_owned()
+    };
+    let line = doctor();
+    assert!(
+        line.starts_with("ok") && line.ends_with("0 parts, 0 MB"),
+        "{line}"
+    );
+    std::fs::write(folder.path().join("cache.json"), "{\"schema\": 99}").unwrap();
+    let line = doctor();
+    assert!(
+        line.starts_with("note") && line.contains("another version"),
+        "{line}"
+    );
+}

@@ -116,6 +116,12 @@ const CARGO_STEPS: [&str; 3] = ["test", "lint", "build"];
 #[test]
 fn a_new_engine_gets_what_the_last_one_had_and_compiles_what_has_changed() {
     let runner = Runner::new();
+    all_by_itself(&runner);
+    what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets(&runner);
+    the_two_halves_by_themselves(&runner);
+}
+
+fn all_by_itself(runner: &Runner) {
     let project = project("caches-new-engine");
     let commit = project.git(&["rev-parse", "HEAD"]);
     let cold = runner.ci(&project, &[]).run().exits(0);
@@ -205,9 +211,7 @@ fn a_new_engine_gets_what_the_last_one_had_and_compiles_what_has_changed() {
     assert_eq!(parts(&again.report, "saved"), [""; 0]);
 }
 
-#[test]
-fn what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets() {
-    let runner = Runner::new();
+fn what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets(runner: &Runner) {
     let project = project("caches-passes");
     // The test reads a file of which cargo is not told.
     project.write("api/expected.txt", "200");
@@ -230,7 +234,6 @@ fn what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets()
         .into();
 
     // The same commit: all that may be remembered is, and what was built then is what is shipped now.
-    runner.is_new();
     let again = runner
         .ci(&project, &[])
         .run()
@@ -305,6 +308,42 @@ fn forge(folder: &Path, entry: &mut Value, kind: tar::EntryType, path: &str) {
     entry["sha256"] = json!(sum);
     entry["bytes"] = json!(packed.len());
     entry["unpacked"] = json!(content.len());
+}
+
+fn who_is_killed_while_he_saves_leaves_nothing_that_looks_whole(runner: &Runner) {
+    std::fs::remove_dir_all(runner.folder()).unwrap();
+    let project = project("caches-killed");
+    let mut ci = runner
+        .ci(&project, &["lint"])
+        .into_command()
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let unfinished = || {
+        let entries = std::fs::read_dir(runner.folder()).into_iter().flatten();
+        entries.flatten().any(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(".unfinished-")
+        })
+    };
+    while !unfinished() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(300),
+            "nothing is saved"
+        );
+        assert!(ci.try_wait().unwrap().is_none(), "it has ended too early");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    ci.kill().unwrap();
+    ci.wait().unwrap();
+    assert!(!runner.folder().join("cache.json").exists());
+    let run = runner.ci(&project, &["lint"]).run().exits(0);
+    assert!(parts(&run.report, "saved").contains(&"lint/dependencies".to_owned()));
+    assert!(!unfinished(), "what was left is swept away");
 }
 
 #[test]
@@ -432,13 +471,14 @@ fn what_is_damaged_or_forged_is_passed_over_and_nothing_of_it_is_built() {
         entry["key"] = json!("0123456789abcdef");
     }
     std::fs::write(folder.join("cache.json"), list.to_string()).unwrap();
-    runner.is_new();
     let run = runner
         .ci(&project, &["lint"])
         .run()
         .exits(0)
         .says("the cache's lint/dependencies is not used: it is of another toolchain");
     assert_eq!(parts(&run.report, "restored"), [""; 0]);
+
+    who_is_killed_while_he_saves_leaves_nothing_that_looks_whole(&runner);
 }
 
 #[test]
@@ -461,7 +501,7 @@ fn a_pull_request_reads_what_main_has_left_and_writes_nothing_of_it() {
     assert_eq!(runner.list()["domain"], "main");
     let mains = runner.content();
 
-    runner.is_new();
+    // The volumes of pull requests are empty yet.
     project.git(&["switch", "--quiet", "--create", "topic"]);
     project.edit(MAIN, WORDS, "\"marker of the pull request\"");
     project.commit("a pull request");
@@ -491,7 +531,7 @@ fn a_pull_request_reads_what_main_has_left_and_writes_nothing_of_it() {
         .ci(&project, &["cache", "save", folder])
         .run()
         .exits(3)
-        .says("only a push to main writes it");
+        .says("Only a push to main writes it");
     assert_eq!(runner.content(), mains);
 
     // A folder of their own they may write, and main does not look at it.
@@ -499,7 +539,6 @@ fn a_pull_request_reads_what_main_has_left_and_writes_nothing_of_it() {
     ask(&["lint"]).run().exits(0);
     assert_eq!(runner.list()["domain"], "pr");
     project.git(&["switch", "--quiet", "main"]);
-    runner.is_new();
     let main = on_main(&sha).says("is pr's, and not for main: it is not used");
     assert_eq!(parts(&main.report, "restored"), [""; 0]);
     assert_eq!(parts(&main.report, "passed_before"), [""; 0]);
@@ -511,20 +550,27 @@ fn a_pull_request_reads_what_main_has_left_and_writes_nothing_of_it() {
     );
 }
 
-#[test]
-fn the_two_halves_by_themselves() {
-    let runner = Runner::new();
+/// `ci cache save` and `ci cache restore`, and with them the scanner's database.
+fn the_two_halves_by_themselves(runner: &Runner) {
+    std::fs::remove_dir_all(runner.folder()).unwrap();
     let project = project("caches-commands");
     let folder = runner.folder();
     let folder = folder.to_str().unwrap();
     let ci = |arguments: &[&str]| runner.machine.ci_in(&project, arguments);
-    // Nothing is there yet, on either side.
+    // Nothing is there yet.
     ci(&["cache", "restore", folder])
         .run()
         .exits(0)
         .says("there was nothing to carry");
+    // Where it is downloaded the database lies here, which no machine without a registry can see happen.
+    let content = format!("{:?}", Instant::now());
+    in_volume(
+        runner,
+        &format!("mkdir -p /volume/db && printf '{content}' > /volume/db/trivy.db"),
+    );
     ci(&["lint"]).run().exits(0);
-    let report = std::fs::read(project.path().join("target/ci/report.json")).unwrap();
+    let report = || std::fs::read(project.path().join("target/ci/report.json")).unwrap();
+    let of_the_run = report();
     let saved = ci(&["cache", "save", folder, "--format", "json"])
         .run()
         .exits(0);
@@ -535,17 +581,22 @@ fn the_two_halves_by_themselves() {
         .iter()
         .map(|it| &it["part"])
         .collect();
-    assert_eq!(names, ["cargo", "lint/dependencies", "lint/workspace"]);
+    assert_eq!(
+        names,
+        ["cargo", "database", "lint/dependencies", "lint/workspace"]
+    );
     ci(&["cache", "save", folder])
         .run()
         .exits(0)
         .says("all of it was there already");
+    assert!(report() == of_the_run, "the report stays the run's");
 
     runner.is_new();
     ci(&["cache", "restore", folder])
         .run()
         .exits(0)
-        .says("brought cargo, lint/dependencies, lint/workspace");
+        .says("brought cargo, database, lint/dependencies, lint/workspace");
+    assert_eq!(in_volume(runner, "cat /volume/db/trivy.db"), content);
     let run = ci(&["lint"]).run().exits(0);
     let said = log(&run, project.path(), "lint");
     assert!(
@@ -557,7 +608,6 @@ fn the_two_halves_by_themselves() {
         .run()
         .exits(0)
         .says("there was nothing to carry");
-    assert!(!report.is_empty(), "the report is the last run's");
 
     for (name, why) in [("Cargo.toml", "is not a folder"), ("Cargo.toml/x", "cache")] {
         let path = project.path().join(name);
@@ -567,75 +617,6 @@ fn the_two_halves_by_themselves() {
             .exits(code)
             .says(why);
     }
-}
-
-#[test]
-fn who_is_killed_while_he_saves_leaves_nothing_that_looks_whole() {
-    let runner = Runner::new();
-    let project = project("caches-killed");
-    let mut ci = runner
-        .ci(&project, &["lint"])
-        .into_command()
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    let unfinished = || {
-        let entries = std::fs::read_dir(runner.folder()).into_iter().flatten();
-        entries.flatten().any(|entry| {
-            entry
-                .file_name()
-                .to_string_lossy()
-                .starts_with(".unfinished-")
-        })
-    };
-    while !unfinished() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(300),
-            "nothing is saved"
-        );
-        assert!(ci.try_wait().unwrap().is_none(), "it has ended too early");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    ci.kill().unwrap();
-    ci.wait().unwrap();
-    assert!(!runner.folder().join("cache.json").exists());
-    runner.is_new();
-    let run = runner.ci(&project, &["lint"]).run().exits(0);
-    assert!(parts(&run.report, "saved").contains(&"lint/dependencies".to_owned()));
-    assert!(!unfinished(), "what was left is swept away");
-}
-
-#[test]
-fn the_scanners_database_is_carried() {
-    let runner = Runner::new();
-    let project = project("caches-database");
-    runner.ci(&project, &["fmt"]).run().exits(0);
-    // Where it is downloaded it lies here, which no machine without a registry can see happen.
-    let content = format!("{:?}", Instant::now());
-    in_volume(
-        &runner,
-        &format!(
-            "mkdir -p /volume/db && printf '{content}' > /volume/db/trivy.db && echo {{}} > /volume/db/metadata.json"
-        ),
-    );
-    let folder = runner.folder();
-    let folder = folder.to_str().unwrap();
-    runner
-        .machine
-        .ci_in(&project, &["cache", "save", folder])
-        .run()
-        .exits(0)
-        .says("database");
-    runner.is_new();
-    runner
-        .machine
-        .ci_in(&project, &["cache", "restore", folder])
-        .run()
-        .exits(0)
-        .says("brought database");
-    assert_eq!(in_volume(&runner, "cat /volume/db/trivy.db"), content);
 }
 
 /// Runs a script with the volume of the scanner's database.

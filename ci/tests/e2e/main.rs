@@ -18,6 +18,7 @@ mod embedded;
 mod evidence;
 mod faults;
 mod first_start;
+mod forges;
 mod gates;
 mod interrupts;
 mod papers;

@@ -1,4 +1,4 @@
-//! This repository's own commit, all the way through its own workflow: what is shipped is what was promised.
+//! This repository's own commit, all the way: what is shipped is what was promised.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -7,155 +7,58 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{git, whole_machine};
+use crate::harness::{Ci, git, whole_machine};
 use crate::registry::Registry;
-use crate::workflow::{Event, Forge, GITOPS, Run, pull_request};
 
 const REPOSITORY: &str = "upwind1647/status-api";
 const TOKEN: &str = "ghs_whole-run-token";
 
 #[test]
-fn the_workflow_ships_a_push_of_this_commit_and_checks_pull_requests() {
+fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
     let _busy = whole_machine();
-    let folder = tempfile::tempdir().unwrap();
-    let forge = Forge::new();
-    let clone = forge.checkout();
-    let registry = Registry::with_credential("somebody", TOKEN);
-    // The file as it is, and behind it somebody who uses what it puts out.
-    let workflow = clone.join(".github/workflows/docker-builder.yml");
-    let text = std::fs::read_to_string(&workflow).unwrap() + GITOPS;
-    std::fs::write(&workflow, text).unwrap();
+    let folder = tempfile::Builder::new()
+        .prefix("whole run ")
+        .tempdir()
+        .unwrap();
+    let clone = folder.path().join("clone");
+    let origin = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     git(
-        &clone,
+        folder.path(),
         &[
-            "commit",
+            "clone",
             "--quiet",
-            "--all",
-            "--message",
-            "somebody uses it",
+            origin.to_str().unwrap(),
+            clone.to_str().unwrap(),
         ],
     );
     let sha = git(&clone, &["rev-parse", "HEAD"]);
     let short = git(&clone, &["rev-parse", "--short", "HEAD"]);
 
-    let run = forge.runs(&Event {
-        name: "push",
-        payload: json!({ "ref": "refs/heads/main", "after": sha }),
-        token: Some(TOKEN),
-        registry: &registry.address(),
-    });
-    assert!(run.succeeded, "{}", run.log);
-    assert_eq!(run.jobs(), ["Check and publish", "deploy"]);
-    is_published(&run, &registry, &sha, &short, folder.path());
-    let report = &run.report;
-    let digest = report["digest"].as_str().unwrap();
-    let image = report["image"].as_str().unwrap();
-    assert_eq!(forge.gitops(&run), format!("{image} {short} {digest}\n"));
-    let summary = std::fs::read_to_string(run.kept("github-step-summary")).unwrap();
-    assert!(
-        summary.contains("## passed") && summary.contains(digest),
-        "{summary}"
-    );
-    assert_eq!(
-        std::fs::read_to_string(run.kept("summary.md")).unwrap(),
-        summary
-    );
-    assert!(!run.log.contains(TOKEN), "the token is in the log");
-    assert_eq!(report["cache"]["domain"], "main");
-    let caches = forge.caches();
-    let words: Vec<_> = caches
-        .iter()
-        .map(|line| line.split('-').next().unwrap())
-        .collect();
-    assert_eq!(
-        words,
-        [
-            "restored nothing for cargo",
-            "restored nothing for engine",
-            "saved cargo",
-            "saved engine"
-        ]
-    );
-    let tags = registry.tags(REPOSITORY);
+    let registry = Registry::with_credential("somebody", TOKEN);
+    let run = Ci::new(&clone, &["--registry", &registry.address()])
+        .push_to_main(&sha, TOKEN)
+        .run()
+        .exits(0);
 
-    // A stranger's pull request, without a token, that a gate says no to; and one that is well.
-    git(&clone, &["switch", "--quiet", "--create", "topic"]);
-    let main = clone.join("api/src/main.rs");
-    let text = std::fs::read_to_string(&main).unwrap();
-    std::fs::write(&main, text.replace("fn main()", "fn  main()")).unwrap();
-    git(
-        &clone,
-        &["commit", "--quiet", "--all", "--message", "not formatted"],
-    );
-    let ask = |number, fork, token| {
-        let head = git(&clone, &["rev-parse", "HEAD"]);
-        forge.runs(&Event {
-            name: "pull_request",
-            payload: pull_request(number, &head, fork),
-            token,
-            registry: &registry.address(),
-        })
-    };
-    let strangers = ask(7, true, None);
-    assert!(!strangers.succeeded, "{}", strangers.log);
-    for step in ["test", "lint", "build", "scan", "smoke"] {
-        let step = step_of(&strangers.report, step);
-        assert_eq!(step["status"], "passed", "{step:#}");
-        assert!(step["reused"].is_null(), "all gates have run: {step:#}");
-    }
-    assert_eq!(step_of(&strangers.report, "fmt")["status"], "failed");
-    let restored = strangers.report["cache"]["restored"].as_array().unwrap();
-    assert!(!restored.is_empty(), "{:#}", strangers.report["cache"]);
-    git(&clone, &["revert", "--no-edit", "HEAD"]);
-    let well = ask(8, false, Some(TOKEN));
-    assert!(well.succeeded, "{}", well.log);
-    for step in ["test", "fmt", "lint", "build"] {
-        let step = step_of(&well.report, step);
-        assert_eq!(step["status"], "passed");
-        assert_eq!(
-            step["reused"]["commit"], sha,
-            "the same sources have passed on main"
-        );
-    }
-    for run in [&strangers, &well] {
-        assert_eq!(run.jobs(), ["Check the pull request"]);
-        let report = &run.report;
-        assert_eq!(report["event"], "pull-request");
-        assert_eq!(step_of(report, "publish")["status"], "skipped");
-        assert_eq!(report["publish"], Value::Null);
-        // They have what main has left, and leave nothing.
-        assert_eq!(report["cache"]["read_only"], true);
-    }
-    assert_eq!(forge.scopes(), ["refs_heads_main"]);
-    assert_eq!(registry.tags(REPOSITORY), tags);
-}
-
-fn step_of<'a>(report: &'a Value, name: &str) -> &'a Value {
-    let steps = report["steps"].as_array().unwrap();
-    steps.iter().find(|step| step["name"] == name).unwrap()
-}
-
-/// What is in the registry is this commit's image, it is what all gates saw, and it runs.
-fn is_published(run: &Run, registry: &Registry, sha: &str, short: &str, folder: &Path) {
     // Every gate passed, and all that saw the image saw the same.
     for step in ["test", "fmt", "lint", "build", "scan", "smoke", "publish"] {
-        assert_eq!(step_of(&run.report, step)["status"], "passed", "{step}");
+        assert_eq!(run.status(step), "passed", "{step}");
     }
     let digest = run.report["digest"].as_str().unwrap();
     for step in ["build", "scan", "smoke", "publish"] {
-        assert_eq!(step_of(&run.report, step)["digest"], digest, "{step}");
+        assert_eq!(run.step(step)["digest"], digest, "{step}");
     }
     assert_eq!(
-        ci::oci::read_digest(&run.kept("image.tar")).unwrap(),
+        ci::oci::read_digest(&clone.join("target/ci/image.tar")).unwrap(),
         digest
     );
     assert_eq!(run.report["publish"]["digest"], digest);
     assert_eq!(run.report["tag"], short);
     assert_eq!(
         registry.tags(REPOSITORY),
-        json!([short, ci::referrer::fallback_tag(digest)])
+        json!([&short, &ci::referrer::fallback_tag(digest)])
     );
-    let manifest = registry.manifest(REPOSITORY, short);
+    let manifest = registry.manifest(REPOSITORY, &short);
     assert_eq!(ci::oci::sha256(&manifest), digest);
 
     // The image says what it is.
@@ -195,12 +98,12 @@ fn is_published(run: &Run, registry: &Registry, sha: &str, short: &str, folder: 
     let layers = manifest["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 1);
     let layer = registry.blob(REPOSITORY, layers[0]["digest"].as_str().unwrap());
-    let rootfs = folder.join("bundle/rootfs");
+    let rootfs = folder.path().join("bundle/rootfs");
     std::fs::create_dir_all(&rootfs).unwrap();
     let entries = unpack(&layer, &rootfs);
     assert_eq!(entries, [(PathBuf::from("api"), 0o755)]);
 
-    runs_read_only(&folder.join("bundle"), &image);
+    runs_read_only(&folder.path().join("bundle"), &image);
 }
 
 fn unpack(layer: &[u8], to: &Path) -> Vec<(PathBuf, u32)> {

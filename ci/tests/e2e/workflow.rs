@@ -10,8 +10,9 @@ use ci::pins;
 use ci::provision::{GoModule, go_tools};
 use serde_json::{Value, json};
 
-use crate::harness::git;
-use crate::registry::block_on;
+use crate::forges::a_cron_host_checks_main;
+use crate::harness::{Project, SERVICE};
+use crate::registry::{Registry, block_on};
 
 /// [act](https://nektosact.com), the workflow runner.
 const ACT: GoModule = GoModule {
@@ -26,7 +27,10 @@ const ACT: GoModule = GoModule {
     env: &[],
     usually: "about a minute",
 };
-const WORKFLOW: &str = ".github/workflows/docker-builder.yml";
+const PATH: &str = ".github/workflows/docker-builder.yml";
+const WORKFLOW: &str = include_str!("../../../.github/workflows/docker-builder.yml");
+const REPOSITORY: &str = "e2e/workflow";
+const TOKEN: &str = "ghs_the-runs-own-token";
 /// What takes the place of actions that no machine without GitHub can fetch.
 const ACTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/act/actions");
 
@@ -37,6 +41,8 @@ fn act() -> &'static Path {
 
 /// GitHub, as far as a workflow sees it: a repository, its caches and its artifacts.
 pub struct Forge {
+    /// The repository's working tree.
+    pub project: Project,
     folder: tempfile::TempDir,
 }
 
@@ -84,20 +90,52 @@ pub struct Event<'a> {
     pub registry: &'a str,
 }
 
+/// The program `ci` of the repository: the one that is tested, without the minutes that it takes to compile.
+const CI: &str = r#"//! Is `ci`.
+fn main() {
+    use std::os::unix::process::CommandExt;
+    let error = std::process::Command::new(env!("CI")).args(std::env::args_os().skip(1)).exec();
+    panic!("{error}");
+}
+"#;
+
 impl Forge {
-    /// With this repository's own commit.
+    /// With a repository of a small service and of `ci`, whose workflow is ours.
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("forge").tempdir().unwrap();
-        let forge = Self { folder };
-        let origin = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let (origin, clone) = (origin.to_str().unwrap(), forge.checkout());
-        git(
-            Path::new("/"),
-            &["clone", "--quiet", origin, clone.to_str().unwrap()],
+        let ci = format!("{:?}", env!("CARGO_BIN_EXE_ci"));
+        let project = Project::of(
+            "workflow",
+            &[
+                (
+                    "Cargo.toml",
+                    "[workspace]\nmembers = [\"api\", \"ci\"]\nresolver = \"3\"\n",
+                ),
+                (
+                    "api/Cargo.toml",
+                    "[package]\nname = \"api\"\nversion = \"1.2.3\"\nedition = \"2024\"\n",
+                ),
+                ("api/src/main.rs", SERVICE),
+                (
+                    "ci/Cargo.toml",
+                    "[package]\nname = \"ci\"\nversion = \"0.1.0\"\nedition = \"2024\"\n",
+                ),
+                ("ci/src/main.rs", &CI.replace("env!(\"CI\")", &ci)),
+                ("ci.toml", &format!("repository = \"{REPOSITORY}\"\n")),
+                (".gitignore", "/target\n"),
+                (
+                    "rust-toolchain.toml",
+                    include_str!("../../../rust-toolchain.toml"),
+                ),
+                // As it is, and behind it somebody who uses what it puts out.
+                (PATH, &format!("{WORKFLOW}{GITOPS}")),
+            ],
         );
-        git(&clone, &["checkout", "--quiet", "-B", "main"]);
-        let url = env!("CARGO_PKG_REPOSITORY");
-        git(&clone, &["remote", "set-url", "origin", url]);
+        project.depend("itoa = \"1.0.1\"");
+        project.format("");
+        project.commit("a service with a dependency");
+        project.git(&["remote", "add", "origin", env!("CARGO_PKG_REPOSITORY")]);
+        let folder = tempfile::Builder::new().prefix("forge").tempdir().unwrap();
+        let forge = Self { folder, project };
         // The runner's own home, in which nobody has built anything yet, but with the machine's way to the registry.
         let home = forge.path("home/.cargo");
         std::fs::create_dir_all(&home).unwrap();
@@ -108,13 +146,23 @@ impl Forge {
         forge
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A path of the forge's own.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The repository's working tree.
-    pub fn checkout(&self) -> PathBuf {
-        self.path("infrastructure-lab")
+    /// Brings what main has left into another working tree.
+    pub fn restore_into(&self, tree: &Path) {
+        let caches = std::fs::read_dir(self.path("caches/refs_heads_main")).unwrap();
+        for cache in caches.flatten() {
+            let unpacked = Command::new("tar")
+                .args(["--extract", "--absolute-names", "--file"])
+                .arg(cache.path())
+                .arg("--directory")
+                .arg(tree)
+                .status();
+            assert!(unpacked.unwrap().success());
+        }
     }
 
     /// What was restored and saved, in its order.
@@ -139,7 +187,7 @@ impl Forge {
         std::fs::write(&payload, event.payload.to_string()).unwrap();
         let mut command = Command::new(act());
         command
-            .args([event.name, "--workflows", WORKFLOW])
+            .args([event.name, "--workflows", PATH])
             .args([
                 "--platform",
                 "ubuntu-24.04=-self-hosted",
@@ -168,7 +216,7 @@ impl Forge {
             ));
         }
         command
-            .current_dir(self.checkout())
+            .current_dir(self.project.path())
             .env_clear()
             .envs(kept())
             .env("HOME", self.path("home"))
@@ -206,12 +254,12 @@ fn home() -> PathBuf {
     PathBuf::from(std::env::var_os("HOME").unwrap())
 }
 
-fn cargo_home() -> PathBuf {
+pub fn cargo_home() -> PathBuf {
     std::env::var_os("CARGO_HOME").map_or_else(|| home().join(".cargo"), PathBuf::from)
 }
 
 /// What the runner has of this machine: the toolchain, the engine that everybody uses, and the way to the registries of packages.
-fn kept() -> Vec<(String, std::ffi::OsString)> {
+pub fn kept() -> Vec<(String, std::ffi::OsString)> {
     let root = ci::provision::cache_root().unwrap();
     let rustup = std::env::var_os("RUSTUP_HOME").unwrap_or_else(|| home().join(".rustup").into());
     let path = std::env::var_os("PATH").unwrap();
@@ -239,7 +287,7 @@ fn kept() -> Vec<(String, std::ffi::OsString)> {
 }
 
 /// What GitHub sends of a pull request.
-pub fn pull_request(number: u32, head: &str, fork: bool) -> Value {
+fn pull_request(number: u32, head: &str, fork: bool) -> Value {
     let owner = if fork { "stranger" } else { "upwind1647" };
     json!({
         "action": "synchronize",
@@ -256,8 +304,8 @@ pub fn pull_request(number: u32, head: &str, fork: bool) -> Value {
     })
 }
 
-/// The job of another repository's that takes what was published, as the workflow's readers are told.
-pub const GITOPS: &str = r#"
+/// A job that takes what was published, as one of GitOps would.
+const GITOPS: &str = r#"
   deploy:
     needs: main
     runs-on: ubuntu-24.04
@@ -268,3 +316,108 @@ pub const GITOPS: &str = r#"
           TAG: ${{ needs.main.outputs.tag }}
           DIGEST: ${{ needs.main.outputs.digest }}
 "#;
+
+fn step<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let steps = report["steps"].as_array().unwrap();
+    steps.iter().find(|step| step["name"] == name).unwrap()
+}
+
+#[test]
+fn it_publishes_a_push_to_main_and_checks_pull_requests_and_so_does_cron() {
+    let forge = Forge::new();
+    let project = &forge.project;
+    let registry = Registry::with_credential("somebody", TOKEN);
+    let address = registry.address();
+    let sha = project.git(&["rev-parse", "HEAD"]);
+    let short = project.git(&["rev-parse", "--short", "HEAD"]);
+
+    let run = forge.runs(&Event {
+        name: "push",
+        payload: json!({ "ref": "refs/heads/main", "after": sha }),
+        token: Some(TOKEN),
+        registry: &address,
+    });
+    assert!(run.succeeded, "{}", run.log);
+    assert_eq!(run.jobs(), ["Check and publish", "deploy"]);
+    let report = &run.report;
+    assert_eq!(report["commit"], sha.as_str());
+    assert_eq!(report["event"], "push");
+    assert_eq!(report["publish"]["outcome"], "pushed");
+    let digest = registry.digest(REPOSITORY, &short);
+    assert_eq!(report["digest"], digest.as_str());
+    let archive = run.kept("image.tar");
+    assert_eq!(ci::oci::read_digest(&archive).unwrap(), digest);
+    let image = format!("{address}/{REPOSITORY}:{short}");
+    assert_eq!(forge.gitops(&run), format!("{image} {short} {digest}\n"));
+    let summary = std::fs::read_to_string(run.kept("summary.md")).unwrap();
+    assert!(summary.starts_with("## passed") && summary.contains(&digest));
+    // What GitHub would show beside the run, the runner says.
+    let shown = format!("Summary - {}", summary.lines().next().unwrap());
+    assert!(run.log.contains(&shown), "{}", run.log);
+    assert!(!run.log.contains(TOKEN), "{}", run.log);
+    assert_eq!(report["cache"]["domain"], "main");
+    let caches = forge.caches();
+    let words: Vec<_> = caches
+        .iter()
+        .map(|line| line.split('-').next().unwrap())
+        .collect();
+    assert_eq!(
+        words,
+        [
+            "restored nothing for cargo",
+            "restored nothing for engine",
+            "saved cargo",
+            "saved engine",
+        ]
+    );
+    let tags = registry.tags(REPOSITORY);
+
+    // A stranger's pull request, without a token, that a gate says no to; and one that is well.
+    project.git(&["switch", "--quiet", "--create", "topic"]);
+    project.edit("api/src/main.rs", "fn main() {", "fn  main() {");
+    project.commit("not formatted");
+    let ask = |number, fork, token| {
+        let head = project.git(&["rev-parse", "HEAD"]);
+        forge.runs(&Event {
+            name: "pull_request",
+            payload: pull_request(number, &head, fork),
+            token,
+            registry: &address,
+        })
+    };
+    let strangers = ask(7, true, None);
+    assert!(!strangers.succeeded, "{}", strangers.log);
+    for name in ["test", "lint", "build", "scan", "smoke"] {
+        let step = step(&strangers.report, name);
+        assert_eq!(step["status"], "passed", "{step:#}");
+        assert!(step["reused"].is_null(), "all gates have run: {step:#}");
+    }
+    assert_eq!(step(&strangers.report, "fmt")["status"], "failed");
+    let restored = strangers.report["cache"]["restored"].as_array().unwrap();
+    assert!(!restored.is_empty(), "{:#}", strangers.report["cache"]);
+    project.git(&["revert", "--no-edit", "HEAD"]);
+    let well = ask(8, false, Some(TOKEN));
+    assert!(well.succeeded, "{}", well.log);
+    for name in ["test", "fmt", "lint", "build"] {
+        let step = step(&well.report, name);
+        assert_eq!(step["status"], "passed");
+        assert_eq!(
+            step["reused"]["commit"], sha,
+            "the same sources have passed on main"
+        );
+    }
+    for run in [&strangers, &well] {
+        assert_eq!(run.jobs(), ["Check the pull request"]);
+        let report = &run.report;
+        assert_eq!(report["event"], "pull-request");
+        assert_eq!(step(report, "publish")["status"], "skipped");
+        assert_eq!(report["publish"], Value::Null);
+        // They have what main has left, and leave nothing.
+        assert_eq!(report["cache"]["read_only"], true);
+    }
+    assert_eq!(forge.scopes(), ["refs_heads_main"]);
+
+    project.git(&["switch", "--quiet", "main"]);
+    a_cron_host_checks_main(&forge);
+    assert_eq!(registry.tags(REPOSITORY), tags);
+}
