@@ -159,6 +159,15 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
     {
         settings.cache_dir = Some(settings::cache_dir(dir)?);
     }
+    if let Some(folder) = &settings.cache_dir
+        && checkout.would_see(&folder.join("cache.json"))
+    {
+        return Err(Failure::usage(format!(
+            "the caches would be among the sources: {} is in the working tree, and git does not ignore it",
+            folder.display()
+        ))
+        .hint("Take a folder elsewhere or below target, or add it to .gitignore."));
+    }
     if let Some(exceptions) = read(scan::IGNORE_FILE)? {
         scan::check_exceptions(&exceptions)?;
     }

@@ -220,6 +220,19 @@ impl Checkout {
         })
     }
 
+    /// Whether git would take a file at this place for one of the sources: it lies in the working tree, and is not ignored.
+    #[must_use]
+    pub fn would_see(&self, file: &Path) -> bool {
+        let ask = [
+            OsStr::new("check-ignore"),
+            OsStr::new("--quiet"),
+            OsStr::new("--no-index"),
+            OsStr::new("--"),
+            file.as_os_str(),
+        ];
+        file.starts_with(&self.root) && git(&self.root, ask).is_err()
+    }
+
     fn is_on_a_remote(&self, sha: &Sha, remotes: &[&str]) -> Result<bool, Failure> {
         let there = ["cat-file", "-e", &format!("{sha}^{{commit}}")];
         if git(&self.root, there).is_err() {

@@ -13,6 +13,7 @@ use crate::failure::{ExitCode, Failure, OrFail};
 use crate::oci::Platform;
 use crate::pins;
 use crate::run::StepContext;
+use crate::settings::FILE;
 use crate::step::Step;
 
 /// Where the sources of the run are mounted, as they are.
@@ -214,7 +215,8 @@ async fn key<K: Kind>(
     let Some(services) = work.services.map_or(Some(""), Services::identity) else {
         return Ok(None);
     };
-    if run.cache.is_none() {
+    // The distribution's packages are those of the day.
+    if run.cache.is_none() || !run.settings.packages.is_empty() {
         return Ok(None);
     }
     let given = source.given(step.step, &run.settings.paths)?;
@@ -328,7 +330,14 @@ pub fn judge<K: Kind>(
                 format!("{failed} (exit code {exit_code})"),
             )
             .output(output)
-            .hint(hint),
+            .hint(if step.run.settings.paths.contains_key(&step.step) {
+                format!(
+                    "{hint} Here it has only the files of paths.{} in {FILE}.",
+                    step.step
+                )
+            } else {
+                hint.to_owned()
+            }),
         },
         other => other.into_environment(&format!("step {}", step.step)),
     }

@@ -1,5 +1,12 @@
 //! Options, environment and `ci.toml`: what is not valid ends with exit code 2, by its name, before any work.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use ci::step::Step;
+use serde_json::Value;
+
 use crate::harness::{Ci, Outcome, Project};
 use crate::{Ends, ci, ci_in, without_a_named_engine};
 
@@ -52,6 +59,118 @@ fn an_engine_that_is_none_refuses() {
             .refuses(2, "is not an engine")
             .says("hint: --engine takes auto, docker, embedded, or a URL");
     }
+}
+
+#[test]
+fn a_step_is_given_what_patterns_of_paths_say() {
+    let project = Project::new("paths");
+    for (file, words) in [
+        (
+            "[paths]\ntest = [\"[a\"]\n",
+            "paths.test in ci.toml: `[a` is not a pattern",
+        ),
+        ("[paths]\ntest = [\"!docs/**\"]\n", "nothing is left"),
+        (
+            "[paths]\nlint = [\"/etc/**\"]\n",
+            "not a pattern of paths in the repository",
+        ),
+        (
+            "[paths]\nsmoke = [\"**\"]\n",
+            "smoke does not look at the sources",
+        ),
+        ("[paths]\nnonsense = [\"**\"]\n", "ci.toml is not valid"),
+    ] {
+        project.write("ci.toml", file);
+        ci(&project, &[]).run().refuses(2, words);
+    }
+    project.write(
+        "ci.toml",
+        "[paths]\nfmt = [\"**/*.rs\", \"**/Cargo.*\", \"!x/**\"]\n",
+    );
+    ci(&project, &[]).run().misses_the_engine();
+}
+
+/// What cargo has to see of this repository, whatever a step is about.
+#[test]
+fn what_the_steps_of_this_repository_are_given_is_a_workspace() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let file: toml::Table = std::fs::read_to_string(top.join("ci.toml"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let table: BTreeMap<Step, Vec<String>> = file["paths"].clone().try_into().unwrap();
+    for (step, paths) in ci::paths::resolve(table).unwrap() {
+        let given = tempfile::tempdir().unwrap();
+        let ours = |entry: &walkdir::DirEntry| {
+            !matches!(entry.file_name().to_str(), Some("target" | ".git"))
+        };
+        for entry in walkdir::WalkDir::new(top).into_iter().filter_entry(ours) {
+            let entry = entry.unwrap();
+            let path = entry.path().strip_prefix(top).unwrap();
+            if entry.file_type().is_file() && paths.has(path) {
+                let to = given.path().join(path);
+                std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+                std::fs::copy(entry.path(), to).unwrap();
+            }
+        }
+        let seen = Command::new(env!("CARGO"))
+            .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+            .current_dir(given.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&seen.stderr);
+        assert!(seen.status.success(), "{step}: {said}");
+        let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+        for package in seen["packages"].as_array().unwrap() {
+            // It leaves out what is not there, and says so only when it builds.
+            let found = package["targets"].as_array().unwrap().iter();
+            let found: Vec<_> = found
+                .map(|target| target["name"].as_str().unwrap())
+                .collect();
+            let manifest = std::fs::read_to_string(package["manifest_path"].as_str().unwrap());
+            let manifest: toml::Table = manifest.unwrap().parse().unwrap();
+            for kind in ["bin", "test", "bench", "example"] {
+                let declared = manifest.get(kind).and_then(toml::Value::as_array);
+                for target in declared.into_iter().flatten() {
+                    let name = target["name"].as_str().unwrap();
+                    assert!(found.contains(&name), "{step} lacks the {kind} {name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_caches_of_a_throw_away_runner_are_no_sources() {
+    let project = Project::new("cache-dir");
+    std::fs::write(project.path().join("file"), "").unwrap();
+    for (folder, words) in [
+        ("caches", "the caches would be among the sources"),
+        ("api/target", "the caches would be among the sources"),
+        ("file", "is not a folder, and the caches go into one"),
+    ] {
+        ci(&project, &["--cache-dir", folder])
+            .run()
+            .refuses(2, words);
+        for command in ["save", "restore"] {
+            ci(&project, &["cache", command, folder])
+                .run()
+                .refuses(2, words);
+        }
+    }
+    for folder in ["target", "target/new/caches", "/tmp/no-such-caches"] {
+        ci(&project, &["--cache-dir", folder])
+            .run()
+            .misses_the_engine();
+    }
+    ci(&project, &["cache", "save"]).run().refuses(2, "<DIR>");
+    // Main's are for main.
+    ci(
+        &project,
+        &["cache", "save", "target/caches", "--event", "push"],
+    )
+    .run()
+    .refuses(4, "GITHUB_ACTIONS is not `true`");
 }
 
 #[test]
