@@ -14,6 +14,9 @@ const MOST_UNPACKED: u64 = 32 << 30;
 /// How hard to compress: more takes longer than the runner's store takes to carry the rest.
 pub const LEVEL: i32 = 3;
 
+/// What an entry may say beside its header: what a plain file has.
+const EXTENSIONS: [&str; 7] = ["gid", "gname", "mtime", "path", "size", "uid", "uname"];
+
 /// What a packed part is known to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
@@ -78,19 +81,29 @@ pub fn check(file: &Path, expected: &Expected<'_>) -> eyre::Result<()> {
 /// Goes through the entries of a packed part.
 fn entries(
     packed: impl Read,
-    mut look: impl FnMut(&tar::Entry<'_, &mut dyn Read>) -> eyre::Result<()>,
+    mut look: impl FnMut(&mut tar::Entry<'_, &mut dyn Read>) -> eyre::Result<()>,
 ) -> eyre::Result<()> {
     let mut plain = zstd::Decoder::new(packed)?;
     let plain: &mut dyn Read = &mut plain;
     let mut archive = tar::Archive::new(plain);
     for entry in archive.entries()? {
-        look(&entry?)?;
+        look(&mut entry?)?;
     }
     Ok(())
 }
 
-/// It is a file or a folder below one of `tops`.
-fn plain(entry: &tar::Entry<'_, &mut dyn Read>, tops: &[&str]) -> eyre::Result<()> {
+/// It is a file or a folder below one of `tops`, and says nothing of itself that another reader might take for more.
+fn plain(entry: &mut tar::Entry<'_, &mut dyn Read>, tops: &[&str]) -> eyre::Result<()> {
+    if let Some(extensions) = entry.pax_extensions()? {
+        for extension in extensions {
+            let extension = extension?;
+            let key = extension.key()?;
+            ensure!(
+                EXTENSIONS.contains(&key),
+                "there is an extension in it that is not known: {key}"
+            );
+        }
+    }
     let path = entry.path()?;
     let name = path.display();
     match entry.header().entry_type() {
@@ -253,6 +266,20 @@ mod tests {
             checked(|tar| raw(tar, EntryType::Regular, "lock", b"")),
             "does not belong there: lock",
         );
+    }
+
+    #[test]
+    fn what_two_readers_might_understand_in_two_ways_is_refused() {
+        let extended = |key: &str| {
+            checked(|tar| {
+                tar.append_pax_extensions([(key, b"elsewhere".as_slice())])
+                    .unwrap();
+                raw(tar, EntryType::Regular, "target/sparse", b"x");
+            })
+        };
+        refused(extended("GNU.sparse.name"), "GNU.sparse.name");
+        refused(extended("linkpath"), "linkpath");
+        extended("uname").unwrap();
     }
 
     #[test]

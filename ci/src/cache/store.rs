@@ -148,6 +148,12 @@ pub struct Changes {
     pub cold: Option<Cold>,
 }
 
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.used.is_empty() && self.cold.is_none()
+    }
+}
+
 /// What became of the changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
@@ -327,6 +333,12 @@ impl Store {
         narrator: &dyn Narrator,
     ) -> Result<Written, Failure> {
         let cannot = || format!("cannot write the cache in {}", self.folder.display());
+        if changes.is_empty() {
+            return Ok(Written {
+                bytes: self.size().1,
+                ..Written::default()
+            });
+        }
         let blobs = self.folder.join(BLOBS);
         fs::create_dir_all(&blobs).or_environment(cannot())?;
         let _turn = provision::lock(&self.folder.join(LOCK), narrator, "the same cache").await?;
@@ -651,8 +663,11 @@ mod tests {
             assert_eq!(told, "");
             assert!(store.find(OF, TESTS, "k").is_some());
             assert!(store.closed().unwrap().contains("main's"));
-            let failed = store.write(OF, Changes::default(), &Silent).await;
-            assert!(failed.is_err());
+            let changes = Changes {
+                used: vec![(TESTS, "k".to_owned())],
+                ..Changes::default()
+            };
+            assert!(store.write(OF, changes, &Silent).await.is_err());
         }
         assert!(opened(folder.path(), Domain::Main).0.closed().is_none());
     }
