@@ -223,6 +223,12 @@ impl Checkout {
     /// Whether git would take a file at this place for one of the sources: it lies in the working tree, and is not ignored.
     #[must_use]
     pub fn would_see(&self, file: &Path) -> bool {
+        // By way of links and `..`, as far as there is something.
+        let there = file.ancestors().find_map(|folder| {
+            let rest = file.strip_prefix(folder).ok()?;
+            Some(folder.canonicalize().ok()?.join(rest))
+        });
+        let file = there.as_deref().unwrap_or(file);
         let ask = [
             OsStr::new("check-ignore"),
             OsStr::new("--quiet"),

@@ -147,6 +147,7 @@ fn the_caches_of_a_throw_away_runner_are_no_sources() {
     for (folder, words) in [
         ("caches", "the caches would be among the sources"),
         ("api/target", "the caches would be among the sources"),
+        ("api/../caches", "the caches would be among the sources"),
         ("file", "is not a folder, and the caches go into one"),
     ] {
         ci(&project, &["--cache-dir", folder])
@@ -158,7 +159,13 @@ fn the_caches_of_a_throw_away_runner_are_no_sources() {
                 .refuses(2, words);
         }
     }
-    for folder in ["target", "target/new/caches", "/tmp/no-such-caches"] {
+    for folder in [
+        "target",
+        "target/new/caches",
+        "api/../target",
+        "../no-such-caches",
+        "/tmp/no-such-caches",
+    ] {
         ci(&project, &["--cache-dir", folder])
             .run()
             .misses_the_engine();
