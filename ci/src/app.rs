@@ -13,7 +13,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
 use crate::authority::{self, Event, GitHub, Permit, Purpose};
-use crate::cache::{Cache, CacheReport, Place};
+use crate::cache::{self, Cache, CacheReport, Place};
 use crate::engine::{self, EngineError, Session, Telemetry};
 use crate::evidence::{Kind, Source};
 use crate::failure::{ExitCode, Failure, OrFail};
@@ -160,7 +160,7 @@ fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Pl
         settings.cache_dir = Some(settings::cache_dir(dir)?);
     }
     if let Some(folder) = &settings.cache_dir
-        && checkout.would_see(&folder.join("cache.json"))
+        && checkout.would_see(&folder.join(cache::LIST))
     {
         return Err(Failure::usage(format!(
             "the caches would be among the sources: {} is in the working tree, and git does not ignore it",

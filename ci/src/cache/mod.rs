@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio::sync::OnceCell;
 
 pub use passes::{Key, Passed};
-pub use store::{Cold, Part, Written};
+pub use store::{Cold, LIST, Part, Written};
 pub use volumes::Place;
 
 use crate::authority::Domain;

@@ -22,7 +22,8 @@ use crate::provision;
 
 /// Grows when an older `ci` would read a newer cache wrongly.
 const SCHEMA: u32 = 1;
-const LIST: &str = "cache.json";
+/// The list of what a cache holds, at the top of its folder.
+pub const LIST: &str = "cache.json";
 const BLOBS: &str = "blobs";
 const UNFINISHED: &str = ".unfinished-";
 const LOCK: &str = ".lock";
