@@ -561,15 +561,21 @@ fn a_connection_that_ends_at_any_stage_is_made_again() {
             ..once(stage, Fault::Away)
         })
         .collect();
-    proxy.passes_in_spite_of(&project, &rules);
+    // Every second one in one run, so that what else befalls a busy machine does not use up its tries.
+    for first in [0, 1] {
+        let rules: Vec<_> = rules.iter().skip(first).step_by(2).cloned().collect();
+        proxy.passes_in_spite_of(&project, &rules);
+    }
 
-    // Those that crane does not hear of are given up in time.
-    let rules = [once(UPLOAD, Fault::Lost), once(MANIFEST, Fault::NoAnswer)];
-    proxy.passes_in_spite_of(&project, &rules);
-
-    // The second is set, and its publisher does not hear of it.
-    let rules = [once(TAG, Fault::Lost), once(TAG, Fault::NoAnswer)];
-    proxy.passes_in_spite_of(&project, &rules);
+    // Those that crane does not hear of are given up in time; or the tag is set, and its publisher does not hear of it.
+    for rule in [
+        once(UPLOAD, Fault::Lost),
+        once(MANIFEST, Fault::NoAnswer),
+        once(TAG, Fault::Lost),
+        once(TAG, Fault::NoAnswer),
+    ] {
+        proxy.passes_in_spite_of(&project, &[rule]);
+    }
 }
 
 #[test]
