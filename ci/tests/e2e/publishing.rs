@@ -471,11 +471,17 @@ fn run_watched(project: &Project, ci: Ci, token: &str) -> BTreeSet<String> {
     let secret = Secret::new(token);
     let folder = tempfile::tempdir().unwrap();
     let folder_name = folder.path().display().to_string();
-    let child = ci
+    let mut command = ci
         .env("TMPDIR", &folder_name)
         .env("GITHUB_OUTPUT", &format!("{folder_name}/output"))
         .env("GITHUB_STEP_SUMMARY", &format!("{folder_name}/summary"))
-        .into_command()
+        .into_command();
+    // Linux does not show it yet when a process has only just become the program.
+    let own: Vec<u8> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .flat_map(|word| [word.as_encoded_bytes(), b"\0"].concat())
+        .collect();
+    let child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -484,7 +490,7 @@ fn run_watched(project: &Project, ci: Ci, token: &str) -> BTreeSet<String> {
     let watcher = std::thread::spawn({
         let ended = Arc::clone(&ended);
         let (secret, pid) = (secret.clone(), child.id());
-        move || watch(&secret, pid, &ended)
+        move || watch(&secret, pid, &own, &ended)
     });
     let Output {
         status,
@@ -511,10 +517,14 @@ fn run_watched(project: &Project, ci: Ci, token: &str) -> BTreeSet<String> {
 
 /// Looks at the command line and environment of every process on this machine, those in the engine's containers among
 /// them, until `ended`: what was seen, and where the token was. `ci` itself got its environment from the caller.
-fn watch(secret: &Secret, ci: u32, ended: &AtomicBool) -> (BTreeSet<String>, BTreeSet<String>) {
+fn watch(
+    secret: &Secret,
+    ci: u32,
+    own: &[u8],
+    ended: &AtomicBool,
+) -> (BTreeSet<String>, BTreeSet<String>) {
     let read =
         |pid: &str, what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-    let own = read(&ci.to_string(), "cmdline");
     let (mut seen, mut leaks) = (BTreeSet::new(), BTreeSet::new());
     while !ended.load(Ordering::Relaxed) {
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
