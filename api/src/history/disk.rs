@@ -238,7 +238,9 @@ impl Disk {
             let table = transaction.open_table(rollups(minute))?;
             let mut newest = vec![Vec::new(); names.len()];
             let mut filled = 0;
-            let day = (now.saturating_sub(Resolution::Day.seconds()), "")..(now, "");
+            // The minute that begins with this second is one of them.
+            let day =
+                (now.saturating_sub(Resolution::Day.seconds()), "")..(now.saturating_add(1), "");
             for row in table.range(day)?.rev() {
                 let (key, row) = row?;
                 let (start, name) = key.value();
@@ -506,6 +508,10 @@ mod tests {
         assert_eq!(newest[2].len(), 1);
         let latency = newest[2][0].latency().unwrap().as_secs_f64();
         assert!((latency - 0.007).abs() < 0.05 * 0.007);
+        // A minute that has just begun counts.
+        disk.write([("new", sample(START + DAY, 7))], (1, 3), time(START + DAY))
+            .unwrap();
+        assert_eq!(disk.newest(&names, time(START + DAY)).unwrap()[2].len(), 2);
         // Of more than a day ago, nothing.
         assert_eq!(
             disk.newest(&names, time(START + 3 * DAY)).unwrap(),
