@@ -5,8 +5,8 @@
 //! builds that use it: who that may be is for the store to say that carries it (GitHub's caches are scoped by branch).
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use eyre::{WrapErr as _, ensure};
@@ -201,7 +201,7 @@ impl Store {
     fn read(&self) -> eyre::Result<Option<List>> {
         let path = self.folder.join(LIST);
         let data = match path.symlink_metadata() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             data => data?,
         };
         ensure!(data.is_file(), "{LIST} is not a file");
@@ -300,16 +300,19 @@ impl Store {
     pub fn unfinished(&self) -> Result<Unfinished, Failure> {
         let cannot = || format!("cannot write into {}", self.folder.display());
         fs::create_dir_all(&self.folder).or_environment(cannot())?;
-        let folder = tempfile::Builder::new()
-            .prefix(UNFINISHED)
-            .tempdir_in(&self.folder)
-            .or_environment(cannot())?;
-        let lock = File::create(folder.path().join(LOCK)).or_environment(cannot())?;
-        lock.try_lock().or_environment(cannot())?;
-        Ok(Unfinished {
-            folder,
-            _lock: lock,
-        })
+        loop {
+            let folder = tempfile::Builder::new()
+                .prefix(UNFINISHED)
+                .tempdir_in(&self.folder)
+                .or_environment(cannot())?;
+            // Until it is locked, who sweeps takes it for one that was left.
+            if let Some(lock) = hold(folder.path()).or_environment(cannot())? {
+                return Ok(Unfinished {
+                    folder,
+                    _lock: lock,
+                });
+            }
+        }
     }
 
     /// Writes what has changed, and prunes what is stale: parts of this repository that are valid for what is not used any more,
@@ -450,12 +453,27 @@ impl Store {
             if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
                 continue;
             }
-            let lock = File::open(entry.path().join(LOCK));
-            if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
-                // What cannot be removed now only takes space.
-                let _ = fs::remove_dir_all(entry.path());
-            }
+            // What cannot be removed now only takes space.
+            let _ = match File::open(entry.path().join(LOCK)) {
+                Ok(lock) if lock.try_lock().is_ok() => fs::remove_dir_all(entry.path()),
+                // Its writer was killed before it made its lock; one that lives makes another folder.
+                Err(error) if error.kind() == ErrorKind::NotFound => fs::remove_dir(entry.path()),
+                _ => Ok(()),
+            };
         }
+    }
+}
+
+/// Locks a new folder; none where a sweep was faster.
+fn hold(folder: &Path) -> std::io::Result<Option<File>> {
+    let lock = match File::create(folder.join(LOCK)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        lock => lock?,
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(folder.join(LOCK).exists().then_some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -646,12 +664,34 @@ mod tests {
         let dead = folder.path().join(format!("{UNFINISHED}dead"));
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join(LOCK), "").unwrap();
+        let stillborn = folder.path().join(format!("{UNFINISHED}stillborn"));
+        fs::create_dir(&stillborn).unwrap();
         save(&two, &[(Part::Cargo, "k", "1")]).await;
-        assert!(unfinished.path().exists() && !dead.exists());
+        assert!(unfinished.path().exists() && !dead.exists() && !stillborn.exists());
         save(&one, &[(TESTS, "k", "2")]).await;
         let (store, _) = opened(folder.path(), Domain::Local);
         assert!(store.find(OF, Part::Cargo, "k").is_some());
         assert!(store.find(OF, TESTS, "k").is_some());
+    }
+
+    #[test]
+    fn who_begins_while_another_one_sweeps_has_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = opened(folder.path(), Domain::Local);
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    store.sweep();
+                }
+            });
+            let there = (0..1000).all(|_| {
+                let unfinished = store.unfinished();
+                unfinished.is_ok_and(|it| fs::write(it.path().join("pack"), "").is_ok())
+            });
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(there);
+        });
     }
 
     #[tokio::test]
