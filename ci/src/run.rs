@@ -178,6 +178,12 @@ impl<K: Kind> Run<K> {
         (self.platform != self.engine_platform).then_some(&self.platform)
     }
 
+    /// Tells the user about preparations.
+    #[must_use]
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
     /// A client for work that is no step's.
     #[must_use]
     pub fn client(&self) -> DaggerConn {
@@ -190,6 +196,25 @@ impl<K: Kind> Run<K> {
     /// # Errors
     /// When the toolchain cannot be had.
     pub async fn environment(&self, platform: Option<&Platform>) -> Result<String, Failure> {
+        let digest = self.toolchain_digest().await?;
+        let platform = platform.unwrap_or(&self.engine_platform);
+        let packages = self.settings.packages.join(" ");
+        let sum = Sha256::digest(format!("{digest}\n{packages}\n{platform}"));
+        Ok(hex::encode(sum)[..16].to_owned())
+    }
+
+    /// The digest of the toolchain's image and the platform that it runs on, without the distribution's packages of one repository.
+    ///
+    /// # Errors
+    /// When the toolchain cannot be had.
+    pub async fn toolchain_key(&self, platform: Option<&Platform>) -> Result<String, Failure> {
+        let digest = self.toolchain_digest().await?;
+        let platform = platform.unwrap_or(&self.engine_platform);
+        let sum = Sha256::digest(format!("{digest}\n{platform}"));
+        Ok(hex::encode(sum)[..16].to_owned())
+    }
+
+    async fn toolchain_digest(&self) -> Result<&String, Failure> {
         let digest = self
             .toolchain
             .get_or_try_init(|| async {
@@ -197,18 +222,7 @@ impl<K: Kind> Run<K> {
                 Ok::<_, Failure>(digest)
             })
             .await?;
-        let platform = platform.unwrap_or(&self.engine_platform);
-        let packages = self.settings.packages.join(" ");
-        let sum = Sha256::digest(format!("{digest}\n{packages}\n{platform}"));
-        Ok(hex::encode(sum)[..16].to_owned())
-    }
-
-    /// Where in cargo's home the tools lie that were installed in this environment.
-    ///
-    /// # Errors
-    /// When the toolchain cannot be had.
-    pub async fn tools(&self, platform: Option<&Platform>) -> Result<String, Failure> {
-        Ok(format!("tools/{}", self.environment(platform).await?))
+        Ok(digest)
     }
 
     /// What has to be the same for the content of a volume to be of use.

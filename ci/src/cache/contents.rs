@@ -224,11 +224,11 @@ fn is_kept(path: &Path) -> bool {
 }
 
 /// What is worth carrying of cargo's home: the packages that `lockfile` names, as they were downloaded, with what the registry's index
-/// says of them; and the tools below `tools`. What cargo unpacks it unpacks again.
+/// says of them. What cargo unpacks it unpacks again.
 ///
 /// # Errors
 /// When the lockfile is not valid.
-pub fn worth_of_home(files: &[File], lockfile: &str, tools: &Path) -> eyre::Result<Vec<File>> {
+pub fn worth_of_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> {
     #[derive(Deserialize)]
     struct Lock {
         #[serde(default)]
@@ -252,7 +252,7 @@ pub fn worth_of_home(files: &[File], lockfile: &str, tools: &Path) -> eyre::Resu
                 ["registry", "cache", _, name] => crates.contains(*name),
                 ["registry", "index", _, "config.json"] | ["git", "db", ..] => true,
                 ["registry", "index", _, ".cache", .., name] => names.contains(*name),
-                _ => file.path.starts_with(tools),
+                _ => false,
             }
     };
     Ok(files.iter().filter(keep).cloned().collect())
@@ -444,10 +444,9 @@ version = "0.11.4-rc.1"
                 "registry/src/index.crates.io-1/serde-1.0.0/src/lib.rs",
                 "11",
             ),
-            ("tools/now/bin/cargo-auditable", "12"),
-            ("tools/before/bin/cargo-auditable", "13"),
+            ("bin/left-by-a-build-script", "12"),
         ]);
-        let worth = worth_of_home(&all, lock, Path::new("tools/now")).unwrap();
+        let worth = worth_of_home(&all, lock).unwrap();
         assert_eq!(
             paths(&worth),
             [
@@ -457,7 +456,6 @@ version = "0.11.4-rc.1"
                 "registry/index/index.crates.io-1/.cache/in/fl/inflector",
                 "registry/index/index.crates.io-1/.cache/se/rd/serde",
                 "registry/index/index.crates.io-1/config.json",
-                "tools/now/bin/cargo-auditable",
             ]
         );
     }

@@ -1,12 +1,13 @@
 //! The caches of a throw-away runner: what its engine would have to make anew is carried in a folder from one run to the next.
 //!
 //! `store.rs` is the folder, `archive.rs` a packed part of it, `contents.rs` what is worth to be one, `volumes.rs` the way into and
-//! out of the engine, `passes.rs` what has passed before.
+//! out of the engine, `passes.rs` what has passed before, `tools.rs` cargo-auditable.
 
 mod archive;
 mod contents;
 mod passes;
 mod store;
+mod tools;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -129,6 +130,8 @@ struct State {
     now: BTreeMap<Step, (Key, tempfile::TempDir)>,
     /// Parts for the folder, with the files that they are.
     new: Vec<(Entry, std::path::PathBuf)>,
+    /// The toolchain that cargo-auditable was used for, and the program.
+    tool: Option<(String, std::path::PathBuf)>,
     unchanged: Vec<Part>,
     unfinished: Option<store::Unfinished>,
     save_ms: u64,
@@ -242,6 +245,7 @@ impl Cache {
         let mut written = Written::default();
         if self.store.closed().is_none() {
             self.add_passes(records, log);
+            self.add_tool();
             let changes = {
                 let mut state = self.state();
                 state.new.sort_by_key(|(entry, _)| entry.part);

@@ -21,7 +21,7 @@ use crate::oci;
 use crate::provision;
 
 /// Grows when an older `ci` would read a newer cache wrongly.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 /// The list of what a cache holds, at the top of its folder.
 pub const LIST: &str = "cache.json";
 const BLOBS: &str = "blobs";
@@ -42,7 +42,9 @@ const PASSES: usize = 4;
 pub enum Part {
     /// What a step's pass was, and of what.
     Pass(crate::step::Step),
-    /// The packages that cargo has downloaded, and the tools that it has installed.
+    /// cargo-auditable, compiled for one toolchain image.
+    Tool,
+    /// The packages that cargo has downloaded.
     Cargo,
     /// The scanner's database.
     Database,
@@ -56,6 +58,7 @@ impl std::fmt::Display for Part {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pass(step) => write!(f, "pass of {step}"),
+            Self::Tool => f.write_str("tool"),
             Self::Cargo => f.write_str("cargo"),
             Self::Database => f.write_str("database"),
             Self::Dependencies(step) => write!(f, "{step}/dependencies"),
@@ -750,8 +753,8 @@ mod tests {
             ("", "damaged"),
             ("[]", "damaged"),
             (
-                &whole.replace("\"schema\": 1", "\"schema\": 2"),
-                "another version (2, this is 1)",
+                &whole.replace("\"schema\": 2", "\"schema\": 1"),
+                "another version (1, this is 2)",
             ),
             (
                 &whole.replace("\"domain\": \"local\"", "\"domain\": \"mine\""),

@@ -49,7 +49,7 @@ impl Place {
     /// What is at the top of the volume, each in its turn: with the last one it is whole.
     const fn tops(self) -> &'static [&'static str] {
         match self {
-            Self::Cargo => &["tools", "git", "registry"],
+            Self::Cargo => &["git", "registry"],
             Self::Work(_) => &["used", "links", "target", "src"],
             Self::Database => &["db"],
         }
@@ -239,8 +239,7 @@ impl Cache {
         let files = contents::listing(&read("listing")?)
             .map_err(|error| Failure::environment(strange).because(error))?;
         let used = String::from_utf8_lossy(&read("used")?).into_owned();
-        let tools = PathBuf::from(run.tools(run.foreign_platform()).await?);
-        let parts = parts(place, &files, &used, lockfile, &tools)
+        let parts = parts(place, &files, &used, lockfile)
             .map_err(|error| Failure::environment(strange).because(error))?;
 
         let lists = tempfile::tempdir().or_environment("cannot make a folder for the lists")?;
@@ -305,13 +304,9 @@ fn parts(
     files: &[File],
     used: &str,
     lockfile: &str,
-    tools: &std::path::Path,
 ) -> eyre::Result<Vec<(Part, Vec<File>)>> {
     Ok(match place {
-        Place::Cargo => vec![(
-            Part::Cargo,
-            contents::worth_of_home(files, lockfile, tools)?,
-        )],
+        Place::Cargo => vec![(Part::Cargo, contents::worth_of_home(files, lockfile)?)],
         Place::Work(step) => {
             let worth = contents::worth(files, used)?;
             vec![

@@ -11,8 +11,8 @@ use generativity::{Guard, Id};
 use walkdir::WalkDir;
 
 use super::publish::REVISION;
-use super::workspace::{self, MESSAGES, Work};
-use super::{base, missing};
+use super::workspace::{self, MESSAGES, Program, Work};
+use super::{auditable, base, missing};
 use crate::engine::EngineError;
 use crate::evidence::{Kind, Source};
 use crate::failure::{Failure, OrFail};
@@ -29,6 +29,9 @@ use crate::source::{Checkout, State, is_executable};
 pub const COMPILER: &str = "io.github.upwind1647.infrastructure-lab.compiler";
 /// The label with the linker and its version.
 pub const LINKER: &str = "io.github.upwind1647.infrastructure-lab.linker";
+
+/// Where cargo-auditable is in the container.
+const AUDITABLE: &str = "/usr/local/bin/cargo-auditable";
 
 /// The image of one run: an archive on the disk, and what is known of it.
 #[derive(Debug)]
@@ -267,19 +270,15 @@ async fn compile<K: Kind>(
         package, binary, ..
     } = &settings.service;
     let target = step.run.platform.target();
-    let tools = step.run.tools(step.run.foreign_platform()).await?;
+    let auditable = auditable::program(step, step.run.foreign_platform()).await?;
     // Cargo takes no other letters in a name, so that nothing here needs quoting.
     let script = format!(
-        "tools=/cargo/{tools}
-[ -x $tools/bin/cargo-auditable ] || env --unset RUSTFLAGS CARGO_TARGET_DIR=/tmp/auditable \\
-  cargo install --quiet --locked --root $tools cargo-auditable@{}
-using $tools/bin/cargo-auditable auditable build --release --locked --package {package} --bin {binary} --target {target} {MESSAGES}
+        "using {AUDITABLE} auditable build --release --locked --package {package} --bin {binary} --target {target} {MESSAGES}
 mkdir -p /out
 cp /work/target/{target}/release/{binary} /out/binary
 rustc --version > /out/rustc
 ld --version | head -n 1 > /out/linker
-cargo pkgid --locked --package {package} > /out/pkgid",
-        pins::CARGO_AUDITABLE
+cargo pkgid --locked --package {package} > /out/pkgid"
     );
     let mut env = BTreeMap::new();
     if settings.image.libc == Libc::Static {
@@ -290,6 +289,11 @@ cargo pkgid --locked --package {package} > /out/pkgid",
         script: &script,
         env,
         services: None,
+        program: Some(Program {
+            path: AUDITABLE,
+            version: pins::CARGO_AUDITABLE,
+            file: auditable,
+        }),
         leaves: true,
         failed: "the service does not build",
         hint: &format!(

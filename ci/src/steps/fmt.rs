@@ -26,6 +26,7 @@ fn work<'a>(script: &'a str, failed: &'a str, hint: &'a str) -> Work<'a> {
         script,
         env: BTreeMap::new(),
         services: None,
+        program: None,
         leaves: false,
         failed,
         hint,

@@ -31,6 +31,7 @@ pub async fn run<'run, K: Kind>(
         ),
         env: BTreeMap::new(),
         services: None,
+        program: None,
         leaves: false,
         failed: "clippy found something",
         hint: "Mend what it says; `cargo clippy --fix` does a part of it.",

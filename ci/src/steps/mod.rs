@@ -1,5 +1,6 @@
 //! One step a file: what it runs, its evidence, its remedy; and what several of them use.
 
+mod auditable;
 mod base;
 pub mod build;
 mod crane;

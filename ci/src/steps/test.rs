@@ -33,6 +33,7 @@ pub async fn run<'run, K: Kind>(
         ),
         env: step.run.settings.test_env.clone(),
         services: Some(&services),
+        program: None,
         leaves: false,
         failed: "the tests failed",
         hint: "Run `cargo test --workspace --locked` for the same tests on this machine.",

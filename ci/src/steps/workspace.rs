@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dagger_sdk::Container;
+use dagger_sdk::{Container, File};
 
 use super::services::Services;
 use crate::cache::{Key, Place};
@@ -94,6 +94,16 @@ rm /work/unfinished
 unset KIND
 "#;
 
+/// A program of ours in the toolchain's container.
+pub struct Program {
+    /// Where it is mounted.
+    pub path: &'static str,
+    /// Its version, on which the outcome depends.
+    pub version: &'static str,
+    /// The program.
+    pub file: File,
+}
+
 /// Work of cargo's on the sources, in the toolchain's container.
 pub struct Work<'a> {
     /// What the shell does in the workspace's folder.
@@ -102,6 +112,8 @@ pub struct Work<'a> {
     pub env: BTreeMap<String, String>,
     /// What it has beside it.
     pub services: Option<&'a Services>,
+    /// A program that is mounted into its container.
+    pub program: Option<Program>,
     /// Whether it leaves something in `/out`.
     pub leaves: bool,
     /// What it is when the script fails.
@@ -128,22 +140,34 @@ async fn toolchain_for<K: Kind>(
     step: &StepContext<'_, K>,
     platform: Option<&Platform>,
 ) -> Result<Container, Failure> {
-    let image = step.run.toolbox.rust().await?;
-    let client = step.client();
-    let home = client.cache_volume(step.run.volume_of(Place::Cargo).await?);
-    Ok(image
-        .container(client, platform)?
+    let home = step.run.volume_of(Place::Cargo).await?;
+    let home = step.client().cache_volume(home);
+    Ok(bare_toolchain(step, platform)
+        .await?
         // The whole of cargo's home: the lock that keeps two cargos apart lies at its top, beside the registry.
         .with_mounted_cache(CARGO_HOME, home)
         .with_env_variable("CARGO_HOME", CARGO_HOME)
-        .with_env_variable("CARGO_TERM_COLOR", "never")
-        .with_env_variable("RUSTUP_TOOLCHAIN", pins::RUST)
         // The official image has neither clippy nor rustfmt.
         .with_exec(vec![
             "sh",
             "-c",
             "{ cargo clippy --version && cargo fmt --version; } >/dev/null 2>&1 || rustup component add clippy rustfmt",
         ]))
+}
+
+/// The toolchain's container without any volume.
+///
+/// # Errors
+/// When the toolchain cannot be had.
+pub async fn bare_toolchain<K: Kind>(
+    step: &StepContext<'_, K>,
+    platform: Option<&Platform>,
+) -> Result<Container, Failure> {
+    let image = step.run.toolbox.rust().await?;
+    Ok(image
+        .container(step.client(), platform)?
+        .with_env_variable("CARGO_TERM_COLOR", "never")
+        .with_env_variable("RUSTUP_TOOLCHAIN", pins::RUST))
 }
 
 /// The platform on which cargo works in a step. What `build` compiles runs on the image's: so do the programs of build scripts.
@@ -227,6 +251,7 @@ async fn key<K: Kind>(
             .with("folder", run.settings.folder.display())
             .with("script", script(work))
             .with("env", format_args!("{:?}", work.env))
+            .with("program", work.program.as_ref().map_or("", |it| it.version))
             .with("services", services),
     ))
 }
@@ -259,6 +284,9 @@ pub async fn execute<K: Kind>(
         .with_mounted_cache("/work", client.cache_volume(volume))
         .with_env_variable("CARGO_TARGET_DIR", "/work/target");
     let mut container = with_env(&container, &work.env);
+    if let Some(program) = &work.program {
+        container = container.with_mounted_file(program.path, program.file.clone());
+    }
     if run.cache.is_some() {
         // What that would make is not carried to the next runner.
         container = container.with_env_variable("CARGO_INCREMENTAL", "0");
