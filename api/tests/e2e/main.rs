@@ -11,4 +11,5 @@ mod dependencies;
 mod events;
 mod harness;
 mod load;
+mod soak;
 mod store;

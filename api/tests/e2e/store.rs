@@ -163,19 +163,33 @@ fn files(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-#[test]
-fn whenever_it_is_killed_all_that_was_written_is_there_and_each_batch_whole() {
-    let directory = tempdir().unwrap();
-    let mut known = 0;
-    for round in 0..40 {
-        let mut writer = Writer::start(directory.path(), Duration::ZERO);
-        if round % 4 > 0 {
+/// A store whose writer is killed again and again.
+pub struct Killed {
+    directory: TempDir,
+    /// How many samples are in it.
+    known: u64,
+    pub rounds: u64,
+}
+
+impl Killed {
+    pub fn new() -> Self {
+        Self {
+            directory: tempdir().unwrap(),
+            known: 0,
+            rounds: 0,
+        }
+    }
+
+    /// Kills the writer at a random moment: all that was written is there, and each batch whole.
+    pub fn again(&mut self) {
+        let mut writer = Writer::start(self.directory.path(), Duration::ZERO);
+        if !self.rounds.is_multiple_of(4) {
             writer.flushed(|_| true);
         }
         // Else it may be killed while it opens.
         thread::sleep(Duration::from_millis(fastrand::u64(..60)));
         let written = writer.kill();
-        let found = count(directory.path());
+        let (known, found) = (self.known, count(self.directory.path()));
         assert!(
             // The last batch may have been written, and nobody heard of it.
             [0, BATCH]
@@ -183,14 +197,23 @@ fn whenever_it_is_killed_all_that_was_written_is_there_and_each_batch_whole() {
                 .contains(&found),
             "{known} and {written} were written, {found} are there"
         );
-        known = found;
-        let files = files(directory.path());
+        self.known = found;
+        let files = files(self.directory.path());
         assert!(
             !files.iter().any(|name| name.contains("damaged")),
             "{files:?}"
         );
+        self.rounds += 1;
     }
-    assert!(known > 40 * BATCH / 2);
+}
+
+#[test]
+fn whenever_it_is_killed_all_that_was_written_is_there_and_each_batch_whole() {
+    let mut store = Killed::new();
+    for _ in 0..40 {
+        store.again();
+    }
+    assert!(store.known > 40 * BATCH / 2);
 }
 
 /// A disk of a few hundred KiB.

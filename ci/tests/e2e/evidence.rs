@@ -10,11 +10,8 @@ use ci::steps::{
     build::Image, fmt::Formatted, lint::Linted, publish, scan::Scanned, smoke::Smoked, test::Tested,
 };
 
-use crate::harness::whole_machine;
-
 #[test]
 fn no_way_around_a_gate_compiles() {
-    let _busy = whole_machine();
     trybuild::TestCases::new().compile_fail("tests/e2e/compile-fail/*.rs");
 }
 

@@ -3,7 +3,9 @@
 use ci::oci;
 use serde_json::Value;
 
-use crate::harness::{Ci, Project, whole_machine};
+use crate::embedded::short_folder;
+use crate::harness::{Ci, Project};
+use crate::provisioned::provisioned;
 
 /// A part of the preparation: when it began and ended, in milliseconds of the same clock.
 #[derive(Clone, Copy, Debug)]
@@ -32,14 +34,10 @@ fn part(report: &Value, words: &str) -> Span {
 
 #[test]
 fn what_does_not_wait_for_each_other_is_made_at_the_same_time_and_once() {
-    let _busy = whole_machine();
-    // On an empty machine the compilers' caches are cold, too, and other tests fill them at this moment: once is enough.
-    let warm = Project::new("first-start-of-all");
-    warm.ci(&["scan"]).run().exits(0);
-    let cache = tempfile::Builder::new()
-        .prefix("ci")
-        .tempdir_in("/tmp")
-        .unwrap();
+    // On an empty machine the compilers' caches are cold, too: once is enough. So is compiling cargo-auditable.
+    let shared = provisioned();
+    let cache = short_folder();
+    shared.copy_auditable_to(cache.path());
     let engine = EngineOf(cache.path().to_str().unwrap().to_owned());
     let project = Project::new("first-start");
     let scan = || {

@@ -1,8 +1,10 @@
 //! A project to run the real binary on, in an environment without anything of the caller's.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -27,11 +29,62 @@ const KEPT: [&str; 14] = [
 /// A service of the standard library alone that is healthy.
 pub const SERVICE: &str = include_str!("service.rs");
 
-static MACHINE: Mutex<()> = Mutex::new(());
+/// Held by at most one test at a time, in whatever process it runs: nextest gives each test one of its own.
+#[must_use]
+pub struct Turn(#[expect(dead_code, reason = "the lock ends with the file")] File);
 
-/// The machine for this test alone, among those that ask for it: some load it for minutes, and others are about seconds.
-pub fn whole_machine() -> MutexGuard<'static, ()> {
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Waits until no other test holds the turn of this name.
+pub fn turn(name: &str) -> Turn {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.lock"));
+    let file = File::create(path).unwrap();
+    let begun = Instant::now();
+    file.lock().unwrap();
+    waited("lock", begun.elapsed());
+    Turn(file)
+}
+
+/// A place among those who may use the engine at the same time. nextest sees to that by itself; plain `cargo test` starts more tests at
+/// once than an engine on two cores has room for.
+fn place() -> Option<Turn> {
+    if std::env::var_os("NEXTEST").is_some() {
+        return None;
+    }
+    loop {
+        for number in 0..4 {
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("place-{number}.lock"));
+            let file = File::create(path).unwrap();
+            if file.try_lock().is_ok() {
+                return Some(Turn(file));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Notes for `just test-times` what this test has waited for: a line of JSON in a file of this run's.
+fn waited(what: &str, time: Duration) {
+    let (Ok(run), Ok(test)) = (
+        std::env::var("NEXTEST_RUN_ID"),
+        std::env::var("NEXTEST_TEST_NAME"),
+    ) else {
+        return;
+    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("waits");
+    std::fs::create_dir_all(&folder).unwrap();
+    let line = serde_json::json!({ "test": test, "what": what, "seconds": time.as_secs_f64() });
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join(format!("{run}.jsonl")))
+        .unwrap();
+    // In one piece, as other tests write, too.
+    file.write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+/// The machine for this test alone, among those that ask for it, for claims about seconds. nextest runs nothing else beside them, by
+/// the group `machine` in `.config/nextest.toml`.
+pub fn whole_machine() -> Turn {
+    turn("whole-machine")
 }
 
 /// A git repository with a workspace whose package `api` is the service.
@@ -265,9 +318,24 @@ impl Ci {
         // A report that an earlier run left must not be taken for this one's.
         let report = self.directory.join("target/ci/report.json");
         let _ = std::fs::remove_file(&report);
+        let _place = place();
+        let begun = Instant::now();
         let output = self.command.output().unwrap();
-        Outcome::new(output, &report)
+        let outcome = Outcome::new(output, &report);
+        outcome.note_waits(begun.elapsed());
+        outcome
     }
+}
+
+/// The time that these spans cover together, each from and to in milliseconds.
+fn union(mut spans: Vec<(i64, i64)>) -> Duration {
+    spans.sort_unstable();
+    let (mut covered, mut until) = (0, i64::MIN);
+    for (start, end) in spans {
+        covered += (end - start.max(until)).max(0);
+        until = until.max(end);
+    }
+    Duration::from_millis(covered.unsigned_abs())
 }
 
 /// What came of a call.
@@ -290,6 +358,33 @@ impl Outcome {
             stderr: String::from_utf8(output.stderr).unwrap(),
             report,
         }
+    }
+
+    /// Notes what a call of this length has waited for, by its own report.
+    fn note_waits(&self, whole: Duration) {
+        let span = |it: &Value| {
+            let start: jiff::Timestamp = it["start"].as_str()?.parse().ok()?;
+            let start = start.as_millisecond();
+            Some((start, start + it["duration_ms"].as_i64()?))
+        };
+        let spans = |list: &str, wanted: &dyn Fn(&Value) -> bool| -> Vec<_> {
+            let list = self.report[list].as_array().into_iter().flatten();
+            list.filter(|it| wanted(it)).filter_map(span).collect()
+        };
+        let compiles = |it: &Value| {
+            matches!(it["name"].as_str(), Some("test" | "lint" | "build")) && it["cached"] == false
+        };
+        for part in self.report["prepared"].as_array().into_iter().flatten() {
+            let time = Duration::from_millis(part["duration_ms"].as_u64().unwrap_or_default());
+            waited(part["what"].as_str().unwrap_or_default(), time);
+        }
+        let provisioning = union(spans("prepared", &|_| true));
+        let compiler = union(spans("steps", &compiles));
+        // A step that waits for a part of the provisioning compiles nothing meanwhile.
+        let compiler = compiler.saturating_sub(provisioning);
+        waited("provisioning", provisioning);
+        waited("compiler", compiler);
+        waited("engine", whole.saturating_sub(provisioning + compiler));
     }
 
     /// It ended with this code.

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::thread;
 
 use ci::narrator::Silent;
@@ -22,9 +21,9 @@ pub fn install(needed: &[Package]) {
 
 /// A tool of PyPI's in a folder of its own, made once; a test that is interrupted leaves nothing that looks whole.
 pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{tool}-{version}"));
+    let turn = std::fs::File::create(folder.with_extension("lock")).unwrap();
+    turn.lock().unwrap();
     let whole = folder.join("whole");
     let has = more.join(" ");
     if std::fs::read_to_string(&whole).ok().as_ref() != Some(&has) {

@@ -13,10 +13,10 @@ use crate::embedded::{Machine, processes_of, short_folder};
 use crate::harness::{Ci, Outcome, Project};
 
 /// Numbers that look random; the seed brings the same ones again.
-struct Moments(u64);
+pub struct Moments(u64);
 
 impl Moments {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seed =
             std::env::var("SEED").map_or(now.unwrap().as_secs(), |seed| seed.parse().unwrap());
@@ -24,37 +24,56 @@ impl Moments {
         Self(seed)
     }
 
+    /// One number from 0 to 1.
+    pub fn next(&mut self) -> f64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        f64::from((self.0 >> 40) as u32) / f64::from(1 << 24)
+    }
+
     /// One moment in each of `count` equal parts of one.
     fn spread(&mut self, count: u32) -> Vec<f64> {
         (0..count)
-            .map(|part| {
-                self.0 = self
-                    .0
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                let within = f64::from((self.0 >> 40) as u32) / f64::from(1 << 24);
-                (f64::from(part) + within) / f64::from(count)
-            })
+            .map(|part| (f64::from(part) + self.next()) / f64::from(count))
             .collect()
     }
 }
 
-/// Interrupts what `start` starts, at as many moments of the time that it takes, by turns with SIGKILL and SIGINT.
-fn interrupted(
-    count: u32,
-    mut whole: Duration,
-    cache: &Path,
-    start: impl Fn() -> Child,
-    check: impl Fn(),
-) {
-    for (number, moment) in Moments::new().spread(count).into_iter().enumerate() {
-        let signal = [Signal::SIGKILL, Signal::SIGINT][number % 2];
+/// Something that may be interrupted at any moment.
+pub struct Work<'a> {
+    /// The cache directory, by which what it has started is recognised.
+    cache: &'a Path,
+    /// How long it takes undisturbed.
+    whole: Duration,
+    /// Starts it from the beginning.
+    start: Box<dyn Fn() -> Child + 'a>,
+    /// Holds after each interruption.
+    check: Box<dyn Fn() + 'a>,
+}
+
+impl Work<'_> {
+    /// Interrupts it at a moment of the time that it takes, as a part of one.
+    pub fn interrupt_at(&mut self, moment: f64, signal: Signal) {
         // What was done before its moment came has shown how long it takes now.
-        while let Some(done) = interrupt(start(), whole.mul_f64(moment), signal, cache) {
-            whole = done;
-            check();
+        while let Some(done) = interrupt(
+            (self.start)(),
+            self.whole.mul_f64(moment),
+            signal,
+            self.cache,
+        ) {
+            self.whole = done;
+            (self.check)();
         }
-        check();
+        (self.check)();
+    }
+
+    /// Interrupts it at so many moments, by turns with SIGKILL and SIGINT.
+    fn interrupt(&mut self, count: u32) {
+        for (number, moment) in Moments::new().spread(count).into_iter().enumerate() {
+            self.interrupt_at(moment, [Signal::SIGKILL, Signal::SIGINT][number % 2]);
+        }
     }
 }
 
@@ -62,7 +81,7 @@ fn interrupted(
     clippy::print_stdout,
     reason = "the harness shows it where a test fails"
 )]
-fn note(text: &str) {
+pub fn note(text: &str) {
     println!("{text}");
 }
 
@@ -144,78 +163,153 @@ fn are_whole(programs: &Path, reference: &Path) {
     assert!(compared.status.success(), "{compared:?}");
 }
 
+/// A cache directory in which an engine is started from nothing.
+pub struct EngineStart {
+    machine: Machine,
+    cache: tempfile::TempDir,
+    programs: PathBuf,
+}
+
+impl EngineStart {
+    pub fn new() -> Self {
+        let machine = Machine::new();
+        let cache = short_folder();
+        let programs = cache.path().join(machine.programs().file_name().unwrap());
+        Self {
+            machine,
+            cache,
+            programs,
+        }
+    }
+
+    fn ci(&self, command: &str) -> Ci {
+        Ci::new(self.cache.path(), &["engine", command])
+            .env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
+    }
+
+    /// The programs are those of an undisturbed build, byte for byte.
+    fn are_whole(&self) {
+        are_whole(
+            &self.programs.join("bin"),
+            &self.machine.programs().join("bin"),
+        );
+    }
+
+    /// Starts it once, undisturbed; returns what may be interrupted.
+    pub fn work(&self) -> Work<'_> {
+        let begun = Instant::now();
+        self.ci("up").run().exits(0);
+        let whole = begun.elapsed();
+        self.ci("down").run().exits(0);
+        note(&format!("an undisturbed start takes {whole:?}"));
+        self.are_whole();
+        Work {
+            cache: self.cache.path(),
+            whole,
+            start: Box::new(|| {
+                // What interrupted ones have left stays for the next; what is whole is made anew.
+                for done in ["bin", "state"] {
+                    let _ = fs::remove_dir_all(self.programs.join(done));
+                }
+                start(self.ci("up"))
+            }),
+            check: Box::new(|| {
+                if self.programs.join("bin").exists() {
+                    self.are_whole();
+                }
+                self.ci("down").run().exits(0);
+                assert_eq!(processes_of(self.cache.path()), Vec::<String>::new());
+            }),
+        }
+    }
+
+    /// Nothing of what was interrupted is left, or used.
+    pub fn works(&self) {
+        self.ci("up").run().exits(0);
+        assert_eq!(unfinished(&self.programs), Vec::<PathBuf>::new());
+        built_nothing(&self.ci("up").run().exits(0).says("was running"));
+        self.ci("down").run().exits(0);
+        built_nothing(&self.ci("up").run().exits(0).says("started"));
+        self.ci("down").run().exits(0);
+        self.are_whole();
+    }
+}
+
+impl Drop for EngineStart {
+    fn drop(&mut self) {
+        self.ci("down").run();
+    }
+}
+
 #[test]
 fn starting_the_engine_may_be_interrupted_at_any_moment() {
-    let machine = Machine::new();
-    let name = machine.programs().file_name().unwrap();
-    let cache = short_folder();
-    let programs = cache.path().join(name);
-    let ci = |command: &str| {
-        Ci::new(cache.path(), &["engine", command])
-            .env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
-    };
-    let begun = Instant::now();
-    ci("up").run().exits(0);
-    let whole = begun.elapsed();
-    ci("down").run().exits(0);
-    note(&format!("an undisturbed start takes {whole:?}"));
-    are_whole(&programs.join("bin"), &machine.programs().join("bin"));
+    let engine = EngineStart::new();
+    engine.work().interrupt(2);
+    engine.works();
+}
 
-    let up = || {
-        // What interrupted ones have left stays for the next; what is whole is made anew.
-        for done in ["bin", "state"] {
-            let _ = fs::remove_dir_all(programs.join(done));
+/// A cache directory in which a format check makes its stand-in from nothing, on everybody's engine.
+pub struct StandInBuild {
+    machine: Machine,
+    cache: tempfile::TempDir,
+    project: Project,
+}
+
+impl StandInBuild {
+    pub fn new() -> Self {
+        Self {
+            machine: Machine::new(),
+            cache: short_folder(),
+            project: Project::new("interrupts"),
         }
-        start(ci("up"))
-    };
-    interrupted(25, whole, cache.path(), up, || {
-        if programs.join("bin").exists() {
-            are_whole(&programs.join("bin"), &machine.programs().join("bin"));
+    }
+
+    fn stand_ins(&self) -> PathBuf {
+        self.cache.path().join("stand-ins")
+    }
+
+    fn ci(&self) -> Ci {
+        let client = self.machine.programs().join("bin/dagger");
+        self.project
+            .ci(&["fmt", "--engine", &self.machine.everybodys])
+            .env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
+            .env("_EXPERIMENTAL_DAGGER_CLI_BIN", client.to_str().unwrap())
+    }
+
+    pub fn work(&self) -> Work<'_> {
+        Work {
+            cache: self.cache.path(),
+            // About as long as it takes. Where it has ended before its moment came, the next moment is taken of the real time.
+            whole: Duration::from_secs(30),
+            start: Box::new(|| {
+                for done in fs::read_dir(self.stand_ins())
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                {
+                    if !done.file_name().to_string_lossy().starts_with('.') {
+                        fs::remove_dir_all(done.path()).unwrap();
+                    }
+                }
+                start(self.ci())
+            }),
+            check: Box::new(|| {}),
         }
-        ci("down").run().exits(0);
-        assert_eq!(processes_of(cache.path()), Vec::<String>::new());
-    });
-    ci("up").run().exits(0);
-    assert_eq!(unfinished(&programs), Vec::<PathBuf>::new());
-    built_nothing(&ci("up").run().exits(0).says("was running"));
-    ci("down").run().exits(0);
-    built_nothing(&ci("up").run().exits(0).says("started"));
-    ci("down").run().exits(0);
-    are_whole(&programs.join("bin"), &machine.programs().join("bin"));
+    }
+
+    /// Whatever has its name by now is whole: a gate passes in it.
+    pub fn works(&self) {
+        self.ci().run().exits(0);
+        assert_eq!(unfinished(&self.stand_ins()), Vec::<PathBuf>::new());
+        built_nothing(&self.ci().run().exits(0));
+    }
 }
 
 #[test]
 fn making_the_stand_ins_may_be_interrupted_at_any_moment() {
-    let machine = Machine::new();
-    let cache = short_folder();
-    let client = machine.programs().join("bin/dagger");
-    let stand_ins = cache.path().join("stand-ins");
-    let project = Project::new("interrupts");
-    let ci = || {
-        project
-            .ci(&["fmt", "--engine", &machine.everybodys])
-            .env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
-            .env("_EXPERIMENTAL_DAGGER_CLI_BIN", client.to_str().unwrap())
-    };
-    let begun = Instant::now();
-    ci().run().exits(0);
-    let whole = begun.elapsed();
-    note(&format!("undisturbed stand-ins take {whole:?}"));
-    // A machine that is busy otherwise must not make this test one of half an hour.
-    let whole = whole.min(Duration::from_secs(60));
-    let fmt = || {
-        for done in fs::read_dir(&stand_ins).into_iter().flatten().flatten() {
-            if !done.file_name().to_string_lossy().starts_with('.') {
-                fs::remove_dir_all(done.path()).unwrap();
-            }
-        }
-        start(ci())
-    };
-    interrupted(6, whole, cache.path(), fmt, || {});
-    // Whatever has its name by now is whole: a gate passes in it.
-    ci().run().exits(0);
-    assert_eq!(unfinished(&stand_ins), Vec::<PathBuf>::new());
-    built_nothing(&ci().run().exits(0));
+    let stand_in = StandInBuild::new();
+    stand_in.work().interrupt(1);
+    stand_in.works();
 }
 
 #[test]

@@ -11,7 +11,9 @@ use ci::provision::{self, GoModule, Package, Probe};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Ci, Outcome, Project, whole_machine};
+use crate::embedded::short_folder;
+use crate::harness::{Ci, Outcome, Project};
+use crate::provisioned::provisioned;
 
 const DOCKER: Package = Package {
     name: "docker.io",
@@ -47,12 +49,9 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(future)
 }
 
+/// Engines and daemons have sockets in it.
 pub fn folder() -> TempDir {
-    // Engines and daemons have sockets in it, whose paths have at most 107 bytes.
-    tempfile::Builder::new()
-        .prefix("ci")
-        .tempdir_in("/tmp")
-        .unwrap()
+    short_folder()
 }
 
 /// This machine's programs, with these container runtimes and no others.
@@ -371,13 +370,7 @@ fn a_machine_that_refuses_privileged_containers_runs_no_engine_in_docker() {
 
 /// The programs of the embedded engine, which an image of the engine can be made of.
 pub fn engine_programs() -> PathBuf {
-    // Builds them where they are not built.
-    Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
-    let status = Ci::new(Path::new("/"), &["engine", "status", "--format", "json"])
-        .run()
-        .exits(0);
-    let status: Value = serde_json::from_str(&status.stdout).unwrap();
-    Path::new(status["folder"].as_str().unwrap()).join("bin")
+    provisioned().programs()
 }
 
 /// The program that connects its standard input and output with an engine's socket.
@@ -468,7 +461,6 @@ fn names(folder: &Path) -> Vec<std::ffi::OsString> {
 
 #[test]
 fn where_docker_can_run_an_engine_it_does_and_the_embedded_one_is_not_touched() {
-    let _busy = whole_machine();
     let engine = engine_programs();
     let docker = Docker::start(&[], &["--default-runtime=modest"]);
     let cache = Cache::without_engine(&engine);
@@ -516,7 +508,6 @@ fn where_docker_can_run_an_engine_it_does_and_the_embedded_one_is_not_touched() 
 
 #[test]
 fn a_built_image_is_loaded_into_docker_as_it_is_and_runs_there() {
-    let _busy = whole_machine();
     let docker = Docker::start(&["--net"], &[]);
     let inside = |script: &str| {
         let pid = docker.daemon.id().to_string();
@@ -615,7 +606,6 @@ fn podman_that_cannot_have_or_run_an_engine_is_of_no_use() {
 
 #[test]
 fn podman_runs_the_engine_where_docker_cannot() {
-    let _busy = whole_machine();
     let engine = engine_programs();
     let podman = Podman::new(true);
     let root = engine_image(podman.folder.path(), &engine);

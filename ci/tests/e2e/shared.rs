@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Ci, Project, whole_machine};
+use crate::harness::{Ci, Project};
 use crate::runtimes::{dial_stdio, engine_programs, executable, folder, good};
 
 /// Of the range for benchmarks, which no network has: one half of it the engine's, one the client's.
@@ -199,7 +199,6 @@ const URL: &str = "tcp://198.18.0.2:1234";
 
 #[test]
 fn two_clients_at_once_share_an_engine_on_another_machine() {
-    let _busy = whole_machine();
     let programs = engine_programs();
     let machines = Machines::new();
     let engine = Engine::start(&machines, &programs, "v0.19.10");

@@ -1,11 +1,6 @@
 //! The smoke test: only a container that answers `GET /health` with 200 in time passes, and one that does not is heard.
-//!
-//! The services wait for most of the time, so all of them are started at once, and each test looks at its own.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
-
-use crate::harness::{Outcome, Project, whole_machine};
+use crate::harness::{Outcome, Project};
 
 /// Each service says this at its start, the first on standard output and the second on standard error.
 const SAYS: [&str; 2] = ["the service starts", "the service has no configuration"];
@@ -41,78 +36,25 @@ fn serve(address: &str, answer: impl Fn(&str) -> &'static str) {{
     )
 }
 
-const SERVICES: [(&str, &str); 10] = [
-    ("ends", ""),
-    ("crashes", "std::process::exit(7);"),
-    (
-        "crashes-later",
-        r#"std::thread::spawn(|| serve("0.0.0.0:8000", |_| "503 Service Unavailable"));
-    std::thread::sleep(Duration::from_secs(1));
-    eprintln!("the database is gone");
-    std::process::exit(101);"#,
-    ),
-    (
-        "hangs",
-        "loop { std::thread::sleep(Duration::from_secs(60)); }",
-    ),
-    (
-        "answers-500",
-        r#"serve("0.0.0.0:8000", |_| "500 Internal Server Error");"#,
-    ),
-    (
-        "redirects",
-        r#"serve("0.0.0.0:8000", |request| {
-        if request.starts_with("GET /health ") {
-            "302 Found\r\nlocation: /elsewhere"
-        } else {
-            "200 OK"
-        }
-    });"#,
-    ),
-    ("wrong-port", r#"serve("0.0.0.0:8001", |_| "200 OK");"#),
-    (
-        "never-answers",
-        r#"let listener = TcpListener::bind("0.0.0.0:8000").expect("the port is free");
-    let kept: Vec<_> = listener.incoming().collect();"#,
-    ),
-    (
-        "needs-19-s",
-        r#"std::thread::sleep(Duration::from_secs(19));
-    serve("0.0.0.0:8000", |_| "200 OK");"#,
-    ),
-    (
-        "needs-25-s",
-        r#"std::thread::sleep(Duration::from_secs(25));
-    serve("0.0.0.0:8000", |_| "200 OK");"#,
-    ),
-];
+/// A limit that a service which never answers well reaches soon, instead of the default of 20 tries within 20 s.
+const SOON: &str = "[smoke]\ntries = 20\nwithin = \"4s\"\n";
+const DEFAULT: &str = "";
 
-/// The outcome of each, and the log of its smoke test.
-static RUNS: LazyLock<HashMap<&str, (Outcome, String)>> = LazyLock::new(|| {
-    let _quiet = whole_machine();
-    std::thread::scope(|scope| {
-        let runs = SERVICES.map(|(name, body)| {
-            scope.spawn(move || {
-                let project = Project::new(&format!("smoke-{name}"));
-                project.write("api/src/main.rs", &service(body));
-                project.commit(name);
-                let run = project.ci(&["smoke"]).run();
-                // Where there is none, the run itself tells why.
-                let log = project.path().join("target/ci/logs/smoke.log");
-                (
-                    name,
-                    (run, std::fs::read_to_string(log).unwrap_or_default()),
-                )
-            })
-        });
-        runs.into_iter().map(|run| run.join().unwrap()).collect()
-    })
-});
+/// Runs the smoke test of a service that does `body`, with these settings; returns its outcome and log.
+fn smoke(name: &str, body: &str, settings: &str) -> (Outcome, String) {
+    let project = Project::new(&format!("smoke-{name}"));
+    project.write("api/src/main.rs", &service(body));
+    project.write("ci.toml", settings);
+    project.commit(name);
+    let run = project.ci(&["smoke"]).run();
+    // Where there is none, the run itself tells why.
+    let log = project.path().join("target/ci/logs/smoke.log");
+    (run, std::fs::read_to_string(log).unwrap_or_default())
+}
 
 /// The smoke test of this service failed, for this reason, and the service was heard: nothing but what it said.
 #[track_caller]
-fn fails(name: &str, why: &str, last_words: &[&str]) {
-    let (run, log) = RUNS[name].clone();
+fn fails((run, log): (Outcome, String), why: &str, last_words: &[&str]) {
     let run = run
         .exits(1)
         .only_fails("smoke")
@@ -129,18 +71,24 @@ fn fails(name: &str, why: &str, last_words: &[&str]) {
 
 #[test]
 fn a_service_that_crashes_fails_with_its_exit_code() {
-    fails("crashes", "the service ended with exit code 7", &[]);
+    let run = smoke("crashes", "std::process::exit(7);", DEFAULT);
+    fails(run, "the service ended with exit code 7", &[]);
 }
 
 #[test]
 fn a_service_that_ends_well_fails_too() {
-    fails("ends", "the service ended with exit code 0", &[]);
+    let run = smoke("ends", "", DEFAULT);
+    fails(run, "the service ended with exit code 0", &[]);
 }
 
 #[test]
 fn a_service_that_crashes_later_fails_with_its_last_words() {
+    let body = r#"std::thread::spawn(|| serve("0.0.0.0:8000", |_| "503 Service Unavailable"));
+    std::thread::sleep(Duration::from_secs(1));
+    eprintln!("the database is gone");
+    std::process::exit(101);"#;
     fails(
-        "crashes-later",
+        smoke("crashes-later", body, DEFAULT),
         "the service ended with exit code 101",
         &["the database is gone"],
     );
@@ -148,38 +96,60 @@ fn a_service_that_crashes_later_fails_with_its_last_words() {
 
 #[test]
 fn a_service_that_hangs_fails() {
-    fails("hangs", "nothing answers on port 8000", &[]);
+    let body = "loop { std::thread::sleep(Duration::from_secs(60)); }";
+    let run = smoke("hangs", body, SOON);
+    fails(run, "nothing answers on port 8000", &[]);
 }
 
 #[test]
 fn a_service_that_answers_500_fails() {
-    fails("answers-500", "it answered 500 Internal Server Error", &[]);
+    let body = r#"serve("0.0.0.0:8000", |_| "500 Internal Server Error");"#;
+    let run = smoke("answers-500", body, SOON);
+    fails(run, "it answered 500 Internal Server Error", &[]);
 }
 
 #[test]
 fn a_redirect_is_no_answer_whatever_it_leads_to() {
-    fails("redirects", "it answered 302 Found", &[]);
+    let body = r#"serve("0.0.0.0:8000", |request| {
+        if request.starts_with("GET /health ") {
+            "302 Found\r\nlocation: /elsewhere"
+        } else {
+            "200 OK"
+        }
+    });"#;
+    let run = smoke("redirects", body, SOON);
+    fails(run, "it answered 302 Found", &[]);
 }
 
 #[test]
 fn a_service_on_another_port_fails() {
-    fails("wrong-port", "nothing answers on port 8000", &[]);
+    let body = r#"serve("0.0.0.0:8001", |_| "200 OK");"#;
+    let run = smoke("wrong-port", body, SOON);
+    fails(run, "nothing answers on port 8000", &[]);
 }
 
 #[test]
 fn a_service_that_accepts_and_never_answers_fails() {
-    fails("never-answers", "it did not answer within 2 s", &[]);
+    let body = r#"let listener = TcpListener::bind("0.0.0.0:8000").expect("the port is free");
+    let kept: Vec<_> = listener.incoming().collect();"#;
+    let run = smoke("never-answers", body, SOON);
+    fails(run, "it did not answer within 2 s", &[]);
 }
 
 #[test]
 fn a_service_that_needs_19_seconds_passes() {
-    let run = RUNS["needs-19-s"].0.clone().exits(0);
+    let body = r#"std::thread::sleep(Duration::from_secs(19));
+    serve("0.0.0.0:8000", |_| "200 OK");"#;
+    let run = smoke("needs-19-s", body, DEFAULT).0.exits(0);
     assert_eq!(run.status("smoke"), "passed");
 }
 
 #[test]
 fn a_service_that_needs_25_seconds_fails() {
-    fails("needs-25-s", "20 tries within 20s", &[]);
+    let body = r#"std::thread::sleep(Duration::from_secs(25));
+    serve("0.0.0.0:8000", |_| "200 OK");"#;
+    let run = smoke("needs-25-s", body, DEFAULT);
+    fails(run, "20 tries within 20s", &[]);
 }
 
 #[test]
