@@ -188,9 +188,14 @@ where
         .map_err(|failure| {
             failure.hint(format!("Remove {}, and it is built anew.", kept.display()))
         })?;
+    // The engine knows a folder by its path: by whatever link it is reached, it is the same one.
+    let root = kept
+        .join(ROOT)
+        .canonicalize()
+        .or_environment(format!("{} is damaged", kept.display()))?;
     Ok(StandIn {
         name,
-        root: kept.join(ROOT),
+        root,
         env,
         digest,
     })

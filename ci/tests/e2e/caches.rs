@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use ci::engine::{Endpoint, Session, Telemetry};
 use serde_json::{Value, json};
 
 use crate::embedded::Machine;
 use crate::harness::{Ci, Outcome, Project, git};
-use crate::registry::{Registry, block_on};
+use crate::provisioned::Toolchain;
+use crate::registry::Registry;
 use crate::sources::{holds, is_from_2001, short};
 
 const MAIN: &str = "api/src/main.rs";
@@ -30,7 +30,7 @@ impl Runner {
             .tempdir()
             .unwrap();
         Self {
-            machine: Machine::new(),
+            machine: Machine::pulled(),
             folder,
         }
     }
@@ -39,13 +39,10 @@ impl Runner {
         self.folder.path().join("cache")
     }
 
-    /// From now on the engine has nothing, and this machine no cargo-auditable.
+    /// From now on the engine has pulled the toolchain's image and has done nothing else, and this machine has no cargo-auditable.
     fn is_new(&self) {
         self.machine.ci(&["engine", "down"]).run().exits(0);
-        let state = self.machine.programs().join("state");
-        if state.exists() {
-            std::fs::remove_dir_all(state).unwrap();
-        }
+        self.machine.has_only_pulled();
         for entry in std::fs::read_dir(self.machine.cache()).unwrap().flatten() {
             let name = entry.file_name();
             if name.to_string_lossy().starts_with("cargo-auditable-") {
@@ -630,37 +627,10 @@ fn the_two_halves_work_by_themselves() {
 /// Runs a script with the volume of the scanner's database.
 fn in_volume(runner: &Runner, script: &str) -> String {
     let up = runner.machine.ci(&["engine", "up"]).run().exits(0);
-    let root = walkdir::WalkDir::new(runner.machine.cache().join("stand-ins/"))
-        .max_depth(1)
-        .into_iter()
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("rust-"))
-        .unwrap();
-    let root = root.path().join("root").display().to_string();
-    let (host, script) = (up.stdout.trim().to_owned(), script.to_owned());
-    let cli = runner.machine.programs().join("bin/dagger");
-    block_on(async move {
-        let telemetry = Telemetry::start().await.unwrap();
-        let endpoint = Endpoint::Cli {
-            cli,
-            runner_host: Some(host),
-            patience: Duration::from_secs(60),
-        };
-        let session = Session::open(&endpoint, &telemetry).await.unwrap();
-        let client = session.client(telemetry.trace(None));
-        let said = client
-            .container()
-            .with_rootfs(client.host().directory(root))
-            .with_mounted_cache(
-                "/volume",
-                client.cache_volume("infrastructure-lab-ci/local/trivy"),
-            )
-            .with_env_variable("NOW", format!("{:?}", Instant::now()))
-            .with_exec(vec!["sh", "-c", &script])
-            .stdout()
-            .await
-            .unwrap();
-        session.close().await;
-        said
-    })
+    Toolchain {
+        cli: &runner.machine.programs().join("bin/dagger"),
+        engine: up.stdout.trim(),
+        stand_ins: &runner.machine.cache().join("stand-ins"),
+    }
+    .runs(script, Some("infrastructure-lab-ci/local/trivy"))
 }

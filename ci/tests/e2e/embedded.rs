@@ -35,6 +35,22 @@ impl Machine {
         }
     }
 
+    /// One whose engine has pulled the toolchain's image before, which takes seconds, and has done nothing else.
+    pub fn pulled() -> Self {
+        let machine = Self::new();
+        machine.has_only_pulled();
+        machine
+    }
+
+    /// Gives the engine, which must not run, the state of one that has only pulled the toolchain's image.
+    pub fn has_only_pulled(&self) {
+        let state = self.programs.join("state");
+        if state.exists() {
+            std::fs::remove_dir_all(&state).unwrap();
+        }
+        copy(&["-a"], &provisioned().pulled(), &state);
+    }
+
     pub fn cache(&self) -> &Path {
         self.cache.path()
     }
@@ -536,7 +552,7 @@ fn sleeps(name: &str, seconds: u32) -> Project {
 
 #[test]
 fn an_engine_that_pauses_does_not_end_the_run() {
-    let machine = Machine::new();
+    let machine = Machine::pulled();
     let project = sleeps("embedded-pauses", 2);
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
     let stopped = freezes(&machine);
@@ -550,7 +566,7 @@ fn an_engine_that_pauses_does_not_end_the_run() {
 
 #[test]
 fn an_engine_that_dies_ends_the_run_and_the_next_one_starts_it_anew() {
-    let machine = Machine::new();
+    let machine = Machine::pulled();
     let project = sleeps("embedded-dies", 3600);
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
     let begun = Instant::now();
@@ -569,7 +585,7 @@ fn an_engine_that_dies_ends_the_run_and_the_next_one_starts_it_anew() {
 
 #[test]
 fn an_engine_that_freezes_ends_the_run() {
-    let machine = Machine::new();
+    let machine = Machine::pulled();
     let project = sleeps("embedded-freezes", 3600);
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
     let begun = Instant::now();
@@ -593,7 +609,7 @@ fn an_engine_that_freezes_ends_the_run() {
 
 #[test]
 fn ten_runs_of_two_checkouts_at_once_share_one_engine() {
-    let machine = Machine::new();
+    let machine = Machine::pulled();
     // The first takes the stand-ins into the engine.
     machine.works();
     let projects = ["embedded-left", "embedded-right"].map(Project::new);
@@ -624,8 +640,8 @@ fn ten_runs_of_two_checkouts_at_once_share_one_engine() {
 
 #[test]
 fn two_users_run_an_engine_each_and_down_ends_only_ones_own() {
-    let one = Machine::new();
-    let two = Machine::new();
+    let one = Machine::pulled();
+    let two = Machine::pulled();
     let other = |arguments: &[&str]| two.ci(arguments);
     let starting = other(&["engine", "up"]).into_command().spawn().unwrap();
     one.up();
@@ -675,10 +691,11 @@ fn engines_of_other_versions_do_no_harm_and_down_ends_them_too() {
 
 #[test]
 fn prune_frees_what_can_be_made_again_and_leaves_what_is_in_use() {
-    let machine = Machine::new();
+    let machine = Machine::pulled();
     machine.owns_its_stand_ins();
     let replaced = machine.cache().join("stand-ins/crane-0.0.1-000000000000");
     std::fs::create_dir_all(replaced.join("root")).unwrap();
+    std::fs::write(replaced.join("root/file"), [0; 4096]).unwrap();
     // On an empty machine nobody has made a newer one yet.
     std::fs::create_dir(machine.cache().join("stand-ins/crane-0.0.2-000000000000")).unwrap();
     let long_ago = SystemTime::now() - Duration::from_secs(86400);

@@ -9,7 +9,7 @@ use crate::interrupts::{EngineStart, Moments, StandInBuild, note};
 /// How long this part of the soak goes on, in seconds; `just soak` sets it.
 const SECONDS: &str = "SOAK_SECONDS";
 /// In `just test`. The soak of `api` has the rest of its two minutes.
-const SLICE: u64 = 60;
+const SLICE: u64 = 30;
 
 #[test]
 fn nothing_half_made_is_used_after_interruptions_at_random() {
