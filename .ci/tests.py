@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 TARGET = pathlib.Path(__file__).parent.parent / "target"
 REPORT = TARGET / "nextest/default/junit.xml"
 WAITS = TARGET / "tmp/waits"
-KINDS = ["engine", "compiler", "provisioning", "lock"]
+KINDS = ["engine", "compiler", "provisioning", "lock", "sleep"]
 LAST_LINES = 50
 
 
@@ -70,7 +70,7 @@ def times(arguments):
         if number < arguments.count:
             print(f"{seconds:8.1f} " + " ".join(f"{part:12.1f}" for part in parts) + f"  {name}")
     print(f"{sum(totals.values()):8.1f} " + " ".join(f"{totals[kind]:12.1f}" for kind in [*KINDS, "other"]) + "  all tests")
-    print("other: sleeps, time limits, servers, and programs that are not `ci`")
+    print("engine: the rest of a call of `ci`, its own waits among it; other: time limits, servers, and programs that are not `ci`")
     print("\nWhat was provisioned, also by tests that begin with an empty cache directory:")
     for what, seconds in provisioned.most_common(20):
         print(f"{seconds:8.1f} {what}")

@@ -12,7 +12,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Ci, Outcome, Project, whole_machine};
+use crate::harness::{Ci, Outcome, Project, TEST_RUNS, pause, whole_machine};
 use crate::provisioned::provisioned;
 
 /// A cache directory of the test's own, with the programs and stand-ins that were built already.
@@ -464,18 +464,9 @@ fn a_cache_directory_that_others_have_a_hand_in_is_refused() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// Says that it runs, and then does something before it passes.
+/// Lets the test say that it runs, and then do something before it passes.
 fn test_does(project: &Project, what: &str) {
-    project.edit(
-        "api/src/main.rs",
-        "    fn it_answers_well() {\n",
-        &format!(
-            r#"    fn it_answers_well() {{
-        std::io::Write::write_all(&mut std::io::stderr(), b"the test runs\n").unwrap();
-        {what}
-"#
-        ),
-    );
+    project.test_does(&format!("{TEST_RUNS}\n        {what}"));
     project.commit("a test that does more");
 }
 
@@ -556,7 +547,7 @@ fn an_engine_that_pauses_does_not_end_the_run() {
     let project = sleeps("embedded-pauses", 2);
     let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
     let stopped = freezes(&machine);
-    std::thread::sleep(Duration::from_secs(12));
+    pause(Duration::from_secs(12));
     for pid in stopped {
         signal_if_there(pid, Signal::SIGCONT);
     }

@@ -2,13 +2,13 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ci::provision::{Package, Probe, UTIL_LINUX};
 use serde_json::Value;
 
-use crate::harness::git;
+use crate::harness::{Ended, git};
 use crate::installed::install;
 use crate::workflow::{Forge, cargo_home, kept};
 
@@ -29,16 +29,6 @@ fn block(language: &str, words: &str) -> String {
         .find(|block| block.contains(words))
         .unwrap_or_else(|| panic!("no block of {language} with {words}"))
         .to_owned()
-}
-
-/// A process that does not outlive its test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// A host that has what the forge's runner had left on its disk: its clone, its home, its caches.

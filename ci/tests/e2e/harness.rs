@@ -29,6 +29,21 @@ const KEPT: [&str; 14] = [
 /// A service of the standard library alone that is healthy.
 pub const SERVICE: &str = include_str!("service.rs");
 
+/// A statement for the service's unit test: it says, past the harness of the tests, that it runs.
+pub const TEST_RUNS: &str =
+    r#"std::io::Write::write_all(&mut std::io::stderr(), b"the test runs\n").unwrap();"#;
+
+/// A process that does not outlive its test.
+pub struct Ended(pub std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It has ended already, where the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Held by at most one test at a time, in whatever process it runs: nextest gives each test one of its own.
 #[must_use]
 pub struct Turn(#[expect(dead_code, reason = "the lock ends with the file")] File);
@@ -59,6 +74,12 @@ fn place() -> Option<Turn> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Waits on purpose.
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+    waited("sleep", time);
 }
 
 /// Notes for `just test-times` what this test has waited for: a line of JSON in a file of this run's.
@@ -154,6 +175,15 @@ impl Project {
 
     pub fn read(&self, path: &str) -> String {
         std::fs::read_to_string(self.path().join(path)).unwrap()
+    }
+
+    /// Lets the service's unit test do something before it passes.
+    pub fn test_does(&self, what: &str) {
+        self.edit(
+            "api/src/main.rs",
+            "    fn it_answers_well() {\n",
+            &format!("    fn it_answers_well() {{\n        {what}\n"),
+        );
     }
 
     /// Lets `api` depend on something of the package registry, by a line of its `Cargo.toml`.

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::embedded::{Machine, processes_of, short_folder};
-use crate::harness::{Ci, Outcome, Project};
+use crate::harness::{Ci, Outcome, Project, pause};
 
 /// Numbers that look random; the seed brings the same ones again.
 pub struct Moments(u64);
@@ -321,7 +321,7 @@ fn one_of_two_that_provision_at_once_may_be_killed() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut second = start(ci("up"));
-    std::thread::sleep(Duration::from_secs(2));
+    pause(Duration::from_secs(2));
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(second.wait().unwrap().success());

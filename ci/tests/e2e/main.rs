@@ -10,6 +10,7 @@
 )]
 
 mod harness;
+mod image;
 mod installed;
 mod registry;
 

@@ -12,8 +12,9 @@ use ci::oci;
 use ci::referrer::fallback_tag;
 
 use crate::harness::{Ci, Outcome, Project};
+use crate::image::Image;
 use crate::registry::{Impostor, Registry, answer, nobody};
-use crate::sources::{shipped, short};
+use crate::sources::short;
 
 /// The name that `push_to_main` gives.
 const USER: &str = "somebody";
@@ -509,9 +510,9 @@ fn run_watched(project: &Project, ci: Ci, token: &str) -> BTreeSet<String> {
     assert!(reports.join("logs/smoke.log").is_file());
     secret.is_not_below(&reports);
     secret.is_not_below(folder.path());
-    let image = shipped(project);
-    secret.is_not_in("the image's configuration", &image.config);
-    secret.is_not_in("the image's layer", &image.layer);
+    let image = Image::of(&reports);
+    secret.is_not_in("the image's configuration", &image.config_bytes);
+    secret.is_not_in("the image's layer", image.layer());
     seen
 }
 

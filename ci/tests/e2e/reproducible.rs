@@ -1,7 +1,6 @@
 //! The image is a function of the commit, the platform and the toolchain: of nothing else.
 
 use std::hash::{DefaultHasher, Hasher};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -11,6 +10,7 @@ use serde_json::Value;
 
 use crate::embedded::Machine;
 use crate::harness::{Ci, Outcome, Project, git};
+use crate::image::Image;
 use crate::registry::{Impostor, Registry, answer};
 use crate::sources::short;
 
@@ -243,36 +243,6 @@ fn one_commit_is_one_image_wherever_it_is_built() {
     machine.down();
 }
 
-/// The image in a report directory, as JSON and as the tar archives of its layers.
-struct Parts {
-    manifest: Value,
-    config: Value,
-    layers: Vec<Vec<u8>>,
-}
-
-impl Parts {
-    fn of(project: &Project) -> Self {
-        let archive = project.path().join("target/ci/image.tar");
-        let blob = |digest: &Value| {
-            oci::read_entry(&archive, &oci::blob_path(digest.as_str().unwrap())).unwrap()
-        };
-        let json = |digest: &Value| serde_json::from_slice::<Value>(&blob(digest)).unwrap();
-        let manifest = json(&oci::read_digest(&archive).unwrap().into());
-        let layers = manifest["layers"].as_array().unwrap().iter().map(|layer| {
-            let mut content = Vec::new();
-            flate2::read::GzDecoder::new(&blob(&layer["digest"])[..])
-                .read_to_end(&mut content)
-                .unwrap();
-            content
-        });
-        Self {
-            config: json(&manifest["config"]["digest"]),
-            layers: layers.collect(),
-            manifest,
-        }
-    }
-}
-
 /// The commit's own, which every other commit has differently.
 fn without_the_commit(mut config: Value) -> Value {
     let commits =
@@ -303,7 +273,7 @@ fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
     project.commit_with("the code", &[("GIT_COMMITTER_DATE", TIME)]);
     let build = || project.ci(&["build"]).run().exits(0);
     build();
-    let before = Parts::of(&project);
+    let before = Image::of(&project.path().join("target/ci"));
 
     project.write("README.md", "# What this is\n");
     project.write("api/README.md", "# What this part is\n");
@@ -312,7 +282,7 @@ fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
     project.git(&["rm", "--quiet", "docs/old.md"]);
     project.commit_with("what it is", &[("GIT_COMMITTER_DATE", LATER)]);
     build();
-    let after = Parts::of(&project);
+    let after = Image::of(&project.path().join("target/ci"));
     let said = log(project.path());
     assert!(said.contains("Finished `release` profile"), "{said}");
     assert!(!said.contains("Compiling"), "{said}");
@@ -337,7 +307,7 @@ fn every_time_in_the_image_is_the_commits_or_none_and_nobody_is_named() {
     );
     project.commit_with("the code", &[("GIT_COMMITTER_DATE", TIME)]);
     project.ci(&["build"]).run().exits(0);
-    let image = Parts::of(&project);
+    let image = Image::of(&project.path().join("target/ci"));
     assert_eq!(image.config["created"], TIME_IN_UTC);
     for entry in image.config["history"].as_array().unwrap() {
         assert_eq!(entry["created"], TIME_IN_UTC);
@@ -395,7 +365,7 @@ fn scan_smoke_test_and_registry_saw_the_same_image() {
     // The archive, by its own bytes.
     let archive = project.path().join("target/ci/image.tar");
     let digest = oci::read_digest(&archive).unwrap();
-    let image = Parts::of(&project);
+    let image = Image::of(&project.path().join("target/ci"));
     let config = &image.manifest["config"]["digest"];
     assert_eq!(run.report["digest"], digest.as_str());
 
@@ -408,18 +378,9 @@ fn scan_smoke_test_and_registry_saw_the_same_image() {
     );
 
     // The service's own word, while it was asked for its health.
-    let [layer] = &image.layers[..] else {
-        panic!("{} layers", image.layers.len())
-    };
-    let mut program = Vec::new();
-    for entry in tar::Archive::new(&layer[..]).entries().unwrap() {
-        let mut entry = entry.unwrap();
-        if entry.path().unwrap().as_ref() == Path::new("api") {
-            entry.read_to_end(&mut program).unwrap();
-        }
-    }
+    let program = &image.entries()["api"].1;
     let mut hasher = DefaultHasher::new();
-    hasher.write(&program);
+    hasher.write(program);
     let identity = format!("{commit} {}", hasher.finish());
     let said = project.read("target/ci/logs/smoke.log");
     assert!(said.contains(&identity), "{identity} is not in: {said}");

@@ -1,26 +1,20 @@
 //! How a run goes on and ends: failures together, limits, signals, reruns, and what programs read of it.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Outcome, Project};
+use crate::harness::{Ended, Outcome, Project, TEST_RUNS};
 
-/// Lets the unit test do something before it passes.
-fn test_does(project: &Project, what: &str) {
-    project.edit(
-        "api/src/main.rs",
-        "    fn it_answers_well() {\n",
-        &format!("    fn it_answers_well() {{\n        {what}\n"),
-    );
+/// A test that says that it runs, and does not end in a lifetime.
+fn test_sleeps(project: &Project) {
+    project.test_does(&format!(
+        "{TEST_RUNS}\n        std::thread::sleep(std::time::Duration::from_secs(86400));"
+    ));
 }
-
-/// Says, past the harness of the tests, that it runs; and does not end in a lifetime.
-const SLEEPS: &str = r#"std::io::Write::write_all(&mut std::io::stderr(), b"the test runs\n").unwrap();
-        std::thread::sleep(std::time::Duration::from_secs(86400));"#;
 
 fn break_format(project: &Project) {
     project.edit(
@@ -36,10 +30,7 @@ fn independent_gates_finish_and_a_failing_test_outweighs_a_vulnerability() {
     project
         .depend(r#"regex = { version = "=1.5.4", default-features = false, features = ["std"] }"#);
     break_format(&project);
-    test_does(
-        &project,
-        "assert!(std::env::args().count() > 9, \"not today\");",
-    );
+    project.test_does("assert!(std::env::args().count() > 9, \"not today\");");
     project.commit("a bad format, a failing test and a vulnerability");
     let run = project
         .ci(&[])
@@ -66,7 +57,7 @@ fn independent_gates_finish_and_a_failing_test_outweighs_a_vulnerability() {
 fn fail_fast_cancels_what_still_runs() {
     let project = Project::new("fail-fast");
     break_format(&project);
-    test_does(&project, SLEEPS);
+    test_sleeps(&project);
     project.commit("a bad format, and a test that never ends");
     let run = project.ci(&["--fail-fast"]).run().exits(1);
     assert_eq!(run.status("fmt"), "failed");
@@ -79,7 +70,7 @@ fn fail_fast_cancels_what_still_runs() {
 #[test]
 fn a_run_that_takes_too_long_ends_with_its_report() {
     let project = Project::new("time-limit");
-    test_does(&project, SLEEPS);
+    test_sleeps(&project);
     project.commit("a test that never ends");
     let run = project
         .ci(&["test", "--timeout", "3s"])
@@ -98,7 +89,7 @@ fn a_run_that_takes_too_long_ends_with_its_report() {
 /// Ends a run by `signal` while its test runs.
 fn ends_by(signal: Signal, name: &str) {
     let project = Project::new(name);
-    test_does(&project, SLEEPS);
+    test_sleeps(&project);
     project.commit("a test that never ends");
     interrupt(&project, signal);
     // What was cancelled does not stand in the way of the next run: its test runs, too.
@@ -160,17 +151,6 @@ fn a_terminated_run_leaves_a_report_and_no_session() {
     ends_by(Signal::SIGTERM, "terminated");
 }
 
-/// A process that does not outlive its test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // It has ended already, where the test went well.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The children of a process: of all its threads.
 fn children(parent: u32) -> Vec<u32> {
     let threads = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
@@ -198,16 +178,13 @@ fn a_test_that_fails_for_an_outside_reason_passes_when_it_is_run_again() {
     // What is outside of the sources here is a file in the volume of cargo's work, by a name that no run before had.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let marker = format!("/work/outage-{}", now.unwrap().as_nanos());
-    test_does(
-        &project,
-        &format!(
-            r#"let over = std::path::Path::new("{marker}");
+    project.test_does(&format!(
+        r#"let over = std::path::Path::new("{marker}");
         if !over.exists() {{
             std::fs::write(over, "").unwrap();
             panic!("the other side is down");
         }}"#
-        ),
-    );
+    ));
     let commit = project.commit("a test of something outside");
     let first = project
         .ci(&["test"])

@@ -1,13 +1,11 @@
 //! What is tested, built and smoke-tested is what the report says, whatever the files, git or a cache look like.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use ci::oci;
-use serde_json::Value;
-
 use crate::harness::{Outcome, Project};
+use crate::image::Image;
 
 const MAIN: &str = "api/src/main.rs";
 /// The first words of the service, which are in its binary and in its log.
@@ -16,36 +14,6 @@ const WORDS: &str = "\"listening\"";
 /// The tag that git gives HEAD.
 pub fn short(project: &Project) -> String {
     project.git(&["rev-parse", "--short", "HEAD"])
-}
-
-/// The image that a run left in the report directory.
-pub struct Shipped {
-    pub config: Vec<u8>,
-    /// The layer's content, unpacked: a tar archive.
-    pub layer: Vec<u8>,
-}
-
-/// Opens the archive that the run in `project` has made.
-pub fn shipped(project: &Project) -> Shipped {
-    shipped_from(project.path())
-}
-
-/// Opens the archive that the run on the working tree with this top has made.
-fn shipped_from(top: &Path) -> Shipped {
-    let archive = top.join("target/ci/image.tar");
-    let blob = |digest: &str| oci::read_entry(&archive, &oci::blob_path(digest)).unwrap();
-    let manifest: Value =
-        serde_json::from_slice(&blob(&oci::read_digest(&archive).unwrap())).unwrap();
-    let layers = manifest["layers"].as_array().unwrap();
-    assert_eq!(layers.len(), 1);
-    let mut layer = Vec::new();
-    flate2::read::GzDecoder::new(&blob(layers[0]["digest"].as_str().unwrap())[..])
-        .read_to_end(&mut layer)
-        .unwrap();
-    Shipped {
-        config: blob(manifest["config"]["digest"].as_str().unwrap()),
-        layer,
-    }
 }
 
 /// `ci build`, to a good end.
@@ -57,7 +25,8 @@ fn build(project: &Project) -> Outcome {
 /// The binary that the last run built holds `marker`, and none of `others`.
 #[track_caller]
 pub fn holds(top: &Path, marker: &str, others: &[&str]) {
-    let layer = shipped_from(top).layer;
+    let image = Image::of(&top.join("target/ci"));
+    let layer = image.layer();
     let has = |text: &str| {
         layer
             .windows(text.len())

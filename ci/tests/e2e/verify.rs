@@ -3,11 +3,11 @@
 use std::io::{Read, Write};
 
 use ci::oci;
-use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::harness::{Ci, Outcome, Project};
+use crate::image::unpacked;
 use crate::registry::{Registry, nobody};
 use crate::sources::short;
 
@@ -92,11 +92,7 @@ impl Lab {
     /// Publishes an image under `tag` whose layer is another tar, as somebody would who knows how to.
     fn with_layer(&self, tag: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
         let mut manifest = self.manifest();
-        let mut tar = Vec::new();
-        GzDecoder::new(&self.blob(&manifest["layers"][0])[..])
-            .read_to_end(&mut tar)
-            .unwrap();
-        let tar = change(tar);
+        let tar = change(unpacked(&self.blob(&manifest["layers"][0])));
         let mut packed = GzEncoder::new(Vec::new(), flate2::Compression::fast());
         packed.write_all(&tar).unwrap();
         let descriptor = manifest["layers"][0].clone();

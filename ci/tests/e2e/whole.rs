@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{Ci, git};
+use crate::image::unpacked;
 use crate::registry::Registry;
 
 const REPOSITORY: &str = "upwind1647/status-api";
@@ -106,10 +107,7 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
 }
 
 fn unpack(layer: &[u8], to: &Path) -> Vec<(PathBuf, u32)> {
-    let mut plain = Vec::new();
-    flate2::read::GzDecoder::new(layer)
-        .read_to_end(&mut plain)
-        .unwrap();
+    let plain = unpacked(layer);
     let mut archive = tar::Archive::new(&plain[..]);
     let mut entries = Vec::new();
     for entry in archive.entries().unwrap() {

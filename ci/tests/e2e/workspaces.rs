@@ -1,11 +1,9 @@
 //! Services of other workspaces than ours: of other shapes, with other needs, by settings alone.
 
-use std::collections::BTreeMap;
-use std::io::Read;
-
 use serde_json::{Value, json};
 
 use crate::harness::{Outcome, Project};
+use crate::image::Image;
 use crate::registry::Registry;
 
 const IGNORED: (&str, &str) = (".gitignore", "target\n");
@@ -42,41 +40,6 @@ fn answer(request: &str) -> Result<(), String> {{
 }}
 "#
     )
-}
-
-/// The image in a project's report directory.
-struct Image {
-    manifest: Value,
-    config: Value,
-    /// The entries of our own layer: path, mode and content.
-    entries: BTreeMap<String, (u32, Vec<u8>)>,
-}
-
-fn image(reports: &std::path::Path) -> Image {
-    let archive = reports.join("image.tar");
-    let blob = |digest: &str| ci::oci::read_entry(&archive, &ci::oci::blob_path(digest)).unwrap();
-    let json = |digest: &Value| -> Value {
-        serde_json::from_slice(&blob(digest.as_str().unwrap())).unwrap()
-    };
-    let manifest = json(&ci::oci::read_digest(&archive).unwrap().into());
-    let config = json(&manifest["config"]["digest"]);
-    let layers = manifest["layers"].as_array().unwrap();
-    let layer = blob(layers.last().unwrap()["digest"].as_str().unwrap());
-    let mut entries = BTreeMap::new();
-    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&layer[..]));
-    for entry in tar.entries().unwrap() {
-        let mut entry = entry.unwrap();
-        let mut content = Vec::new();
-        entry.read_to_end(&mut content).unwrap();
-        let mode = entry.header().mode().unwrap();
-        let path = entry.path().unwrap().display().to_string();
-        entries.insert(path, (mode, content));
-    }
-    Image {
-        manifest,
-        config,
-        entries,
-    }
 }
 
 fn passes_every_gate(run: &Outcome) {
@@ -154,7 +117,7 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
     passes_every_gate(&run);
     assert_eq!(run.report["platform"], "linux/amd64");
 
-    let shipped = image(&project.path().join("target/ci"));
+    let shipped = Image::of(&project.path().join("target/ci"));
     let config = &shipped.config["config"];
     assert_eq!(config["Entrypoint"], json!(["/serve"]));
     assert_eq!(config["ExposedPorts"], json!({ "9090/tcp": {} }));
@@ -176,7 +139,8 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
             .any(|line| line.as_str().unwrap().starts_with("MODE")),
         "what only the trial has is not in the image: {env:?}"
     );
-    let paths: Vec<_> = shipped.entries.keys().map(String::as_str).collect();
+    let entries = shipped.entries();
+    let paths: Vec<_> = entries.keys().map(String::as_str).collect();
     assert_eq!(
         paths,
         [
@@ -192,9 +156,9 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
             "usr/share/shop/Cargo.lock",
         ]
     );
-    let settings = &shipped.entries["etc/shop/deep/settings.toml"];
+    let settings = &entries["etc/shop/deep/settings.toml"];
     assert_eq!((settings.0, &settings.1[..]), (0o644, &b"a = 1\n"[..]));
-    assert_eq!(shipped.entries["serve"].0, 0o755);
+    assert_eq!(entries["serve"].0, 0o755);
 
     // The published image is the base of another service, and its layers are what the registry has, byte for byte.
     let tag = run.report["tag"].as_str().unwrap();
@@ -210,7 +174,7 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
     let whole = format!("{below}@{}", registry.digest(project.repository(), tag));
     let line = format!("base = \"{whole}\"");
     run.says(&line);
-    let upon = image(&other.path().join("target/ci"));
+    let upon = Image::of(&other.path().join("target/ci"));
     assert_eq!(
         upon.manifest["layers"][0]["digest"],
         shipped.manifest["layers"][0]["digest"]
@@ -230,7 +194,7 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
     let named = other.ci(&["build"]).run().exits(0);
     assert!(!named.stderr.contains("no digest"), "{}", named.stderr);
     assert_eq!(
-        image(&other.path().join("target/ci")).manifest["layers"],
+        Image::of(&other.path().join("target/ci")).manifest["layers"],
         upon.manifest["layers"]
     );
 
@@ -337,7 +301,7 @@ env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
         assert!(replaced.contains(&name), "{replaced:?}");
     }
     assert_eq!(
-        image(&project.path().join("backend/target/ci")).config["config"]["Entrypoint"],
+        Image::of(&project.path().join("backend/target/ci")).config["config"]["Entrypoint"],
         json!(["/web"])
     );
 
@@ -428,7 +392,7 @@ unsafe extern "C" {
     project.commit("locked");
     let run = project.ci(&[]).run().exits(0);
     passes_every_gate(&run);
-    let first = image(&project.path().join("target/ci"));
+    let first = Image::of(&project.path().join("target/ci"));
     assert_eq!(
         first.config["config"]["Labels"]["org.opencontainers.image.base.name"],
         "docker.io/library/debian:bookworm-20251117-slim"

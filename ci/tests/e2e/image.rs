@@ -1,0 +1,75 @@
+//! The image that a run leaves in its report directory.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use ci::oci;
+use serde_json::Value;
+
+/// An image, as its archive has it.
+pub struct Image {
+    pub manifest: Value,
+    pub config: Value,
+    /// The configuration, byte for byte.
+    pub config_bytes: Vec<u8>,
+    /// The layers, unpacked: each a tar archive.
+    pub layers: Vec<Vec<u8>>,
+}
+
+impl Image {
+    /// Reads the archive in this report directory.
+    pub fn of(reports: &Path) -> Self {
+        let archive = reports.join("image.tar");
+        let blob = |digest: &Value| {
+            let path = oci::blob_path(digest.as_str().unwrap());
+            oci::read_entry(&archive, &path).unwrap()
+        };
+        let json = |digest: &Value| serde_json::from_slice::<Value>(&blob(digest)).unwrap();
+        let manifest = json(&oci::read_digest(&archive).unwrap().into());
+        let layers = manifest["layers"].as_array().unwrap().iter();
+        Self {
+            layers: layers
+                .map(|layer| unpacked(&blob(&layer["digest"])))
+                .collect(),
+            config: json(&manifest["config"]["digest"]),
+            config_bytes: blob(&manifest["config"]["digest"]),
+            manifest,
+        }
+    }
+
+    /// The only layer.
+    #[track_caller]
+    pub fn layer(&self) -> &[u8] {
+        let [layer] = &self.layers[..] else {
+            panic!("{} layers", self.layers.len())
+        };
+        layer
+    }
+
+    /// The entries of the uppermost layer, which is ours: mode and content by path.
+    pub fn entries(&self) -> BTreeMap<String, (u32, Vec<u8>)> {
+        let mut entries = BTreeMap::new();
+        for entry in tar::Archive::new(&self.layers.last().unwrap()[..])
+            .entries()
+            .unwrap()
+        {
+            let mut entry = entry.unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            let mode = entry.header().mode().unwrap();
+            let path = entry.path().unwrap().display().to_string();
+            entries.insert(path, (mode, content));
+        }
+        entries
+    }
+}
+
+/// The content of a blob that was compressed by gzip.
+pub fn unpacked(blob: &[u8]) -> Vec<u8> {
+    let mut content = Vec::new();
+    flate2::read::GzDecoder::new(blob)
+        .read_to_end(&mut content)
+        .unwrap();
+    content
+}
