@@ -2,6 +2,7 @@
 
 use dagger_sdk::{Container, HostServiceOpts, NetworkProtocol, PortForward};
 
+use crate::engine::EngineError;
 use crate::evidence::Kind;
 use crate::failure::Failure;
 use crate::reference::Registry;
@@ -64,6 +65,12 @@ pub async fn container<K: Kind>(
                 host: Some(&address),
             },
         );
+        // Until the session ends. The engine lets go of a tunnel ten seconds after the command that used it, and Dagger 0.19.10 crashes
+        // when the next command binds it at that moment: in core/services.go it waits for a service that cannot be waited for.
+        service.start().await.map_err(|error| {
+            EngineError::from(error)
+                .into_environment(&format!("the engine cannot reach the registry {registry}"))
+        })?;
         container = container.with_service_binding(LOOPBACK_ALIAS, service);
     }
     Ok(Crane {
