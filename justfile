@@ -47,8 +47,8 @@ test-repeat times:
 # Interruptions, kills and crowds at random, for as long as is wished; SEED=N brings the same ones again
 [arg("minutes", long)]
 soak minutes="10":
-    # Two of the three parts run beside each other, and the third one alone.
-    SOAK_SECONDS=$(({{ minutes }} * 30)) '{{ just_executable() }}' _nextest run --no-capture --filterset 'test(/^soak::/)'
+    # Its three parts run beside each other, each for the whole time; --no-capture would run one after another.
+    SOAK_SECONDS=$(({{ minutes }} * 60)) '{{ just_executable() }}' _nextest run --filterset 'test(/^soak::/)'
 
 _nextest *arguments: (_venv "cargo-nextest" nextest)
     PATH="{{ tools }}/cargo-nextest-{{ nextest }}/bin:$PATH" cargo nextest --no-pager "$@" --workspace --locked --features api/e2e,ci/e2e

@@ -206,7 +206,7 @@ impl<K: Kind> Run<K> {
     /// The digest of the toolchain's image and the platform that it runs on, without the distribution's packages of one repository.
     ///
     /// # Errors
-    /// When the toolchain cannot be had.
+    /// When the toolchain image cannot be pulled, nor a stand-in for it be made.
     pub async fn toolchain_key(&self, platform: Option<&Platform>) -> Result<String, Failure> {
         let digest = self.toolchain_digest().await?;
         let platform = platform.unwrap_or(&self.engine_platform);

@@ -172,7 +172,7 @@ struct Answer {
 }
 
 impl Client {
-    pub async fn connect(number: usize, port: u16) -> Option<Self> {
+    async fn connect(number: usize, port: u16) -> Option<Self> {
         let address = [127, 0, 0, u8::try_from(number % 4).unwrap() + 1];
         let address = SocketAddr::from((address, port));
         let connected = timeout(LONG, TcpStream::connect(address)).await.ok()?;
@@ -214,7 +214,7 @@ impl Client {
         Some(answer)
     }
 
-    pub async fn outcome(&mut self) -> Outcome {
+    async fn outcome(&mut self) -> Outcome {
         match timeout(LONG, self.ask("/health")).await {
             Err(_) => Outcome::Hung,
             Ok(Err(_)) => Outcome::Failed,
@@ -242,6 +242,17 @@ pub async fn crowd<T: 'static, F: Future<Output = T> + 'static>(
         .into_iter()
         .map(Result::unwrap)
         .collect()
+}
+
+/// A client that asks once. It leaves if it is turned away, and otherwise stays until its value is dropped.
+pub async fn visit(number: usize, port: u16) -> (Outcome, Option<Client>) {
+    let Some(mut client) = Client::connect(number, port).await else {
+        return (Outcome::Failed, None);
+    };
+    match client.outcome().await {
+        Outcome::TurnedAway => (Outcome::TurnedAway, None),
+        outcome => (outcome, Some(client)),
+    }
 }
 
 /// Asks on a connection of its own, until it is answered well.
@@ -281,17 +292,7 @@ async fn fifteen_thousand_clients_at_once_do_not_kill_the_service_in_64_mib() {
             longest
         }
     });
-    let all = crowd(15_000, move |number| async move {
-        let Some(mut client) = Client::connect(number, port).await else {
-            return (Outcome::Failed, None);
-        };
-        // Who is turned away leaves; all others stay until the end.
-        match client.outcome().await {
-            Outcome::TurnedAway => (Outcome::TurnedAway, None),
-            outcome => (outcome, Some(client)),
-        }
-    })
-    .await;
+    let all = crowd(15_000, move |number| visit(number, port)).await;
     over.store(true, Ordering::Relaxed);
     let longest = before.await.unwrap();
 

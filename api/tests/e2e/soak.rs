@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::{
-    load::{Client, Group, Outcome, answers, crowd, turn},
+    load::{Group, Outcome, answers, crowd, turn, visit},
     store::Killed,
 };
 
@@ -50,17 +50,7 @@ async fn the_service_serves_crowds_of_ten_thousand_clients() {
     let port = service.port;
     let (end, mut crowds) = (end(), 0);
     while Instant::now() < end {
-        let all = crowd(CLIENTS, move |number| async move {
-            let Some(mut client) = Client::connect(number, port).await else {
-                return (Outcome::Failed, None);
-            };
-            // Who is turned away leaves; all others stay until everybody has an answer.
-            match client.outcome().await {
-                Outcome::TurnedAway => (Outcome::TurnedAway, None),
-                outcome => (outcome, Some(client)),
-            }
-        })
-        .await;
+        let all = crowd(CLIENTS, move |number| visit(number, port)).await;
         let count = |wanted| all.iter().filter(|(outcome, _)| *outcome == wanted).count();
         assert_eq!(count(Outcome::Hung), 0);
         // Where more leave at once than can be seen off, some are hung up on.

@@ -158,7 +158,7 @@ async fn toolchain_for<K: Kind>(
 /// The toolchain's container without any volume.
 ///
 /// # Errors
-/// When the toolchain cannot be had.
+/// When the toolchain image cannot be pulled, nor a stand-in for it be made.
 pub async fn bare_toolchain<K: Kind>(
     step: &StepContext<'_, K>,
     platform: Option<&Platform>,

@@ -277,6 +277,7 @@ impl StandInBuild {
             .env("_EXPERIMENTAL_DAGGER_CLI_BIN", client.to_str().unwrap())
     }
 
+    /// What may be interrupted.
     pub fn work(&self) -> Work<'_> {
         Work {
             cache: self.cache.path(),

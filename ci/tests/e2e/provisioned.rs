@@ -2,7 +2,6 @@
 //! this machine's user, so it is made once, whichever process needs it first.
 
 use std::path::{Path, PathBuf};
-
 use std::time::{Duration, Instant};
 
 use ci::engine::{Endpoint, Session, Telemetry};
