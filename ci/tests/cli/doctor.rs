@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
-use crate::harness::{Outcome, Project};
+use crate::harness::{Ci, Outcome, Project};
 use crate::{NOWHERE, ci, without_a_named_engine};
 
 /// A registry that does not answer: the doctor asks nobody outside of this machine here.
@@ -74,13 +74,21 @@ fn it_looks_at_everything_a_run_would_use() {
     );
 }
 
+/// A doctor that does not look through the caches of this machine, which may be large.
+fn without_caches(ci: Ci) -> (Ci, tempfile::TempDir) {
+    let cache = tempfile::tempdir().unwrap();
+    let path = cache.path().to_str().unwrap().to_owned();
+    let ci = ci
+        .env(REGISTRY[0], REGISTRY[1])
+        .env("LAB_CI_CACHE_DIR", &path);
+    (ci, cache)
+}
+
 #[test]
 fn an_engine_that_does_not_listen_is_a_problem() {
     let project = Project::new("doctor-engine");
-    let outcome = ci(&project, &["doctor"])
-        .env(REGISTRY[0], REGISTRY[1])
-        .run()
-        .exits(3);
+    let (doctor, _cache) = without_caches(ci(&project, &["doctor"]));
+    let outcome = doctor.run().exits(3);
     let lines = examined(&outcome);
     let problem = format!("no engine listens on {NOWHERE}");
     assert!(
@@ -92,10 +100,8 @@ fn an_engine_that_does_not_listen_is_a_problem() {
 #[test]
 fn the_engine_that_the_environment_names_is_the_one_it_looks_at() {
     let project = Project::new("doctor-named");
-    let named = project
-        .ci(&["doctor"])
-        .env(REGISTRY[0], REGISTRY[1])
-        .env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", NOWHERE);
+    let (doctor, _cache) = without_caches(project.ci(&["doctor"]));
+    let named = doctor.env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", NOWHERE);
     let outcome = without_a_named_engine(named).exits(3);
     assert!(
         examined(&outcome)
@@ -109,10 +115,8 @@ fn the_engine_that_the_environment_names_is_the_one_it_looks_at() {
 #[test]
 fn a_folder_without_a_repository_is_a_problem_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
-    let outcome = crate::ci_in(folder.path(), &["doctor"])
-        .env(REGISTRY[0], REGISTRY[1])
-        .run()
-        .exits(3);
+    let (doctor, _cache) = without_caches(crate::ci_in(folder.path(), &["doctor"]));
+    let outcome = doctor.run().exits(3);
     let lines = examined(&outcome);
     assert!(
         lines.iter().any(|line| line.starts_with("problem  git")),
@@ -134,8 +138,8 @@ fn wrong_settings_are_wrong_for_the_doctor_too() {
 fn cannot_use(engine: &str, words: &str) {
     let project = Project::new("doctor-url");
     let with = |command| {
-        let ci = project.ci(&[command, "--engine", engine]);
-        ci.env(REGISTRY[0], REGISTRY[1]).run().exits(3)
+        let (ci, _cache) = without_caches(project.ci(&[command, "--engine", engine]));
+        ci.run().exits(3)
     };
     with("fmt").says(words);
     let outcome = with("doctor");
