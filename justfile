@@ -1,7 +1,7 @@
-# What a developer does here. Tools come at the versions in ci/src/pins.rs, into target/tools, when they are first needed.
+# What a developer does here. Tools come at the versions in ci/common/src/pins.rs, into target/tools, when they are first needed.
 
 tools := justfile_directory() / "target/tools"
-pins := read(justfile_directory() / "ci/src/pins.rs")
+pins := read(justfile_directory() / "ci/common/src/pins.rs")
 deny := replace_regex(pins, '(?s).* CARGO_DENY: &str = "([^"]+)".*', '$1')
 nextest := replace_regex(pins, '(?s).* CARGO_NEXTEST: &str = "([^"]+)".*', '$1')
 actionlint := replace_regex(pins, '(?s).* ACTIONLINT: &str = "([^"]+)".*', '$1')

@@ -31,7 +31,7 @@ use std::{
 };
 
 use actix_web::{App, HttpResponse, HttpServer, web};
-use ci::pins;
+use common::pins;
 use procfs::{
     WithCurrentSystemInfo as _,
     process::{Process, Stat},

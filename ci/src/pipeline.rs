@@ -2,13 +2,15 @@
 
 use generativity::make_guard;
 
-use crate::authority::Permit;
-use crate::evidence::{Kind, Source, Verified};
-use crate::run::Run;
-use crate::source::{Checkout, Snapshot};
-use crate::step::Step;
-use crate::steps::publish::Published;
+use crate::model::record::Published;
+use crate::model::step::Step;
+use crate::run::execution::Run;
+use crate::source::checkout::{Checkout, Snapshot};
+use crate::source::sources::Source;
+use crate::steps::verified::Verified;
 use crate::steps::{build, fmt, lint, publish, scan, smoke, test};
+use crate::trust::authority::Permit;
+use crate::trust::kind::Kind;
 
 /// Takes the sources through every wanted step. What does not need each other runs at the same time; what is published
 /// needs the evidence of every gate.

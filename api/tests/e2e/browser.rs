@@ -15,7 +15,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use ci::pins;
+use common::pins;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

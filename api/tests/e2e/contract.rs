@@ -2,7 +2,7 @@
 
 use std::{process::Command, thread, time::Duration};
 
-use ci::pins;
+use common::pins;
 
 use crate::{
     dependencies::{Server, redis_url},

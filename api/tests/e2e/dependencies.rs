@@ -13,7 +13,7 @@ use api::{
     checks::{Clients, Target, postgres, redis},
     secret::SecretUrl,
 };
-use ci::provision::{Package, Probe};
+use common::provision::{Package, Probe};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

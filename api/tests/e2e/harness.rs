@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use ci::provision::{Package, Probe};
+use common::provision::{Package, Probe};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::telemetry::TraceContext;
-use crate::failure::Failure;
+use common::failure::Failure;
 
 /// Where the session listens.
 #[derive(Clone, Debug)]

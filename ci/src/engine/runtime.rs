@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Session, Telemetry};
-use crate::failure::{Failure, OrFail};
-use crate::narrator::Narrator;
-use crate::pins;
-use crate::provision;
+use super::cli;
+use super::session::{Endpoint, Session};
+use super::telemetry::Telemetry;
+use common::failure::{Failure, OrFail};
+use common::pins;
+use common::progress::Progress;
+use common::provision;
 
 /// How long a runtime may take to say that it is there.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -80,7 +82,7 @@ pub enum Readiness {
 ///
 /// # Errors
 /// Why none can, in a sentence for people.
-pub async fn usable(narrator: &dyn Narrator) -> Result<Runtime, String> {
+pub async fn usable(narrator: &dyn Progress) -> Result<Runtime, String> {
     first(async |runtime| {
         runtime.check(Some(narrator)).await?;
         runtime.start(narrator).await
@@ -138,6 +140,18 @@ impl Runtime {
         format!("image+{}://{}", self.driver, pins::DAGGER_IMAGE)
     }
 
+    /// How the engine in this runtime is reached.
+    ///
+    /// # Errors
+    /// When there is no CLI and none can be made (exit 3).
+    pub async fn endpoint(&self, narrator: &dyn Progress) -> Result<Endpoint, Failure> {
+        Ok(Endpoint::Cli {
+            cli: cli::path(narrator).await?,
+            runner_host: Some(self.runner_host()),
+            patience: Duration::from_secs(120),
+        })
+    }
+
     /// Loads the OCI archive of an image, under `name`.
     ///
     /// # Errors
@@ -148,7 +162,7 @@ impl Runtime {
         let said = provision::output(load, &format!("{} image load", self.name)).await?;
         let loaded = match loaded(&said) {
             Some(loaded) => loaded.to_owned(),
-            None => crate::oci::read_config_digest(archive)
+            None => crate::image::archive::read_config_digest(archive)
                 .or_environment("the archive cannot be read")?,
         };
         let mut tag = provision::command(self.name);
@@ -158,7 +172,7 @@ impl Runtime {
     }
 
     /// Whether this runtime can run an engine. Without a narrator nothing is pulled.
-    async fn check(self, narrator: Option<&dyn Narrator>) -> Result<Readiness, String> {
+    async fn check(self, narrator: Option<&dyn Progress>) -> Result<Readiness, String> {
         self.answers().await?;
         if self.runs_the_engine().await {
             return Ok(Readiness::Ready);
@@ -204,13 +218,13 @@ impl Runtime {
     }
 
     /// Lets the CLI start the engine, where none runs yet: one that ends again and again would be waited for.
-    async fn start(self, narrator: &dyn Narrator) -> Result<(), String> {
+    async fn start(self, narrator: &dyn Progress) -> Result<(), String> {
         if self.runs_the_engine().await {
             return Ok(());
         }
         let before = self.engine().await;
         let opening = async {
-            let endpoint = super::in_runtime(self, narrator).await?.endpoint;
+            let endpoint = self.endpoint(narrator).await?;
             Session::open(&endpoint, &Telemetry::start().await?).await
         };
         tokio::select! {
@@ -268,7 +282,7 @@ impl Runtime {
     }
 
     /// Pulls the engine's image: with little patience until the registry answers, with much as long as it goes on.
-    async fn pull(self, narrator: &dyn Narrator) -> Result<(), String> {
+    async fn pull(self, narrator: &dyn Progress) -> Result<(), String> {
         let image = pins::DAGGER_IMAGE;
         let what = format!("pulling {image} with {} (the first time only)", self.name);
         let begun = Instant::now();
@@ -394,7 +408,7 @@ fn loaded(said: &str) -> Option<&str> {
 
 /// Hears a pull, and notes when it last got on.
 struct Heard<'a> {
-    narrator: &'a dyn Narrator,
+    narrator: &'a dyn Progress,
     last: Mutex<Option<Instant>>,
 }
 
@@ -408,7 +422,7 @@ impl Heard<'_> {
     }
 }
 
-impl Narrator for Heard<'_> {
+impl Progress for Heard<'_> {
     fn begin(&self, what: &str) {
         self.narrator.begin(what);
     }

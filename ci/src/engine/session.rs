@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 
 use super::graphql::{self, Address};
 use super::telemetry::{Telemetry, TraceContext};
-use crate::failure::{Failure, OrFail};
-use crate::provision;
+use common::failure::{Failure, OrFail};
+use common::provision;
 
 /// How an engine is reached.
 #[derive(Clone, Debug)]
@@ -41,10 +41,24 @@ pub enum Endpoint {
     },
 }
 
-/// An open session.
-pub struct Session {
+/// What the clients of an open session need.
+#[derive(Clone)]
+pub struct Connection {
     address: Address,
     http: reqwest::Client,
+}
+
+impl Connection {
+    /// The SDK's client, for the queries of one step.
+    #[must_use]
+    pub fn client(&self, trace: TraceContext) -> DaggerConn {
+        graphql::client(&self.http, &self.address, trace)
+    }
+}
+
+/// An open session.
+pub struct Session {
+    connection: Connection,
     child: Option<Child>,
     /// The engine's socket, where that is on this machine.
     socket: Option<PathBuf>,
@@ -77,11 +91,13 @@ impl Session {
             .or_environment("cannot make an HTTP client")?;
         match endpoint {
             Endpoint::Session { port, token } => Ok(Self {
-                address: Address {
-                    port: *port,
-                    token: token.clone(),
+                connection: Connection {
+                    address: Address {
+                        port: *port,
+                        token: token.clone(),
+                    },
+                    http,
                 },
-                http,
                 child: None,
                 socket: None,
                 watch: None,
@@ -94,7 +110,7 @@ impl Session {
                 let mut command = provision::command(cli);
                 command
                     .args(["session", "--label", "dagger.io/sdk.name:rust", "--label"])
-                    .arg(format!("dagger.io/sdk.version:{}", crate::pins::DAGGER))
+                    .arg(format!("dagger.io/sdk.version:{}", common::pins::DAGGER))
                     // The session ends when this pipe closes: also when ci is killed.
                     .stdin(Stdio::piped())
                     .stdout(Stdio::piped())
@@ -136,11 +152,13 @@ impl Session {
                         .hint("Run `ci doctor`. --engine chooses another engine: embedded, docker, or a URL."));
                 };
                 Ok(Self {
-                    address: Address {
-                        port: params.port,
-                        token: params.session_token,
+                    connection: Connection {
+                        address: Address {
+                            port: params.port,
+                            token: params.session_token,
+                        },
+                        http,
                     },
-                    http,
                     child: Some(child),
                     socket: runner_host
                         .as_deref()
@@ -152,10 +170,10 @@ impl Session {
         }
     }
 
-    /// The SDK's client, for the queries of one step.
+    /// What its clients need.
     #[must_use]
-    pub fn client(&self, trace: TraceContext) -> DaggerConn {
-        graphql::client(&self.http, &self.address, trace)
+    pub fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Calls `lost` when an engine on this machine does not answer any more: a frozen one would hold a query for ever. One

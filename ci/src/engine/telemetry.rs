@@ -21,8 +21,8 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use prost::Message;
 use tokio::sync::Notify;
 
-use crate::failure::{Failure, OrFail};
-use crate::random;
+use common::failure::{Failure, OrFail};
+use common::random;
 
 /// The trace and span that a step's queries belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

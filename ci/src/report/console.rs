@@ -10,15 +10,13 @@ use clap::builder::styling::{AnsiColor, Style};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::json::{Prepared, Report};
-use crate::authority::Credential;
-use crate::cache::{CacheReport, Carried};
-use crate::failure::{Failure, OrFail};
-use crate::narrator::Narrator;
-use crate::random;
-use crate::referrer::Attached;
+use crate::model::record::{Attached, CacheReport, Carried, Outcome, Record, Status};
+use crate::model::step::Step;
 use crate::settings::{Format, Settings};
-use crate::step::{Record, Status, Step};
-use crate::steps::publish::Outcome;
+use crate::trust::authority::Credential;
+use common::failure::{Failure, OrFail};
+use common::progress::Progress;
+use common::random;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -354,7 +352,7 @@ pub fn format_bytes(bytes: u64) -> String {
     }
 }
 
-impl Narrator for Reporter {
+impl Progress for Reporter {
     fn begin(&self, what: &str) {
         if !self.quiet {
             self.say(&format!("{DIM}  … {what}{DIM:#}"));

@@ -4,12 +4,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::authority::Event;
-use crate::cache::CacheReport;
-use crate::failure::{ExitCode, Failure, OrFail};
-use crate::step::Record;
-use crate::steps::publish::Published;
-use crate::toolbox::StandInNote;
+use crate::model::event::Event;
+use crate::model::record::{CacheReport, Published, Record, StandInNote};
+use common::failure::{ExitCode, Failure, OrFail};
 
 /// The version of the report's schema; it grows when a reader of the old one would be wrong about the new.
 pub const SCHEMA: u32 = 1;
@@ -23,6 +20,18 @@ pub struct Verdict {
     pub exit_code: u8,
     /// The exit code's name.
     pub reason: ExitCode,
+}
+
+impl Verdict {
+    /// The verdict of a run that ends with this code.
+    #[must_use]
+    pub fn of(code: ExitCode) -> Self {
+        Self {
+            passed: code == ExitCode::Success,
+            exit_code: code as u8,
+            reason: code,
+        }
+    }
 }
 
 /// The engine of the run.

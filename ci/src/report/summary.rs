@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::console::{carried, format_duration};
 use super::json::Report;
-use crate::step::Status;
+use crate::model::record::Status;
 
 /// The page.
 #[must_use]

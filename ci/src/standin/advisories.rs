@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::made::{blocking, is_kept, keep_folder, key_of};
 use super::tools::{TRIVY, state};
-use super::{blocking, is_kept, keep_folder, key_of};
-use crate::failure::{Failure, OrFail};
-use crate::narrator::Narrator;
-use crate::provision;
+use common::failure::{Failure, OrFail};
+use common::progress::Progress;
+use common::provision;
 
 /// In the OSV format, one advisory a line; identifiers, versions and severities as in GitHub's advisory database
 /// (CC BY 4.0), the words are ours.
@@ -40,7 +40,7 @@ struct Advisory {
 ///
 /// # Errors
 /// When its builder cannot be built here or fails.
-pub async fn advisories(narrator: &dyn Narrator) -> Result<AdvisoryDb, Failure> {
+pub async fn advisories(narrator: &dyn Progress) -> Result<AdvisoryDb, Failure> {
     let key = key_of(&[
         include_bytes!("advisories.rs"),
         ADVISORIES.as_bytes(),
@@ -62,13 +62,13 @@ pub async fn advisories(narrator: &dyn Narrator) -> Result<AdvisoryDb, Failure> 
     let file = dir.join("trivy.db");
     let content = blocking(move || fs::read(file)).await?;
     Ok(AdvisoryDb {
-        digest: crate::oci::sha256(&content),
+        digest: common::digest::sha256(&content),
         dir,
         dated: ADVISORIES_DATED.to_owned(),
     })
 }
 
-async fn build(builder: &Path, target: &Path, narrator: &dyn Narrator) -> Result<(), Failure> {
+async fn build(builder: &Path, target: &Path, narrator: &dyn Progress) -> Result<(), Failure> {
     let cannot = "cannot write the advisories";
     let scratch = tempfile::tempdir().or_environment(cannot)?;
     lay_out(scratch.path()).or_environment(cannot)?;

@@ -3,11 +3,13 @@
 
 use std::path::PathBuf;
 
-use super::{blocking, ca_bundle, debian, keep_folder, key_of, tree};
-use crate::failure::{Failure, OrFail};
-use crate::narrator::Narrator;
-use crate::oci::{self, Compression, ImageConfig, Platform};
-use crate::provision::Consent;
+use super::debian;
+use super::made::{blocking, ca_bundle, keep_folder, key_of};
+use crate::image::archive::{self, Compression, ImageConfig, Platform};
+use common::failure::{Failure, OrFail};
+use common::file_tree;
+use common::progress::Progress;
+use common::provision::Consent;
 
 const PACKAGES: &[&str] = &["ca-certificates", "libgcc-s1", "libssl3"];
 const LAYOUT: &str = "layout";
@@ -27,13 +29,13 @@ pub struct BaseLayout {
 /// When it cannot be made here.
 pub(super) async fn layout(
     consent: Consent<'_>,
-    narrator: &dyn Narrator,
+    narrator: &dyn Progress,
 ) -> Result<BaseLayout, Failure> {
     let certificates = ca_bundle()?;
     let key = key_of(&[
         include_bytes!("base.rs"),
         include_bytes!("debian.rs"),
-        include_bytes!("tree.rs"),
+        file_tree::SOURCE,
         &certificates,
     ]);
     let folder = keep_folder(
@@ -55,8 +57,8 @@ pub(super) async fn layout(
                     ..ImageConfig::default()
                 };
                 let archive = target.join("image.tar");
-                oci::write_archive(&archive, None, &config, Compression::Gzip, |layer| {
-                    tree::append(layer, &root)
+                archive::write_archive(&archive, None, &config, Compression::Gzip, |layer| {
+                    file_tree::append(layer, &root)
                 })?;
                 tar::Archive::new(std::fs::File::open(&archive)?).unpack(target.join(LAYOUT))?;
                 std::fs::remove_file(&archive)?;
@@ -67,7 +69,7 @@ pub(super) async fn layout(
     )
     .await?;
     let layout = folder.join(LAYOUT);
-    let digest = oci::Base::read(&layout)
+    let digest = archive::Base::read(&layout)
         .or_environment(format!("{} is damaged", layout.display()))
         .map_err(|failure| {
             failure.hint(format!(

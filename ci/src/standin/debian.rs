@@ -3,10 +3,11 @@
 use std::io;
 use std::path::Path;
 
-use super::{blocking, tree, write_bundle};
-use crate::failure::Failure;
-use crate::narrator::Narrator;
-use crate::provision::{self, Consent, DEBOOTSTRAP, Package, Probe, UTIL_LINUX};
+use super::made::{blocking, write_bundle};
+use common::failure::Failure;
+use common::file_tree;
+use common::progress::Progress;
+use common::provision::{self, Consent, DEBOOTSTRAP, Package, Probe, UTIL_LINUX};
 
 /// The Debian release of [`pins::RUST_IMAGE`].
 const RELEASE: &str = "bookworm";
@@ -44,7 +45,7 @@ pub(super) async fn build(
     packages: &[&str],
     certificates: &[u8],
     consent: Consent<'_>,
-    narrator: &dyn Narrator,
+    narrator: &dyn Progress,
 ) -> Result<(), Failure> {
     provision::packages(
         &[DEBOOTSTRAP, DEBIAN_KEYRING, UTIL_LINUX],
@@ -59,7 +60,7 @@ pub(super) async fn build(
 
 fn clean(root: &Path, certificates: &[u8]) -> io::Result<()> {
     for folder in EMPTIED {
-        tree::empty(&root.join(folder))?;
+        file_tree::empty(&root.join(folder))?;
     }
     for file in REMOVED {
         match std::fs::remove_file(root.join(file)) {
@@ -73,7 +74,7 @@ fn clean(root: &Path, certificates: &[u8]) -> io::Result<()> {
 async fn debootstrap(
     root: &Path,
     packages: &[&str],
-    narrator: &dyn Narrator,
+    narrator: &dyn Progress,
 ) -> Result<(), Failure> {
     let need = |name| {
         provision::find_program(name)

@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::{StandIn, blocking, ca_bundle, debian, keep, key_of, tree};
-use crate::failure::Failure;
-use crate::narrator::Narrator;
-use crate::provision::Consent;
+use super::debian;
+use super::made::{StandIn, blocking, ca_bundle, keep, key_of};
+use common::failure::Failure;
+use common::file_tree;
+use common::progress::Progress;
+use common::provision::Consent;
 
 const PACKAGES: &[&str] = &["ca-certificates", "postgresql", "redis-server"];
 /// What an installation has made for itself.
@@ -47,13 +49,13 @@ pub(super) fn command(image: &str) -> Option<String> {
 /// When it cannot be made here.
 pub(super) async fn image(
     consent: Consent<'_>,
-    narrator: &dyn Narrator,
+    narrator: &dyn Progress,
 ) -> Result<StandIn, Failure> {
     let certificates = ca_bundle()?;
     let key = key_of(&[
         include_bytes!("servers.rs"),
         include_bytes!("debian.rs"),
-        include_bytes!("tree.rs"),
+        file_tree::SOURCE,
         include_bytes!("postgres.sh"),
         include_bytes!("redis.sh"),
         &certificates,
@@ -74,7 +76,7 @@ pub(super) async fn image(
 
 fn complete(root: &Path) -> io::Result<()> {
     for folder in EMPTIED {
-        tree::empty(&root.join(folder))?;
+        file_tree::empty(&root.join(folder))?;
     }
     for (name, script) in [
         (POSTGRES, include_str!("postgres.sh")),

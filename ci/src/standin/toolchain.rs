@@ -5,11 +5,13 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::{StandIn, blocking, ca_bundle, debian, keep, key_of, tree};
-use crate::failure::Failure;
-use crate::narrator::Narrator;
-use crate::pins;
-use crate::provision::{self, Consent};
+use super::debian;
+use super::made::{StandIn, blocking, ca_bundle, keep, key_of};
+use common::failure::Failure;
+use common::file_tree;
+use common::pins;
+use common::progress::Progress;
+use common::provision::{self, Consent};
 
 /// What a build and its tests use of that image: certificates, a compiler and linker, git, OpenSSL, pkg-config, make. And Zstandard, which
 /// `ci` would install.
@@ -37,13 +39,13 @@ const PROGRAMS: [&str; 7] = [
 ///
 /// # Errors
 /// When this machine does not have the pinned toolchain, debootstrap cannot run, or Debian cannot be reached.
-pub async fn toolchain(consent: Consent<'_>, narrator: &dyn Narrator) -> Result<StandIn, Failure> {
+pub async fn toolchain(consent: Consent<'_>, narrator: &dyn Progress) -> Result<StandIn, Failure> {
     let toolchain = Toolchain::find().await?;
     let certificates = ca_bundle()?;
     let key = key_of(&[
         include_bytes!("toolchain.rs"),
         include_bytes!("debian.rs"),
-        include_bytes!("tree.rs"),
+        file_tree::SOURCE,
         toolchain.version.as_bytes(),
         &certificates,
     ]);
@@ -80,7 +82,7 @@ fn complete(root: &Path, toolchain: &Toolchain, sysroot: &Path) -> io::Result<()
         pins::RUST,
         toolchain.host
     );
-    tree::copy(sysroot, &root.join(&place), |path| {
+    file_tree::copy(sysroot, &root.join(&place), |path| {
         toolchain.is_needed(path)
     })?;
     let programs = root.join("usr/local/cargo/bin");

@@ -5,11 +5,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::{StandIn, blocking, ca_bundle, is_kept, keep, key_of, write_bundle};
-use crate::failure::Failure;
-use crate::narrator::Narrator;
-use crate::pins;
-use crate::provision::{self, GoModule};
+use super::made::{StandIn, blocking, ca_bundle, is_kept, keep, key_of, write_bundle};
+use common::failure::Failure;
+use common::file_tree;
+use common::pins;
+use common::progress::Progress;
+use common::provision::{self, GoModule};
 
 /// Where Trivy is in its stand-in; in the real image, too.
 pub const TRIVY_PATH: &str = "/usr/local/bin/trivy";
@@ -49,7 +50,7 @@ const CRANE: GoModule = GoModule {
 ///
 /// # Errors
 /// When Trivy cannot be built here.
-pub async fn trivy(narrator: &dyn Narrator) -> Result<StandIn, Failure> {
+pub async fn trivy(narrator: &dyn Progress) -> Result<StandIn, Failure> {
     tool("trivy", TRIVY, TRIVY_PATH, narrator).await
 }
 
@@ -57,7 +58,7 @@ pub async fn trivy(narrator: &dyn Narrator) -> Result<StandIn, Failure> {
 ///
 /// # Errors
 /// When crane cannot be built here.
-pub async fn crane(narrator: &dyn Narrator) -> Result<StandIn, Failure> {
+pub async fn crane(narrator: &dyn Progress) -> Result<StandIn, Failure> {
     tool("crane", CRANE, CRANE_PATH, narrator).await
 }
 
@@ -65,12 +66,12 @@ async fn tool(
     name: &'static str,
     module: GoModule,
     path: &'static str,
-    narrator: &dyn Narrator,
+    narrator: &dyn Progress,
 ) -> Result<StandIn, Failure> {
     let certificates = ca_bundle()?;
     let key = key_of(&[
         include_bytes!("tools.rs"),
-        include_bytes!("tree.rs"),
+        file_tree::SOURCE,
         state(&module)?.as_bytes(),
         &certificates,
     ]);

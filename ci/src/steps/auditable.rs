@@ -1,18 +1,17 @@
 //! cargo-auditable, which embeds the list of dependencies into a binary: compiled once for each toolchain image.
 
-use std::time::Instant;
+use std::path::Path;
 
 use dagger_sdk::File;
 
 use super::workspace;
-use crate::engine::EngineError;
-use crate::evidence::Kind;
-use crate::failure::Failure;
-use crate::narrator::Narrator as _;
-use crate::oci::Platform;
-use crate::pins;
-use crate::provision;
-use crate::run::StepContext;
+use crate::engine::graphql::EngineError;
+use crate::image::archive::Platform;
+use crate::run::execution::StepContext;
+use crate::runner_cache::tools;
+use crate::trust::kind::Kind;
+use common::failure::Failure;
+use common::pins;
 
 /// The program, for a container of the toolchain image on `platform`.
 ///
@@ -27,21 +26,7 @@ pub async fn program<K: Kind>(
 ) -> Result<File, Failure> {
     let run = step.run;
     let key = run.toolchain_key(platform).await?;
-    let name = format!("cargo-auditable-{}-{key}", pins::CARGO_AUDITABLE);
-    let kept = provision::cache_root()?.join(name);
-    let reporter = run.reporter();
-    let what = format!(
-        "compiling cargo-auditable {} (about a minute, the first time only)",
-        pins::CARGO_AUDITABLE
-    );
-    provision::once(&kept, reporter, &what, async |target| {
-        if let Some(cache) = &run.cache
-            && cache.restore_tool(&key, &target)
-        {
-            return Ok(());
-        }
-        reporter.begin(&what);
-        let begun = Instant::now();
+    let compile = async |target: &Path| {
         workspace::bare_toolchain(step, platform)
             .await?
             .with_exec(vec![
@@ -56,15 +41,11 @@ pub async fn program<K: Kind>(
             .file("/tools/bin/cargo-auditable")
             .export(target.display().to_string())
             .await
+            .map(drop)
             .map_err(|error| {
                 EngineError::from(error).into_environment("cannot compile cargo-auditable")
-            })?;
-        reporter.done(&what, begun.elapsed());
-        Ok(())
-    })
-    .await?;
-    if let Some(cache) = &run.cache {
-        cache.keep_tool(key, &kept);
-    }
+            })
+    };
+    let kept = tools::program(run.cache.as_ref(), &key, &*run.reporter, compile).await?;
     Ok(step.client().host().file(kept.display().to_string()))
 }

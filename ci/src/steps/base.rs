@@ -3,13 +3,13 @@
 use oci_spec::distribution::Reference;
 
 use super::crane;
-use crate::engine::EngineError;
-use crate::evidence::Kind;
-use crate::failure::{Failure, OrFail};
-use crate::oci::Base;
-use crate::reference::Registry;
-use crate::run::StepContext;
-use crate::toolbox;
+use crate::engine::graphql::EngineError;
+use crate::image::archive::Base;
+use crate::model::image_name::Registry;
+use crate::run::execution::StepContext;
+use crate::run::toolbox;
+use crate::trust::kind::Kind;
+use common::failure::{Failure, OrFail};
 
 /// A base image on this machine.
 #[derive(Debug)]
@@ -66,10 +66,10 @@ pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>
         }
         Err(other) => return Err(other.into_environment("getting the base image")),
     };
-    if !fetched.image.is_for(&step.run.platform) {
+    if !fetched.image.is_for(&step.run.platforms.image) {
         return Err(Failure::usage(format!(
             "the base image {reference} is not for {}",
-            step.run.platform
+            step.run.platforms.image
         ))
         .hint("Take one that is, or set the platform."));
     }
@@ -109,7 +109,7 @@ async fn pull<K: Kind>(
             "--format",
             "oci",
             "--platform",
-            &step.run.platform.to_string(),
+            &step.run.platforms.image.to_string(),
             &format!("{in_registry}@{digest}"),
             "/base",
         ]))

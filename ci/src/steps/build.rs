@@ -10,25 +10,23 @@ use dagger_sdk::File as EngineFile;
 use generativity::{Guard, Id};
 use walkdir::WalkDir;
 
-use super::publish::REVISION;
 use super::workspace::{self, MESSAGES, Program, Work};
 use super::{auditable, base, missing};
-use crate::engine::EngineError;
-use crate::evidence::{Kind, Source};
-use crate::failure::{Failure, OrFail};
-use crate::oci::{self, ArchiveInfo, Compression, ImageConfig};
-use crate::pins;
-use crate::provenance::{self, Parameters, ResourceDescriptor};
-use crate::referrer::{self, Paper};
-use crate::run::StepContext;
-use crate::service::{Libc, Service};
+use crate::engine::graphql::EngineError;
+use crate::image::archive::{self, ArchiveInfo, Compression, ImageConfig};
+use crate::image::attestations::{self, Paper};
+use crate::image::labels::{COMPILER, LINKER, REVISION};
+use crate::image::provenance::{self, Parameters, ResourceDescriptor};
+use crate::run::execution::StepContext;
 use crate::settings::Settings;
-use crate::source::{Checkout, State, is_executable};
-
-/// The label with the compiler and its version.
-pub const COMPILER: &str = "io.github.upwind1647.infrastructure-lab.compiler";
-/// The label with the linker and its version.
-pub const LINKER: &str = "io.github.upwind1647.infrastructure-lab.linker";
+use crate::settings::tables::{Libc, Service};
+use crate::source::checkout::{Checkout, State, is_executable};
+use crate::source::sources::Source;
+use crate::trust::kind::Kind;
+use common::digest;
+use common::failure::{Failure, OrFail};
+use common::file_tree;
+use common::pins;
 
 /// Where cargo-auditable is in the container.
 const AUDITABLE: &str = "/usr/local/bin/cargo-auditable";
@@ -88,7 +86,7 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
     pub async fn upload(&self, step: &StepContext<'_, K>) -> Result<EngineFile, Failure> {
         let archive = self.archive.clone();
         // What the engine has taken once in a session it does not look at again.
-        let here = tokio::task::spawn_blocking(move || oci::sha256_of_file(&archive))
+        let here = tokio::task::spawn_blocking(move || digest::sha256_of_file(&archive))
             .await
             .or_environment("the look at the archive was cancelled")?
             .or_environment(format!("cannot read {}", self.archive.display()))?;
@@ -158,7 +156,7 @@ pub async fn run<'run, 'img, K: Kind>(
         ),
         exposed_ports: vec![format!("{}/tcp", settings.service.port)],
         created: checkout.commit.time,
-        platform: step.run.platform.clone(),
+        platform: step.run.platforms.image.clone(),
     };
     let base_image = base
         .as_ref()
@@ -175,7 +173,7 @@ pub async fn run<'run, 'img, K: Kind>(
         let archive = archive.clone();
         move || {
             let base = base.as_ref().map(|base| &base.image);
-            oci::write_archive(&archive, base, &config, Compression::Gzip, |tar| {
+            archive::write_archive(&archive, base, &config, Compression::Gzip, |tar| {
                 layer.fill(tar)
             })
         }
@@ -231,7 +229,7 @@ async fn prove<K: Kind>(
             clean: checkout.is_clean(),
             package: settings.service.package.clone(),
             binary: settings.service.binary.clone(),
-            platform: step.run.platform.to_string(),
+            platform: step.run.platforms.image.to_string(),
         },
         images: [ResourceDescriptor::image(
             provenance::TOOLCHAIN,
@@ -250,7 +248,7 @@ async fn prove<K: Kind>(
     let path = settings.report_dir.join(provenance::FILE);
     std::fs::write(&path, &content).or_environment(format!("cannot write {}", path.display()))?;
     Ok(Paper {
-        kind: referrer::IN_TOTO,
+        kind: attestations::IN_TOTO,
         annotations: [(
             "in-toto.io/predicate-type".to_owned(),
             provenance::PREDICATE.to_owned(),
@@ -269,7 +267,7 @@ async fn compile<K: Kind>(
     let Service {
         package, binary, ..
     } = &settings.service;
-    let target = step.run.platform.target();
+    let target = step.run.platforms.image.target();
     let auditable = auditable::program(step, step.run.foreign_platform()).await?;
     // Cargo takes no other letters in a name, so that nothing here needs quoting.
     let script = format!(
@@ -344,7 +342,7 @@ struct Layer {
 impl Layer {
     fn fill(&self, tar: &mut tar::Builder<&mut dyn Write>) -> std::io::Result<()> {
         let content = File::open(&self.binary)?;
-        let mut header = oci::header(content.metadata()?.len(), 0o755);
+        let mut header = file_tree::header(content.metadata()?.len(), 0o755);
         tar.append_data(&mut header, &self.name, content)?;
         // Nobody's folders are there yet: with a base image they are its own, or made when the image is unpacked.
         let mut folders = BTreeSet::new();
@@ -387,7 +385,7 @@ fn append(
         return folder(tar, path);
     }
     if kind.is_symlink() {
-        let mut header = oci::header(0, 0o777);
+        let mut header = file_tree::header(0, 0o777);
         header.set_entry_type(tar::EntryType::Symlink);
         return tar.append_link(&mut header, path, std::fs::read_link(entry.path())?);
     }
@@ -395,12 +393,12 @@ fn append(
     let data = content.metadata()?;
     // Git knows of a file's rights only this.
     let mode = if is_executable(&data) { 0o755 } else { 0o644 };
-    let mut header = oci::header(data.len(), mode);
+    let mut header = file_tree::header(data.len(), mode);
     tar.append_data(&mut header, path, content)
 }
 
 fn folder(tar: &mut tar::Builder<&mut dyn Write>, path: &Path) -> std::io::Result<()> {
-    let mut header = oci::header(0, 0o755);
+    let mut header = file_tree::header(0, 0o755);
     header.set_entry_type(tar::EntryType::Directory);
     tar.append_data(&mut header, path, std::io::empty())
 }

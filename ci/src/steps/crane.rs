@@ -2,12 +2,12 @@
 
 use dagger_sdk::{Container, HostServiceOpts, NetworkProtocol, PortForward};
 
-use crate::engine::EngineError;
-use crate::evidence::Kind;
-use crate::failure::Failure;
-use crate::reference::Registry;
-use crate::run::StepContext;
+use crate::engine::graphql::EngineError;
+use crate::model::image_name::Registry;
+use crate::run::execution::StepContext;
 use crate::standin;
+use crate::trust::kind::Kind;
+use common::failure::Failure;
 
 /// What a registry on this machine's loopback is called inside the engine's network.
 const LOOPBACK_ALIAS: &str = "registry";

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use generativity::Id;
 
 use super::workspace::{self, Work};
-use crate::evidence::{Kind, Source};
-use crate::failure::{Failure, OrFail};
-use crate::run::StepContext;
+use crate::run::execution::StepContext;
+use crate::source::sources::Source;
+use crate::trust::kind::Kind;
+use common::failure::{Failure, OrFail};
 
 /// This run's sources are formatted.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ pub async fn fix<K: Kind>(
         .export(folder.path().display().to_string())
         .await
         .map_err(|error| {
-            crate::engine::EngineError::from(error)
+            crate::engine::graphql::EngineError::from(error)
                 .into_environment("cannot get the formatted files")
         })?;
     let given = source.given(step.step, &step.run.settings.paths)?;

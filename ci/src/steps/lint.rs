@@ -6,9 +6,10 @@ use std::marker::PhantomData;
 use generativity::Id;
 
 use super::workspace::{self, MESSAGES, Work};
-use crate::evidence::{Kind, Source};
-use crate::failure::Failure;
-use crate::run::StepContext;
+use crate::run::execution::StepContext;
+use crate::source::sources::Source;
+use crate::trust::kind::Kind;
+use common::failure::Failure;
 
 /// clippy has nothing to say about this run's sources.
 #[derive(Debug)]

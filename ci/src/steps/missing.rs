@@ -1,6 +1,6 @@
 //! What programs say when the image lacks a library or certificates, and the setting that gives it to them.
 
-use crate::pins;
+use common::pins;
 
 const NO_LIBRARY: &str = "A library that it links is not in the toolchain's container: add its Debian package (lib…-dev) to \
                           toolchain.packages in ci.toml.";

@@ -10,18 +10,21 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::build::Image;
-use super::crane::Crane;
-use super::{crane, workspace};
-use crate::authority::{Credential, Permit};
-use crate::engine::EngineError;
-use crate::evidence::{Kind, Verified};
-use crate::failure::{ExitCode, Failure, OrFail};
-use crate::oci::ArchiveInfo;
-use crate::reference::{Reference, Registry, Tag};
-use crate::referrer::{Attached, Paper};
-use crate::registry::{Access, Client, Manifest};
-use crate::run::StepContext;
-use crate::source::State;
+use super::crane::{self, Crane};
+use super::workspace;
+use crate::engine::graphql::EngineError;
+use crate::image::archive::ArchiveInfo;
+use crate::image::attestations::Paper;
+use crate::image::labels::REVISION;
+use crate::image::registry::{Access, Client, Manifest};
+use crate::model::image_name::{Reference, Registry, Tag};
+use crate::model::record::{Attached, Outcome, Published};
+use crate::run::execution::StepContext;
+use crate::source::checkout::State;
+use crate::steps::verified::Verified;
+use crate::trust::authority::{Credential, Permit};
+use crate::trust::kind::Kind;
+use common::failure::{ExitCode, Failure, OrFail};
 
 /// As long as it may take from the look at a tag to its being set; and how long a publisher waits before it reads back what
 /// it has set.
@@ -35,32 +38,6 @@ const WINDOW: Duration = Duration::from_secs(5);
 /// ends a connection, so there it is short: crane would wait for ever, and nothing on loopback takes long.
 const LIMIT: Duration = Duration::from_secs(600);
 const LIMIT_ON_LOOPBACK: Duration = Duration::from_secs(45);
-
-/// The label with the commit.
-pub const REVISION: &str = "org.opencontainers.image.revision";
-
-/// How something got to where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// It was pushed.
-    Pushed,
-    /// It was there already.
-    AlreadyThere,
-}
-
-/// A published image.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Published {
-    /// Its name.
-    pub image: Reference,
-    /// Its digest, as read back from the registry.
-    pub digest: String,
-    /// How it got there.
-    pub outcome: Outcome,
-    /// Its papers.
-    pub referrers: Vec<Attached>,
-}
 
 /// Pushes the image and its papers, and reads back what was pushed.
 ///

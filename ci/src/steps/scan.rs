@@ -9,13 +9,14 @@ use generativity::Id;
 use serde::Deserialize;
 
 use super::build::Image;
-use crate::cache::Place;
-use crate::engine::EngineError;
-use crate::evidence::{Kind, Source};
-use crate::failure::{ExitCode, Failure, OrFail};
-use crate::referrer::{self, Paper};
-use crate::run::StepContext;
-use crate::service::{ScanLimits, Severity};
+use crate::engine::graphql::EngineError;
+use crate::image::attestations::{self, Paper};
+use crate::run::execution::StepContext;
+use crate::runner_cache::place::Place;
+use crate::settings::tables::{ScanLimits, Severity};
+use crate::source::sources::Source;
+use crate::trust::kind::Kind;
+use common::failure::{ExitCode, Failure, OrFail};
 
 /// The file with the exceptions, in the top of the sources.
 pub const IGNORE_FILE: &str = ".trivyignore.yaml";
@@ -199,7 +200,7 @@ pub async fn run<'img, K: Kind>(
     Ok(Scanned {
         _image: image.id(),
         sbom: Paper {
-            kind: referrer::CYCLONEDX,
+            kind: attestations::CYCLONEDX,
             annotations: BTreeMap::new(),
             content: sbom.into_bytes(),
         },

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use dagger_sdk::{Container, ContainerAsServiceOpts, Service};
 
-use super::workspace;
-use crate::engine::EngineError;
-use crate::evidence::Kind;
-use crate::failure::Failure;
-use crate::run::StepContext;
+use super::environment::with_env;
+use crate::engine::graphql::EngineError;
+use crate::run::execution::StepContext;
+use crate::trust::kind::Kind;
+use common::failure::Failure;
 
 /// How long a service may take until its port is open: pulled and unpacked, a database makes its files first.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -47,7 +47,7 @@ impl Services {
                 None => (client.container().from(&image), None),
                 Some(server) => (server.image.container(client), Some(vec![server.command])),
             };
-            let service = workspace::with_env(&container, &backing.env)
+            let service = with_env(&container, &backing.env)
                 .with_exposed_port(backing.port as isize)
                 .as_service_opts(ContainerAsServiceOpts {
                     use_entrypoint: command.is_none().then_some(true),

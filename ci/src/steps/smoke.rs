@@ -11,15 +11,16 @@ use generativity::Id;
 use tokio::time::Instant;
 
 use super::build::Image;
+use super::environment::with_env;
+use super::missing;
 use super::services::Services;
-use super::{missing, workspace};
-use crate::engine::EngineError;
-use crate::evidence::Kind;
-use crate::failure::{Failure, OrFail};
-use crate::run::StepContext;
-use crate::service::{Service, Trial};
+use crate::engine::graphql::EngineError;
+use crate::run::execution::StepContext;
+use crate::run::toolbox;
 use crate::settings::Settings;
-use crate::toolbox;
+use crate::settings::tables::{Service, Trial};
+use crate::trust::kind::Kind;
+use common::failure::{Failure, OrFail};
 
 /// The interval between the first two tries.
 const FIRST_INTERVAL: Duration = Duration::from_millis(25);
@@ -46,7 +47,7 @@ pub async fn run<'img, K: Kind>(
     let archive = image.upload(step).await?;
     let services = Services::of(step).await?;
     let container = toolbox::container(client, step.run.foreign_platform()).import(archive);
-    let container = workspace::with_env(&container, &settings.smoke.env);
+    let container = with_env(&container, &settings.smoke.env);
     let service = service(&services.bind(&container), settings.service.port);
     let engine = |error| EngineError::from(error).into_environment("cannot start the image");
     let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);

@@ -6,9 +6,10 @@ use generativity::Id;
 
 use super::services::Services;
 use super::workspace::{self, MESSAGES, Work};
-use crate::evidence::{Kind, Source};
-use crate::failure::Failure;
-use crate::run::StepContext;
+use crate::run::execution::StepContext;
+use crate::source::sources::Source;
+use crate::trust::kind::Kind;
+use common::failure::Failure;
 
 /// The tests of this run's sources passed.
 #[derive(Debug)]

@@ -5,16 +5,19 @@ use std::path::Path;
 
 use dagger_sdk::{Container, File};
 
+use super::environment::with_env;
 use super::services::Services;
-use crate::cache::{Key, Place};
-use crate::engine::EngineError;
-use crate::evidence::{Kind, Source};
-use crate::failure::{ExitCode, Failure, OrFail};
-use crate::oci::Platform;
-use crate::pins;
-use crate::run::StepContext;
-use crate::settings::FILE;
-use crate::step::Step;
+use crate::engine::graphql::EngineError;
+use crate::image::archive::Platform;
+use crate::model::config_file::FILE;
+use crate::model::step::Step;
+use crate::run::execution::StepContext;
+use crate::runner_cache::key::Key;
+use crate::runner_cache::place::Place;
+use crate::source::sources::Source;
+use crate::trust::kind::Kind;
+use common::failure::{ExitCode, Failure, OrFail};
+use common::pins;
 
 /// Where the sources of the run are mounted, as they are.
 const CHECKOUT: &str = "/checkout";
@@ -190,15 +193,6 @@ fn with_packages(container: &Container, packages: &[String]) -> Container {
     container
         .with_env_variable("DEBIAN_FRONTEND", "noninteractive")
         .with_exec(install)
-}
-
-/// `container` with these variables in its environment.
-#[must_use]
-pub fn with_env(container: &Container, env: &BTreeMap<String, String>) -> Container {
-    env.iter()
-        .fold(container.clone(), |container, (name, value)| {
-            container.with_env_variable(name, value)
-        })
 }
 
 /// Does `work` on the sources that this step is given; returns a folder with what it has left, if it leaves something. Where the same

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use ci::failure::ExitCode;
 use ci::settings::Cli;
 use clap::CommandFactory;
+use common::failure::ExitCode;
 
 use crate::ci_in;
 

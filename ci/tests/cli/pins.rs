@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ci::pins;
+use common::pins;
 use regex::Regex;
 use serde_json::Value;
 
-const PINS: &str = "ci/src/pins.rs";
+const PINS: &str = "ci/common/src/pins.rs";
 
 fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use ci::step::Step;
+use ci::model::step::Step;
 use serde_json::Value;
 
 use crate::harness::{Ci, Outcome, Project};
@@ -99,7 +99,7 @@ fn what_the_steps_of_this_repository_are_given_is_a_workspace() {
         .parse()
         .unwrap();
     let table: BTreeMap<Step, Vec<String>> = file["paths"].clone().try_into().unwrap();
-    for (step, paths) in ci::paths::resolve(table).unwrap() {
+    for (step, paths) in ci::source::paths::resolve(table).unwrap() {
         let given = tempfile::tempdir().unwrap();
         let ours = |entry: &walkdir::DirEntry| {
             !matches!(entry.file_name().to_str(), Some("target" | ".git"))

@@ -171,7 +171,7 @@ fn init_writes_settings_that_are_valid_and_says_what_it_found() {
         "repository = \"acme/shop\"",
         "source = \"https://github.com/Acme/Shop\"",
         "package = \"web\"",
-        &format!("base = \"{}\"", ci::pins::BASE_IMAGE),
+        &format!("base = \"{}\"", common::pins::BASE_IMAGE),
     ] {
         assert!(settings.lines().any(|it| it == line), "{line}:\n{settings}");
     }

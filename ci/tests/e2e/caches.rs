@@ -70,7 +70,7 @@ impl Runner {
             .map(Result::unwrap)
             .filter(|entry| entry.file_type().is_file())
             .map(|entry| {
-                let sum = ci::oci::sha256_of_file(entry.path()).unwrap();
+                let sum = common::digest::sha256_of_file(entry.path()).unwrap();
                 (entry.into_path(), sum)
             })
             .collect()
@@ -304,7 +304,7 @@ fn forge(folder: &Path, entry: &mut Value, kind: tar::EntryType, path: &str) {
     header.set_cksum();
     tar.append(&header, content).unwrap();
     let packed = zstd::encode_all(&tar.into_inner().unwrap()[..], 3).unwrap();
-    let sum = ci::oci::sha256(&packed);
+    let sum = common::digest::sha256(&packed);
     let sum = sum.strip_prefix("sha256:").unwrap();
     std::fs::write(folder.join("blobs").join(sum), &packed).unwrap();
     entry["sha256"] = json!(sum);

@@ -787,7 +787,7 @@ fn a_half_downloaded_client_is_not_trusted() {
     let folder = downloads.path().join("dagger");
     std::fs::create_dir(&folder).unwrap();
     let whole = std::fs::read(machine.programs().join("bin/dagger")).unwrap();
-    let half = folder.join(format!("dagger-{}", ci::pins::DAGGER));
+    let half = folder.join(format!("dagger-{}", common::pins::DAGGER));
     std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
     std::fs::set_permissions(&half, std::fs::Permissions::from_mode(0o700)).unwrap();
     // Only the client is needed for an engine elsewhere.

@@ -2,13 +2,18 @@
 //!
 //! Each file in `compile-fail` is a way around a gate, beside what the compiler says to it.
 
-use ci::authority::{Credential, Permit};
-use ci::evidence::{Genuine, StandIn, Verified};
-use ci::reference::{LoopbackRegistry, Registry};
-use ci::run::StepContext;
-use ci::steps::{
-    build::Image, fmt::Formatted, lint::Linted, publish, scan::Scanned, smoke::Smoked, test::Tested,
-};
+use ci::model::image_name::{LoopbackRegistry, Registry};
+use ci::run::execution::StepContext;
+use ci::steps::build::Image;
+use ci::steps::fmt::Formatted;
+use ci::steps::lint::Linted;
+use ci::steps::publish;
+use ci::steps::scan::Scanned;
+use ci::steps::smoke::Smoked;
+use ci::steps::test::Tested;
+use ci::steps::verified::Verified;
+use ci::trust::authority::{Credential, Permit};
+use ci::trust::kind::{Genuine, StandIn};
 
 #[test]
 fn no_way_around_a_gate_compiles() {

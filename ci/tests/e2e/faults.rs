@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ci::{oci, referrer};
+use ci::image::{archive, attestations};
+use common::digest;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{HeaderMap, HeaderValue};
@@ -280,10 +281,10 @@ impl Proxy {
         assert_eq!(publish.outcome.report["publish"]["outcome"], "pushed");
         let repository = project.repository();
         let archive = project.path().join("target/ci/image.tar");
-        let digest = oci::read_digest(&archive).unwrap();
+        let digest = archive::read_digest(&archive).unwrap();
         assert_eq!(self.registry.digest(repository, &publish.tag), digest);
         assert_eq!(publish.outcome.report["digest"], digest.as_str());
-        let list = referrer::fallback_tag(&digest);
+        let list = attestations::fallback_tag(&digest);
         let list: Value = serde_json::from_slice(&self.registry.index(repository, &list)).unwrap();
         let papers = list["manifests"].as_array().unwrap();
         assert_eq!(papers.len(), 2, "{list:#}");
@@ -297,7 +298,7 @@ impl Proxy {
             }
         }
         let mut expected = before;
-        expected.extend([publish.tag, referrer::fallback_tag(&digest)]);
+        expected.extend([publish.tag, attestations::fallback_tag(&digest)]);
         expected.sort();
         assert_eq!(self.tags(project), expected);
     }
@@ -407,7 +408,7 @@ impl Upstream {
             },
             Some(Fault::OtherBytes) => Content::whole([&body[..], b"\n"].concat().into()),
             Some(Fault::OtherDigest) => {
-                let other = oci::sha256(b"another");
+                let other = digest::sha256(b"another");
                 let other = HeaderValue::from_str(&other).unwrap();
                 headers.insert("docker-content-digest", other);
                 Content::whole(body)

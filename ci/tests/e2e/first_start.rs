@@ -1,6 +1,6 @@
 //! The first run on a machine where nothing is made yet: what can be made at once is, and each part's time is told.
 
-use ci::oci;
+use ci::image::archive;
 use serde_json::Value;
 
 use crate::embedded::short_folder;
@@ -62,7 +62,7 @@ fn what_does_not_wait_for_each_other_is_made_at_the_same_time_and_once() {
         "the scanner does not wait for the scan: {first:#}"
     );
     assert!(part(&first, "starting the embedded engine").start >= built.end);
-    let digest = oci::read_digest(&project.path().join("target/ci/image.tar")).unwrap();
+    let digest = archive::read_digest(&project.path().join("target/ci/image.tar")).unwrap();
 
     // What there is is not made again.
     let second = scan().run().exits(0).report;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ci::provision::{Package, Probe, UTIL_LINUX};
+use common::provision::{Package, Probe, UTIL_LINUX};
 use serde_json::Value;
 
 use crate::harness::{Ended, git};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-use ci::oci;
+use ci::image::archive;
 use serde_json::Value;
 
 /// An image, as its archive has it.
@@ -22,11 +22,11 @@ impl Image {
     pub fn of(reports: &Path) -> Self {
         let archive = reports.join("image.tar");
         let blob = |digest: &Value| {
-            let path = oci::blob_path(digest.as_str().unwrap());
-            oci::read_entry(&archive, &path).unwrap()
+            let path = archive::blob_path(digest.as_str().unwrap());
+            archive::read_entry(&archive, &path).unwrap()
         };
         let json = |digest: &Value| serde_json::from_slice::<Value>(&blob(digest)).unwrap();
-        let manifest = json(&oci::read_digest(&archive).unwrap().into());
+        let manifest = json(&archive::read_digest(&archive).unwrap().into());
         let layers = manifest["layers"].as_array().unwrap().iter();
         Self {
             layers: layers

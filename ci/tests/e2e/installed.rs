@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use ci::narrator::Silent;
-use ci::provision::{PYTHON_VENV, Package, packages};
+use common::progress::Silent;
+use common::provision::{PYTHON_VENV, Package, packages};
 
 /// Installs what is missing on this machine.
 pub fn install(needed: &[Package]) {

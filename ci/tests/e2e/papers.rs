@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-use ci::narrator::Silent;
-use ci::pins;
-use ci::provision::{GoModule, go_tools};
-use ci::referrer::{CYCLONEDX, IN_TOTO, fallback_tag};
+use ci::image::attestations::{CYCLONEDX, IN_TOTO, fallback_tag};
+use common::pins;
+use common::progress::Silent;
+use common::provision::{GoModule, go_tools};
 use serde_json::Value;
 
 use crate::harness::{Outcome, Project};
@@ -191,7 +191,7 @@ fn both_papers_are_beside_the_image_by_the_fallback_tag_and_stand_up_to_their_sp
     let dependencies = definition["resolvedDependencies"].as_array().unwrap();
     let dependency = |name: &str| dependencies.iter().find(|it| it["name"] == name).unwrap();
     assert_eq!(dependency("source")["digest"]["gitCommit"], sha.as_str());
-    let lockfile = ci::oci::sha256(project.read("Cargo.lock").as_bytes());
+    let lockfile = common::digest::sha256(project.read("Cargo.lock").as_bytes());
     assert_eq!(
         format!(
             "sha256:{}",

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ci::engine::{Endpoint, Session, Telemetry};
+use ci::engine::session::{Endpoint, Session};
+use ci::engine::telemetry::Telemetry;
 use nix::sys::statvfs::statvfs;
 
 use crate::embedded::{copy, short_folder};
@@ -157,7 +158,7 @@ impl Toolchain<'_> {
                 patience: Duration::from_secs(60),
             };
             let session = Session::open(&endpoint, &telemetry).await.unwrap();
-            let client = session.client(telemetry.trace(None));
+            let client = session.connection().client(telemetry.trace(None));
             let mut container = client
                 .container()
                 .with_rootfs(client.host().directory(root.display().to_string()));

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ci::oci;
-use ci::referrer::fallback_tag;
+use ci::image::archive;
+use ci::image::attestations::fallback_tag;
+use common::digest;
 
 use crate::harness::{Ci, Outcome, Project};
 use crate::image::Image;
@@ -54,7 +55,7 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
     }
     assert_eq!(run.report["digest"], digest.as_str());
     let archive = project.path().join("target/ci/image.tar");
-    assert_eq!(oci::read_digest(&archive).unwrap(), digest);
+    assert_eq!(archive::read_digest(&archive).unwrap(), digest);
     let published = &run.report["publish"];
     assert_eq!(published["outcome"], "pushed");
     assert_eq!(published["digest"], digest.as_str());
@@ -75,7 +76,7 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
     let layer = parsed["layers"][0]["digest"].as_str().unwrap();
     assert_eq!(
         registry.blob(project.repository(), layer),
-        oci::read_entry(&archive, &oci::blob_path(layer)).unwrap()
+        archive::read_entry(&archive, &archive::blob_path(layer)).unwrap()
     );
 
     let uploads = |method| registry.requests(method).len();
@@ -123,7 +124,7 @@ fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
     assert_eq!(run.report["publish"]["outcome"], "pushed");
     let first = short(&project);
     let other = registry.manifest(project.repository(), &first);
-    assert_eq!(run.report["digest"], oci::sha256(&other).as_str());
+    assert_eq!(run.report["digest"], digest::sha256(&other).as_str());
 
     project.commit("another one");
     let tag = short(&project);
@@ -132,11 +133,11 @@ fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
     let run = publish()
         .exits(4)
         .says("is there already, as the image of another commit")
-        .says(&oci::sha256(&other))
+        .says(&digest::sha256(&other))
         .says(&project.git(&["rev-parse", "HEAD"]))
         .says(&project.git(&["rev-parse", "HEAD~"]));
     let ours = run.report["digest"].as_str().unwrap().to_owned();
-    assert_ne!(ours, oci::sha256(&other));
+    assert_ne!(ours, digest::sha256(&other));
     run.says(&ours).only_fails("publish");
     assert_eq!(registry.manifest(project.repository(), &tag), other);
     let now = registry.requests("PUT").len() + registry.requests("PATCH").len();
@@ -151,8 +152,8 @@ fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
     publish()
         .exits(4)
         .says("is there already with another digest")
-        .says(&oci::sha256(&other))
-        .says(&oci::sha256(&otherwise))
+        .says(&digest::sha256(&other))
+        .says(&digest::sha256(&otherwise))
         .only_fails("publish");
     assert_eq!(registry.manifest(project.repository(), &first), otherwise);
 }
@@ -398,7 +399,7 @@ fn the_token_shows_up_nowhere_while_it_is_used() {
         let seen = run_watched(&project, ci, token);
         assert_eq!(
             registry.digest(project.repository(), &short(&project)),
-            oci::read_digest(&project.path().join("target/ci/image.tar")).unwrap()
+            archive::read_digest(&project.path().join("target/ci/image.tar")).unwrap()
         );
         assert!(
             seen.iter().any(|line| line.contains("dagger session")),

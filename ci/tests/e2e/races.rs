@@ -68,11 +68,15 @@ fn two_publishers_of_one_image_both_succeed() {
         );
     }
     assert_eq!(proxy.struck(), 4);
-    let list = proxy
-        .registry
-        .index(project.repository(), &ci::referrer::fallback_tag(&digest));
+    let list = proxy.registry.index(
+        project.repository(),
+        &ci::image::attestations::fallback_tag(&digest),
+    );
     let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
-    for kind in [ci::referrer::CYCLONEDX, ci::referrer::IN_TOTO] {
+    for kind in [
+        ci::image::attestations::CYCLONEDX,
+        ci::image::attestations::IN_TOTO,
+    ] {
         let listed = list["manifests"].as_array().unwrap().iter();
         assert!(
             listed.filter(|it| it["artifactType"] == kind).count() > 0,

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use ci::oci;
-use ci::provision::{self, Package, Probe};
+use common::digest;
+use common::provision::{self, Package, Probe};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
@@ -170,7 +170,7 @@ impl Registry {
         let path = format!("/v2/{repository}/manifests/{tag}");
         let (status, said, body) = self.ask(Method::GET, &path, None);
         assert_eq!(status, StatusCode::OK, "{path}");
-        assert_eq!(said.as_deref(), Some(oci::sha256(&body).as_str()));
+        assert_eq!(said.as_deref(), Some(digest::sha256(&body).as_str()));
         body
     }
 
@@ -184,7 +184,7 @@ impl Registry {
 
     /// The digest that the registry itself gives for a tag.
     pub fn digest(&self, repository: &str, tag: &str) -> String {
-        oci::sha256(&self.manifest(repository, tag))
+        digest::sha256(&self.manifest(repository, tag))
     }
 
     /// A blob, byte for byte.
@@ -195,7 +195,7 @@ impl Registry {
             None,
         );
         assert_eq!(
-            (status, oci::sha256(&body).as_str()),
+            (status, digest::sha256(&body).as_str()),
             (StatusCode::OK, digest)
         );
         body

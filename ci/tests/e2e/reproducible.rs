@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-use ci::oci;
+use ci::image::archive;
+use common::digest;
 use serde_json::Value;
 
 use crate::embedded::Machine;
@@ -364,7 +365,7 @@ fn scan_smoke_test_and_registry_saw_the_same_image() {
 
     // The archive, by its own bytes.
     let archive = project.path().join("target/ci/image.tar");
-    let digest = oci::read_digest(&archive).unwrap();
+    let digest = archive::read_digest(&archive).unwrap();
     let image = Image::of(&project.path().join("target/ci"));
     let config = &image.manifest["config"]["digest"];
     assert_eq!(run.report["digest"], digest.as_str());
@@ -388,14 +389,14 @@ fn scan_smoke_test_and_registry_saw_the_same_image() {
     // The registry's own bytes, down to the last.
     let tag = short(&project);
     let manifest = registry.manifest(project.repository(), &tag);
-    assert_eq!(oci::sha256(&manifest), digest);
+    assert_eq!(digest::sha256(&manifest), digest);
     for blob in [config, &image.manifest["layers"][0]["digest"]] {
         let digest = blob.as_str().unwrap();
         let there = registry.blob(project.repository(), digest);
-        assert_eq!(oci::sha256(&there), digest);
+        assert_eq!(digest::sha256(&there), digest);
         assert_eq!(
             there,
-            oci::read_entry(&archive, &oci::blob_path(digest)).unwrap()
+            archive::read_entry(&archive, &archive::blob_path(digest)).unwrap()
         );
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use ci::narrator::Silent;
-use ci::provision::{self, GoModule, Package, Probe};
+use common::progress::Silent;
+use common::provision::{self, GoModule, Package, Probe};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -25,7 +25,7 @@ const PODMAN: Package = Package {
     purpose: "is a container runtime",
     probe: Probe::Program("podman"),
 };
-const IMAGE: &str = ci::pins::DAGGER_IMAGE;
+const IMAGE: &str = common::pins::DAGGER_IMAGE;
 /// Of setpriv: a machine, like this one, that does not have for a container all that it may be asked for.
 const REFUSING: [&str; 2] = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
 /// runc, without the privilege that a sandbox such as this one does not have to give.
@@ -377,7 +377,7 @@ pub fn engine_programs() -> PathBuf {
 pub fn dial_stdio() -> PathBuf {
     const DIAL_STDIO: GoModule = GoModule {
         name: "dagger-dial-stdio",
-        version: ci::pins::DAGGER,
+        version: common::pins::DAGGER,
         files: &[
             (
                 "go.mod",

@@ -232,7 +232,7 @@ fn two_clients_at_once_share_an_engine_on_another_machine() {
         assert!(output.status.success(), "{said}");
         let report: Value = serde_json::from_str(&project.read("target/ci/report.json")).unwrap();
         assert_eq!(report["engine"]["name"], URL);
-        assert_eq!(report["engine"]["version"], ci::pins::DAGGER);
+        assert_eq!(report["engine"]["version"], common::pins::DAGGER);
         for step in report["steps"].as_array().unwrap() {
             let passed = step["name"] == "publish" || step["status"] == "passed";
             assert!(passed, "{step:#}");

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use ci::oci;
+use common::digest;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
@@ -71,7 +71,7 @@ impl Lab {
     }
 
     fn put_blob(&self, mut descriptor: Value, content: &[u8]) -> Value {
-        let digest = oci::sha256(content);
+        let digest = digest::sha256(content);
         self.registry
             .put_blob(self.project.repository(), &digest, content);
         descriptor["digest"] = digest.into();
@@ -98,7 +98,7 @@ impl Lab {
         let descriptor = manifest["layers"][0].clone();
         manifest["layers"][0] = self.put_blob(descriptor, &packed.finish().unwrap());
         let mut config: Value = serde_json::from_slice(&self.blob(&manifest["config"])).unwrap();
-        config["rootfs"]["diff_ids"][0] = oci::sha256(&tar).into();
+        config["rootfs"]["diff_ids"][0] = digest::sha256(&tar).into();
         let descriptor = manifest["config"].clone();
         manifest["config"] = self.put_blob(descriptor, config.to_string().as_bytes());
         self.put(tag, &manifest);
@@ -127,7 +127,7 @@ fn rewritten(
         new.append(&header, &content[..]).unwrap();
     }
     if let Some((path, content)) = more {
-        let mut header = oci::header(content.len() as u64, 0o644);
+        let mut header = common::file_tree::header(content.len() as u64, 0o644);
         new.append_data(&mut header, path, content).unwrap();
     }
     new.into_inner().unwrap()

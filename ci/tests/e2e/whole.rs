@@ -49,17 +49,17 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
         assert_eq!(run.step(step)["digest"], digest, "{step}");
     }
     assert_eq!(
-        ci::oci::read_digest(&clone.join("target/ci/image.tar")).unwrap(),
+        ci::image::archive::read_digest(&clone.join("target/ci/image.tar")).unwrap(),
         digest
     );
     assert_eq!(run.report["publish"]["digest"], digest);
     assert_eq!(run.report["tag"], short);
     assert_eq!(
         registry.tags(REPOSITORY),
-        json!([&short, &ci::referrer::fallback_tag(digest)])
+        json!([&short, &ci::image::attestations::fallback_tag(digest)])
     );
     let manifest = registry.manifest(REPOSITORY, &short);
-    assert_eq!(ci::oci::sha256(&manifest), digest);
+    assert_eq!(common::digest::sha256(&manifest), digest);
 
     // The image says what it is.
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
@@ -79,7 +79,7 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
         .as_str()
         .unwrap();
     assert!(
-        compiler.starts_with(&format!("rustc {} ", ci::pins::RUST)),
+        compiler.starts_with(&format!("rustc {} ", common::pins::RUST)),
         "{compiler}"
     );
     assert!(

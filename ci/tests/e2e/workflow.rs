@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use ci::narrator::Silent;
-use ci::pins;
-use ci::provision::{GoModule, go_tools};
+use common::pins;
+use common::progress::Silent;
+use common::provision::{GoModule, go_tools};
 use serde_json::{Value, json};
 
 use crate::forges::a_cron_host_checks_main;
@@ -263,7 +263,7 @@ pub fn cargo_home() -> PathBuf {
 
 /// What the runner has of this machine: the toolchain, the engine that everybody uses, and the way to the registries of packages.
 pub fn kept() -> Vec<(String, std::ffi::OsString)> {
-    let root = ci::provision::cache_root().unwrap();
+    let root = common::provision::cache_root().unwrap();
     let rustup = std::env::var_os("RUSTUP_HOME").unwrap_or_else(|| home().join(".rustup").into());
     let path = std::env::var_os("PATH").unwrap();
     let mut programs: Vec<_> = std::env::split_paths(&path).collect();
@@ -350,7 +350,7 @@ fn it_publishes_a_push_to_main_and_checks_pull_requests_and_so_does_cron() {
     let digest = registry.digest(repository, &short);
     assert_eq!(report["digest"], digest.as_str());
     let archive = run.kept("image.tar");
-    assert_eq!(ci::oci::read_digest(&archive).unwrap(), digest);
+    assert_eq!(ci::image::archive::read_digest(&archive).unwrap(), digest);
     let image = format!("{address}/{repository}:{short}");
     assert_eq!(forge.gitops(&run), format!("{image} {short} {digest}\n"));
     let summary = std::fs::read_to_string(run.kept("summary.md")).unwrap();

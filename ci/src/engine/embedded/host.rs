@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::inventory;
+use super::module::{ENGINE, PACKAGES};
 use super::network::Network;
 use super::process::{End, Process};
-use super::{Cache, DownReport, ENGINE, Kept, PACKAGES, Pruned, Running, Status};
+use super::state::{Cache, DownReport, Kept, Pruned, Running, Status};
 use crate::engine::session;
-use crate::failure::{Failure, OrFail};
-use crate::narrator::Narrator;
-use crate::pins;
-use crate::provision::{self, CHOICES, Consent, create_private};
+use common::failure::{Failure, OrFail};
+use common::pins;
+use common::progress::Progress;
+use common::provision::{self, CHOICES, Consent, create_private};
 
 /// After this an engine that is alive and does not answer is taken for hung.
 const HUNG: Duration = Duration::from_secs(20);
@@ -50,7 +51,7 @@ const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cn
 ///
 /// # Errors
 /// When this user is not root, something it needs cannot be had, or it does not answer in time.
-pub async fn up(consent: Consent<'_>, narrator: &dyn Narrator) -> Result<Running, Failure> {
+pub async fn up(consent: Consent<'_>, narrator: &dyn Progress) -> Result<Running, Failure> {
     let engine = Engine::here()?;
     if engine.answers().await {
         return engine.running(false);
@@ -90,7 +91,7 @@ pub async fn up(consent: Consent<'_>, narrator: &dyn Narrator) -> Result<Running
 ///
 /// # Errors
 /// When this user is not root and there is something to end, or the host refuses.
-pub async fn down(narrator: &dyn Narrator) -> Result<DownReport, Failure> {
+pub async fn down(narrator: &dyn Progress) -> Result<DownReport, Failure> {
     let mut report = DownReport::default();
     for engine in Engine::all()? {
         if !provision::is_root() {
@@ -151,7 +152,7 @@ pub async fn status() -> Result<Status, Failure> {
 ///
 /// # Errors
 /// When the engine or the host refuses.
-pub async fn prune(narrator: &dyn Narrator) -> Result<Pruned, Failure> {
+pub async fn prune(narrator: &dyn Progress) -> Result<Pruned, Failure> {
     let root = provision::cache_root()?;
     let here = Engine::here()?.folder;
     let mut pruned = Pruned::default();
@@ -255,7 +256,7 @@ impl Engine {
         format!("unix://{}", self.socket().display())
     }
 
-    async fn lock(&self, narrator: &dyn Narrator) -> Result<File, Failure> {
+    async fn lock(&self, narrator: &dyn Progress) -> Result<File, Failure> {
         provision::lock(
             &self.folder.join("engine.lock"),
             narrator,
@@ -289,7 +290,7 @@ impl Engine {
     }
 
     /// As [`Self::answers`], with patience for one that is alive and busy.
-    async fn answers_in_the_end(&self, narrator: &dyn Narrator) -> bool {
+    async fn answers_in_the_end(&self, narrator: &dyn Progress) -> bool {
         let begun = Instant::now();
         let mut told = false;
         loop {
@@ -311,7 +312,7 @@ impl Engine {
         }
     }
 
-    async fn start(&self, lock: &File, narrator: &dyn Narrator) -> Result<(), Failure> {
+    async fn start(&self, lock: &File, narrator: &dyn Progress) -> Result<(), Failure> {
         let begun = Instant::now();
         let what = format!("starting the embedded engine {} (a few seconds)", version());
         narrator.begin(&what);

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{ENGINE, Kept, Pruned};
-use crate::failure::{Failure, OrFail};
-use crate::provision;
+use super::module::ENGINE;
+use super::state::{Kept, Pruned};
+use common::failure::{Failure, OrFail};
+use common::provision;
 
 /// Its folders are not kept as a whole, but each for itself.
 const STAND_INS: &str = "stand-ins";

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256, Sha512};
 
-use crate::failure::{Failure, OrFail};
-use crate::provision::{command, find_program, output};
+use common::failure::{Failure, OrFail};
+use common::provision::{command, find_program, output};
 
 /// The name and address range of one engine's network.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -1,11 +1,11 @@
 //! What was built is not what may be published.
 
-use ci::authority::Permit;
-use ci::evidence::Genuine;
-use ci::reference::Registry;
-use ci::run::StepContext;
-use ci::steps::build::Image;
 use ci::steps::publish;
+use ci::trust::authority::Permit;
+use ci::trust::kind::Genuine;
+use ci::model::image_name::Registry;
+use ci::run::execution::StepContext;
+use ci::steps::build::Image;
 
 async fn at_once(
     step: &StepContext<'_, Genuine>,

@@ -1,9 +1,9 @@
 //! There are two kinds of evidence, and nobody adds a third that goes where it likes.
 
-use ci::authority::Permit;
-use ci::evidence::Kind;
-use ci::failure::Failure;
-use ci::reference::Registry;
+use ci::trust::authority::Permit;
+use ci::trust::kind::Kind;
+use common::failure::Failure;
+use ci::model::image_name::Registry;
 
 enum AsGoodAsGenuine {}
 

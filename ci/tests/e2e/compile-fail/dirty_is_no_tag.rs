@@ -1,7 +1,7 @@
 //! The tag of uncommitted changes is not a tag that can be published.
 
-use ci::reference::{DirtyTag, Reference, Registry, Repository, Tag};
-use ci::source::State;
+use ci::model::image_name::{DirtyTag, Reference, Registry, Repository, Tag};
+use ci::source::checkout::State;
 
 fn named(registry: Registry, repository: Repository, tag: DirtyTag) -> Reference {
     Reference { registry, repository, tag }

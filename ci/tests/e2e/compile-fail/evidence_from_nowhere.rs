@@ -2,9 +2,15 @@
 
 use std::marker::PhantomData;
 
-use ci::evidence::{Genuine, Verified};
-use ci::referrer::Paper;
-use ci::steps::{build::Image, fmt::Formatted, lint::Linted, scan::Scanned, smoke::Smoked, test::Tested};
+use ci::trust::kind::Genuine;
+use ci::steps::verified::Verified;
+use ci::image::attestations::Paper;
+use ci::steps::build::Image;
+use ci::steps::fmt::Formatted;
+use ci::steps::lint::Linted;
+use ci::steps::scan::Scanned;
+use ci::steps::smoke::Smoked;
+use ci::steps::test::Tested;
 use generativity::Id;
 
 fn forged<'run, 'img>(run: Id<'run>, image: Id<'img>, sbom: Paper) {

@@ -1,7 +1,13 @@
 //! Evidence is spent on one `Verified`.
 
-use ci::evidence::{Genuine, Verified};
-use ci::steps::{build::Image, fmt::Formatted, lint::Linted, scan::Scanned, smoke::Smoked, test::Tested};
+use ci::trust::kind::Genuine;
+use ci::steps::verified::Verified;
+use ci::steps::build::Image;
+use ci::steps::fmt::Formatted;
+use ci::steps::lint::Linted;
+use ci::steps::scan::Scanned;
+use ci::steps::smoke::Smoked;
+use ci::steps::test::Tested;
 
 fn twice<'run, 'img>(
     tested: Tested<'run, Genuine>,

@@ -1,7 +1,7 @@
 //! A tag is what git said of a commit: `latest` cannot be written down.
 
-use ci::failure::Failure;
-use ci::reference::Tag;
+use common::failure::Failure;
+use ci::model::image_name::Tag;
 
 fn made() -> Tag {
     Tag("latest".to_owned())

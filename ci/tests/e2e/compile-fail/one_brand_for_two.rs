@@ -1,7 +1,7 @@
 //! A run's brand makes the sources of one run only.
 
-use ci::evidence::Source;
-use ci::source::{Checkout, Snapshot};
+use ci::source::sources::Source;
+use ci::source::checkout::{Checkout, Snapshot};
 use generativity::make_guard;
 
 fn one_brand_for_two_runs(checkout: Checkout, first: Snapshot, second: Snapshot) {

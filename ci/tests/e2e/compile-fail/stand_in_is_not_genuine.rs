@@ -1,8 +1,13 @@
 //! What was made with stand-ins does not become genuine by being put beside what was not.
 
-use ci::evidence::StandIn;
-use ci::evidence::{Genuine, Verified};
-use ci::steps::{build::Image, fmt::Formatted, lint::Linted, scan::Scanned, smoke::Smoked, test::Tested};
+use ci::trust::kind::{StandIn, Genuine};
+use ci::steps::verified::Verified;
+use ci::steps::build::Image;
+use ci::steps::fmt::Formatted;
+use ci::steps::lint::Linted;
+use ci::steps::scan::Scanned;
+use ci::steps::smoke::Smoked;
+use ci::steps::test::Tested;
 
 fn one_stand_in_among_them<'run, 'img>(
     tested: Tested<'run, Genuine>,

@@ -1,10 +1,11 @@
 //! What was made with stand-ins goes to a registry on loopback only.
 
-use ci::authority::Permit;
-use ci::evidence::{StandIn, Verified};
-use ci::reference::{LoopbackRegistry, Registry};
-use ci::run::StepContext;
 use ci::steps::publish;
+use ci::trust::authority::Permit;
+use ci::trust::kind::StandIn;
+use ci::steps::verified::Verified;
+use ci::model::image_name::{LoopbackRegistry, Registry};
+use ci::run::execution::StepContext;
 
 async fn anywhere(
     step: &StepContext<'_, StandIn>,

@@ -1,6 +1,6 @@
 //! A token cannot be printed by accident.
 
-use ci::authority::Credential;
+use ci::trust::authority::Credential;
 
 fn printed(credential: &Credential) -> String {
     format!("{}", credential.token)

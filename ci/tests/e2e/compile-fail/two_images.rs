@@ -1,7 +1,13 @@
 //! The scan of one image says nothing about another, and neither does its smoke test.
 
-use ci::evidence::{Genuine, Verified};
-use ci::steps::{build::Image, fmt::Formatted, lint::Linted, scan::Scanned, smoke::Smoked, test::Tested};
+use ci::trust::kind::Genuine;
+use ci::steps::verified::Verified;
+use ci::steps::build::Image;
+use ci::steps::fmt::Formatted;
+use ci::steps::lint::Linted;
+use ci::steps::scan::Scanned;
+use ci::steps::smoke::Smoked;
+use ci::steps::test::Tested;
 
 fn the_scan_of_another_image<'run, 'img, 'other>(
     tested: Tested<'run, Genuine>,

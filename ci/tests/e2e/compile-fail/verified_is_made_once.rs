@@ -1,6 +1,7 @@
 //! `Verified` comes from its evidence, once: not from a copy, a default or a file.
 
-use ci::evidence::{Genuine, Verified};
+use ci::trust::kind::Genuine;
+use ci::steps::verified::Verified;
 use serde::Deserialize;
 
 fn copied(verified: &Verified<'_, '_, Genuine>) {

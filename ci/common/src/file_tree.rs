@@ -1,0 +1,167 @@
+//! Folders of this host: copied as they are, and their digest.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use tar::{Builder, EntryType};
+use walkdir::WalkDir;
+
+/// The text of this file: what is made with its functions may differ when it changes.
+pub const SOURCE: &[u8] = include_bytes!("file_tree.rs");
+
+/// Copies everything below `from` into the new folder `to`; `keep` is asked with the path relative to `from`, and a
+/// folder that is not kept takes everything below it along. Devices and sockets are left out.
+pub fn copy(from: &Path, to: &Path, keep: impl Fn(&Path) -> bool) -> io::Result<()> {
+    let relative = |path: &Path| path.strip_prefix(from).unwrap_or(path).to_owned();
+    fs::create_dir_all(to)?;
+    let entries = WalkDir::new(from)
+        .min_depth(1)
+        .into_iter()
+        .filter_entry(|entry| keep(&relative(entry.path())));
+    for entry in entries {
+        let entry = entry?;
+        let target = to.join(relative(entry.path()));
+        let kind = entry.file_type();
+        if kind.is_dir() {
+            fs::create_dir(&target)?;
+        } else if kind.is_symlink() {
+            symlink(fs::read_link(entry.path())?, &target)?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything in a folder, but not the folder; nothing happens where there is none.
+pub fn empty(folder: &Path) -> io::Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The digest of all that a container sees of a folder: names, kinds, rights, content; not whose it is, nor any time.
+pub fn digest(folder: &Path) -> io::Result<String> {
+    let mut sum = Sum(Sha256::new());
+    let mut tar = Builder::new(&mut sum);
+    append(&mut tar, folder)?;
+    tar.finish()?;
+    drop(tar);
+    Ok(format!("sha256:{}", hex::encode(sum.0.finalize())))
+}
+
+/// Writes everything below a folder into a tar: sorted, root's, without times.
+pub fn append<W: Write>(tar: &mut Builder<W>, folder: &Path) -> io::Result<()> {
+    for entry in WalkDir::new(folder).min_depth(1).sort_by_file_name() {
+        let entry = entry?;
+        let data = entry.metadata()?;
+        let path = entry
+            .path()
+            .strip_prefix(folder)
+            .map_err(io::Error::other)?;
+        let mut header = header(0, data.mode() & 0o7777);
+        let kind = data.file_type();
+        if kind.is_dir() {
+            header.set_entry_type(EntryType::Directory);
+            tar.append_data(&mut header, path, io::empty())?;
+        } else if kind.is_symlink() {
+            header.set_entry_type(EntryType::Symlink);
+            tar.append_link(&mut header, path, fs::read_link(entry.path())?)?;
+        } else if kind.is_file() {
+            header.set_size(data.len());
+            tar.append_data(&mut header, path, File::open(entry.path())?)?;
+        }
+    }
+    Ok(())
+}
+
+/// A tar header with nothing in it that depends on the machine or the day.
+#[must_use]
+pub fn header(size: u64, mode: u32) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(size);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
+struct Sum(Sha256);
+
+impl Write for Sum {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn sample(names: [&str; 3], mode: u32) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(folder.path().join("left/out/deep")).expect("folders");
+        fs::write(folder.path().join("left/out/deep/file"), "no").expect("a file");
+        for name in names {
+            let file = folder.path().join(name);
+            fs::write(&file, name).expect("a file");
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("rights");
+        }
+        symlink("a", folder.path().join("link")).expect("a link");
+        folder
+    }
+
+    #[test]
+    fn the_digest_is_that_of_names_rights_and_content() {
+        let of = |folder: &tempfile::TempDir| digest(folder.path()).expect("a digest");
+        let one = of(&sample(["a", "b", "c"], 0o700));
+        assert_eq!(
+            one,
+            of(&sample(["c", "b", "a"], 0o700)),
+            "the order of creation"
+        );
+        assert_ne!(one, of(&sample(["a", "b", "c"], 0o755)), "rights");
+        assert_ne!(one, of(&sample(["a", "b", "d"], 0o700)), "a name");
+        let other = sample(["a", "b", "c"], 0o700);
+        fs::write(other.path().join("a"), "another").expect("a file");
+        assert_ne!(one, of(&other), "content");
+    }
+
+    #[test]
+    fn a_copy_is_the_same_but_for_what_is_left_out() {
+        let (from, to) = (
+            sample(["a", "b", "c"], 0o750),
+            tempfile::tempdir().expect("a folder"),
+        );
+        let (all, some) = (to.path().join("all"), to.path().join("some"));
+        copy(from.path(), &all, |_| true).expect("copied");
+        assert_eq!(
+            digest(&all).expect("a digest"),
+            digest(from.path()).expect("a digest")
+        );
+        copy(from.path(), &some, |path| !path.starts_with("left/out")).expect("copied");
+        assert!(some.join("left").is_dir() && !some.join("left/out").exists());
+        empty(&some).expect("emptied");
+        assert_eq!(fs::read_dir(&some).expect("still there").count(), 0);
+    }
+}

@@ -1,0 +1,100 @@
+//! `ci engine …`: what is done with the embedded engine by hand.
+
+use crate::engine::embedded::{self, Kept, Status};
+use crate::report::{self, Reporter};
+use crate::settings::EngineCommand;
+use common::failure::{ExitCode, Failure, OrFail};
+
+/// Does what `ci engine` was told to.
+///
+/// # Errors
+/// Those of the command.
+pub async fn run(
+    command: EngineCommand,
+    format: Option<&str>,
+    reporter: &Reporter,
+) -> Result<ExitCode, Failure> {
+    match command {
+        EngineCommand::Up => {
+            let running = embedded::up(&report::ask, reporter).await?;
+            let how = if running.started_now {
+                "started"
+            } else {
+                "was running"
+            };
+            reporter.header(&format!("the embedded engine {} {how}", running.version));
+            report::data(&format!("{}\n", running.runner_host));
+        }
+        EngineCommand::Down => {
+            let down = embedded::down(reporter).await?;
+            let what = if down.stopped == 0 {
+                "no engine was running".to_owned()
+            } else {
+                format!("ended {}", down.stopped)
+            };
+            reporter.header(&what);
+            for line in down.removed {
+                reporter.header(&format!("removed {line}"));
+            }
+        }
+        EngineCommand::Status => {
+            let status = embedded::status().await?;
+            report::data(&match format {
+                Some("json") => {
+                    serde_json::to_string_pretty(&status)
+                        .or_environment("the status cannot be written as JSON")?
+                        + "\n"
+                }
+                _ => status_text(&status),
+            });
+        }
+        EngineCommand::Prune => {
+            let pruned = embedded::prune(reporter).await?;
+            for Kept { name, bytes } in &pruned.freed {
+                reporter.header(&format!("removed {name}, {}", megabytes(*bytes)));
+            }
+            for line in &pruned.in_use {
+                reporter.header(&format!("left {line}"));
+            }
+            let all: u64 = pruned.freed.iter().map(|kept| kept.bytes).sum();
+            reporter.header(&format!("freed {}", megabytes(all)));
+        }
+    }
+    Ok(ExitCode::Success)
+}
+
+fn status_text(status: &Status) -> String {
+    let state = match (status.pid, status.healthy) {
+        (Some(pid), true) => format!("runs, process {pid}"),
+        (Some(pid), false) => format!("does not answer, process {pid}"),
+        (None, _) if status.built => "does not run".to_owned(),
+        (None, _) => "is not built".to_owned(),
+    };
+    let mut lines = vec![("engine", format!("{} {state}", status.version))];
+    if let Some(uptime) = status.uptime {
+        lines.push(("uptime", report::format_duration(uptime)));
+    }
+    if let Some(url) = &status.runner_host {
+        lines.push(("url", url.clone()));
+    }
+    lines.push(("state", megabytes(status.state_bytes)));
+    if let Some(cache) = &status.cache {
+        lines.push((
+            "cache",
+            format!("{} entries, {}", cache.entries, megabytes(cache.bytes)),
+        ));
+    }
+    lines.push(("folder", status.folder.display().to_string()));
+    lines.push(("log", status.log.display().to_string()));
+    for Kept { name, bytes } in &status.kept {
+        lines.push(("kept", format!("{name}, {}", megabytes(*bytes))));
+    }
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<8} {value}\n"))
+        .collect()
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", bytes >> 20)
+}

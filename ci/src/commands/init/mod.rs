@@ -1,0 +1,441 @@
+//! `ci init`: the settings and the workflow for the workspace that is here.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::model::config_file::FILE;
+use crate::report::Reporter;
+use crate::settings::Invocation;
+use crate::source::project::{Package, Project};
+use common::failure::{ExitCode, Failure, OrFail};
+use common::pins;
+use common::provision;
+
+/// Where `ci` comes from, for a workspace that does not have it.
+const HOME: &str = env!("CARGO_PKG_REPOSITORY");
+const TEMPLATE: &str = include_str!("ci.toml");
+/// Ours, which is the one that is tried.
+const WORKFLOW: &str = include_str!("../../../../.github/workflows/docker-builder.yml");
+const WORKFLOW_PATH: &str = ".github/workflows/docker-builder.yml";
+/// Who depends on one of these serves something.
+const FRAMEWORKS: [&str; 10] = [
+    "actix-web",
+    "axum",
+    "hyper",
+    "poem",
+    "rocket",
+    "salvo",
+    "tide",
+    "tonic",
+    "trillium",
+    "warp",
+];
+/// Crates that want something of the image, and what.
+const WANTS: [(&str, &str); 6] = [
+    ("openssl-sys", "OpenSSL"),
+    ("native-tls", "OpenSSL"),
+    ("rustls-native-certs", "CA certificates"),
+    ("rustls-platform-verifier", "CA certificates"),
+    ("pq-sys", "libpq"),
+    ("mysqlclient-sys", "libmysqlclient"),
+];
+
+/// Writes `ci.toml` and the workflow where there are none yet, and says what was found.
+///
+/// # Errors
+/// When there is no workspace, or none of its packages has a binary (exit 2); when a file cannot be written (exit 3).
+pub fn run(invocation: &Invocation, reporter: &Reporter) -> Result<ExitCode, Failure> {
+    let directory = invocation.directory()?;
+    let top = top(&directory);
+    let project = Project::find(&top, &crate::source::project::below(&top, &directory)?)?;
+    let found = Found::look(&top, &project)?;
+    for line in &found.said {
+        reporter.header(&format!("found    {line}"));
+    }
+    let workflow = top.join(WORKFLOW_PATH);
+    for (path, text) in [
+        (project.sources.join(FILE), found.settings()),
+        (workflow, workflow_for(&project)),
+    ] {
+        let name = path
+            .strip_prefix(&top)
+            .unwrap_or(&path)
+            .display()
+            .to_string();
+        if write_new(&path, &text).or_environment(format!("cannot write {name}"))? {
+            reporter.header(&format!("wrote    {name}"));
+        } else {
+            reporter.header(&format!("kept     {name}, which is there already"));
+        }
+    }
+    for line in &found.to_do {
+        reporter.header(&format!("to do    {line}"));
+    }
+    reporter.header("then     commit them, and run ci");
+    Ok(ExitCode::Success)
+}
+
+/// The top of the working tree, or the outermost package where there is no git yet.
+fn top(directory: &Path) -> PathBuf {
+    let has = |name: &'static str| move |folder: &&Path| folder.join(name).exists();
+    directory
+        .ancestors()
+        .find(has(".git"))
+        .or_else(|| directory.ancestors().filter(has("Cargo.toml")).last())
+        .unwrap_or(directory)
+        .to_owned()
+}
+
+/// Writes a file that is not there yet; whether it was written.
+fn write_new(path: &Path, text: &str) -> std::io::Result<bool> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(mut file) => file.write_all(text.as_bytes()).map(|()| true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What there is to say about a workspace.
+#[derive(Debug, Default)]
+struct Found {
+    package: String,
+    binary: String,
+    repository: String,
+    source: Option<String>,
+    needs_base: bool,
+    said: Vec<String>,
+    to_do: Vec<String>,
+}
+
+impl Found {
+    fn look(top: &Path, project: &Project) -> Result<Self, Failure> {
+        let mut found = Self::default();
+        let folder = match project.folder.to_str() {
+            None | Some("") => String::new(),
+            Some(folder) => format!(" in {folder}"),
+        };
+        found.say(format!(
+            "a Cargo workspace{folder} with {} packages",
+            project.packages.len()
+        ));
+        let package = found.service(project)?;
+        found.package.clone_from(&package.name);
+        found.binary = package
+            .default_run
+            .as_ref()
+            .or_else(|| package.programs.iter().find(|name| **name == package.name))
+            .or_else(|| package.programs.first())
+            .cloned()
+            .unwrap_or_default();
+        if package.programs.len() > 1 {
+            found.ask(format!(
+                "is {} the binary that serves? The package {} has: {}",
+                found.binary,
+                package.name,
+                package.programs.join(", ")
+            ));
+        }
+        found.say(format!(
+            "the service: the binary {} of the package {}",
+            found.binary, found.package
+        ));
+        found.name(top, package);
+        found.dependencies(project);
+        found.ask(format!(
+            "check service.port and service.health in {FILE}: {} is asked for GET /health on port 8000",
+            found.binary
+        ));
+        Ok(found)
+    }
+
+    fn say(&mut self, what: String) {
+        self.said.push(what);
+    }
+
+    fn ask(&mut self, what: String) {
+        self.to_do.push(what);
+    }
+
+    /// The package that is most likely the service.
+    fn service<'a>(&mut self, project: &'a Project) -> Result<&'a Package, Failure> {
+        let mut packages: Vec<_> = project
+            .packages
+            .iter()
+            .filter(|package| !package.programs.is_empty())
+            .collect();
+        packages.sort_by_key(|package| {
+            let serves = package
+                .dependencies
+                .iter()
+                .any(|name| FRAMEWORKS.contains(&name.as_str()));
+            (!serves, package.name != "api")
+        });
+        let first = *packages.first().ok_or_else(|| {
+            Failure::usage("no package of the workspace has a binary")
+                .hint("There is nothing to ship without one.")
+        })?;
+        if packages.len() > 1 {
+            let names: Vec<_> = packages.iter().map(|it| it.name.as_str()).collect();
+            self.ask(format!(
+                "is {} the service? Packages with a binary: {}",
+                first.name,
+                names.join(", ")
+            ));
+        }
+        Ok(first)
+    }
+
+    /// What the image is called: by the remote, which only this command looks at, as somebody reads what it writes.
+    fn name(&mut self, top: &Path, package: &Package) {
+        let remote = remote(top);
+        match &remote {
+            Some((host, path)) => {
+                self.repository = path.to_lowercase();
+                self.source = Some(format!("https://{host}/{path}"));
+                self.say(format!(
+                    "the remote {host}/{path}: the image is ghcr.io/{}",
+                    self.repository
+                ));
+            }
+            None => {
+                self.repository = format!("owner/{}", package.name.to_lowercase());
+                self.ask(format!(
+                    "write the image's real name into {FILE}: repository"
+                ));
+            }
+        }
+    }
+
+    fn dependencies(&mut self, project: &Project) {
+        let lock = std::fs::read_to_string(project.sources.join("Cargo.lock")).unwrap_or_default();
+        let has = |name: &str| lock.contains(&format!("name = \"{name}\"\n"));
+        for (name, what) in WANTS {
+            if has(name) {
+                self.say(format!(
+                    "{name} in Cargo.lock: the service may need {what} in its image"
+                ));
+                self.needs_base = true;
+            }
+        }
+        if self.needs_base {
+            self.ask(format!(
+                "image.base in {FILE} names {}: add its digest, which `ci build` says, or take another; `scratch` is smaller, where rustls with its own roots will do",
+                pins::BASE_IMAGE
+            ));
+        }
+        for (name, image) in [
+            ("sqlx", "PostgreSQL"),
+            ("tokio-postgres", "PostgreSQL"),
+            ("diesel", "PostgreSQL"),
+            ("redis", "Redis"),
+        ] {
+            if has(name) {
+                self.say(format!(
+                    "{name} in Cargo.lock: tests that need {image} get it by [services.…] in {FILE}"
+                ));
+            }
+        }
+    }
+
+    fn settings(&self) -> String {
+        let source = match &self.source {
+            Some(url) => format!("source = \"{url}\""),
+            None => "# source = \"https://github.com/owner/name\"".to_owned(),
+        };
+        let base = if self.needs_base {
+            format!("base = \"{}\"", pins::BASE_IMAGE)
+        } else {
+            "# base = \"scratch\"".to_owned()
+        };
+        TEMPLATE
+            .replace("@repository@", &self.repository)
+            .replace("@source@", &source)
+            .replace("@package@", &self.package)
+            .replace("@binary@", &self.binary)
+            .replace("@base@", &base)
+            .replace("@postgres@", pins::POSTGRES_IMAGE)
+    }
+}
+
+/// Host and path of the remote `origin`.
+fn remote(top: &Path) -> Option<(String, String)> {
+    let output = std::process::Command::new(provision::find_program("git")?)
+        .arg("-C")
+        .arg(top)
+        .args(["remote", "get-url", "origin"])
+        .output()
+        .ok()?;
+    parse_remote(String::from_utf8(output.stdout).ok()?.trim())
+}
+
+/// `https://host/path`, `ssh://user@host/path` and `user@host:path`, without a user, port and `.git`.
+fn parse_remote(url: &str) -> Option<(String, String)> {
+    let (host, path) = match url.split_once("://") {
+        Some((_, rest)) => rest.split_once('/')?,
+        None => url.split_once(':')?,
+    };
+    let host = host.rsplit('@').next()?.split(':').next()?;
+    let path = path.trim_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    (host.contains('.') && path.contains('/')).then(|| (host.to_owned(), path.to_owned()))
+}
+
+/// Our workflow, for a workspace that gets `ci` by `cargo install`.
+fn workflow_for(project: &Project) -> String {
+    let folder = project.folder.display().to_string();
+    let (option, target) = if folder.is_empty() {
+        (String::new(), "target".to_owned())
+    } else {
+        (format!(" --workspace {folder}"), format!("{folder}/target"))
+    };
+    WORKFLOW
+        .lines()
+        .map(|line| {
+            let line = line
+                .replace(
+                    "cargo build -p ci --locked",
+                    &format!("cargo install --locked --target-dir {target}/ci-build --git {HOME} ci"),
+                )
+                .replace("cargo run -p ci --locked", &format!("ci run{option}"))
+                .replace("target/debug", &format!("{target}/ci-build"))
+                .replace("path: target/", &format!("path: {target}/"))
+                .replace("RUNNER_CACHE: target/", &format!("RUNNER_CACHE: {target}/"))
+                .replace("'Cargo.lock'", &format!("'{}'", project.folder.join("Cargo.lock").display()))
+                .replace(
+                    "# Checks out and runs `ci`; what the pipeline does is in ci/src/pipeline.rs and nowhere else.",
+                    &format!("# Checks out and runs `ci` ({HOME}); the settings are in ci.toml. Add `--rev SHA` to its installation to stay on one version."),
+                );
+            line + "\n"
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_a_remote_is_understood() {
+        let acme = Some(("github.com".to_owned(), "Acme/shop".to_owned()));
+        for url in [
+            "https://github.com/Acme/shop",
+            "https://token@github.com/Acme/shop.git",
+            "git@github.com:Acme/shop.git",
+            "ssh://git@github.com:22/Acme/shop.git",
+        ] {
+            assert_eq!(parse_remote(url), acme, "{url}");
+        }
+        for url in ["", "/srv/git/shop.git", "../shop", "file:///srv/shop.git"] {
+            assert_eq!(parse_remote(url), None, "{url}");
+        }
+    }
+
+    /// The settings with every key that stands behind a `#`.
+    fn uncommented(text: &str) -> String {
+        text.lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest)
+                    if rest.starts_with('[')
+                        || rest.split(" = ").next().is_some_and(|key| {
+                            rest.contains(" = ")
+                                && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+                        }) =>
+                {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_key_of_the_example_is_one_and_the_example_has_every_key() {
+        let found = Found {
+            package: "api".into(),
+            binary: "api".into(),
+            repository: "acme/shop".into(),
+            ..Found::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("config")).unwrap();
+        std::fs::write(folder.path().join("config/production.toml"), "").unwrap();
+        let project = Project {
+            sources: folder.path().to_owned(),
+            packages: vec![Package {
+                name: "api".into(),
+                programs: vec!["api".into()],
+                ..Package::default()
+            }],
+            ..Project::default()
+        };
+        let github = crate::trust::authority::GitHub::default();
+        let settings = |text: &str| {
+            Invocation::parse(["ci"])
+                .unwrap()
+                .settings(folder.path(), &project, Some(text), &github)
+                .unwrap_or_else(|failure| panic!("{failure} {:?}\n{text}", failure.output))
+        };
+        let defaults = settings(&found.settings());
+        let all = uncommented(&found.settings());
+        assert_eq!(settings(&all).services.len(), 1);
+        assert_eq!(settings(&all).service, defaults.service);
+        // What is shown as the default is the default.
+        assert_eq!(settings(&all).scan, defaults.scan);
+        assert_eq!(settings(&all).smoke.within, defaults.smoke.within);
+        for head in [
+            "",
+            "[service]",
+            "[image]",
+            "[toolchain]",
+            "[test]",
+            "[services.x]",
+            "[scan]",
+            "[smoke]",
+        ] {
+            let keys = crate::settings::keys(head);
+            assert!(!keys.is_empty(), "{head}");
+            for key in keys {
+                let there = |line: &str| {
+                    line.starts_with(&format!("{key} = "))
+                        || line.trim_start_matches('[').starts_with(&format!("{key}]"))
+                        || line.starts_with(&format!("[{key}."))
+                };
+                assert!(
+                    all.lines().any(there),
+                    "{key} of {head} is not in the example"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_workflow_installs_ci_and_calls_it() {
+        let project = Project {
+            folder: "backend".into(),
+            ..Project::default()
+        };
+        let text = workflow_for(&project);
+        assert!(text.contains(
+            "run: cargo install --locked --target-dir backend/target/ci-build --git https://github.com/"
+        ));
+        assert_eq!(text.matches("run: ci run --workspace backend\n").count(), 2);
+        assert!(!text.contains("-p ci") && !text.contains("pipeline.rs"));
+        for path in [
+            "path: backend/target/ci\n",
+            "path: backend/target/runner-cache\n",
+            "LAB_CI_RUNNER_CACHE: backend/target/runner-cache\n",
+            " backend/target/ci-build\n",
+            "hashFiles('backend/Cargo.lock', ",
+        ] {
+            assert!(text.contains(path), "{path}");
+        }
+        assert!(
+            !text.contains(" target/"),
+            "nothing outside of the workspace"
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! `ci run`, and each of its steps by itself: from the plan to the report.
+
+pub mod plan;
+mod prefetch;
+pub mod session;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::plan::{Plan, plan};
+use self::session::Outcome;
+use crate::engine::runtime::{self, Runtime};
+use crate::model::record::{Record, Status};
+use crate::model::step::Step;
+use crate::report::{self, Report, Reporter, SCHEMA, Verdict};
+use crate::run::stopper::{Stop, Stopper};
+use crate::settings::{Command, Invocation};
+use crate::trust::authority::GitHub;
+use common::failure::{ExitCode, Failure, OrFail};
+
+/// Takes the commit through `steps`, and reports what became of it.
+///
+/// # Errors
+/// What is wrong before there is anything to report; and a report that cannot be written.
+pub async fn run(
+    invocation: &Invocation,
+    steps: Vec<Step>,
+    stopper: &Stopper,
+) -> Result<ExitCode, Failure> {
+    let github = GitHub::from_env();
+    let start = jiff::Timestamp::now();
+    let begun = Instant::now();
+    let plan = plan(invocation, steps, &github)?;
+    let loader = match plan.invocation {
+        Command::Build { load: true, .. } => Some(runtime::loader().await?),
+        _ => None,
+    };
+    let Plan {
+        settings, checkout, ..
+    } = &plan;
+    let reporter = Arc::new(Reporter::new(settings, github.credential()));
+    std::fs::create_dir_all(&settings.report_dir).or_environment(format!(
+        "cannot make the report directory {}",
+        settings.report_dir.display()
+    ))?;
+    if let Some(limit) = settings.timeout {
+        let stopper = stopper.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            stopper.stop(Stop::TimeLimit);
+        });
+    }
+    let state = if checkout.is_clean() {
+        "clean"
+    } else {
+        "with uncommitted changes"
+    };
+    reporter.header(&format!(
+        "commit {} ({}, {state}), event {}",
+        checkout.commit.sha, checkout.state, settings.event
+    ));
+    let image = format!(
+        "{}/{}:{}",
+        settings.registry, settings.repository, checkout.state
+    );
+    let mut report = Report {
+        schema: SCHEMA,
+        verdict: Verdict::of(ExitCode::Success),
+        commit: checkout.commit.sha.clone(),
+        clean: checkout.is_clean(),
+        tag: checkout.state.to_string(),
+        image,
+        digest: None,
+        event: settings.event,
+        platform: None,
+        engine: None,
+        prepared: Vec::new(),
+        stand_ins: Vec::new(),
+        start,
+        duration_ms: 0,
+        steps: Vec::new(),
+        publish: None,
+        cache: None,
+        error: None,
+        hint: None,
+    };
+    let directory = settings.report_dir.clone();
+    let command = plan.invocation.clone();
+    let wanted = plan.steps.clone();
+
+    let Outcome {
+        engine,
+        platform,
+        result,
+    } = session::run(plan, stopper, &reporter).await;
+    report.engine = engine;
+    report.platform = platform;
+    let mut failure = None;
+    match result {
+        Err(failed) => failure = Some(failed),
+        Ok(ended) => {
+            report.stand_ins = ended.stand_ins;
+            report.steps = ended.records;
+            report.publish = ended.published;
+            report.cache = ended.cache;
+        }
+    }
+    let build = |record: &&Record| record.name == Step::Build;
+    let built = report.steps.iter().find(build);
+    report.digest = built.and_then(|record| record.digest.clone());
+    if let Command::Build { output, .. } = &command
+        && built.is_some_and(|record| record.status == Status::Passed)
+    {
+        let archive = directory.join("image.tar");
+        let delivered = deliver(
+            &archive,
+            output.as_deref(),
+            loader,
+            &report.image,
+            &reporter,
+        );
+        failure = delivered.await.err();
+    }
+    for step in wanted {
+        if !report.steps.iter().any(|record| record.name == step) {
+            let why = "the run ended before it".to_owned();
+            report.steps.push(Record::skipped(step, why));
+        }
+    }
+    let of_steps = report.steps.iter().filter_map(|record| record.code);
+    let code = ExitCode::of_all(of_steps.chain(failure.as_ref().map(|failure| failure.code)));
+    if let Some(failure) = &failure {
+        reporter.failed(failure);
+        report.error = Some(failure.to_string());
+        report.hint.clone_from(&failure.hint);
+    }
+    report.verdict = Verdict::of(code);
+    report.prepared = reporter.prepared();
+    report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    report.write(&directory, |text| reporter.redact(text))?;
+    let summary = reporter.redact(&report::summary(&report));
+    let page = directory.join("summary.md");
+    std::fs::write(&page, &summary).or_environment(format!("cannot write {}", page.display()))?;
+    report::tell_github(&report, &summary)?;
+    reporter.verdict(&report);
+    Ok(code)
+}
+
+/// Takes a built image to where `ci build` was told to take it.
+async fn deliver(
+    archive: &Path,
+    output: Option<&Path>,
+    loader: Option<Runtime>,
+    image: &str,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
+    if let Some(output) = output {
+        std::fs::copy(archive, output)
+            .or_environment(format!("cannot write {}", output.display()))?;
+    }
+    if let Some(runtime) = loader {
+        runtime.load(archive, image).await?;
+        reporter.header(&format!("{image} is in {}", runtime.name));
+    }
+    Ok(())
+}

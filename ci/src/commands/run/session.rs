@@ -1,0 +1,295 @@
+//! A run in its session with the engine: one scope opens the session and closes it, however the run ends.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use dagger_sdk::DaggerConn;
+use generativity::make_guard;
+use tokio::sync::OnceCell;
+
+use super::plan::Plan;
+use super::prefetch::Prefetch;
+use crate::engine::find::{self, Engine};
+use crate::engine::graphql::EngineError;
+use crate::engine::session::{Connection, Session};
+use crate::engine::telemetry::Telemetry;
+use crate::image::archive::Platform;
+use crate::image::registry;
+use crate::model::record::{CacheReport, Published, Record, StandInNote};
+use crate::model::step::Step;
+use crate::report::{self, EngineReport, Reporter};
+use crate::run::context::{Platforms, RunContext, new_id};
+use crate::run::execution::Run;
+use crate::run::stopper::{Stop, Stopper};
+use crate::run::toolbox::{self, AnyToolbox, Toolbox};
+use crate::runner_cache::cache::Cache;
+use crate::runner_cache::place::Place;
+use crate::settings::{CacheCommand, Command};
+use crate::source::sources::Source;
+use crate::standin::StandIns;
+use crate::steps::fmt;
+use crate::trust::kind::Kind;
+use common::failure::{Failure, OrFail};
+use common::pins;
+use common::progress::Progress;
+
+/// What is known of a run, however it ended.
+pub struct Outcome<T = Ended> {
+    /// The engine, where one was found.
+    pub engine: Option<EngineReport>,
+    /// The image's platform, where the engine has said its own.
+    pub platform: Option<String>,
+    /// What became of the steps; or what went wrong outside of them.
+    pub result: Result<T, Failure>,
+}
+
+/// What became of the steps.
+pub struct Ended {
+    /// What could not be reached, and what was taken in its place.
+    pub stand_ins: Vec<StandInNote>,
+    /// The steps.
+    pub records: Vec<Record>,
+    /// What was published, if anything.
+    pub published: Option<Published>,
+    /// What was carried from and to other runners.
+    pub cache: Option<CacheReport>,
+}
+
+impl<T> Outcome<T> {
+    fn without_engine(failure: Failure) -> Self {
+        Self {
+            engine: None,
+            platform: None,
+            result: Err(failure),
+        }
+    }
+}
+
+/// The last part of a run, for when the session is closed: by then all that the engine has to report has come.
+type Finish = Pin<Box<dyn Future<Output = Ended>>>;
+
+/// Finds the engine, and takes the plan through it.
+pub async fn run(plan: Plan, stopper: &Stopper, reporter: &Arc<Reporter>) -> Outcome {
+    // Permission that is missing is known before the first minute of work.
+    if let Err(failure) = prove_permission(&plan, stopper).await {
+        return Outcome::without_engine(failure);
+    }
+    let progress: Arc<Reporter> = Arc::clone(reporter);
+    let stand_ins = Arc::new(StandIns::new(&report::ask, progress));
+    let prefetch = Prefetch::new(&stand_ins, &plan);
+    // In a box: with every step's future in it, this one is large.
+    let run = Box::pin(on_engine(plan, stopper, reporter, &stand_ins, &prefetch));
+    tokio::select! {
+        outcome = run => outcome,
+        never = prefetch.make() => match never {},
+    }
+}
+
+async fn prove_permission(plan: &Plan, stopper: &Stopper) -> Result<(), Failure> {
+    let Some(permit) = &plan.permit else {
+        return Ok(());
+    };
+    let client = registry::Client::new(
+        permit.registry(),
+        &plan.settings.repository,
+        permit.credential(),
+        registry::Access::Write,
+    )?;
+    stopper.unless_stopped(client.prove_write()).await
+}
+
+async fn on_engine(
+    plan: Plan,
+    stopper: &Stopper,
+    reporter: &Arc<Reporter>,
+    stand_ins: &Arc<StandIns>,
+    prefetch: &Prefetch,
+) -> Outcome {
+    let opened = stopper.unless_stopped(async {
+        let engine = find::find(&plan.settings.engine, &report::ask, &**reporter).await?;
+        let telemetry = Telemetry::start().await?;
+        let session = Session::open(&engine.endpoint, &telemetry).await?;
+        Ok((engine, telemetry, session))
+    });
+    let (engine, telemetry, mut session) = match opened.await {
+        Ok(opened) => opened,
+        Err(failure) => return Outcome::without_engine(failure),
+    };
+    let lost = stopper.clone();
+    session.watch(move || lost.stop(Stop::EngineLost));
+    let inside = Inside {
+        engine,
+        telemetry,
+        connection: session.connection().clone(),
+        stopper,
+        reporter,
+        stand_ins,
+        prefetch,
+    };
+    let Outcome {
+        engine,
+        platform,
+        result,
+    } = inside.work(plan).await;
+    session.close().await;
+    let result = match result {
+        Ok(finish) => Ok(finish.await),
+        Err(failure) => Err(failure),
+    };
+    Outcome {
+        engine,
+        platform,
+        result,
+    }
+}
+
+/// What there is inside of an open session.
+struct Inside<'a> {
+    engine: Engine,
+    telemetry: Telemetry,
+    connection: Connection,
+    stopper: &'a Stopper,
+    reporter: &'a Arc<Reporter>,
+    stand_ins: &'a Arc<StandIns>,
+    prefetch: &'a Prefetch,
+}
+
+impl Inside<'_> {
+    async fn work(self, plan: Plan) -> Outcome<Finish> {
+        let mut engine = None;
+        let mut platform = None;
+        let result = async {
+            let client = self.connection.client(self.telemetry.trace(None));
+            let version = self.stopper.unless_stopped(find::version(&client)).await?;
+            engine = Some(self.greet(version));
+            let asked = self.stopper.unless_stopped(async {
+                let platforms = platforms(&client, &plan).await?;
+                let steps = self.prefetch.steps();
+                let toolbox =
+                    toolbox::choose(&client, steps, self.stand_ins, &**self.reporter).await?;
+                Ok((platforms, toolbox))
+            });
+            let (platforms, toolbox) = asked.await?;
+            platform = Some(platforms.image.to_string());
+            match toolbox {
+                AnyToolbox::Genuine(toolbox) => self.execute(plan, toolbox, platforms).await,
+                AnyToolbox::StandIn(toolbox) => {
+                    self.prefetch.stand_ins_are_needed();
+                    self.execute(plan, toolbox, platforms).await
+                }
+            }
+        }
+        .await;
+        Outcome {
+            engine,
+            platform,
+            result,
+        }
+    }
+
+    fn greet(&self, version: String) -> EngineReport {
+        let name = &self.engine.name;
+        self.reporter
+            .header(&format!("engine {name} (Dagger {version})"));
+        if version != pins::DAGGER {
+            self.reporter.notice(&format!(
+                "this ci is made for engines of version {}, and tested with them alone",
+                pins::DAGGER
+            ));
+        }
+        EngineReport {
+            name: name.clone(),
+            version,
+        }
+    }
+
+    async fn execute<K: Kind>(
+        &self,
+        plan: Plan,
+        toolbox: Toolbox<K>,
+        platforms: Platforms,
+    ) -> Result<Finish, Failure> {
+        let permit = plan.permit.map(K::accept).transpose()?;
+        let lockfile = plan.snapshot.path().join(&plan.settings.folder);
+        let lockfile = std::fs::read_to_string(lockfile.join("Cargo.lock"))
+            .or_environment("the sources have no Cargo.lock")?;
+        let cache = plan.settings.cache_dir.as_ref().map(|folder| {
+            Cache::open(
+                folder,
+                plan.settings.event.domain(),
+                plan.settings.repository.to_string(),
+                plan.checkout.commit.sha.clone(),
+                Arc::clone(self.reporter) as Arc<dyn Progress>,
+            )
+        });
+        let context = RunContext {
+            settings: plan.settings,
+            toolbox,
+            platforms,
+            telemetry: self.telemetry.clone(),
+            connection: self.connection.clone(),
+            reporter: Arc::clone(self.reporter),
+            stopper: self.stopper.clone(),
+            cache,
+            id: new_id(),
+            toolchain: OnceCell::new(),
+        };
+        let run = Run::new(context, plan.steps);
+        let mut published = None;
+        match plan.invocation {
+            Command::Fmt { fix: true } => {
+                make_guard!(this_run);
+                let source = Source::new(this_run, plan.checkout, plan.snapshot);
+                if let Some(changed) = run.step(Step::Fmt, Some(&source), fmt::fix).await {
+                    for file in changed {
+                        self.reporter
+                            .header(&format!("    formatted {}", file.display()));
+                    }
+                }
+            }
+            Command::Cache {
+                command: CacheCommand::Restore { .. },
+            } => {
+                for place in Place::ALL {
+                    run.context.bring(place).await;
+                }
+            }
+            Command::Cache {
+                command: CacheCommand::Save { .. },
+            } => run.context.take(&Place::ALL, &lockfile).await,
+            _ => {
+                published = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
+                run.context.take(&run.worked_in(), &lockfile).await;
+            }
+        }
+        Ok(Box::pin(async move {
+            let stand_ins = run.context.toolbox.notes();
+            let (records, cache) = run.finish().await;
+            Ended {
+                stand_ins,
+                records,
+                published,
+                cache,
+            }
+        }))
+    }
+}
+
+/// The image's platform is the one that was said; where none was, a published image has a fixed one, and any other that of
+/// the engine, which is the quickest.
+async fn platforms(client: &DaggerConn, plan: &Plan) -> Result<Platforms, Failure> {
+    let engine: Platform = client
+        .default_platform()
+        .await
+        .map_err(|error| {
+            EngineError::from(error).into_environment("the engine does not say its platform")
+        })?
+        .0
+        .parse()?;
+    let image = match (&plan.settings.platform, &plan.permit) {
+        (Some(said), _) => said.clone(),
+        (None, Some(_)) => Platform::published(),
+        (None, None) => engine.clone(),
+    };
+    Ok(Platforms { image, engine })
+}

@@ -1,0 +1,712 @@
+//! Deterministic OCI archives: the same content gives the same bytes, on every machine and day.
+//!
+//! An archive is a tar of an [OCI image layout] with one image of one layer, and a `manifest.json` beside it, so that
+//! `docker load` and Trivy read the very file that the registry gets its blobs from.
+//!
+//! [OCI image layout]: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use flate2::{Compression as Level, GzBuilder};
+use oci_spec::image::{
+    ConfigBuilder, Descriptor, DescriptorBuilder, HistoryBuilder, ImageConfiguration,
+    ImageConfigurationBuilder, ImageIndex, ImageIndexBuilder, ImageManifest, ImageManifestBuilder,
+    MediaType, RootFsBuilder, Sha256Digest,
+};
+use sha2::{Digest as _, Sha256};
+
+use common::digest::sha256;
+use common::failure::Failure;
+use common::file_tree::header;
+
+/// The platform of an image, as the OCI image specification spells it (`linux/amd64`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// `amd64`, `arm64`, …: Go's name of the architecture.
+    pub architecture: String,
+}
+
+impl Platform {
+    /// The platform of this machine.
+    #[must_use]
+    pub fn here() -> Self {
+        Self {
+            os: "linux".into(),
+            architecture: match std::env::consts::ARCH {
+                "aarch64" => "arm64",
+                _ => "amd64",
+            }
+            .into(),
+        }
+    }
+
+    /// What is published where nothing else is said.
+    #[must_use]
+    pub fn published() -> Self {
+        Self {
+            os: "linux".into(),
+            architecture: "amd64".into(),
+        }
+    }
+
+    /// The compiler's name of it.
+    #[must_use]
+    pub fn target(&self) -> &'static str {
+        match self.architecture.as_str() {
+            "arm64" => "aarch64-unknown-linux-gnu",
+            _ => "x86_64-unknown-linux-gnu",
+        }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)
+    }
+}
+
+impl std::str::FromStr for Platform {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        // An engine adds the variant of the architecture, of which these two have one each.
+        match text.split('/').collect::<Vec<_>>()[..] {
+            ["linux", architecture @ ("amd64" | "arm64")]
+            | ["linux", architecture @ "arm64", "v8"] => Ok(Self {
+                os: "linux".into(),
+                architecture: architecture.into(),
+            }),
+            _ => Err(
+                Failure::usage(format!("`{text}` is not a platform that ci builds for"))
+                    .hint("It builds for linux/amd64 and linux/arm64."),
+            ),
+        }
+    }
+}
+
+/// What an image's configuration says beside its layer.
+#[derive(Clone, Debug, Default)]
+pub struct ImageConfig {
+    /// The program and its fixed arguments.
+    pub entrypoint: Vec<String>,
+    /// The environment, in order.
+    pub env: Vec<(String, String)>,
+    /// `uid:gid`, numeric.
+    pub user: Option<String>,
+    /// The working directory.
+    pub working_dir: Option<String>,
+    /// The labels.
+    pub labels: BTreeMap<String, String>,
+    /// `8000/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// Seconds since the epoch; the commit's time, never the day's.
+    pub created: i64,
+    /// The platform that the content is for.
+    pub platform: Platform,
+}
+
+/// How the layer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// As it is: quick to write, for archives that stay on this machine.
+    None,
+    /// gzip, without name or time in its header.
+    Gzip,
+}
+
+/// The digests of an archive's parts; each is `sha256:` and 64 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveInfo {
+    /// The image's digest: that of its manifest.
+    pub digest: String,
+    /// The size of its manifest, in bytes.
+    pub size: u64,
+    /// The digest of the image's configuration; Trivy's `ImageID`.
+    pub config: String,
+    /// The digest of the layer as it is stored.
+    pub layer: String,
+    /// The digest of the uncompressed layer.
+    pub diff_id: String,
+    /// The digest of the archive file itself.
+    pub file: String,
+}
+
+/// An image to put a layer on: what is read of its layout.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The digest of its manifest.
+    pub digest: String,
+    /// The folder of the layout.
+    layout: PathBuf,
+    layers: Vec<Descriptor>,
+    config: ImageConfiguration,
+}
+
+impl Base {
+    /// Reads the layout of one image, in OCI's or Docker's terms.
+    ///
+    /// # Errors
+    /// When it is not one, or a blob has not the digest that it is named by.
+    pub fn read(layout: &Path) -> io::Result<Self> {
+        let blob = |digest: &str| {
+            let content = std::fs::read(layout.join(blob_path(digest)))?;
+            if sha256(&content) == digest {
+                Ok(content)
+            } else {
+                Err(io::Error::other(format!(
+                    "the blob {digest} has another digest"
+                )))
+            }
+        };
+        let index: ImageIndex = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)
+            .map_err(io::Error::other)?;
+        let [image] = index.manifests().as_slice() else {
+            return Err(io::Error::other(format!(
+                "it holds {} images, not one",
+                index.manifests().len()
+            )));
+        };
+        let digest = image.digest().to_string();
+        let manifest: ImageManifest =
+            serde_json::from_slice(&blob(&digest)?).map_err(io::Error::other)?;
+        let config: ImageConfiguration =
+            serde_json::from_slice(&blob(manifest.config().digest().as_ref())?)
+                .map_err(io::Error::other)?;
+        let layers = manifest
+            .layers()
+            .iter()
+            .map(|layer| {
+                let mut layer = layer.clone();
+                // Docker's names of the same things.
+                let kind = match layer.media_type().to_string().as_str() {
+                    "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+                        MediaType::ImageLayerGzip
+                    }
+                    "application/vnd.docker.image.rootfs.diff.tar" => MediaType::ImageLayer,
+                    _ => layer.media_type().clone(),
+                };
+                match kind {
+                    MediaType::ImageLayer
+                    | MediaType::ImageLayerGzip
+                    | MediaType::ImageLayerZstd => {
+                        layer.set_media_type(kind);
+                        Ok(layer)
+                    }
+                    other => Err(io::Error::other(format!(
+                        "it has a layer of the type {other}"
+                    ))),
+                }
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        if layers.len() != config.rootfs().diff_ids().len() {
+            return Err(io::Error::other("its configuration is of other layers"));
+        }
+        Ok(Self {
+            digest,
+            layout: layout.to_owned(),
+            layers,
+            config,
+        })
+    }
+
+    /// The environment that it sets, in order.
+    #[must_use]
+    pub fn env(&self) -> Vec<(String, String)> {
+        let env = self
+            .config
+            .config()
+            .as_ref()
+            .and_then(|it| it.env().as_ref());
+        env.into_iter()
+            .flatten()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// Copies its layers, each once, and proves while it does that they are what they are named by.
+    fn append_layers<W: Write>(&self, tar: &mut tar::Builder<W>) -> io::Result<()> {
+        let mut written = Vec::new();
+        for layer in &self.layers {
+            let digest = layer.digest().to_string();
+            if written.contains(&digest) {
+                continue;
+            }
+            let path = blob_path(&digest);
+            let file = File::open(self.layout.join(&path))?;
+            let mut header = header(file.metadata()?.len(), 0o644);
+            let mut hashing = HashingReader {
+                inner: BufReader::new(file),
+                hasher: Sha256::new(),
+            };
+            tar.append_data(&mut header, &path, &mut hashing)?;
+            if format!("sha256:{}", hex::encode(hashing.hasher.finalize())) != digest {
+                return Err(io::Error::other(format!(
+                    "the layer {digest} of the base image has another digest"
+                )));
+            }
+            written.push(digest);
+        }
+        Ok(())
+    }
+
+    /// Whether it is for this platform.
+    #[must_use]
+    pub fn is_for(&self, platform: &Platform) -> bool {
+        self.config.os().to_string() == platform.os
+            && self.config.architecture().to_string() == platform.architecture
+    }
+}
+
+/// Writes the archive of an image to `dest`: the layers of `base`, and one more, whose entries `fill` writes.
+///
+/// # Errors
+/// When a file cannot be read or written, or `config` cannot be expressed in OCI's terms.
+pub fn write_archive(
+    dest: &Path,
+    base: Option<&Base>,
+    config: &ImageConfig,
+    compression: Compression,
+    fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
+) -> io::Result<ArchiveInfo> {
+    let directory = dest.parent().unwrap_or(Path::new("."));
+    let mut layer = write_layer(directory, compression, fill)?;
+
+    let configuration = to_json(&configuration(config, base, &layer.diff_id)?)?;
+    let config_digest = sha256(&configuration);
+    let layer_type = match compression {
+        Compression::None => MediaType::ImageLayer,
+        Compression::Gzip => MediaType::ImageLayerGzip,
+    };
+    let mut layers = base.map_or_else(Vec::new, |base| base.layers.clone());
+    layers.push(descriptor(layer_type, &layer.digest, layer.size)?);
+    let paths: Vec<_> = layers
+        .iter()
+        .map(|layer| blob_path(layer.digest().as_ref()))
+        .collect();
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageManifest)
+        .config(descriptor(
+            MediaType::ImageConfig,
+            &config_digest,
+            configuration.len() as u64,
+        )?)
+        .layers(layers)
+        .build()
+        .map_err(io::Error::other)?;
+    let manifest = to_json(&manifest)?;
+    let manifest_digest = sha256(&manifest);
+    let mut image = descriptor(
+        MediaType::ImageManifest,
+        &manifest_digest,
+        manifest.len() as u64,
+    )?;
+    image.set_platform(Some(
+        oci_spec::image::PlatformBuilder::default()
+            .os(config.platform.os.as_str())
+            .architecture(config.platform.architecture.as_str())
+            .build()
+            .map_err(io::Error::other)?,
+    ));
+    let index = ImageIndexBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests(vec![image])
+        .build()
+        .map_err(io::Error::other)?;
+    let docker = serde_json::json!([{
+        "Config": blob_path(&config_digest),
+        "RepoTags": null,
+        "Layers": paths,
+    }]);
+
+    let temporary = tempfile::NamedTempFile::new_in(directory)?;
+    let mut hashing = Hashing::new(BufWriter::new(temporary));
+    {
+        let mut tar = tar::Builder::new(&mut hashing);
+        append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        append(&mut tar, "index.json", &to_json(&index)?)?;
+        append(&mut tar, "manifest.json", &to_json(&docker)?)?;
+        append(&mut tar, &blob_path(&config_digest), &configuration)?;
+        append(&mut tar, &blob_path(&manifest_digest), &manifest)?;
+        if let Some(base) = base {
+            base.append_layers(&mut tar)?;
+        }
+        layer.file.rewind()?;
+        let mut header = header(layer.size, 0o644);
+        tar.append_data(
+            &mut header,
+            blob_path(&layer.digest),
+            BufReader::new(&mut layer.file),
+        )?;
+        tar.finish()?;
+    }
+    let (writer, file) = hashing.finish();
+    let temporary = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        temporary
+            .as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    }
+    temporary.as_file().sync_all()?;
+    temporary.persist(dest)?;
+    Ok(ArchiveInfo {
+        digest: manifest_digest,
+        size: manifest.len() as u64,
+        config: config_digest,
+        layer: layer.digest,
+        diff_id: layer.diff_id,
+        file,
+    })
+}
+
+/// The image digest that the archive at `path` names in its `index.json`.
+///
+/// # Errors
+/// When the file is not an OCI archive with exactly one image.
+pub fn read_digest(path: &Path) -> io::Result<String> {
+    let index: ImageIndex =
+        serde_json::from_slice(&read_entry(path, "index.json")?).map_err(io::Error::other)?;
+    match index.manifests().as_slice() {
+        [image] => Ok(image.digest().to_string()),
+        images => Err(io::Error::other(format!(
+            "the archive holds {} images, not one",
+            images.len()
+        ))),
+    }
+}
+
+/// The digest of the configuration of the one image in the archive at `path`: the id by which Docker knows it.
+///
+/// # Errors
+/// When the file is not an OCI archive with exactly one image.
+pub fn read_config_digest(path: &Path) -> io::Result<String> {
+    let manifest = read_entry(path, &blob_path(&read_digest(path)?))?;
+    let manifest: ImageManifest = serde_json::from_slice(&manifest).map_err(io::Error::other)?;
+    Ok(manifest.config().digest().to_string())
+}
+
+/// The content of one entry of the archive at `path`.
+///
+/// # Errors
+/// When there is no such entry.
+pub fn read_entry(path: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let mut archive = tar::Archive::new(BufReader::new(File::open(path)?));
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        if entry.path()?.as_ref() == Path::new(name) {
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content)?;
+            return Ok(content);
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("no {name} in the archive"),
+    ))
+}
+
+/// The path of the blob with `digest` in an OCI layout.
+#[must_use]
+pub fn blob_path(digest: &str) -> String {
+    format!("blobs/{}", digest.replacen(':', "/", 1))
+}
+
+struct Layer {
+    file: File,
+    size: u64,
+    digest: String,
+    diff_id: String,
+}
+
+fn write_layer(
+    directory: &Path,
+    compression: Compression,
+    fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
+) -> io::Result<Layer> {
+    let stored = Hashing::new(BufWriter::new(tempfile::tempfile_in(directory)?));
+    let (stored, diff_id) = match compression {
+        Compression::None => {
+            let mut plain = stored;
+            fill_tar(&mut plain, fill)?;
+            let diff_id = plain.digest();
+            (plain, diff_id)
+        }
+        Compression::Gzip => {
+            // The operating system's byte is 255 ("unknown"), so that it is the same everywhere.
+            let gzip = GzBuilder::new()
+                .mtime(0)
+                .operating_system(255)
+                .write(stored, Level::best());
+            let mut plain = Hashing::new(gzip);
+            fill_tar(&mut plain, fill)?;
+            let (gzip, diff_id) = plain.finish();
+            (gzip.finish()?, diff_id)
+        }
+    };
+    let (writer, digest) = stored.finish();
+    let mut file = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    let size = file.stream_position()?;
+    Ok(Layer {
+        file,
+        size,
+        digest,
+        diff_id,
+    })
+}
+
+fn fill_tar(
+    writer: &mut dyn Write,
+    fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut tar = tar::Builder::new(writer);
+    fill(&mut tar)?;
+    tar.finish()?;
+    tar.get_mut().flush()
+}
+
+fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, content: &[u8]) -> io::Result<()> {
+    let mut header = header(content.len() as u64, 0o644);
+    tar.append_data(&mut header, path, content)
+}
+
+fn configuration(
+    config: &ImageConfig,
+    base: Option<&Base>,
+    diff_id: &str,
+) -> io::Result<ImageConfiguration> {
+    let below = base.map(|base| &base.config);
+    let mut diff_ids = below.map_or_else(Vec::new, |it| it.rootfs().diff_ids().clone());
+    diff_ids.push(diff_id.to_owned());
+    let mut history = below
+        .and_then(|it| it.history().clone())
+        .unwrap_or_default();
+    let created = jiff::Timestamp::from_second(config.created)
+        .map_err(io::Error::other)?
+        .to_string();
+    let mut process = ConfigBuilder::default()
+        .entrypoint(config.entrypoint.clone())
+        .env(
+            config
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>(),
+        )
+        .exposed_ports(config.exposed_ports.clone());
+    if let Some(user) = &config.user {
+        process = process.user(user.clone());
+    }
+    if let Some(directory) = &config.working_dir {
+        process = process.working_dir(directory.clone());
+    }
+    let mut process = process.build().map_err(io::Error::other)?;
+    // oci-spec keeps labels in a HashMap, whose order changes with every run: `to_json` sorts all keys.
+    process.set_labels(Some(config.labels.clone().into_iter().collect()));
+    history.push(
+        HistoryBuilder::default()
+            .created(created.clone())
+            .created_by("ci build")
+            .build()
+            .map_err(io::Error::other)?,
+    );
+    ImageConfigurationBuilder::default()
+        .created(created)
+        .architecture(config.platform.architecture.as_str())
+        .os(config.platform.os.as_str())
+        .config(process)
+        .rootfs(
+            RootFsBuilder::default()
+                .typ("layers")
+                .diff_ids(diff_ids)
+                .build()
+                .map_err(io::Error::other)?,
+        )
+        .history(history)
+        .build()
+        .map_err(io::Error::other)
+}
+
+pub(crate) fn descriptor(media_type: MediaType, digest: &str, size: u64) -> io::Result<Descriptor> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    DescriptorBuilder::default()
+        .media_type(media_type)
+        .digest(hex.parse::<Sha256Digest>().map_err(io::Error::other)?)
+        .size(size)
+        .build()
+        .map_err(io::Error::other)
+}
+
+/// JSON with its keys in order, whatever map they came from.
+pub(crate) fn to_json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
+    let value: serde_json::Value = serde_json::to_value(value).map_err(io::Error::other)?;
+    serde_json::to_vec(&value).map_err(io::Error::other)
+}
+
+struct HashingReader<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+struct Hashing<W> {
+    inner: W,
+    hasher: Sha256,
+}
+
+impl<W> Hashing<W> {
+    fn new(inner: W) -> Self {
+        Self {
+            inner,
+            hasher: Sha256::new(),
+        }
+    }
+
+    fn digest(&self) -> String {
+        format!("sha256:{}", hex::encode(self.hasher.clone().finalize()))
+    }
+
+    fn finish(self) -> (W, String) {
+        let digest = self.digest();
+        (self.inner, digest)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["/api".into()],
+            env: vec![("PORT".into(), "8000".into())],
+            user: Some("65532:65532".into()),
+            working_dir: Some("/".into()),
+            labels: (0..20)
+                .map(|n| (format!("label.{n}"), n.to_string()))
+                .collect(),
+            exposed_ports: vec!["8000/tcp".into()],
+            created: 1_700_000_000,
+            platform: Platform {
+                os: "linux".into(),
+                architecture: "amd64".into(),
+            },
+        }
+    }
+
+    fn write(name: &str, compression: Compression) -> (tempfile::TempDir, ArchiveInfo) {
+        let directory = tempfile::tempdir().unwrap();
+        let info = write_archive(
+            &directory.path().join(name),
+            None,
+            &config(),
+            compression,
+            |layer| {
+                let mut entry = header(5, 0o755);
+                layer.append_data(&mut entry, "api", &b"hello"[..])
+            },
+        )
+        .unwrap();
+        (directory, info)
+    }
+
+    #[test]
+    fn the_same_content_gives_the_same_bytes() {
+        for compression in [Compression::None, Compression::Gzip] {
+            let (_a, first) = write("a.tar", compression);
+            let (_b, second) = write("b.tar", compression);
+            assert_eq!(first, second);
+        }
+    }
+
+    #[test]
+    fn a_layer_goes_on_top_of_a_base_whose_blobs_stay_as_they_are() {
+        let (directory, below) = write("base.tar", Compression::Gzip);
+        let layout = directory.path().join("layout");
+        let archive = File::open(directory.path().join("base.tar")).unwrap();
+        tar::Archive::new(archive).unpack(&layout).unwrap();
+        let base = Base::read(&layout).unwrap();
+        assert_eq!(base.digest, below.digest);
+        assert!(base.is_for(&Platform::published()));
+        let dest = directory.path().join("image.tar");
+        let fill = |layer: &mut tar::Builder<&mut dyn Write>| {
+            layer.append_data(&mut header(3, 0o644), "extra", &b"abc"[..])
+        };
+        let info = write_archive(&dest, Some(&base), &config(), Compression::Gzip, fill).unwrap();
+        let json = |digest: &str| -> serde_json::Value {
+            serde_json::from_slice(&read_entry(&dest, &blob_path(digest)).unwrap()).unwrap()
+        };
+        let manifest = json(&info.digest);
+        assert_eq!(manifest["layers"][0]["digest"], below.layer);
+        assert_eq!(manifest["layers"][1]["digest"], info.layer);
+        assert_eq!(
+            sha256(&read_entry(&dest, &blob_path(&below.layer)).unwrap()),
+            below.layer
+        );
+        let diff_ids = &json(&info.config)["rootfs"]["diff_ids"];
+        assert_eq!(*diff_ids, serde_json::json!([below.diff_id, info.diff_id]));
+        assert_eq!(json(&info.config)["history"].as_array().unwrap().len(), 2);
+
+        std::fs::write(layout.join(blob_path(&below.layer)), "tampered").unwrap();
+        let base = Base::read(&layout).unwrap();
+        assert!(write_archive(&dest, Some(&base), &config(), Compression::Gzip, fill).is_err());
+        std::fs::write(layout.join(blob_path(&below.config)), "{}").unwrap();
+        assert!(Base::read(&layout).is_err());
+    }
+
+    #[test]
+    fn every_blob_has_the_digest_that_it_is_named_by() {
+        let (directory, info) = write("a.tar", Compression::Gzip);
+        let archive = directory.path().join("a.tar");
+        for digest in [&info.digest, &info.config, &info.layer] {
+            assert_eq!(
+                &sha256(&read_entry(&archive, &blob_path(digest)).unwrap()),
+                digest
+            );
+        }
+        assert_eq!(read_digest(&archive).unwrap(), info.digest);
+        assert_eq!(read_config_digest(&archive).unwrap(), info.config);
+        assert_eq!(sha256(&std::fs::read(&archive).unwrap()), info.file);
+        assert_ne!(info.layer, info.diff_id);
+    }
+
+    #[test]
+    fn created_is_the_time_that_was_given() {
+        let (directory, info) = write("a.tar", Compression::Gzip);
+        let config = read_entry(&directory.path().join("a.tar"), &blob_path(&info.config)).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["created"], "2023-11-14T22:13:20Z");
+        assert_eq!(config["history"][0]["created"], "2023-11-14T22:13:20Z");
+    }
+}

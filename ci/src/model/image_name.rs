@@ -1,0 +1,420 @@
+//! What an image is called: registry, repository and tag, each a type that can only hold what is allowed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+use common::failure::Failure;
+
+/// A registry's host and port, as in `ghcr.io` or `127.0.0.1:5000`: no scheme, no path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registry {
+    host: String,
+    port: Option<u16>,
+}
+
+impl Registry {
+    /// The registry of GitHub.
+    pub const GHCR: &str = "ghcr.io";
+
+    /// Whether it is on this machine's loopback interface.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        let host = self.host.trim_matches(['[', ']']);
+        host == "localhost"
+            || host
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    }
+
+    /// The host without its port.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port that a client connects to: 443, or 80 on loopback, where none was given.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+            .unwrap_or(if self.is_loopback() { 80 } else { 443 })
+    }
+
+    /// `https`, and `http` on loopback.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.is_loopback() { "http" } else { "https" }
+    }
+}
+
+impl fmt::Display for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+impl FromStr for Registry {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let wrong = |why: &str| {
+            Err(Failure::usage(format!("`{text}` is not a registry: {why}"))
+                .hint("Give a host and perhaps a port, as in ghcr.io or 127.0.0.1:5000."))
+        };
+        if text.is_empty() {
+            return wrong("it is empty");
+        }
+        if text.contains("://") {
+            return wrong("it has a scheme; TLS is always used except on loopback");
+        }
+        if text.contains('/') {
+            return wrong("it has a path; the path belongs to --repository");
+        }
+        if text.contains('@') {
+            return wrong("it has a user name; the credential is GITHUB_ACTOR and GITHUB_TOKEN");
+        }
+        let (host, port) = if let Some(end) = text.strip_prefix('[').and_then(|rest| rest.find(']'))
+        {
+            let (host, rest) = text.split_at(end + 2);
+            if host[1..=end].parse::<std::net::Ipv6Addr>().is_err() {
+                return wrong("its address is not IPv6");
+            }
+            match rest.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None if rest.is_empty() => (host, None),
+                None => return wrong("there is something behind its address"),
+            }
+        } else {
+            match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            }
+        };
+        let label = |label: &str| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        if !host.starts_with('[') && !host.split('.').all(label) {
+            return wrong(
+                "its host name is not made of lower-case letters, digits, dashes and dots",
+            );
+        }
+        let port = match port.map(u16::from_str) {
+            None => None,
+            Some(Ok(port)) if port > 0 => Some(port),
+            Some(_) => return wrong("its port is not a number from 1 to 65535"),
+        };
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+/// A registry on this machine's loopback interface, the only kind that takes an image made with stand-ins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoopbackRegistry(Registry);
+
+impl LoopbackRegistry {
+    /// The registry, when it is on loopback.
+    #[must_use]
+    pub fn new(registry: Registry) -> Option<Self> {
+        registry.is_loopback().then_some(Self(registry))
+    }
+}
+
+impl From<LoopbackRegistry> for Registry {
+    fn from(loopback: LoopbackRegistry) -> Self {
+        loopback.0
+    }
+}
+
+/// The name of a repository in a registry, as the OCI distribution specification allows it: no tag, no digest.
+///
+/// ```
+/// use ci::model::image_name::Repository;
+///
+/// assert!("upwind1647/status-api".parse::<Repository>().is_ok());
+/// assert!("upwind1647/status-api:latest".parse::<Repository>().is_err());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repository(String);
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Repository {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let wrong = |why: &str, hint: &str| {
+            Err(Failure::usage(format!("`{text}` is not a repository: {why}")).hint(hint))
+        };
+        let example = "Give a name such as upwind1647/status-api.";
+        if text.is_empty() {
+            return wrong("it is empty", example);
+        }
+        if text.contains([':', '@']) {
+            return wrong(
+                "it has a tag or digest",
+                "Leave it out: the tag is always the commit's short SHA, and nothing else can be published.",
+            );
+        }
+        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return wrong(
+                "it has upper-case letters, which no registry takes",
+                &format!("Write {}.", text.to_lowercase()),
+            );
+        }
+        // path-component of the distribution specification: alphanumerics joined by `.`, `_`, `__` or dashes.
+        let component = |component: &str| {
+            let bytes = component.as_bytes();
+            let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+            edge(bytes.first())
+                && edge(bytes.last())
+                && bytes
+                    .iter()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
+                && component
+                    .split(|c: char| c.is_ascii_alphanumeric())
+                    .all(|joint| {
+                        matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|b| b == b'-')
+                    })
+        };
+        if text.len() > 255 || !text.split('/').all(component) {
+            return wrong(
+                "its parts are not lower-case letters and digits joined by . _ __ or -",
+                example,
+            );
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// The tag of a published image: the short SHA of a clean commit. It cannot be `latest`, and cannot be made of
+/// anything but what git said of HEAD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag(String);
+
+impl Tag {
+    /// `short` is what `git rev-parse --short HEAD` printed; `sha` is the full SHA.
+    pub(crate) fn of_commit(short: &str, sha: &str) -> Result<Self, Failure> {
+        let hex = short.len() >= 4 && short.bytes().all(|b| b.is_ascii_hexdigit());
+        if hex && sha.starts_with(short) {
+            Ok(Self(short.to_owned()))
+        } else {
+            Err(Failure::environment(format!(
+                "git calls commit {sha} `{short}` for short, which is not a part of it"
+            )))
+        }
+    }
+
+    /// The tag of the same commit with uncommitted changes.
+    #[must_use]
+    pub fn dirty(&self) -> DirtyTag {
+        DirtyTag(format!("{}-dirty", self.0))
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The tag of an image with uncommitted changes in it. Nothing publishes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirtyTag(String);
+
+impl fmt::Display for DirtyTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where an image goes: `ghcr.io/upwind1647/status-api:4f2a91c`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The registry.
+    pub registry: Registry,
+    /// The repository in it.
+    pub repository: Repository,
+    /// The tag.
+    pub tag: Tag,
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+}
+
+macro_rules! serialize_as_text {
+    ($($name:ty),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    )*};
+}
+serialize_as_text!(Registry, Repository, Tag, DirtyTag, Reference);
+
+/// The name of an image that somebody has published: `ghcr.io/upwind1647/status-api:4f2a91c`, or with its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageName {
+    /// The registry.
+    pub registry: Registry,
+    /// The repository in it.
+    pub repository: Repository,
+    /// The tag, or where there is one, the digest.
+    pub version: String,
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let joint = if self.version.contains(':') { '@' } else { ':' };
+        write!(
+            f,
+            "{}/{}{joint}{}",
+            self.registry, self.repository, self.version
+        )
+    }
+}
+
+impl FromStr for ImageName {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let wrong = |why: &str| {
+            Failure::usage(format!("`{text}` is not a published image: {why}")).hint(
+                "Give registry, repository and tag or digest, as in ghcr.io/upwind1647/status-api:4f2a91c.",
+            )
+        };
+        let parsed: oci_spec::distribution::Reference = text
+            .parse()
+            .map_err(|error| wrong("it is not an image's name").because(error))?;
+        // The parser puts `latest` where nothing is said.
+        let version = match (parsed.digest(), parsed.tag()) {
+            (Some(digest), _) if digest.starts_with("sha256:") => digest,
+            (Some(_), _) => return Err(wrong("its digest is not a sha256")),
+            (None, Some(tag)) if tag != "latest" => tag,
+            _ => {
+                return Err(wrong(
+                    "it has no tag, or `latest`, which ci never publishes",
+                ));
+            }
+        };
+        Ok(Self {
+            registry: parsed.registry().parse()?,
+            repository: parsed.repository().parse()?,
+            version: version.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_are_a_host_and_perhaps_a_port() {
+        for good in [
+            "ghcr.io",
+            "localhost",
+            "127.0.0.1:5000",
+            "[::1]:5000",
+            "registry.example.com:443",
+        ] {
+            assert_eq!(good.parse::<Registry>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "https://ghcr.io",
+            "ghcr.io/upwind1647",
+            "Ghcr.io",
+            "a..b",
+            "ghcr.io:",
+            "ghcr.io:0",
+            "ghcr.io:99999",
+            "user@ghcr.io",
+            "-a.io",
+            "[::1",
+            "[::g]",
+            "[::1]x",
+        ] {
+            assert_eq!(bad.parse::<Registry>().unwrap_err().code as u8, 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_an_address_not_a_name_that_looks_like_one() {
+        for yes in [
+            "localhost:5000",
+            "127.0.0.1",
+            "127.1.2.3:5000",
+            "[::1]:5000",
+        ] {
+            assert!(yes.parse::<Registry>().unwrap().is_loopback(), "{yes}");
+        }
+        for no in [
+            "ghcr.io",
+            "127.0.0.1.example.com",
+            "localhost.example.com",
+            "10.0.0.1:5000",
+        ] {
+            assert!(!no.parse::<Registry>().unwrap().is_loopback(), "{no}");
+        }
+    }
+
+    #[test]
+    fn repositories_have_no_tag_and_no_upper_case() {
+        for good in ["status-api", "upwind1647/status-api", "a__b/c.d/e--f"] {
+            assert_eq!(good.parse::<Repository>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "upwind1647/status-api:latest",
+            "Upwind1647/status-api",
+            "a//b",
+            "/a",
+            "a/",
+            "a___b",
+            "a..b",
+            "-a",
+            "a b",
+            "a@sha256:00",
+        ] {
+            assert_eq!(
+                bad.parse::<Repository>().unwrap_err().code as u8,
+                2,
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tag_is_a_part_of_the_sha() {
+        let sha = "4f2a91c0d3b5e6f7a8b9c0d1e2f3a4b5c6d7e8f9";
+        assert_eq!(
+            Tag::of_commit("4f2a91c", sha).unwrap().to_string(),
+            "4f2a91c"
+        );
+        assert_eq!(
+            Tag::of_commit("4f2a91c", sha).unwrap().dirty().to_string(),
+            "4f2a91c-dirty"
+        );
+        for bad in ["latest", "", "4f2", "deadbeef", "4f2a91c-dirty"] {
+            assert!(Tag::of_commit(bad, sha).is_err(), "{bad}");
+        }
+    }
+}

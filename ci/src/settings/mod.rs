@@ -1,0 +1,10 @@
+//! What the user says, valid.
+
+mod command_line;
+mod merged;
+pub mod tables;
+
+pub use command_line::{CacheCommand, Cli, Command, Drawing, EngineCommand, Format, Options};
+#[cfg(test)]
+pub(crate) use merged::keys;
+pub use merged::{Invocation, Settings, cache_dir};

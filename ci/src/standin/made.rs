@@ -1,0 +1,215 @@
+//! A root file system of this host's making, made once and kept.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use dagger_sdk::{Container, DaggerConn};
+use sha2::{Digest, Sha256};
+
+use common::failure::{Failure, OrFail};
+use common::file_tree;
+use common::progress::Progress;
+use common::provision;
+
+/// Stand-ins of other inputs are kept this long, for whoever switches between branches.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const ROOT: &str = "root";
+const DIGEST: &str = "digest";
+
+/// A stand-in image: a root file system on this host. Not an archive, as the engine reads the whole of one in each
+/// session (a gigabyte: three seconds), and of a folder only what has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandIn {
+    /// What it is, for reports: `rust`, `trivy`, `crane`.
+    pub name: &'static str,
+    /// The root file system.
+    pub root: PathBuf,
+    /// The environment that the real image's configuration sets.
+    pub env: Vec<(&'static str, &'static str)>,
+    /// The digest of all that is in it.
+    pub digest: String,
+}
+
+impl StandIn {
+    /// A container of it.
+    #[must_use]
+    pub fn container(&self, client: &DaggerConn) -> Container {
+        let root = client.host().directory(self.root.display().to_string());
+        self.env.iter().fold(
+            client.container().with_rootfs(root),
+            |container, (name, value)| container.with_env_variable(*name, *value),
+        )
+    }
+}
+
+/// Builds a root file system once, and says what it is.
+pub(super) async fn keep<B, F>(
+    name: &'static str,
+    folder: &str,
+    what: &str,
+    env: Vec<(&'static str, &'static str)>,
+    narrator: &dyn Progress,
+    build: B,
+) -> Result<StandIn, Failure>
+where
+    B: FnOnce(PathBuf) -> F,
+    F: Future<Output = Result<(), Failure>>,
+{
+    let kept = keep_folder(
+        &format!("{name}-"),
+        folder,
+        what,
+        narrator,
+        |target| async move {
+            let root = target.join(ROOT);
+            std::fs::create_dir_all(&root).or_environment("cannot make a folder")?;
+            build(root.clone()).await?;
+            blocking(move || std::fs::write(target.join(DIGEST), file_tree::digest(&root)?)).await
+        },
+    )
+    .await?;
+    let digest = std::fs::read_to_string(kept.join(DIGEST))
+        .or_environment(format!("{} is damaged", kept.display()))
+        .map_err(|failure| {
+            failure.hint(format!("Remove {}, and it is built anew.", kept.display()))
+        })?;
+    // The engine knows a folder by its path: by whatever link it is reached, it is the same one.
+    let root = kept
+        .join(ROOT)
+        .canonicalize()
+        .or_environment(format!("{} is damaged", kept.display()))?;
+    Ok(StandIn {
+        name,
+        root,
+        env,
+        digest,
+    })
+}
+
+/// Builds a folder among the stand-ins once, and removes what else begins with `family` and is old.
+pub(super) async fn keep_folder<B, F>(
+    family: &str,
+    name: &str,
+    what: &str,
+    narrator: &dyn Progress,
+    build: B,
+) -> Result<PathBuf, Failure>
+where
+    B: FnOnce(PathBuf) -> F,
+    F: Future<Output = Result<(), Failure>>,
+{
+    let folder = folder()?;
+    let dest = folder.join(name);
+    let built = provision::once(&dest, narrator, what, async |target| {
+        narrator.begin(what);
+        let begun = Instant::now();
+        build(target).await?;
+        narrator.done(what, begun.elapsed());
+        Ok(())
+    })
+    .await?;
+    remove_old(&folder, family, name);
+    Ok(built)
+}
+
+fn folder() -> Result<PathBuf, Failure> {
+    Ok(provision::cache_root()?.join("stand-ins"))
+}
+
+pub(super) fn is_kept(name: &str) -> Result<bool, Failure> {
+    Ok(folder()?.join(name).exists())
+}
+
+fn remove_old(folder: &Path, family: &str, current: &str) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let age = entry
+            .metadata()
+            .and_then(|data| data.modified())
+            .map(|made| SystemTime::now().duration_since(made).unwrap_or_default());
+        if name.starts_with(family) && name != current && age.is_ok_and(|age| age > KEPT) {
+            // What cannot be removed only takes space.
+            let _ = provision::remove_unused(&entry.path());
+        }
+    }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .or_environment("a background task was cancelled")?
+        .or_environment("cannot prepare a stand-in")
+}
+
+/// Twelve digits that change with any of `inputs`.
+pub(super) fn key_of(inputs: &[&[u8]]) -> String {
+    let mut hasher = Sha256::new();
+    for input in inputs {
+        // The length in front keeps two lists from looking like one.
+        hasher.update((input.len() as u64).to_le_bytes());
+        hasher.update(input);
+    }
+    hex::encode(hasher.finalize())[..12].to_owned()
+}
+
+/// The certificates that this host trusts, as its network may have an authority of its own.
+pub(super) fn ca_bundle() -> Result<Vec<u8>, Failure> {
+    let hint = "Install ca-certificates, or name a bundle with SSL_CERT_FILE.";
+    let file = openssl_probe::probe().cert_file.ok_or_else(|| {
+        Failure::environment("this machine has no bundle of CA certificates").hint(hint)
+    })?;
+    std::fs::read(&file)
+        .or_environment(format!(
+            "cannot read the CA certificates in {}",
+            file.display()
+        ))
+        .map_err(|failure| failure.hint(hint))
+}
+
+pub(super) fn write_bundle(root: &Path, certificates: &[u8]) -> io::Result<()> {
+    let folder = root.join("etc/ssl/certs");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("ca-certificates.crt"), certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_tells_lists_apart() {
+        assert_eq!(key_of(&[b"a", b"b"]), key_of(&[b"a", b"b"]));
+        assert_ne!(key_of(&[b"ab", b""]), key_of(&[b"a", b"b"]));
+        assert_eq!(key_of(&[]).len(), 12);
+    }
+
+    #[test]
+    fn only_old_ones_of_the_family_are_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let long_ago = SystemTime::now() - KEPT - Duration::from_secs(60);
+        for (name, old) in [
+            ("rust-1", true),
+            ("rust-2", false),
+            ("rust-3", true),
+            ("trivy-1", true),
+        ] {
+            let made = folder.path().join(name);
+            std::fs::create_dir(&made).expect("a folder");
+            if old {
+                let opened = std::fs::File::open(&made).expect("the folder");
+                opened.set_modified(long_ago).expect("a time");
+            }
+        }
+        remove_old(folder.path(), "rust-", "rust-3");
+        let there = |name: &str| folder.path().join(name).exists();
+        assert!(!there("rust-1"), "old");
+        assert!(there("rust-2"), "new");
+        assert!(there("rust-3"), "in use");
+        assert!(there("trivy-1"), "another family");
+    }
+}
