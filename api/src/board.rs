@@ -16,22 +16,12 @@ use crate::{
     changes::{Change, Changes},
     checks::{Check, Trouble},
     history::{Ring, Sample, Store, StoreState, Summary, milliseconds},
+    state::State,
+    time::rfc3339,
 };
 
 /// The window of the figures that are shown beside a state.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// What a check's answers say of its target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Nobody knows yet.
-    Pending,
-    /// It answers as expected.
-    Up,
-    /// It failed as often in a row as its threshold says.
-    Down,
-}
 
 /// Every check of the service.
 #[derive(Debug)]
@@ -83,6 +73,9 @@ pub struct Status {
     /// The kind of its target.
     #[schema(value_type = String)]
     pub kind: &'static str,
+    /// The `componentType` of the target in the health document.
+    #[serde(skip)]
+    pub component_type: &'static str,
     /// What is asked; without secrets.
     pub target: String,
     /// Whether its loss is an outage.
@@ -268,7 +261,8 @@ impl Entry {
         let record = lock(&self.record);
         Status {
             name: self.check.name.clone(),
-            kind: self.check.target.kind(),
+            kind: self.check.target.kind().name(),
+            component_type: self.check.target.component_type(),
             target: self.check.target.to_string(),
             critical: self.check.critical,
             interval_seconds: self.check.interval.as_secs_f64(),
@@ -289,14 +283,6 @@ fn day_before(time: SystemTime) -> SystemTime {
 /// What a panic elsewhere left behind is whole: nothing panics while it is changed half-way.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Writes a time as RFC 3339 has it, in UTC with milliseconds.
-///
-/// # Errors
-/// Those of the serializer.
-pub fn rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
-use crate::board::{State, rfc3339};
+use crate::{state::State, time::rfc3339};
 
 /// How many are kept for those who come back.
 const KEPT: usize = 256;

@@ -14,7 +14,11 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser as _},
 };
 
-use crate::{Error, Settings, configuration::Problems};
+use crate::{
+    configuration::{Problems, Settings},
+    error::Error,
+    startup,
+};
 
 /// What `api healthcheck` asks for.
 const HEALTH: &str = "/health";
@@ -99,7 +103,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 impl Cli {
     fn run(self) -> Result<(), Error> {
         match self.command.unwrap_or(Command::Serve(self.configuration)) {
-            Command::Serve(configuration) => crate::run(configuration.load()?),
+            Command::Serve(configuration) => startup::run(configuration.load()?),
             Command::CheckConfig { file } => {
                 let settings = load(Some(&file))?;
                 writeln!(

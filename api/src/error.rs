@@ -3,11 +3,10 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
     process::ExitCode,
 };
 
-use crate::configuration::Problems;
+use crate::{configuration::Problems, history::OpenError};
 
 /// Why the service did not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -27,13 +26,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The directory of the history is held by another process or cannot be written.
-    #[error("cannot keep the history in {}: {reason}", directory.display())]
-    History {
-        /// The directory.
-        directory: PathBuf,
-        /// Why.
-        reason: String,
-    },
+    #[error(transparent)]
+    History(#[from] OpenError),
     /// Logging was started twice in one process.
     #[error("cannot start logging: {0}")]
     Logging(#[from] tracing_subscriber::util::TryInitError),
@@ -58,7 +52,7 @@ impl Error {
         match self {
             Self::Settings(_) | Self::Authorities(_) => 2,
             Self::Listen { .. }
-            | Self::History { .. }
+            | Self::History(_)
             | Self::Logging(_)
             | Self::Runtime(_)
             | Self::Server(_)
@@ -78,5 +72,23 @@ impl Error {
             _ => writeln!(stderr, "error: {self}"),
         };
         ExitCode::from(self.exit_code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_that_cannot_be_kept_exits_with_code_1_and_says_where_and_why() {
+        let error = Error::from(OpenError {
+            directory: "/data".into(),
+            reason: "it is full".into(),
+        });
+        assert_eq!(error.exit_code(), 1);
+        assert_eq!(
+            error.to_string(),
+            "cannot keep the history in /data: it is full"
+        );
     }
 }

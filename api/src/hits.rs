@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use ::redis::cmd;
+use rustls::ClientConfig;
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::checks::{
-    Clients, Trouble,
+    Trouble,
     redis::{Connection, Server, Target},
 };
 
@@ -34,11 +35,11 @@ pub enum Missing {
 }
 
 impl Hits {
-    /// The counter in the Redis of `target`, where there is one.
+    /// The counter in the Redis `target`, if there is one; `tls` is used if its URL asks for TLS.
     #[must_use]
-    pub fn new(target: Option<&Target>, clients: &Clients) -> Self {
+    pub fn new(target: Option<&Target>, tls: &Arc<ClientConfig>) -> Self {
         Self(target.map(|target| Counter {
-            server: Server::new(target, clients).map_err(Trouble),
+            server: Server::new(target, tls).map_err(Trouble),
             kept: Mutex::default(),
         }))
     }

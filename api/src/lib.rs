@@ -1,55 +1,49 @@
 //! The status service of infrastructure-lab.
+//!
+//! The modules are listed in layers, the lowest first: a module imports only modules of the layers that are listed before its own.
 
-pub mod board;
-pub mod changes;
-pub mod checks;
-pub mod cli;
-pub mod configuration;
-pub mod connections;
+// Foundations, which import no other module.
 pub mod drain;
-pub mod error;
 pub mod history;
-pub mod hits;
 pub mod memory;
-pub mod metrics;
-pub mod page;
 pub mod problem;
 pub mod rendered;
-pub mod routes;
 pub mod secret;
-pub mod service;
-pub mod startup;
-pub mod telemetry;
+pub mod state;
+pub mod time;
 pub mod trace;
+
+// The kinds of checks, the log of state changes, and the connections of clients.
+pub mod changes;
+pub mod checks;
+pub mod connections;
+
+// The results of all checks, the settings, and the counter in Redis.
+pub mod board;
+pub mod configuration;
+pub mod hits;
+
+// The schedule that fills the board, what is rendered from it, and the errors of the program.
+pub mod error;
+pub mod metrics;
+pub mod page;
+pub mod schedule;
+
+// What all requests share.
+pub mod service;
+
+// The log, and the observation of requests.
+pub mod telemetry;
+
+// The HTTP resources.
+pub mod routes;
+
+// The start and the stop of the server.
+pub mod startup;
+
+// The command line.
+pub mod cli;
 
 pub use configuration::Settings;
 pub use error::Error;
 pub use startup::Application;
-
-use std::sync::Arc;
-
-use actix_web::rt::System;
-
-/// So many names are looked up at once; more threads would be more memory than many checks are worth.
-const BLOCKING_THREADS: usize = 16;
-
-/// Serves with `settings` until SIGTERM or SIGINT.
-///
-/// # Errors
-/// Where the port is taken, or the server fails.
-pub fn run(settings: Settings) -> Result<(), Error> {
-    telemetry::start(settings.log.clone())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()
-        .map(Arc::new)
-        .map_err(Error::Runtime)?;
-    let ended = System::with_tokio_rt(|| runtime.clone())
-        .block_on(async { Application::build(settings)?.run_until_stopped().await });
-    // Dropped, it would wait for the look-up of a name whose server is silent.
-    if let Some(runtime) = Arc::into_inner(runtime) {
-        runtime.shutdown_background();
-    }
-    ended
-}

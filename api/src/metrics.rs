@@ -21,9 +21,10 @@ use prometheus_client::{
 };
 
 use crate::{
-    board::{Board, State, Status},
+    board::{Board, Status},
     configuration::Build,
     history::StoreState,
+    state::State,
 };
 
 /// The media type of what [`Metrics::text`] gives.

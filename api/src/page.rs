@@ -16,8 +16,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use ring::digest::{SHA256, digest};
 
 use crate::{
-    board::{Board, State, Status},
+    board::{Board, Status},
     history::{Ring, Sample, milliseconds},
+    state::State,
 };
 
 /// The look of every page; it lies in the page, so that both are always of the same build, whatever replica answers.

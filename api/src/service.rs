@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use crate::{
-    Error, Settings,
     board::Board,
     checks::{Clients, redis},
-    configuration::Build,
+    configuration::{Build, Settings},
     drain::Drain,
+    error::Error,
     history::Store,
     metrics::Metrics,
 };

@@ -11,7 +11,7 @@ use std::{
 
 use actix_server::Server;
 use actix_service::map_config;
-use actix_web::{App, dev::AppConfig, web};
+use actix_web::{App, dev::AppConfig, rt::System, web};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinError,
@@ -19,19 +19,46 @@ use tokio::{
 };
 
 use crate::{
-    Error, Settings,
     board::Board,
-    checks::{Clients, schedule},
+    checks::Clients,
+    configuration::Settings,
     connections::{self, Gate},
-    routes,
+    error::Error,
+    routes, schedule,
     service::Service,
+    telemetry,
 };
+
+/// The threads that look up names. Names are looked up at most this many at once; more threads would take more memory than many checks are
+/// worth.
+const BLOCKING_THREADS: usize = 16;
 
 /// How long requests in flight may take in the end: with the drain before it less than the 10 s after which `docker stop` kills.
 const SHUTDOWN_SECONDS: u64 = 7;
 
 /// Names a file of certificates of authorities, as for OpenSSL and whatever else has TLS.
 const AUTHORITIES: &str = "SSL_CERT_FILE";
+
+/// Serves with `settings` until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Returns an error if logging was started before, if the service cannot start, or if the server fails.
+pub fn run(settings: Settings) -> Result<(), Error> {
+    telemetry::start(settings.log.clone())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map(Arc::new)
+        .map_err(Error::Runtime)?;
+    let ended = System::with_tokio_rt(|| runtime.clone())
+        .block_on(async { Application::build(settings)?.run_until_stopped().await });
+    // Dropped, it would wait for the look-up of a name whose server is silent.
+    if let Some(runtime) = Arc::into_inner(runtime) {
+        runtime.shutdown_background();
+    }
+    ended
+}
 
 /// The service, listening.
 pub struct Application {

@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    Error,
+    error::Error,
     metrics::Request,
     service::Service,
     trace::{TRACEPARENT, Trace},

@@ -1,25 +1,26 @@
-//! What all probes share, made once: the authorities, and what sends HTTP requests.
+//! What the probes share: the trusted certificate authorities and the HTTP clients.
 
 use std::{fmt, path::Path, sync::Arc};
 
 use rustls::ClientConfig;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{http, postgres, tls};
+use super::target::{http, postgres, tls};
 
-/// What all probes share; a clone is the same.
+/// What the probes share; clones share it as well.
 #[derive(Clone)]
 pub struct Clients {
-    pub(super) tls: Arc<ClientConfig>,
+    /// Verifies the certificates of servers.
+    pub(crate) tls: Arc<ClientConfig>,
     pub(super) http: http::Clients,
     pub(super) postgres: postgres::Tls,
 }
 
 impl Clients {
-    /// Trusts the public authorities, and those of the PEM file `authorities`.
+    /// Trusts the public certificate authorities, and those in the PEM file `authorities`.
     ///
     /// # Errors
-    /// Where the file cannot be read or has no certificate.
+    /// Returns an error if the file cannot be read or contains no certificate.
     pub fn new(authorities: Option<&Path>) -> Result<Self, String> {
         let tls = tls::verifying(authorities)?;
         Ok(Self {

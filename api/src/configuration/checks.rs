@@ -20,7 +20,7 @@ use super::{
     variables::Variables,
 };
 use crate::{
-    checks::{self, Check, Target},
+    checks::{self, Check, Kind, Target},
     secret::{SecretText, SecretUrl},
 };
 
@@ -32,48 +32,27 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The port of DNS.
 const DNS: u16 = 53;
 
-/// A kind of checks: the key that says what is asked, the keys that only it has, and what reads them all.
-struct Kind {
-    name: &'static str,
-    options: &'static [&'static str],
-    read: fn(&mut Keys<'_, '_>) -> Option<Target>,
+/// The keys that only a check of `kind` has, besides the key that is named like the kind.
+const fn options(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Http => &["method", "headers", "status", "body", "follow-redirects"],
+        Kind::Dns => &["record", "server", "expect"],
+        Kind::Tls => &["valid-for"],
+        Kind::Tcp | Kind::Redis | Kind::Postgres => &[],
+    }
 }
 
-const KINDS: [Kind; 6] = [
-    Kind {
-        name: "http",
-        options: &["method", "headers", "status", "body", "follow-redirects"],
-        read: http,
-    },
-    Kind {
-        name: "tcp",
-        options: &[],
-        read: tcp,
-    },
-    Kind {
-        name: "dns",
-        options: &["record", "server", "expect"],
-        read: dns,
-    },
-    Kind {
-        name: "redis",
-        options: &[],
-        read: |keys| {
-            let url = keys.read("redis", redis_url)?.value;
-            Some(Target::Redis(checks::redis::Target { url }))
-        },
-    },
-    Kind {
-        name: "postgres",
-        options: &[],
-        read: postgres,
-    },
-    Kind {
-        name: "tls",
-        options: &["valid-for"],
-        read: tls,
-    },
-];
+/// Reads the keys of a check of `kind`.
+fn read_target(kind: Kind, keys: &mut Keys<'_, '_>) -> Option<Target> {
+    match kind {
+        Kind::Http => http(keys),
+        Kind::Tcp => tcp(keys),
+        Kind::Dns => dns(keys),
+        Kind::Redis => redis(keys),
+        Kind::Postgres => postgres(keys),
+        Kind::Tls => tls(keys),
+    }
+}
 
 /// When a target is asked, and how its answers count: as far as a table says it.
 #[derive(Default)]
@@ -225,36 +204,40 @@ fn name(text: &str) -> Option<String> {
     ((1..=63).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
 }
 
-/// Takes what is asked, and the keys of its kind.
+/// Reads the target and the keys of its kind.
 fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
-    let named: Vec<_> = KINDS
+    let named: Vec<Kind> = Kind::ALL
         .iter()
-        .filter(|kind| keys.contains(kind.name))
+        .copied()
+        .filter(|kind| keys.contains(kind.name()))
         .collect();
     if named.is_empty() {
-        let kinds: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
+        let kinds: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
         keys.wrong(
             keys.span,
             format_args!("a check of nothing: expected one of {}", kinds.join(", ")),
         );
     }
     for kind in named.iter().skip(1) {
-        if let Some(span) = keys.remove(kind.name) {
-            let what = format_args!("a second target, {}: expected one in a check", kind.name);
+        if let Some(span) = keys.remove(kind.name()) {
+            let what = format_args!("a second target, {}: expected one in a check", kind.name());
             keys.wrong(span, what);
         }
     }
     let read = named.first().and_then(|kind| {
-        let place = keys.place(kind.name)?;
-        let target = (kind.read)(keys)?;
+        let place = keys.place(kind.name())?;
+        let target = read_target(*kind, keys)?;
         // Each value is right by itself; the client says whether they are together.
         if let Err(why) = target.validate() {
-            keys.wrong(place, format_args!("{} cannot be asked: {why}", kind.name));
+            keys.wrong(
+                place,
+                format_args!("{} cannot be asked: {why}", kind.name()),
+            );
         }
         Some(target)
     });
-    for kind in &KINDS {
-        for option in kind.options {
+    for kind in Kind::ALL {
+        for option in options(*kind) {
             // Where the kind is not clear, whose key it is cannot be wrong.
             if let Some(span) = keys.remove(option)
                 && let [named] = named.as_slice()
@@ -263,7 +246,8 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
                     span,
                     format_args!(
                         "{option} belongs to a check of kind {}: expected no such key beside {}",
-                        kind.name, named.name
+                        kind.name(),
+                        named.name()
                     ),
                 );
             }
@@ -274,7 +258,7 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
 
 fn http(keys: &mut Keys<'_, '_>) -> Option<Target> {
     let accept = |url: &Url| matches!(url.scheme(), "http" | "https");
-    let url = keys.read("http", url("http://… or https://…", accept));
+    let url = keys.read(Kind::Http.name(), url("http://… or https://…", accept));
     let method = |text: &str| matches!(text, "GET" | "HEAD" | "POST").then(|| text.to_owned());
     let method = keys.read("method", parsed("GET, HEAD or POST", method));
     let headers = keys.read("headers", map(header));
@@ -308,13 +292,13 @@ fn header(key: &Key<'_>, value: Value<'_>, variables: Variables<'_>) -> Read<(St
 
 fn tcp(keys: &mut Keys<'_, '_>) -> Option<Target> {
     let (host, port) = keys
-        .read("tcp", parsed(HOST_AND_PORT, host_and_port))?
+        .read(Kind::Tcp.name(), parsed(HOST_AND_PORT, host_and_port))?
         .value;
     Some(Target::Tcp(checks::tcp::Target { host, port }))
 }
 
 fn tls(keys: &mut Keys<'_, '_>) -> Option<Target> {
-    let server = keys.read("tls", parsed(HOST_AND_PORT, host_and_port));
+    let server = keys.read(Kind::Tls.name(), parsed(HOST_AND_PORT, host_and_port));
     let valid_for = keys.read("valid-for", duration(Duration::ZERO..=3650 * DAY));
     let (host, port) = server?.value;
     Some(Target::Tls(checks::tls::Target {
@@ -331,7 +315,10 @@ fn dns(keys: &mut Keys<'_, '_>) -> Option<Target> {
         let name = Name::from_utf8(text).ok()?;
         (!name.is_root()).then(|| text.to_owned())
     };
-    let name = keys.read("dns", parsed("a domain name, such as example.org", domain));
+    let name = keys.read(
+        Kind::Dns.name(),
+        parsed("a domain name, such as example.org", domain),
+    );
     let record = keys.read("record", parsed(RECORDS, record));
     let server = |text: &str| {
         let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, DNS));
@@ -360,6 +347,11 @@ fn record(text: &str) -> Option<RecordType> {
     known.then(|| text.parse().ok()).flatten()
 }
 
+fn redis(keys: &mut Keys<'_, '_>) -> Option<Target> {
+    let url = keys.read(Kind::Redis.name(), redis_url)?.value;
+    Some(Target::Redis(checks::redis::Target { url }))
+}
+
 fn postgres(keys: &mut Keys<'_, '_>) -> Option<Target> {
     let valid = |url: &Url| {
         let url = SecretUrl::new(url.clone());
@@ -369,7 +361,7 @@ fn postgres(keys: &mut Keys<'_, '_>) -> Option<Target> {
         "postgresql://user[:password]@host[:port]/database, the password percent-encoded";
     let url = keys
         .read(
-            "postgres",
+            Kind::Postgres.name(),
             url(expected, |url| plain_path(url) && valid(url)),
         )?
         .value;

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use url::{Host, Url};
 
-use super::{Problem, Settings, values::port, variables::Variables};
+use super::{problem::Problem, settings::Settings, values::port, variables::Variables};
 use crate::secret::SecretUrl;
 
 /// The port of Redis.

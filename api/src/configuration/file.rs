@@ -9,9 +9,9 @@ use std::{
 };
 
 use super::{
-    Problem, Settings,
     checks::{self, Rhythm, redis_url},
-    problem::Place,
+    problem::{Place, Problem},
+    settings::Settings,
     values::{Keys, duration, explain, integer, parsed, words},
     variables::Variables,
 };

@@ -13,9 +13,9 @@ use std::{
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
 use super::{
-    Sample,
     ring::CAPACITY,
     rollup::{Resolution, Rollup, Row},
+    sample::Sample,
 };
 
 /// What redb keeps of the file in memory.

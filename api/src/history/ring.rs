@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{FAILED, Sample};
+use super::sample::{FAILED, Sample};
 
 /// A day of a check that is asked every minute: 11 KiB.
 pub(super) const CAPACITY: usize = 1440;
@@ -71,7 +71,7 @@ impl Ring {
     }
 
     /// The samples as they were taken by this process, oldest first.
-    pub(super) fn taken(&self) -> impl Iterator<Item = Sample> + '_ {
+    pub(crate) fn taken(&self) -> impl Iterator<Item = Sample> + '_ {
         self.samples.iter().skip(self.restored).copied()
     }
 

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{FAILED, Sample, Summary, ring::CAPACITY};
+use super::{
+    ring::{CAPACITY, Summary},
+    sample::{FAILED, Sample},
+};
 
 /// Each bin is a tenth wider than the one before, so that its middle is within 4.8 % of all that is in it, and all latencies that a
 /// sample can hold fit in 233 bins: a byte.
@@ -176,7 +179,7 @@ impl Resolution {
     }
 
     /// Adds each sample to its roll-up.
-    pub(super) fn group(
+    pub(crate) fn group(
         self,
         samples: impl IntoIterator<Item = Sample>,
         rollups: &mut BTreeMap<u32, Rollup>,
@@ -195,7 +198,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::history::{Percentiles, milliseconds};
+    use crate::history::ring::{Percentiles, milliseconds};
 
     /// Three days of samples, in no order; latencies of all sizes.
     fn samples() -> impl Strategy<Value = Vec<Sample>> {

@@ -13,11 +13,10 @@ use std::{
 };
 
 use super::{
-    Sample,
     disk::{Disk, Fault},
     rollup::{Resolution, Rollup},
+    sample::Sample,
 };
-use crate::Error;
 
 /// How often is written: what a loss of power or a kill may take.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -45,6 +44,16 @@ pub enum StoreState {
         /// Why, when it began.
         reason: String,
     },
+}
+
+/// The directory of the history is held by another process or cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot keep the history in {}: {reason}", directory.display())]
+pub struct OpenError {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Why it cannot be used.
+    pub reason: String,
 }
 
 /// The history on the disk. Nothing that it is asked on a worker's thread waits for the disk.
@@ -110,8 +119,8 @@ impl Store {
     ///
     /// # Errors
     /// Where another process holds it, or the directory cannot be written. A full disk is none: there may be room soon.
-    pub fn open(directory: &Path, names: Vec<String>) -> Result<Self, Error> {
-        let problem = |reason: String| Error::History {
+    pub fn open(directory: &Path, names: Vec<String>) -> Result<Self, OpenError> {
+        let problem = |reason: String| OpenError {
             directory: directory.to_owned(),
             reason,
         };
@@ -188,10 +197,9 @@ impl Store {
             && written.recv_timeout(PATIENCE).unwrap_or(false)
     }
 
-    /// The roll-ups of the check at `index` from the one that begins at `from` to the one that `to` is in, with what is not
-    /// written yet. None
-    /// where the disk fails. Waits for the disk.
-    pub(super) fn read(
+    /// The roll-ups of the check at `index`, from the one that begins at `from` to the one that contains `to`, with the samples that are
+    /// not written yet. Returns `None` if the disk fails. Waits for the disk.
+    pub(crate) fn read(
         &self,
         index: usize,
         resolution: Resolution,
@@ -431,7 +439,6 @@ mod tests {
         let directory = tempdir().unwrap();
         let first = open(directory.path());
         let error = Store::open(directory.path(), Vec::new()).unwrap_err();
-        assert_eq!(error.exit_code(), 1);
         let error = error.to_string();
         let begin = format!(
             "cannot keep the history in {}: ",
@@ -447,7 +454,7 @@ mod tests {
     fn a_directory_that_cannot_be_one_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for path in [file.path().to_owned(), file.path().join("below")] {
-            assert_eq!(Store::open(&path, Vec::new()).unwrap_err().exit_code(), 1);
+            assert_eq!(Store::open(&path, Vec::new()).unwrap_err().directory, path);
         }
     }
 

@@ -8,10 +8,10 @@ use actix_web::{
 use askama::Template;
 
 use crate::{
-    board::State,
     page::percent,
     problem::{PROBLEM_JSON, Problem},
     service::Service,
+    state::State,
 };
 
 /// The media type of the badge.

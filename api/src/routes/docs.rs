@@ -1,22 +1,13 @@
-//! `GET /docs`: the OpenAPI document for people.
+//! Renders an OpenAPI document as a page for people.
 
-use actix_web::HttpResponse;
 use askama::Template;
 use serde_json::{Map, Value, json};
 
-use super::document;
-use crate::{
-    page::{self, STYLE},
-    problem::Problem,
-};
+use crate::page::STYLE;
 
-/// This document for people
-#[utoipa::path(get, path = "/docs", tag = "operation", responses(
-    (status = 200, description = "A page that needs nothing else", body = String, content_type = "text/html"),
-))]
-pub(super) async fn get() -> Result<HttpResponse, Problem> {
-    let document = serde_json::to_value(document())?;
-    Ok(page::response(Page::new(&document).render()?))
+/// Renders `document`, an OpenAPI document, as HTML.
+pub(super) fn render(document: &Value) -> askama::Result<String> {
+    Page::new(document).render()
 }
 
 #[derive(Template)]

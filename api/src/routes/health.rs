@@ -7,11 +7,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    board::{State, Status, rfc3339},
-    history::StoreState,
-    problem::Problem,
-    rendered::Rendered,
-    service::Service,
+    board::Status, history::StoreState, problem::Problem, rendered::Rendered, service::Service,
+    state::State, time::rfc3339,
 };
 
 /// The media type of draft-inadarei-api-health-check.
@@ -134,10 +131,7 @@ fn history(state: &StoreState) -> Option<Component> {
 fn component(status: Status) -> Component {
     let last = status.last;
     Component {
-        component_type: match status.kind {
-            "redis" | "postgres" => "datastore",
-            _ => "component",
-        },
+        component_type: status.component_type,
         observed_value: last.as_ref().map(|last| last.latency_ms),
         observed_unit: last.as_ref().map(|_| "ms"),
         status: match (status.state, status.critical) {

@@ -21,6 +21,7 @@ use actix_web::{
     web::{self, ServiceConfig},
 };
 
+pub use history::{Bucket, History, Taken};
 pub use openapi::document;
 
 use crate::{
@@ -39,7 +40,7 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
         .app_data(web::Data::new(root::Page::default()))
         .app_data(web::Data::new(Hits::new(
             service.redis.as_ref(),
-            &service.clients,
+            &service.clients.tls,
         )));
     let mut routes = Routes { config, service };
     routes.add("/", Asked::ByPeople, root::get);
@@ -59,7 +60,7 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     routes.add("/metrics", Asked::ByProbes, metrics::get);
     routes.add("/version", Asked::ByPeople, version::get);
     routes.add("/openapi.json", Asked::ByPeople, openapi::get);
-    routes.add("/docs", Asked::ByPeople, docs::get);
+    routes.add("/docs", Asked::ByPeople, openapi::get_docs);
     routes.refuse_others();
 }
 

@@ -1,11 +1,11 @@
-//! `GET /openapi.json`: what this service answers, generated from the handlers.
+//! `GET /openapi.json` and `GET /docs`: the OpenAPI document, generated from the handlers.
 
 use actix_web::{HttpResponse, http::header::ContentType, web::Bytes};
 use std::sync::OnceLock;
 use utoipa::{OpenApi, openapi};
 
 use super::{badge, checks, docs, events, health, history, hits, metrics, probes, root, version};
-use crate::problem::Problem;
+use crate::{page, problem::Problem};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -24,7 +24,7 @@ use crate::problem::Problem;
         metrics::get,
         version::get,
         get,
-        docs::get,
+        get_docs,
     ),
     tags(
         (name = "status", description = "For people and clients of the lab"),
@@ -57,4 +57,15 @@ pub(super) async fn get() -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok()
         .content_type(ContentType::json())
         .body(body.clone()))
+}
+
+/// This document for people
+// The document lists this handler, and this handler renders the document: in a file of its own, the two files would import each other.
+// Clients that were generated from the document know this operation ID.
+#[utoipa::path(get, operation_id = "get", path = "/docs", tag = "operation", responses(
+    (status = 200, description = "A page that needs nothing else", body = String, content_type = "text/html"),
+))]
+pub(super) async fn get_docs() -> Result<HttpResponse, Problem> {
+    let document = serde_json::to_value(document())?;
+    Ok(page::response(docs::render(&document)?))
 }

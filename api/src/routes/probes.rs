@@ -5,7 +5,7 @@ use std::fmt::Write;
 use actix_web::{HttpResponse, http::StatusCode, web};
 use serde::Deserialize;
 
-use crate::{board::State, service::Service};
+use crate::{service::Service, state::State};
 
 /// How a probe is answered.
 #[derive(Deserialize)]

@@ -1,10 +1,10 @@
 //! The configuration: its example, all that can be wrong with it, and what no text may do to it.
 
-use std::{ffi::OsString, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, fs, path::Path, time::Duration};
 
 use api::{
     Settings,
-    checks::{Check, Target},
+    checks::{Check, Kind, Target},
     configuration::{Build, Place, Problems},
 };
 use proptest::{prelude::*, sample::Index};
@@ -407,6 +407,59 @@ critical = false
     );
 }
 
+/// The names of all kinds.
+fn kinds() -> BTreeSet<&'static str> {
+    Kind::ALL.iter().map(|kind| kind.name()).collect()
+}
+
+/// The items of the list that follows `introduction` in `text`, up to the end of the sentence or the line of an error.
+fn listed<'t>(text: &'t str, introduction: &str) -> Option<BTreeSet<&'t str>> {
+    let (_, list) = text.split_once(introduction)?;
+    let (list, _) = list.split_once(['.', '\n']).unwrap_or((list, ""));
+    let items = list.split(|letter: char| !letter.is_ascii_alphanumeric());
+    Some(
+        items
+            .filter(|item| !["", "and", "or"].contains(item))
+            .collect(),
+    )
+}
+
+#[test]
+fn documents_exactly_all_kinds() {
+    let example = parse(EXAMPLE).unwrap();
+    let shown = example
+        .checks
+        .iter()
+        // This one is added because of `[redis]`.
+        .filter(|check| check.name != "redis")
+        .map(|check| check.target.kind().name());
+    assert_eq!(shown.collect::<BTreeSet<_>>(), kinds());
+    assert_eq!(listed(EXAMPLE, "one of the targets "), Some(kinds()));
+
+    let problem = problems("[[checks]]\nname = \"nothing\"");
+    assert_eq!(listed(&problem, "expected one of "), Some(kinds()));
+
+    // The sentence may be in the README or in a file of the documentation.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documentation = fs::read_dir(package.join("docs"))
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|it| it == "md"))
+        .chain([package.join("../README.md")]);
+    let lists: Vec<String> = documentation
+        .map(|path| fs::read_to_string(path).unwrap())
+        .filter(|text| text.contains(DOCUMENTED))
+        .collect();
+    assert!(!lists.is_empty(), "no document says: {DOCUMENTED}");
+    for text in &lists {
+        assert_eq!(listed(text, DOCUMENTED), Some(kinds()));
+    }
+}
+
+/// Introduces the list of kinds in the documentation.
+const DOCUMENTED: &str = "Checks are of kind ";
+
 #[test]
 fn each_kind_has_its_keys() {
     let Target::Http(http) = check("http = \"http://h\"\nmethod = \"POST\"\nstatus = [200, 404]\nbody = \"x\"\nfollow-redirects = true\nheaders = { B = \"2\", A = \"1\" }").target else {
@@ -505,7 +558,7 @@ fn a_check_called_redis_stands_for_the_one_that_would_be_added() {
             added.critical,
             added.interval.as_secs()
         ),
-        ("redis", false, 7)
+        (Kind::Redis, false, 7)
     );
 
     let settings = parse(&format!(
@@ -513,7 +566,7 @@ fn a_check_called_redis_stands_for_the_one_that_would_be_added() {
     ))
     .unwrap();
     assert_eq!(settings.checks.len(), 1);
-    assert_eq!(settings.checks[0].target.kind(), "tcp");
+    assert_eq!(settings.checks[0].target.kind(), Kind::Tcp);
 }
 
 #[test]

@@ -193,3 +193,31 @@ async fn a_taken_port_is_an_error_that_names_it() {
     );
     assert_eq!(error.exit_code(), 1);
 }
+
+#[actix_web::test]
+async fn the_health_document_calls_databases_datastores_and_other_targets_components() {
+    let targets = [
+        ("http", "http://127.0.0.1:1", "component"),
+        ("tcp", "127.0.0.1:1", "component"),
+        ("dns", "example.org", "component"),
+        ("redis", "redis://127.0.0.1:1", "datastore"),
+        ("postgres", "postgresql://app@127.0.0.1:1/app", "datastore"),
+        ("tls", "127.0.0.1:1", "component"),
+    ];
+    let checks = targets.map(|(kind, target, _)| {
+        let server = if kind == "dns" {
+            "server = \"127.0.0.1:1\""
+        } else {
+            ""
+        };
+        format!("[[checks]]\nname = \"{kind}\"\n{kind} = \"{target}\"\n{server}\n")
+    });
+    let url = start(Settings::parse("api.toml", &checks.concat(), &|_| None).unwrap());
+    let document: Value = get(format!("{url}/health")).await.json().await.unwrap();
+    for (kind, _, component) in targets {
+        assert_eq!(
+            document["checks"][format!("{kind}:responseTime")][0]["componentType"],
+            component
+        );
+    }
+}

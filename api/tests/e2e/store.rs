@@ -11,9 +11,11 @@ use std::{
 };
 
 use api::{
+    Error,
     board::Board,
     checks::{Check, Target, tcp},
-    history::{History, Sample, Store, StoreState},
+    history::{Sample, Store, StoreState},
+    routes::History,
     telemetry,
 };
 use nix::sys::signal::Signal;
@@ -341,7 +343,7 @@ fn a_directory_that_cannot_be_written_is_an_error() {
         .status()
         .unwrap();
     assert!(read_only.success());
-    let error = Store::open(&disk.data(), names()).unwrap_err();
+    let error = Error::from(Store::open(&disk.data(), names()).unwrap_err());
     assert_eq!(error.exit_code(), 1);
     assert!(
         error.to_string().contains("Read-only file system"),

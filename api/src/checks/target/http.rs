@@ -10,8 +10,11 @@ use reqwest::{
 };
 use rustls::ClientConfig;
 
-use super::{Trouble, tcp};
-use crate::secret::{SecretText, SecretUrl};
+use super::tcp;
+use crate::{
+    checks::trouble::Trouble,
+    secret::{SecretText, SecretUrl},
+};
 
 /// How much of a body is looked at, in bytes.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -107,15 +110,15 @@ impl fmt::Display for Target {
     }
 }
 
-/// What sends the requests of all targets.
+/// The HTTP clients that all probes share: one follows redirections, the other does not.
 #[derive(Clone)]
-pub(super) struct Clients {
+pub(in crate::checks) struct Clients {
     plain: Client,
     following: Client,
 }
 
 impl Clients {
-    pub(super) fn new(tls: &ClientConfig) -> Result<Self, String> {
+    pub(in crate::checks) fn new(tls: &ClientConfig) -> Result<Self, String> {
         let build = |policy| {
             Client::builder()
                 .tls_backend_preconfigured(tls.clone())
@@ -173,10 +176,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// What asks `target`.
-    #[must_use]
-    pub fn new(target: Target, clients: &super::Clients) -> Self {
-        let clients = &clients.http;
+    /// Creates a probe of `target`.
+    pub(super) fn new(target: Target, clients: &Clients) -> Self {
         Self {
             client: clients.of(&target).clone(),
             request: target.request(clients),

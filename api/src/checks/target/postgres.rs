@@ -10,8 +10,11 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Clients, Driver, Trouble, tcp};
-use crate::secret::SecretUrl;
+use super::tcp;
+use crate::{
+    checks::{driver::Driver, trouble::Trouble},
+    secret::SecretUrl,
+};
 
 /// What is asked, and what is expected.
 #[derive(Clone, Debug)]
@@ -39,11 +42,13 @@ impl fmt::Display for Target {
     }
 }
 
-/// How TLS is spoken: with whom, the URL says.
+/// The two ways to use TLS; `sslmode` in the URL selects one.
 #[derive(Clone)]
-pub(super) struct Tls {
-    pub(super) verifying: MakeRustlsConnect,
-    pub(super) opportunistic: MakeRustlsConnect,
+pub(in crate::checks) struct Tls {
+    /// Verifies the certificate of the server.
+    pub(in crate::checks) verifying: MakeRustlsConnect,
+    /// Accepts any certificate.
+    pub(in crate::checks) opportunistic: MakeRustlsConnect,
 }
 
 /// Asks one target.
@@ -54,12 +59,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// What asks `target`.
-    #[must_use]
-    pub fn new(target: &Target, clients: &Clients) -> Self {
+    /// Creates a probe of `target`.
+    pub(super) fn new(target: &Target, tls: &Tls) -> Self {
         Self {
             server: parse(&target.url).map_err(Trouble),
-            tls: clients.postgres.clone(),
+            tls: tls.clone(),
             kept: None,
         }
     }

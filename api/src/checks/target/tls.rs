@@ -21,7 +21,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use x509_cert::{Certificate, der::Decode};
 
-use super::{Clients, Trouble, tcp};
+use super::tcp;
+use crate::checks::trouble::Trouble;
 
 /// What is asked, and what is expected.
 #[derive(Clone, Debug)]
@@ -61,13 +62,10 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// What asks `target`.
+    /// Creates a probe of `target` that trusts what `tls` trusts.
     #[must_use]
-    pub fn new(target: Target, clients: &Clients) -> Self {
-        Self {
-            target,
-            tls: clients.tls.clone(),
-        }
+    pub const fn new(target: Target, tls: Arc<ClientConfig>) -> Self {
+        Self { target, tls }
     }
 
     /// Asks once.
@@ -151,7 +149,7 @@ fn remaining(time: Duration) -> String {
 ///
 /// # Errors
 /// Where the file cannot be read or has no certificate.
-pub(super) fn verifying(authorities: Option<&Path>) -> Result<ClientConfig, String> {
+pub(in crate::checks) fn verifying(authorities: Option<&Path>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
@@ -180,7 +178,7 @@ pub(super) fn verifying(authorities: Option<&Path>) -> Result<ClientConfig, Stri
 }
 
 /// Encrypts, whoever is at the other end.
-pub(super) fn opportunistic() -> Result<ClientConfig, String> {
+pub(in crate::checks) fn opportunistic() -> Result<ClientConfig, String> {
     let mut config = builder()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody(ring::default_provider())))

@@ -9,8 +9,11 @@ use ::redis::{
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Clients, Driver, Trouble, tcp, tls};
-use crate::secret::SecretUrl;
+use super::{tcp, tls};
+use crate::{
+    checks::{driver::Driver, trouble::Trouble},
+    secret::SecretUrl,
+};
 
 /// The schemes of URLs.
 const PLAIN: &str = "redis";
@@ -46,11 +49,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// What asks `target`.
+    /// Creates a probe of `target`, which uses `tls` if its URL asks for TLS.
     #[must_use]
-    pub fn new(target: &Target, clients: &Clients) -> Self {
+    pub fn new(target: &Target, tls: &Arc<ClientConfig>) -> Self {
         Self {
-            server: Server::new(target, clients).map_err(Trouble),
+            server: Server::new(target, tls).map_err(Trouble),
             kept: None,
         }
     }
@@ -86,13 +89,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(target: &Target, clients: &Clients) -> Result<Self, String> {
+    /// The server that `target` names; `tls` is used if its URL asks for TLS.
+    pub(crate) fn new(target: &Target, tls: &Arc<ClientConfig>) -> Result<Self, String> {
         let (host, port, login) = parse(&target.url)?;
         let encrypted = target.url.expose().scheme() == TLS;
         Ok(Self {
             host,
             port,
-            tls: encrypted.then(|| clients.tls.clone()),
+            tls: encrypted.then(|| tls.clone()),
             login,
         })
     }

@@ -13,7 +13,7 @@ use futures_util::{
 };
 use tokio::{net::TcpStream, task::spawn_blocking};
 
-use super::Trouble;
+use crate::checks::trouble::Trouble;
 
 /// What is asked, and what is expected.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! When each check is asked: in the background, never in a request.
+//! Probes each check periodically: in the background, never as part of a request.
 
 use std::{
     sync::Arc,
@@ -7,13 +7,15 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 
-use super::{Check, Clients, Probe, Trouble};
-use crate::board::Board;
+use crate::{
+    board::Board,
+    checks::{Check, Clients, Probe, Trouble},
+};
 
-/// So that many checks do not begin in the same instant, and a few answer at once.
+/// The first probes are spread over this time per check: many checks do not start in the same instant, and a few have answers at once.
 const SPREAD: Duration = Duration::from_millis(5);
 
-/// Asks every check of `board` until the runtime ends; needs an Actix runtime.
+/// Starts to probe every check of `board`, until the runtime ends. Must be called on an Actix runtime.
 pub fn start(board: &Arc<Board>, clients: &Clients) {
     let spread = SPREAD * u32::try_from(board.checks().len()).unwrap_or(u32::MAX);
     for (index, check) in board.checks().enumerate() {
@@ -51,9 +53,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        board::State,
         checks::{Target, dns, redis},
         secret::SecretUrl,
+        state::State,
     };
 
     const INTERVAL: Duration = Duration::from_secs(10);

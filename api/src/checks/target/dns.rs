@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpStream, UdpSocket},
 };
 
-use super::Trouble;
+use crate::checks::trouble::Trouble;
 
 /// Names the system's servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";

@@ -1,0 +1,26 @@
+//! A check: a target, and when and how often it is probed.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use super::target::Target;
+
+/// A target that is probed periodically.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Its name, unique in a service: 1 to 63 lower-case letters, digits, `-` and `_`.
+    pub name: String,
+    /// What is probed.
+    pub target: Target,
+    /// Whether its loss is an outage for the users of the service; otherwise it is a degradation. The service answers in both cases.
+    pub critical: bool,
+    /// The time from the start of one probe to the start of the next.
+    pub interval: Duration,
+    /// By how much the interval varies at random, so that many checks do not probe in step; less than the interval.
+    pub jitter: Duration,
+    /// How long a probe may take before it counts as failed.
+    pub timeout: Duration,
+    /// How many failures in a row make it `down`.
+    pub failures: NonZeroU32,
+    /// How many successes in a row make it `up` again.
+    pub successes: NonZeroU32,
+}

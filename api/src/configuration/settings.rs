@@ -1,0 +1,65 @@
+//! The settings of the service, and their defaults.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tracing_subscriber::filter::Targets;
+
+use crate::{checks::Check, secret::SecretUrl};
+
+/// The settings of the service.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The address to listen on; port 0 selects any free port.
+    pub address: SocketAddr,
+    /// The name of the environment that the service runs in.
+    pub environment: String,
+    /// Which log events are written.
+    pub log: Targets,
+    /// The title of the page.
+    pub title: String,
+    /// The Redis that stores the counter of `GET /hits`; it is checked as well.
+    pub redis: Option<SecretUrl>,
+    /// The checks, in the order of the file.
+    pub checks: Vec<Check>,
+    /// The directory of the history; without one, the history is kept in memory only.
+    pub data: Option<PathBuf>,
+    /// How many connections may be open at once; without a value, the available memory determines the number.
+    pub connections: Option<usize>,
+    /// How many event streams may be open at once.
+    pub streams: usize,
+    /// How long the service keeps serving after SIGTERM, so that load balancers notice that it is about to stop.
+    pub drain: Duration,
+    /// The build that the image contains.
+    pub build: Build,
+}
+
+/// The build that is running. The environment of the image says which it is, because the compiler does not know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Build {
+    /// The commit: `APP_COMMIT`.
+    pub commit: Option<String>,
+    /// The commit's time in RFC 3339: `APP_BUILD_TIME`.
+    pub time: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            address: (Ipv4Addr::UNSPECIFIED, 8000).into(),
+            environment: "local".into(),
+            log: Targets::new().with_default(tracing::Level::INFO),
+            title: "Infrastructure Lab".into(),
+            redis: None,
+            checks: Vec::new(),
+            data: None,
+            connections: None,
+            streams: 100,
+            drain: Duration::from_secs(2),
+            build: Build::default(),
+        }
+    }
+}

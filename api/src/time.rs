@@ -1,0 +1,13 @@
+//! How points in time are written.
+
+use std::time::SystemTime;
+
+use serde::Serializer;
+
+/// Serializes a point in time in the format of RFC 3339: UTC, with milliseconds.
+///
+/// # Errors
+/// Returns the errors of the serializer.
+pub fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
