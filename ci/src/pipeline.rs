@@ -7,7 +7,7 @@ use crate::model::step::Step;
 use crate::run::execution::Run;
 use crate::source::checkout::{Checkout, Snapshot};
 use crate::source::sources::Source;
-use crate::steps::verified::Verified;
+use crate::steps::verified::{Evidence, Verified};
 use crate::steps::{build, fmt, lint, publish, scan, smoke, test};
 use crate::trust::authority::Permit;
 use crate::trust::kind::Kind;
@@ -45,14 +45,20 @@ pub async fn run<K: Kind>(
         run.skip(Step::Publish, "only a push to main publishes");
         return None;
     };
-    let verified = || {
-        Some(Verified::new(
-            tested?, formatted?, linted?, image?, scanned?, smoked?,
-        ))
+    let evidence = || {
+        Some(Evidence {
+            tested: tested?,
+            formatted: formatted?,
+            linted: linted?,
+            image: image?,
+            scanned: scanned?,
+            smoked: smoked?,
+        })
     };
+    let verified = evidence().map(Verified::new);
     run.step(
         Step::Publish,
-        verified().map(|verified| (verified, permit)),
+        verified.map(|verified| (verified, permit)),
         publish::run,
     )
     .await

@@ -19,7 +19,7 @@ pub async fn run(
     command: &CacheCommand,
     stopper: &Stopper,
 ) -> Result<ExitCode, Failure> {
-    let plan = plan(invocation, Vec::new(), &GitHub::from_env())?;
+    let plan = plan(invocation, &GitHub::from_env())?;
     let reporter = Arc::new(Reporter::new(&plan.settings, None));
     let ended = session::run(plan, stopper, &reporter).await.result?;
     let Some(report) = ended.cache else {

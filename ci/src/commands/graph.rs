@@ -1,39 +1,83 @@
-//! The pipeline's own graph, drawn from what the steps themselves say they need.
+//! `ci graph`: the pipeline's own graph, drawn from what the steps themselves say they need.
 
+use crate::model::config_file::FILE;
 use crate::model::step::Step;
-use crate::settings::Drawing;
+use crate::report;
+use crate::settings::{Drawing, Invocation};
+use crate::source::checkout::Checkout;
+use crate::source::project::{self, Project};
+use crate::trust::authority::GitHub;
+use common::failure::{ExitCode, Failure};
 
-/// The graph, as text.
-#[must_use]
-pub fn draw(drawing: Drawing) -> String {
+/// Draws the steps of the project that is here; where there is none, those that every project has.
+///
+/// # Errors
+/// When `--format` is not one of its formats (exit 2).
+pub fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+    let steps = steps_here(invocation).unwrap_or_else(|failure| {
+        tracing::debug!("no project is here: {failure}");
+        let always = Step::all().iter().copied();
+        always.filter(|step| !step.definition().optional).collect()
+    });
+    report::data(&draw(invocation.drawing()?, &steps));
+    Ok(ExitCode::Success)
+}
+
+fn steps_here(invocation: &Invocation) -> Result<Vec<Step>, Failure> {
+    let directory = invocation.directory()?;
+    let root = Checkout::discover(&directory)?.root;
+    let project = Project::find(&root, &project::below(&root, &directory)?)?;
+    let folder = root.join(&project.folder);
+    let file = std::fs::read_to_string(folder.join(FILE)).ok();
+    // The format that is asked for is the graph's, and none of a run.
+    let settings = invocation.without_format().settings(
+        &folder,
+        &project,
+        file.as_deref(),
+        &GitHub::from_env(),
+    )?;
+    let mut steps = Step::all().to_vec();
+    steps.retain(|step| settings.has(*step));
+    Ok(steps)
+}
+
+fn draw(drawing: Drawing, steps: &[Step]) -> String {
     match drawing {
-        Drawing::Mermaid => mermaid(),
-        Drawing::Dot => dot(),
-        Drawing::Json => json(),
+        Drawing::Mermaid => mermaid(steps),
+        Drawing::Dot => dot(steps),
+        Drawing::Json => json(steps),
     }
 }
 
-fn edges() -> impl Iterator<Item = (Step, Step)> {
-    Step::ALL.into_iter().flat_map(|step| {
+/// What each of `steps` needs of them.
+fn needs(step: Step, steps: &[Step]) -> Vec<Step> {
+    let mut needs = step.needs();
+    needs.retain(|need| steps.contains(need));
+    needs
+}
+
+fn edges(steps: &[Step]) -> Vec<(Step, Step)> {
+    let mut edges = Vec::new();
+    for step in steps {
+        let needs = needs(*step, steps);
         // What a need of a need says already is left out of the picture.
-        let needs = step.needs();
-        needs
-            .iter()
-            .filter(move |need| !needs.iter().any(|other| other.needs().contains(need)))
-            .map(move |need| (*need, step))
-    })
+        let direct = |need: &&Step| !needs.iter().any(|other| other.needs().contains(need));
+        edges.extend(needs.iter().filter(direct).map(|need| (*need, *step)));
+    }
+    edges
 }
 
-fn mermaid() -> String {
+fn mermaid(steps: &[Step]) -> String {
     let mut text = String::from("graph TD\n    source([commit])\n");
-    for step in Step::ALL {
-        text += &format!("    {step}[\"<b>{step}</b><br/>{}\"]\n", step.does());
+    for step in steps {
+        let does = step.definition().does;
+        text += &format!("    {step}[\"<b>{step}</b><br/>{does}\"]\n");
     }
-    for step in Step::ALL.into_iter().filter(|step| step.needs().is_empty()) {
+    for step in steps.iter().filter(|step| step.needs().is_empty()) {
         text += &format!("    source --> {step}\n");
     }
     text += "    event{event}\n    done([success])\n";
-    for (from, to) in edges() {
+    for (from, to) in edges(steps) {
         let to = if to == Step::Publish {
             "event"
         } else {
@@ -45,12 +89,13 @@ fn mermaid() -> String {
     text
 }
 
-fn dot() -> String {
+fn dot(steps: &[Step]) -> String {
     let mut text = String::from("digraph ci {\n    rankdir = LR\n    node [shape = box]\n");
-    for step in Step::ALL {
-        text += &format!("    {step} [label = \"{step}\\n{}\"]\n", step.does());
+    for step in steps {
+        let does = step.definition().does;
+        text += &format!("    {step} [label = \"{step}\\n{does}\"]\n");
     }
-    for (from, to) in edges() {
+    for (from, to) in edges(steps) {
         let note = if to == Step::Publish {
             " [label = \"push to main\"]"
         } else {
@@ -61,10 +106,13 @@ fn dot() -> String {
     text + "}\n"
 }
 
-fn json() -> String {
-    let steps: Vec<_> = Step::ALL
-        .into_iter()
-        .map(|step| serde_json::json!({ "name": step, "does": step.does(), "needs": step.needs() }))
+fn json(steps: &[Step]) -> String {
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|step| {
+            let (does, needs) = (step.definition().does, needs(*step, steps));
+            serde_json::json!({ "name": step, "does": does, "needs": needs })
+        })
         .collect();
     format!("{:#}\n", serde_json::json!({ "steps": steps }))
 }
@@ -76,8 +124,8 @@ mod tests {
     #[test]
     fn every_step_is_drawn() {
         for drawing in [Drawing::Mermaid, Drawing::Dot, Drawing::Json] {
-            let text = draw(drawing);
-            for step in Step::ALL {
+            let text = draw(drawing, Step::all());
+            for step in Step::all() {
                 assert!(text.contains(step.name()), "{step} in {text}");
             }
         }
@@ -87,7 +135,7 @@ mod tests {
     fn the_readme_shows_this_graph() {
         let readme = include_str!("../../../README.md");
         assert!(
-            readme.contains(&mermaid()),
+            readme.contains(&mermaid(Step::all())),
             "put the output of `ci graph` into README.md"
         );
     }

@@ -8,8 +8,7 @@ mod init;
 mod run;
 mod verify;
 
-use crate::model::step::Step;
-use crate::report::{self, Reporter};
+use crate::report::Reporter;
 use crate::run::stopper::Stopper;
 use crate::settings::{Command, Invocation};
 use common::failure::{ExitCode, Failure};
@@ -22,35 +21,23 @@ pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
     let stopper = Stopper::default();
     stopper.stop_on_signals()?;
     let reporter = Reporter::plain(invocation.options.quiet, invocation.options.verbose > 0);
-    let steps = match &invocation.command {
-        Command::Graph => {
-            report::data(&graph::draw(invocation.drawing()?));
-            return Ok(ExitCode::Success);
-        }
-        Command::Init => return init::run(&invocation, &reporter),
-        Command::Doctor => return stopper.unless_stopped(doctor::run(&invocation)).await,
+    match &invocation.command {
+        Command::Graph => graph::run(&invocation),
+        Command::Init => init::run(&invocation, &reporter),
+        Command::Doctor => stopper.unless_stopped(doctor::run(&invocation)).await,
         Command::Verify { image } => {
-            return stopper
+            stopper
                 .unless_stopped(verify::run(image, &invocation, &reporter))
-                .await;
+                .await
         }
         Command::Engine { command } => {
-            return stopper
-                .unless_stopped(engine::run(
-                    *command,
-                    invocation.options.format.as_deref(),
-                    &reporter,
-                ))
-                .await;
+            let format = invocation.options.format.as_deref();
+            stopper
+                .unless_stopped(engine::run(*command, format, &reporter))
+                .await
         }
-        Command::Cache { command } => return cache::run(&invocation, command, &stopper).await,
-        Command::Run | Command::Publish => Step::ALL.to_vec(),
-        Command::Test => Step::with_needs(&[Step::Test]),
-        Command::Fmt { .. } => Step::with_needs(&[Step::Fmt]),
-        Command::Lint => Step::with_needs(&[Step::Lint]),
-        Command::Build { .. } => Step::with_needs(&[Step::Build]),
-        Command::Scan => Step::with_needs(&[Step::Scan]),
-        Command::Smoke => Step::with_needs(&[Step::Smoke]),
-    };
-    run::run(&invocation, steps, &stopper).await
+        Command::Cache { command } => cache::run(&invocation, command, &stopper).await,
+        // The whole pipeline, or one of its steps.
+        _ => run::run(&invocation, &stopper).await,
+    }
 }

@@ -38,6 +38,9 @@ pub struct Record {
     /// The run in which it passed with the same inputs, where it was taken from the runner's cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reused: Option<Passed>,
+    /// What it consists of, where its parts have names of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<StepPart>,
     /// What its containers wrote: the path below the report directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
@@ -55,6 +58,17 @@ pub struct Record {
     pub code: Option<ExitCode>,
 }
 
+/// A part of a step, by its own name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StepPart {
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub status: Status,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+}
+
 impl Record {
     /// The line of a step that did not start.
     #[must_use]
@@ -66,6 +80,7 @@ impl Record {
             duration_ms: 0,
             cached: false,
             reused: None,
+            parts: Vec::new(),
             log: None,
             digest: None,
             error: Some(why),

@@ -115,8 +115,9 @@ impl Reporter {
         let Some(failure) = failure else {
             if !self.quiet {
                 let cached = if record.cached { "  cached" } else { "" };
+                let parts = parts(record);
                 self.say(&format!(
-                    "{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{cached}{DIM:#}"
+                    "{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{cached}{parts}{DIM:#}"
                 ));
             }
             return;
@@ -206,6 +207,15 @@ impl Reporter {
             data(&text);
         }
     }
+}
+
+/// The parts of a step by name, where it has some.
+fn parts(record: &Record) -> String {
+    let names: Vec<_> = record.parts.iter().map(|part| &*part.name).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("  {}", names.join(", "))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -55,6 +55,12 @@ pub fn summary(report: &Report) -> String {
             (None, None) if record.cached => "cached".to_owned(),
             (None, None) => String::new(),
         };
+        let names: Vec<_> = record.parts.iter().map(|part| cell(&part.name)).collect();
+        let said = match (names.is_empty(), said.is_empty()) {
+            (true, _) => said,
+            (false, true) => names.join(", "),
+            (false, false) => format!("{}: {said}", names.join(", ")),
+        };
         let _ = writeln!(page, "| {} | {sign} | {time} | {said} |", record.name);
     }
     if let Some(error) = &report.error {

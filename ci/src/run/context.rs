@@ -10,8 +10,10 @@ use super::toolbox::Toolbox;
 use crate::engine::session::Connection;
 use crate::engine::telemetry::Telemetry;
 use crate::image::archive::Platform;
+use crate::model::step::Step;
 use crate::report::Reporter;
 use crate::runner_cache::cache::Cache;
+use crate::runner_cache::place::Place;
 use crate::settings::Settings;
 use crate::trust::kind::Kind;
 
@@ -65,10 +67,22 @@ impl<K: Kind> RunContext<K> {
         (self.platforms.image != self.platforms.engine).then_some(&self.platforms.image)
     }
 
-    /// Tells the user about preparations.
+    /// The platform on which cargo works in a step, where it is not the engine's own. What `build` compiles runs on the image's: so do the
+    /// programs of build scripts.
     #[must_use]
-    pub fn reporter(&self) -> &Reporter {
-        &self.reporter
+    pub fn platform_of(&self, step: Step) -> Option<&Platform> {
+        self.foreign_platform().filter(|_| step == Step::Build)
+    }
+
+    /// The volumes of the steps that this project has, and those that all steps share.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        let mut places = Place::all();
+        places.retain(|place| match place {
+            Place::Work(step) => self.settings.has(*step),
+            Place::Cargo | Place::Database => true,
+        });
+        places
     }
 
     /// A client for work that is no step's.

@@ -10,7 +10,7 @@ use dagger_sdk::DaggerConn;
 use super::context::RunContext;
 use super::stopper::Stop;
 use crate::engine::telemetry::{Listener, TraceContext};
-use crate::model::record::{CacheReport, Passed, Record, Status};
+use crate::model::record::{CacheReport, Passed, Record, Status, StepPart};
 use crate::model::step::Step;
 use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
@@ -48,12 +48,13 @@ impl<K: Kind> Run<K> {
                 .get(&step)
                 .is_some_and(|it| it.start.is_some() && it.reused.is_none())
         };
-        let mut places = Place::ALL.to_vec();
+        let mut places = self.context.places();
         places.retain(|place| match place {
             Place::Work(step) => worked(*step),
-            Place::Cargo => [Step::Test, Step::Lint, Step::Build]
-                .into_iter()
-                .any(worked),
+            Place::Cargo => {
+                let mut compile = Step::all().iter();
+                compile.any(|step| step.definition().compiles && worked(*step))
+            }
             // A stand-in for the database is this machine's, not the engine's.
             Place::Database => worked(Step::Scan) && self.context.toolbox.stand_ins().is_none(),
         });
@@ -87,6 +88,7 @@ impl<K: Kind> Run<K> {
             trace,
             client: self.context.connection.client(trace),
             saw: Mutex::default(),
+            parts: Mutex::default(),
             reused: Mutex::default(),
         };
         let start = jiff::Timestamp::now();
@@ -115,9 +117,10 @@ impl<K: Kind> Run<K> {
             status: Status::Passed,
             start: Some(start),
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            cached: step.may_be_cached()
+            cached: step.definition().cacheable
                 && (reused.is_some() || self.context.telemetry.cached(trace)),
             reused,
+            parts: std::mem::take(&mut *lock(&context.parts)),
             log: None,
             digest: lock(&context.saw).take(),
             error: None,
@@ -159,6 +162,7 @@ impl<K: Kind> Run<K> {
         let missing: Vec<_> = step
             .needs()
             .iter()
+            .filter(|need| self.context.settings.has(**need))
             .filter(|need| {
                 records
                     .get(need)
@@ -199,7 +203,7 @@ impl<K: Kind> Run<K> {
                     None => self.context.telemetry.log(trace),
                 };
                 record.log = self.context.reporter.write_log(step, &log);
-                record.cached = step.may_be_cached()
+                record.cached = step.definition().cacheable
                     && record.status == Status::Passed
                     && (record.reused.is_some() || self.context.telemetry.cached(trace));
                 logs.insert(step, self.context.reporter.redact(&log));
@@ -235,6 +239,7 @@ pub struct StepContext<'a, K: Kind> {
     trace: TraceContext,
     client: DaggerConn,
     saw: Mutex<Option<String>>,
+    parts: Mutex<Vec<StepPart>>,
     reused: Mutex<Option<Passed>>,
 }
 
@@ -248,6 +253,11 @@ impl<K: Kind> StepContext<'_, K> {
     /// The image that this step saw, by its digest.
     pub fn saw(&self, digest: &str) {
         *lock(&self.saw) = Some(digest.to_owned());
+    }
+
+    /// Notes what became of a part of this step.
+    pub fn part(&self, part: StepPart) {
+        lock(&self.parts).push(part);
     }
 
     /// What the same work has left when it passed before, where this run's cache remembers that. Without a key nobody can know.

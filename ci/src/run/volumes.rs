@@ -59,15 +59,15 @@ done
 "#;
 
 impl<K: Kind> RunContext<K> {
-    /// The digest of what cargo works in: the toolchain's image, the distribution's packages beside it, the platform. What was made in
+    /// The digest of what cargo works in when it does `step`: the toolchain's image, the distribution's packages beside it, the platform. What was made in
     /// another environment is never mixed with what is made in this one.
     ///
     /// # Errors
     /// When the toolchain cannot be had.
-    pub async fn environment(&self, platform: Option<&Platform>) -> Result<String, Failure> {
+    pub async fn environment(&self, step: Step) -> Result<String, Failure> {
         let digest = self.toolchain_digest().await?;
-        let platform = platform.unwrap_or(&self.platforms.engine);
-        let packages = self.settings.packages.join(" ");
+        let platform = self.platform_of(step).unwrap_or(&self.platforms.engine);
+        let packages = self.settings.packages_of(step).join(" ");
         let sum = Sha256::digest(format!("{digest}\n{packages}\n{platform}"));
         Ok(hex::encode(sum)[..16].to_owned())
     }
@@ -100,9 +100,7 @@ impl<K: Kind> RunContext<K> {
     /// When the toolchain cannot be had.
     pub async fn key_of(&self, place: Place) -> Result<String, Failure> {
         match place {
-            // A build script's program runs on the platform that compiled it.
-            Place::Work(Step::Build) => self.environment(self.foreign_platform()).await,
-            Place::Work(_) => self.environment(None).await,
+            Place::Work(step) => self.environment(step).await,
             // Downloads are what they are.
             Place::Cargo | Place::Database => Ok("any".to_owned()),
         }

@@ -17,9 +17,6 @@ use crate::model::step::Step;
 use common::failure::Failure;
 use common::progress::{LastNotice, Progress};
 
-/// The steps for which cargo works.
-const CARGO_STEPS: [Step; 4] = [Step::Test, Step::Fmt, Step::Lint, Step::Build];
-
 /// What was found in a volume of the engine's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
@@ -220,8 +217,12 @@ impl Cache {
 
     /// How long cargo's steps took together, where each of them was done or had passed before.
     fn span(records: &BTreeMap<Step, Record>) -> Option<u64> {
-        let ends = CARGO_STEPS.map(|step| {
-            let record = records.get(&step)?;
+        // A project need not have every step.
+        let has = |step: &&Step| records.contains_key(step) || !step.definition().optional;
+        let cargos = Step::all().iter().filter(has);
+        let cargos = cargos.filter(|step| step.definition().reads_sources);
+        let ends = cargos.map(|step| {
+            let record = records.get(step)?;
             let start = record.start?.as_millisecond();
             (record.status == Status::Passed).then(|| {
                 (
@@ -230,7 +231,7 @@ impl Cache {
                 )
             })
         });
-        let ends: Option<Vec<_>> = ends.into_iter().collect();
+        let ends: Option<Vec<_>> = ends.collect();
         let ends = ends?;
         let first = ends.iter().map(|(start, _)| *start).min()?;
         let last = ends.iter().map(|(_, end)| *end).max()?;
@@ -248,14 +249,13 @@ impl Cache {
         let cold = self.store.cold(&self.of).cloned();
         let nothing_was_there = {
             let state = self.state();
-            let all = [
-                Place::Work(Step::Test),
-                Place::Work(Step::Lint),
-                Place::Work(Step::Build),
-            ];
+            let has = |step: &&Step| records.contains_key(step) || !step.definition().optional;
+            let compile = Step::all().iter().filter(has);
+            let mut compile = compile.filter(|step| step.definition().compiles);
             state.before.is_empty()
-                && all.iter().all(|place| {
-                    let found = state.places.get(place).and_then(|it| it.get().copied());
+                && compile.all(|step| {
+                    let place = state.places.get(&Place::Work(*step));
+                    let found = place.and_then(|it| it.get().copied());
                     found == Some(Found::Nothing)
                 })
         };

@@ -15,14 +15,16 @@ pub enum Place {
 }
 
 impl Place {
-    /// All of them, but for the volume of `fmt`, which compiles nothing.
-    pub const ALL: [Self; 5] = [
-        Self::Cargo,
-        Self::Work(Step::Test),
-        Self::Work(Step::Lint),
-        Self::Work(Step::Build),
-        Self::Database,
-    ];
+    /// All of them, but for the volumes in which nothing is compiled.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let compile = Step::all().iter();
+        let compile = compile.filter(|step| step.definition().compiles);
+        let mut all = vec![Self::Cargo];
+        all.extend(compile.map(|step| Self::Work(*step)));
+        all.push(Self::Database);
+        all
+    }
 
     /// The parts of the cache that are in it.
     #[must_use]

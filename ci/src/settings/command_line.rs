@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use crate::model::event::Event;
+use crate::model::step::Step;
 
 /// Takes a commit through tests, format check, lint, image build, scan and smoke test in containers of a Dagger engine, and
 /// on a push to main publishes the image.
@@ -83,6 +84,29 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+}
+
+impl Command {
+    /// The steps that it runs: its own and all that they need. None where it is no part of the pipeline.
+    #[must_use]
+    pub fn steps(&self) -> Vec<Step> {
+        let last = match self {
+            Self::Run | Self::Publish => Step::Publish,
+            Self::Test => Step::Test,
+            Self::Fmt { .. } => Step::Fmt,
+            Self::Lint => Step::Lint,
+            Self::Build { .. } => Step::Build,
+            Self::Scan => Step::Scan,
+            Self::Smoke => Step::Smoke,
+            Self::Verify { .. }
+            | Self::Graph
+            | Self::Init
+            | Self::Doctor
+            | Self::Engine { .. }
+            | Self::Cache { .. } => return Vec::new(),
+        };
+        Step::with_needs(&[last])
+    }
 }
 
 /// The commands of the caches.
@@ -199,4 +223,18 @@ pub struct Options {
     /// Show nothing but failures
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_is_a_command_that_ends_with_it() {
+        for step in Step::all() {
+            let cli = Cli::try_parse_from(["ci", step.name()]).unwrap();
+            let steps = cli.command.unwrap().steps();
+            assert_eq!(steps, Step::with_needs(&[*step]), "{step}");
+        }
+    }
 }

@@ -102,6 +102,28 @@ pub struct Settings {
     pub quiet: bool,
 }
 
+impl Settings {
+    /// The distribution's packages that `step` has beside the toolchain.
+    #[must_use]
+    pub fn packages_of(&self, _: Step) -> Vec<&str> {
+        self.packages.iter().map(String::as_str).collect()
+    }
+
+    /// Whether this project has such a step.
+    #[must_use]
+    pub fn has(&self, step: Step) -> bool {
+        match step {
+            Step::Test
+            | Step::Fmt
+            | Step::Lint
+            | Step::Build
+            | Step::Scan
+            | Step::Smoke
+            | Step::Publish => true,
+        }
+    }
+}
+
 /// The command line, read.
 #[derive(Debug)]
 pub struct Invocation {
@@ -133,6 +155,18 @@ impl Invocation {
                 Origin::Elsewhere
             },
         })
+    }
+
+    /// The same without `--format`, whose values are a run's own.
+    #[must_use]
+    pub fn without_format(&self) -> Self {
+        let mut options = self.options.clone();
+        options.format = None;
+        Self {
+            command: self.command.clone(),
+            options,
+            registry_from: self.registry_from,
+        }
     }
 
     /// The directory that the run is about: `--workspace`, or the current one.

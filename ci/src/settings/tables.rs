@@ -409,7 +409,7 @@ impl BackingTable {
         if let Some(step) = self
             .steps
             .iter()
-            .find(|step| !matches!(step, Step::Test | Step::Smoke))
+            .find(|step| !step.definition().has_services)
         {
             return Err(wrong(&key("steps"), step.name(), "it has no services")
                 .hint("Services are for test and smoke."));

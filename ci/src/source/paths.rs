@@ -71,7 +71,7 @@ pub fn resolve(table: BTreeMap<Step, Vec<String>>) -> Result<BTreeMap<Step, Path
     table
         .into_iter()
         .map(|(step, patterns)| {
-            if !matches!(step, Step::Test | Step::Fmt | Step::Lint | Step::Build) {
+            if !step.definition().reads_sources {
                 return Err(Failure::usage(format!(
                     "paths.{step} in {FILE}: {step} does not look at the sources"
                 ))

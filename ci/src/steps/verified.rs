@@ -7,7 +7,37 @@ use super::scan::Scanned;
 use super::smoke::Smoked;
 use super::test::Tested;
 use crate::image::attestations::Paper;
+use crate::model::step::Step;
 use crate::trust::kind::Kind;
+
+/// The struct of all the evidence, and the list of the gates that it is of: neither has a field more than the other.
+macro_rules! evidence {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $step:ident,)*) => {
+        /// What the gates of one run have shown about its sources and one image; none can be left out.
+        #[derive(Debug)]
+        pub struct Evidence<'run, 'img, K> {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        /// The gates whose evidence it takes.
+        pub const PROVEN: &[Step] = &[$(Step::$step),*];
+    };
+}
+
+evidence! {
+    /// The tests.
+    tested: Tested<'run, K> = Test,
+    /// The format.
+    formatted: Formatted<'run, K> = Fmt,
+    /// clippy.
+    linted: Linted<'run, K> = Lint,
+    /// The image, built from the same sources.
+    image: Image<'run, 'img, K> = Build,
+    /// The scan of that image.
+    scanned: Scanned<'img, K> = Scan,
+    /// The smoke test of that image.
+    smoked: Smoked<'img, K> = Smoke,
+}
 
 /// An image that passed every gate of its run: the only thing that can be published.
 ///
@@ -19,19 +49,12 @@ pub struct Verified<'run, 'img, K> {
 }
 
 impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
-    /// All the evidence of one run about one image. Their values are taken: what they prove, they prove once.
+    /// Takes the evidence: what it proves, it proves once.
     #[must_use]
-    pub fn new(
-        _tested: Tested<'run, K>,
-        _formatted: Formatted<'run, K>,
-        _linted: Linted<'run, K>,
-        image: Image<'run, 'img, K>,
-        scanned: Scanned<'img, K>,
-        _smoked: Smoked<'img, K>,
-    ) -> Self {
+    pub fn new(evidence: Evidence<'run, 'img, K>) -> Self {
         Self {
-            image,
-            sbom: scanned.into_sbom(),
+            image: evidence.image,
+            sbom: evidence.scanned.into_sbom(),
         }
     }
 
@@ -45,5 +68,15 @@ impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
     #[must_use]
     pub fn papers(&self) -> [&Paper; 2] {
         [&self.sbom, self.image.provenance()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_evidence_of_every_gate() {
+        assert!(Step::gates().eq(PROVEN.iter().copied()), "{PROVEN:?}");
     }
 }

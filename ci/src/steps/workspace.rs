@@ -10,7 +10,6 @@ use super::services::Services;
 use crate::engine::graphql::EngineError;
 use crate::image::archive::Platform;
 use crate::model::config_file::FILE;
-use crate::model::step::Step;
 use crate::run::execution::StepContext;
 use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
@@ -173,13 +172,7 @@ pub async fn bare_toolchain<K: Kind>(
         .with_env_variable("RUSTUP_TOOLCHAIN", pins::RUST))
 }
 
-/// The platform on which cargo works in a step. What `build` compiles runs on the image's: so do the programs of build scripts.
-fn platform<'a, K: Kind>(step: &'a StepContext<'_, K>) -> Option<&'a Platform> {
-    let foreign = step.run.foreign_platform();
-    foreign.filter(|_| step.step == Step::Build)
-}
-
-fn with_packages(container: &Container, packages: &[String]) -> Container {
+fn with_packages(container: &Container, packages: &[&str]) -> Container {
     if packages.is_empty() {
         return container.clone();
     }
@@ -189,7 +182,7 @@ fn with_packages(container: &Container, packages: &[String]) -> Container {
         "apt-get -q update && apt-get -q install --yes --no-install-recommends \"$@\"",
         "sh",
     ];
-    install.extend(packages.iter().map(String::as_str));
+    install.extend(packages);
     container
         .with_env_variable("DEBIAN_FRONTEND", "noninteractive")
         .with_exec(install)
@@ -234,13 +227,13 @@ async fn key<K: Kind>(
         return Ok(None);
     };
     // The distribution's packages are those of the day.
-    if run.cache.is_none() || !run.settings.packages.is_empty() {
+    if run.cache.is_none() || !run.settings.packages_of(step.step).is_empty() {
         return Ok(None);
     }
     let given = source.given(step.step, &run.settings.paths)?;
     Ok(Some(
         Key::of(step.step)
-            .with("toolchain", run.environment(platform(step)).await?)
+            .with("toolchain", run.environment(step.step).await?)
             .with("sources", &given.digest)
             .with("folder", run.settings.folder.display())
             .with("script", script(work))
@@ -267,10 +260,10 @@ pub async fn execute<K: Kind>(
     let client = step.client();
     let given = source.given(step.step, &run.settings.paths)?;
     let volume = run.volume_of(Place::Work(step.step)).await?;
-    let toolchain = toolchain_for(step, platform(step)).await?;
+    let toolchain = toolchain_for(step, run.platform_of(step.step)).await?;
     tokio::join!(run.bring(Place::Cargo), run.bring(Place::Work(step.step)));
     let folder = Path::new(SOURCES).join(&run.settings.folder);
-    let container = with_packages(&toolchain, &run.settings.packages)
+    let container = with_packages(&toolchain, &run.settings.packages_of(step.step))
         .with_mounted_directory(
             CHECKOUT,
             client.host().directory(given.path.display().to_string()),

@@ -11,7 +11,7 @@ use ci::steps::publish;
 use ci::steps::scan::Scanned;
 use ci::steps::smoke::Smoked;
 use ci::steps::test::Tested;
-use ci::steps::verified::Verified;
+use ci::steps::verified::{Evidence, Verified};
 use ci::trust::authority::{Credential, Permit};
 use ci::trust::kind::{Genuine, StandIn};
 
@@ -36,7 +36,14 @@ async fn the_way_through_the_gates_compiles<'run, 'img>(
     smoked: Smoked<'img, Genuine>,
     permit: Permit<Registry>,
 ) {
-    let verified = Verified::new(tested, formatted, linted, image, scanned, smoked);
+    let verified = Verified::new(Evidence {
+        tested,
+        formatted,
+        linted,
+        image,
+        scanned,
+        smoked,
+    });
     let _ = publish::run(step, (verified, permit)).await;
 }
 

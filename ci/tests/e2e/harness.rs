@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ci::model::step::Step;
 use serde_json::Value;
 
 /// What the embedded engine and the toolchain need of the caller's environment; nothing else is handed on.
@@ -357,6 +358,44 @@ impl Ci {
     }
 }
 
+/// When it began and ended, in milliseconds since the epoch.
+fn span(record: &Value) -> Option<(i64, i64)> {
+    let start: jiff::Timestamp = record["start"].as_str()?.parse().ok()?;
+    let start = start.as_millisecond();
+    Some((start, start + record["duration_ms"].as_i64()?))
+}
+
+/// What holds in every report: a step has started after all that it needs had passed, and what needs nothing has waited for nothing.
+fn follows_the_needs(report: &Value) {
+    let record = |step: Step| {
+        let mut records = report["steps"].as_array().into_iter().flatten();
+        records.find(|it| it["name"] == step.name())
+    };
+    let mut roots = Vec::new();
+    for step in Step::all() {
+        let Some((start, end)) = record(*step).and_then(span) else {
+            continue;
+        };
+        let needs = step.needs();
+        if needs.is_empty() {
+            roots.push((start, end));
+        }
+        for (need, record) in needs.iter().filter_map(|need| Some((need, record(*need)?))) {
+            let over = span(record).is_some_and(|(_, end)| end <= start);
+            assert!(
+                over && record["status"] == "passed",
+                "{step} has started before {need} had passed: {report:#}"
+            );
+        }
+    }
+    let last_start = roots.iter().map(|(start, _)| start).max();
+    let first_end = roots.iter().map(|(_, end)| end).min();
+    assert!(
+        last_start <= first_end,
+        "a step that needs nothing has waited for another: {report:#}"
+    );
+}
+
 /// The time that these spans cover together, each from and to in milliseconds.
 fn union(mut spans: Vec<(i64, i64)>) -> Duration {
     spans.sort_unstable();
@@ -382,6 +421,7 @@ impl Outcome {
     fn new(output: Output, report: &Path) -> Self {
         let report = std::fs::read_to_string(report)
             .map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
+        follows_the_needs(&report);
         Self {
             code: output.status.code().expect("it was not killed"),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -392,11 +432,6 @@ impl Outcome {
 
     /// Notes what a call of this length has waited for, by its own report.
     fn note_waits(&self, whole: Duration) {
-        let span = |it: &Value| {
-            let start: jiff::Timestamp = it["start"].as_str()?.parse().ok()?;
-            let start = start.as_millisecond();
-            Some((start, start + it["duration_ms"].as_i64()?))
-        };
         let spans = |list: &str, wanted: &dyn Fn(&Value) -> bool| -> Vec<_> {
             let list = self.report[list].as_array().into_iter().flatten();
             list.filter(|it| wanted(it)).filter_map(span).collect()

@@ -19,19 +19,15 @@ use crate::settings::{Command, Invocation};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// Takes the commit through `steps`, and reports what became of it.
+/// Takes the commit through the steps of the command, and reports what became of it.
 ///
 /// # Errors
 /// What is wrong before there is anything to report; and a report that cannot be written.
-pub async fn run(
-    invocation: &Invocation,
-    steps: Vec<Step>,
-    stopper: &Stopper,
-) -> Result<ExitCode, Failure> {
+pub async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode, Failure> {
     let github = GitHub::from_env();
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
-    let plan = plan(invocation, steps, &github)?;
+    let plan = plan(invocation, &github)?;
     let loader = match plan.invocation {
         Command::Build { load: true, .. } => Some(runtime::loader().await?),
         _ => None,

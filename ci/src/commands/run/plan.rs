@@ -31,7 +31,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// The first thing that is wrong: usage or settings (exit 2), a publish that is not allowed (exit 4), git (exit 3).
-pub fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Result<Plan, Failure> {
+pub fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Failure> {
     let directory = invocation.directory()?;
     let mut checkout = Checkout::discover(&directory)?;
     let formats = matches!(invocation.command, Command::Fmt { fix: true });
@@ -100,6 +100,15 @@ pub fn plan(invocation: &Invocation, steps: Vec<Step>, github: &GitHub) -> Resul
             "image.base in ci.toml has no digest: {base} may be another image tomorrow, and what is published is to be its commit's alone"
         ))
         .hint("`ci build` says which digest it has today, and the line to write."));
+    }
+    let mut steps = invocation.command.steps();
+    let wants = !steps.is_empty();
+    steps.retain(|step| settings.has(*step));
+    if wants && steps.is_empty() {
+        return Err(
+            Failure::usage(format!("{FILE} configures nothing for this command"))
+                .hint("`ci init` in an empty folder of the workspace shows how."),
+        );
     }
     Ok(Plan {
         invocation: invocation.command.clone(),

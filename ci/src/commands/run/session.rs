@@ -23,7 +23,6 @@ use crate::run::execution::Run;
 use crate::run::stopper::{Stop, Stopper};
 use crate::run::toolbox::{self, AnyToolbox, Toolbox};
 use crate::runner_cache::cache::Cache;
-use crate::runner_cache::place::Place;
 use crate::settings::{CacheCommand, Command};
 use crate::source::sources::Source;
 use crate::standin::StandIns;
@@ -250,13 +249,13 @@ impl Inside<'_> {
             Command::Cache {
                 command: CacheCommand::Restore { .. },
             } => {
-                for place in Place::ALL {
+                for place in run.context.places() {
                     run.context.bring(place).await;
                 }
             }
             Command::Cache {
                 command: CacheCommand::Save { .. },
-            } => run.context.take(&Place::ALL, &lockfile).await,
+            } => run.context.take(&run.context.places(), &lockfile).await,
             _ => {
                 published = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
                 run.context.take(&run.worked_in(), &lockfile).await;

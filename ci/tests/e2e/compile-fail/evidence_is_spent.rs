@@ -1,7 +1,7 @@
 //! Evidence is spent on one `Verified`.
 
 use ci::trust::kind::Genuine;
-use ci::steps::verified::Verified;
+use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
@@ -17,8 +17,8 @@ fn twice<'run, 'img>(
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> [Verified<'run, 'img, Genuine>; 2] {
-    let one = Verified::new(tested, formatted, linted, image, scanned, smoked);
-    let two = Verified::new(tested, formatted, linted, image, scanned, smoked);
+    let one = Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked });
+    let two = Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked });
     [one, two]
 }
 

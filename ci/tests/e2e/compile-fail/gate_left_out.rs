@@ -1,7 +1,7 @@
 //! No gate can be left out, and nothing else takes its place.
 
 use ci::trust::kind::Genuine;
-use ci::steps::verified::Verified;
+use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
@@ -16,7 +16,7 @@ fn without_the_smoke_test<'run, 'img>(
     image: Image<'run, 'img, Genuine>,
     scanned: Scanned<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(tested, formatted, linted, image, scanned)
+    Verified::new(Evidence { tested, formatted, linted, image, scanned })
 }
 
 fn nothing_in_place_of_the_scan<'run, 'img>(
@@ -26,7 +26,7 @@ fn nothing_in_place_of_the_scan<'run, 'img>(
     image: Image<'run, 'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(tested, formatted, linted, image, (), smoked)
+    Verified::new(Evidence { tested, formatted, linted, image, scanned: (), smoked })
 }
 
 fn the_format_in_place_of_the_tests<'run, 'img>(
@@ -36,7 +36,7 @@ fn the_format_in_place_of_the_tests<'run, 'img>(
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(formatted, formatted, linted, image, scanned, smoked)
+    Verified::new(Evidence { tested: formatted, formatted, linted, image, scanned, smoked })
 }
 
 fn main() {}

@@ -1,7 +1,7 @@
 //! What was made with stand-ins does not become genuine by being put beside what was not.
 
 use ci::trust::kind::{StandIn, Genuine};
-use ci::steps::verified::Verified;
+use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
@@ -17,7 +17,7 @@ fn one_stand_in_among_them<'run, 'img>(
     scanned: Scanned<'img, StandIn>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(tested, formatted, linted, image, scanned, smoked)
+    Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked })
 }
 
 fn all_of_them_stand_ins<'run, 'img>(

@@ -1,7 +1,7 @@
 //! The scan of one image says nothing about another, and neither does its smoke test.
 
 use ci::trust::kind::Genuine;
-use ci::steps::verified::Verified;
+use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
@@ -17,7 +17,7 @@ fn the_scan_of_another_image<'run, 'img, 'other>(
     scanned: Scanned<'other, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(tested, formatted, linted, image, scanned, smoked)
+    Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked })
 }
 
 fn the_smoke_test_of_another_image<'run, 'img, 'other>(
@@ -28,7 +28,7 @@ fn the_smoke_test_of_another_image<'run, 'img, 'other>(
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'other, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(tested, formatted, linted, image, scanned, smoked)
+    Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked })
 }
 
 fn main() {}

@@ -1,7 +1,7 @@
 //! The evidence of two runs does not fit together.
 
 use ci::trust::kind::Genuine;
-use ci::steps::verified::Verified;
+use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
@@ -17,7 +17,7 @@ fn tests_of_another_run<'run, 'other, 'img>(
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(tested, formatted, linted, image, scanned, smoked)
+    Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked })
 }
 
 fn an_image_of_another_run<'run, 'other, 'img>(
@@ -28,7 +28,7 @@ fn an_image_of_another_run<'run, 'other, 'img>(
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(tested, formatted, linted, image, scanned, smoked)
+    Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked })
 }
 
 fn main() {}
