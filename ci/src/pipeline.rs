@@ -8,7 +8,7 @@ use crate::run::execution::Run;
 use crate::source::checkout::{Checkout, Snapshot};
 use crate::source::sources::Source;
 use crate::steps::verified::{Evidence, Verified};
-use crate::steps::{build, fmt, lint, publish, scan, smoke, test};
+use crate::steps::{build, custom, fmt, lint, publish, scan, smoke, test};
 use crate::trust::authority::Permit;
 use crate::trust::kind::Kind;
 
@@ -24,10 +24,16 @@ pub async fn run<K: Kind>(
     make_guard!(this_image);
     let source = &Source::new(this_run, checkout, snapshot);
 
-    let (tested, formatted, linted, (image, scanned, smoked)) = tokio::join!(
+    let (tested, formatted, linted, gated, (image, scanned, smoked)) = tokio::join!(
         run.step(Step::Test, Some(source), test::run),
         run.step(Step::Fmt, Some(source), fmt::run),
         run.step(Step::Lint, Some(source), lint::run),
+        async {
+            match custom::none(&run.context, source) {
+                Some(none) => Some(none),
+                None => run.step(Step::Custom, Some(source), custom::run).await,
+            }
+        },
         async {
             let image = run
                 .step(Step::Build, Some((source, this_image)), build::run)
@@ -50,6 +56,7 @@ pub async fn run<K: Kind>(
             tested: tested?,
             formatted: formatted?,
             linted: linted?,
+            gated: gated?,
             image: image?,
             scanned: scanned?,
             smoked: smoked?,

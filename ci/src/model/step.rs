@@ -15,6 +15,8 @@ pub enum Step {
     Fmt,
     /// clippy, with warnings as errors.
     Lint,
+    /// The project's own commands.
+    Custom,
     /// The static binary and its image.
     Build,
     /// Trivy.
@@ -93,6 +95,12 @@ impl Step {
             Self::Lint => Definition {
                 name: "lint",
                 does: "clippy, warnings are errors",
+                ..on_sources
+            },
+            Self::Custom => Definition {
+                name: "custom",
+                does: "the commands of [[gate]] in ci.toml",
+                optional: true,
                 ..on_sources
             },
             Self::Build => Definition {

@@ -45,6 +45,8 @@ pub enum Command {
     },
     /// clippy, with warnings as errors
     Lint,
+    /// The project's own gates: the commands of `[[gate]]` in ci.toml
+    Custom,
     /// The service's image, as an OCI archive in the report directory
     Build {
         /// Copy the archive to this file too
@@ -95,6 +97,7 @@ impl Command {
             Self::Test => Step::Test,
             Self::Fmt { .. } => Step::Fmt,
             Self::Lint => Step::Lint,
+            Self::Custom => Step::Custom,
             Self::Build { .. } => Step::Build,
             Self::Scan => Step::Scan,
             Self::Smoke => Step::Smoke,

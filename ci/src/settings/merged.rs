@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::command_line::{Cli, Command, Drawing, Format, Options};
 use super::tables::{
-    self, Backing, BackingTable, Contents, ImageTable, ScanLimits, ScanTable, Service,
-    ServiceTable, SmokeTable, TestTable, ToolchainTable, Trial,
+    self, Backing, BackingTable, Contents, Gate, GateTable, ImageTable, ScanLimits, ScanTable,
+    Service, ServiceTable, SmokeTable, TestTable, ToolchainTable, Trial,
 };
 use crate::engine::choice::Choice;
 use crate::image::archive::Platform;
@@ -43,6 +43,7 @@ struct File {
     services: BTreeMap<String, BackingTable>,
     toolchain: ToolchainTable,
     test: TestTable,
+    gate: Vec<GateTable>,
     scan: ScanTable,
     smoke: SmokeTable,
     limits: BTreeMap<Step, String>,
@@ -78,6 +79,8 @@ pub struct Settings {
     pub packages: Vec<String>,
     /// The environment of the tests.
     pub test_env: BTreeMap<String, String>,
+    /// The gates of the project's own.
+    pub gates: Vec<Gate>,
     /// What the scan lets pass.
     pub scan: ScanLimits,
     /// How the image is tried.
@@ -105,14 +108,23 @@ pub struct Settings {
 impl Settings {
     /// The distribution's packages that `step` has beside the toolchain.
     #[must_use]
-    pub fn packages_of(&self, _: Step) -> Vec<&str> {
-        self.packages.iter().map(String::as_str).collect()
+    pub fn packages_of(&self, step: Step) -> Vec<&str> {
+        let of_gates = self.gates.iter().filter(|_| step == Step::Custom);
+        let of_gates = of_gates.flat_map(|gate| &gate.packages);
+        let mut packages: Vec<_> = self.packages.iter().map(String::as_str).collect();
+        for package in of_gates {
+            if !packages.contains(&package.as_str()) {
+                packages.push(package);
+            }
+        }
+        packages
     }
 
     /// Whether this project has such a step.
     #[must_use]
     pub fn has(&self, step: Step) -> bool {
         match step {
+            Step::Custom => !self.gates.is_empty(),
             Step::Test
             | Step::Fmt
             | Step::Lint
@@ -261,6 +273,7 @@ impl Invocation {
             services,
             packages: file.toolchain.resolve()?,
             test_env: file.test.resolve()?,
+            gates: tables::gates(file.gate)?,
             scan: file.scan.resolve()?,
             smoke: file.smoke.resolve()?,
             limits: tables::limits(file.limits)?,

@@ -71,6 +71,18 @@ pub struct TestTable {
     env: BTreeMap<String, String>,
 }
 
+/// `[[gate]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateTable {
+    name: String,
+    run: String,
+    #[serde(default)]
+    packages: Vec<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+}
+
 /// `[scan]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -186,6 +198,19 @@ pub struct Backing {
     pub env: BTreeMap<String, String>,
     /// The steps that have it: `test`, `smoke`.
     pub steps: Vec<Step>,
+}
+
+/// A gate of the project's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Its name in reports.
+    pub name: String,
+    /// A command line for `sh`, run in the workspace's folder.
+    pub run: String,
+    /// The distribution's packages that it needs beside those of `[toolchain]`.
+    pub packages: Vec<String>,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
 }
 
 /// What the scan lets pass.
@@ -395,14 +420,7 @@ impl BackingTable {
     /// When something is not valid (exit 2).
     pub fn resolve(self, name: String) -> Result<Backing, Failure> {
         let key = |part: &str| format!("services.{name}.{part}");
-        let label = !name.is_empty()
-            && name.len() < 64
-            && !name.starts_with('-')
-            && !name.ends_with('-')
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if !label {
+        if !is_label(&name) {
             return Err(wrong("services", &name, "it is not a host name")
                 .hint("Write lower-case letters, digits and dashes."));
         }
@@ -431,21 +449,64 @@ impl ToolchainTable {
     /// # Errors
     /// When one cannot be a package's name (exit 2).
     pub fn resolve(self) -> Result<Vec<String>, Failure> {
-        let name = |name: &str| {
-            name.len() > 1
-                && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
-        };
-        match self.packages.iter().find(|package| !name(package)) {
-            Some(bad) => Err(
-                wrong("toolchain.packages", bad, "it is not a package's name")
-                    .hint("Write names of Debian packages, such as libpq-dev."),
-            ),
-            None => Ok(self.packages),
-        }
+        packages("toolchain.packages", self.packages)
     }
+}
+
+/// The gates of the project's own.
+///
+/// # Errors
+/// When a name is not valid or given twice, a command is empty, or a package or a name in an environment is not valid (exit 2).
+pub fn gates(tables: Vec<GateTable>) -> Result<Vec<Gate>, Failure> {
+    let mut gates: Vec<Gate> = Vec::new();
+    for table in tables {
+        let name = table.name;
+        if !is_label(&name) {
+            return Err(wrong("gate.name", &name, "not a valid name")
+                .hint("Use lower-case letters, digits and dashes."));
+        }
+        if gates.iter().any(|other| other.name == name) {
+            return Err(wrong("gate.name", &name, "duplicate name"));
+        }
+        if table.run.trim().is_empty() || table.run.contains('\0') {
+            return Err(wrong(&format!("gate.{name}.run"), &table.run, "no command")
+                .hint("Write a shell command line, such as \"cargo doc --no-deps\"."));
+        }
+        environment(&format!("gate.{name}.env"), &table.env)?;
+        gates.push(Gate {
+            run: table.run,
+            packages: packages(&format!("gate.{name}.packages"), table.packages)?,
+            env: table.env,
+            name,
+        });
+    }
+    Ok(gates)
+}
+
+fn packages(key: &str, packages: Vec<String>) -> Result<Vec<String>, Failure> {
+    let name = |name: &str| {
+        name.len() > 1
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
+    };
+    match packages.iter().find(|package| !name(package)) {
+        Some(bad) => Err(wrong(key, bad, "it is not a package's name")
+            .hint("Write names of Debian packages, such as libpq-dev.")),
+        None => Ok(packages),
+    }
+}
+
+/// Whether this is a label as host names have it.
+fn is_label(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() < 64
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 impl TestTable {

@@ -4,6 +4,7 @@ mod auditable;
 mod base;
 pub mod build;
 mod crane;
+pub mod custom;
 mod environment;
 pub mod fmt;
 pub mod lint;

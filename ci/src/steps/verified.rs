@@ -1,6 +1,7 @@
 //! What has to be shown before anything is published, as one type.
 
 use super::build::Image;
+use super::custom::Gated;
 use super::fmt::Formatted;
 use super::lint::Linted;
 use super::scan::Scanned;
@@ -31,6 +32,8 @@ evidence! {
     formatted: Formatted<'run, K> = Fmt,
     /// clippy.
     linted: Linted<'run, K> = Lint,
+    /// All gates of the project's own.
+    gated: Gated<'run, K> = Custom,
     /// The image, built from the same sources.
     image: Image<'run, 'img, K> = Build,
     /// The scan of that image.

@@ -7,6 +7,7 @@ use clap::CommandFactory;
 use common::failure::ExitCode;
 
 use crate::ci_in;
+use crate::harness::Project;
 
 const README: &str = include_str!("../../../README.md");
 
@@ -126,8 +127,14 @@ fn the_readme_promises_no_command_that_is_not_there() {
 }
 
 #[test]
-fn the_readme_shows_what_ci_graph_prints() {
-    assert!(README.contains(&printed(&["graph"])));
+fn the_readme_shows_what_ci_graph_prints_for_a_project_with_a_gate_of_its_own() {
+    let project = Project::new("graph");
+    let graph = || project.ci(&["graph"]).run().exits(0).stdout;
+    let without = graph();
+    assert_eq!(without, printed(&["graph"]));
+    assert!(!without.contains("custom"), "{without}");
+    project.write("ci.toml", "[[gate]]\nname = \"a\"\nrun = \"b\"\n");
+    assert!(README.contains(&graph()));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use ci::model::image_name::{LoopbackRegistry, Registry};
 use ci::run::execution::StepContext;
 use ci::steps::build::Image;
+use ci::steps::custom::Gated;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
 use ci::steps::publish;
@@ -31,6 +32,7 @@ async fn the_way_through_the_gates_compiles<'run, 'img>(
     tested: Tested<'run, Genuine>,
     formatted: Formatted<'run, Genuine>,
     linted: Linted<'run, Genuine>,
+    gated: Gated<'run, Genuine>,
     image: Image<'run, 'img, Genuine>,
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
@@ -40,6 +42,7 @@ async fn the_way_through_the_gates_compiles<'run, 'img>(
         tested,
         formatted,
         linted,
+        gated,
         image,
         scanned,
         smoked,

@@ -1,6 +1,10 @@
 //! Each gate fails on a real defect, and says what is wrong.
 
 use crate::harness::Project;
+use crate::registry::Registry;
+
+const USER: &str = "somebody";
+const TOKEN: &str = "ghs_gates";
 
 #[test]
 fn a_healthy_project_passes_every_gate() {
@@ -76,6 +80,51 @@ fn a_clippy_warning_fails_the_lint_gate() {
         .only_fails("lint")
         .says("clippy::bool-comparison")
         .says("api/src/main.rs:12");
+}
+
+#[test]
+fn a_failing_gate_of_the_projects_own_is_named_and_keeps_the_image_from_being_published() {
+    let project = Project::new("own-gates");
+    let gates = |second: &str| {
+        project.write(
+            "ci.toml",
+            &format!(
+                "[[gate]]\nname = \"sources\"\nrun = \"test -f Cargo.lock && test \\\"$WORD\\\" = 'a b'\"\n\
+                 env = {{ WORD = \"a b\" }}\n[[gate]]\nname = \"second\"\nrun = \"{second}\"\n"
+            ),
+        );
+        project.commit(second)
+    };
+    let sha = gates("echo it is wrong; exit 3");
+    let registry = Registry::with_credential(USER, TOKEN);
+    let run = project
+        .ci(&["--registry", &registry.address()])
+        .push_to_main(&sha, TOKEN)
+        .run()
+        .exits(1)
+        .only_fails("custom")
+        .says("the gate second failed")
+        .says("it is wrong")
+        .says("gate second failed with exit code 3");
+    assert_eq!(run.status("smoke"), "passed");
+    assert_eq!(run.status("publish"), "skipped");
+    registry.is_empty();
+
+    gates("cargo --version");
+    let run = project.ci(&["custom"]).run().exits(0);
+    let parts = run.step("custom")["parts"].as_array().unwrap().clone();
+    let names: Vec<_> = parts.iter().map(|part| &part["name"]).collect();
+    assert_eq!(names, ["sources", "second"]);
+    assert!(parts.iter().all(|part| part["status"] == "passed"));
+    run.says("sources, second");
+
+    project.write("ci.toml", "");
+    project.commit("no gates");
+    project
+        .ci(&["custom"])
+        .run()
+        .exits(2)
+        .says("configures nothing for this command");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use ci::trust::kind::Genuine;
 use ci::steps::verified::Verified;
 use ci::image::attestations::Paper;
 use ci::steps::build::Image;
+use ci::steps::custom::Gated;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
 use ci::steps::scan::Scanned;
@@ -17,6 +18,7 @@ fn forged<'run, 'img>(run: Id<'run>, image: Id<'img>, sbom: Paper) {
     let _: Tested<'run, Genuine> = Tested { _run: run, _kind: PhantomData };
     let _: Formatted<'run, Genuine> = Formatted { _run: run, _kind: PhantomData };
     let _: Linted<'run, Genuine> = Linted { _run: run, _kind: PhantomData };
+    let _: Gated<'run, Genuine> = Gated { _run: run, _kind: PhantomData };
     let _: Scanned<'img, Genuine> = Scanned { _image: image, sbom, _kind: PhantomData };
     let _: Smoked<'img, Genuine> = Smoked { _image: image, _kind: PhantomData };
 }

@@ -3,6 +3,7 @@
 use ci::trust::kind::Genuine;
 use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
+use ci::steps::custom::Gated;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
 use ci::steps::scan::Scanned;
@@ -13,12 +14,13 @@ fn twice<'run, 'img>(
     tested: Tested<'run, Genuine>,
     formatted: Formatted<'run, Genuine>,
     linted: Linted<'run, Genuine>,
+    gated: Gated<'run, Genuine>,
     image: Image<'run, 'img, Genuine>,
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> [Verified<'run, 'img, Genuine>; 2] {
-    let one = Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked });
-    let two = Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked });
+    let one = Verified::new(Evidence { tested, formatted, linted, gated, image, scanned, smoked });
+    let two = Verified::new(Evidence { tested, formatted, linted, gated, image, scanned, smoked });
     [one, two]
 }
 

@@ -3,6 +3,7 @@
 use ci::trust::kind::Genuine;
 use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
+use ci::steps::custom::Gated;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
 use ci::steps::scan::Scanned;
@@ -13,30 +14,33 @@ fn without_the_smoke_test<'run, 'img>(
     tested: Tested<'run, Genuine>,
     formatted: Formatted<'run, Genuine>,
     linted: Linted<'run, Genuine>,
+    gated: Gated<'run, Genuine>,
     image: Image<'run, 'img, Genuine>,
     scanned: Scanned<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(Evidence { tested, formatted, linted, image, scanned })
+    Verified::new(Evidence { tested, formatted, linted, gated, image, scanned })
 }
 
 fn nothing_in_place_of_the_scan<'run, 'img>(
     tested: Tested<'run, Genuine>,
     formatted: Formatted<'run, Genuine>,
     linted: Linted<'run, Genuine>,
+    gated: Gated<'run, Genuine>,
     image: Image<'run, 'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(Evidence { tested, formatted, linted, image, scanned: (), smoked })
+    Verified::new(Evidence { tested, formatted, linted, gated, image, scanned: (), smoked })
 }
 
 fn the_format_in_place_of_the_tests<'run, 'img>(
     formatted: Formatted<'run, Genuine>,
     linted: Linted<'run, Genuine>,
+    gated: Gated<'run, Genuine>,
     image: Image<'run, 'img, Genuine>,
     scanned: Scanned<'img, Genuine>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(Evidence { tested: formatted, formatted, linted, image, scanned, smoked })
+    Verified::new(Evidence { tested: formatted, formatted, linted, gated, image, scanned, smoked })
 }
 
 fn main() {}

@@ -3,6 +3,7 @@
 use ci::trust::kind::{StandIn, Genuine};
 use ci::steps::verified::{Evidence, Verified};
 use ci::steps::build::Image;
+use ci::steps::custom::Gated;
 use ci::steps::fmt::Formatted;
 use ci::steps::lint::Linted;
 use ci::steps::scan::Scanned;
@@ -13,11 +14,12 @@ fn one_stand_in_among_them<'run, 'img>(
     tested: Tested<'run, Genuine>,
     formatted: Formatted<'run, Genuine>,
     linted: Linted<'run, Genuine>,
+    gated: Gated<'run, Genuine>,
     image: Image<'run, 'img, Genuine>,
     scanned: Scanned<'img, StandIn>,
     smoked: Smoked<'img, Genuine>,
 ) -> Verified<'run, 'img, Genuine> {
-    Verified::new(Evidence { tested, formatted, linted, image, scanned, smoked })
+    Verified::new(Evidence { tested, formatted, linted, gated, image, scanned, smoked })
 }
 
 fn all_of_them_stand_ins<'run, 'img>(
