@@ -6,4 +6,3 @@ pub mod file_tree;
 pub mod pins;
 pub mod progress;
 pub mod provision;
-pub mod random;

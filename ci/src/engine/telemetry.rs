@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,6 @@ use prost::Message;
 use tokio::sync::Notify;
 
 use common::failure::{Failure, OrFail};
-use common::random;
 
 /// The trace and span that a step's queries belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +32,13 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// One that no other has.
-    fn unique() -> Self {
-        let random = || random::number().to_be_bytes();
+    /// The `number`-th of this receiver.
+    fn numbered(receiver: [u8; 8], number: u64) -> Self {
         let mut trace = [0; 16];
-        trace[..8].copy_from_slice(&random());
-        trace[8..].copy_from_slice(&random());
-        Self {
-            trace,
-            span: random(),
-        }
+        trace[..8].copy_from_slice(&receiver);
+        trace[8..].copy_from_slice(&number.to_be_bytes());
+        let span = (u64::from_be_bytes(receiver) ^ number).to_be_bytes();
+        Self { trace, span }
     }
 
     /// The `traceparent` header.
@@ -115,6 +112,7 @@ impl Trace {
 #[derive(Default)]
 struct Shared {
     traces: Mutex<HashMap<[u8; 16], Trace>>,
+    last_trace: AtomicU64,
     changed: Notify,
 }
 
@@ -129,6 +127,8 @@ impl Shared {
 pub struct Telemetry {
     shared: Arc<Shared>,
     address: SocketAddr,
+    /// A number that no other receiver has.
+    receiver: [u8; 8],
 }
 
 impl Telemetry {
@@ -143,6 +143,8 @@ impl Telemetry {
         let address = listener
             .local_addr()
             .or_environment("cannot listen on loopback")?;
+        let mut receiver = [0; 8];
+        getrandom::fill(&mut receiver).or_environment("this machine has no random numbers")?;
         let shared = Arc::new(Shared::default());
         let router = Router::new()
             .route("/v1/logs", post(logs))
@@ -151,7 +153,11 @@ impl Telemetry {
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&shared));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { shared, address })
+        Ok(Self {
+            shared,
+            address,
+            receiver,
+        })
     }
 
     /// The base URL, as `OTEL_EXPORTER_OTLP_ENDPOINT` wants it.
@@ -163,7 +169,8 @@ impl Telemetry {
     /// A trace context for a step; `listener` hears its lines.
     #[must_use]
     pub fn trace(&self, listener: Option<Listener>) -> TraceContext {
-        let context = TraceContext::unique();
+        let number = self.shared.last_trace.fetch_add(1, Ordering::Relaxed) + 1;
+        let context = TraceContext::numbered(self.receiver, number);
         self.shared.traces().insert(
             context.trace,
             Trace {
@@ -339,8 +346,9 @@ mod tests {
 
     #[test]
     fn no_two_steps_share_a_trace() {
-        let header = TraceContext::unique().header();
+        let header = TraceContext::numbered([7; 8], 1).header();
         assert_eq!(header.len(), 55);
-        assert_ne!(header, TraceContext::unique().header());
+        assert_ne!(header, TraceContext::numbered([7; 8], 2).header());
+        assert_ne!(header, TraceContext::numbered([8; 8], 1).header());
     }
 }

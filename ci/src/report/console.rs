@@ -16,7 +16,6 @@ use crate::settings::{Format, Settings};
 use crate::trust::authority::Credential;
 use common::failure::{Failure, OrFail};
 use common::progress::Progress;
-use common::random;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -328,7 +327,11 @@ fn render(error: &Failure) -> String {
 /// [stopped](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands#stopping-and-starting-workflow-commands)
 /// by a word that the text cannot know.
 fn without_commands(text: &str) -> String {
-    let word = format!("{:016x}{:016x}", random::number(), random::number());
+    let mut word = [0; 16];
+    if let Err(error) = getrandom::fill(&mut word) {
+        return format!("the output is in the logs: {error}\n");
+    }
+    let word = hex::encode(word);
     format!("::stop-commands::{word}\n{text}::{word}::\n")
 }
 
