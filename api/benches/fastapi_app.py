@@ -1,4 +1,4 @@
-"""What the service does for `/` and `/health`, as a FastAPI application: the document, the trace context, the metrics."""
+"""The equivalent of `/` and `/health` as a FastAPI application, with trace context and metrics."""
 
 import os
 import re

@@ -1,16 +1,16 @@
-//! The service's speed and memory beside those of a bare Actix handler and of a FastAPI application, all in one run.
+//! Compares speed and memory of the service with a bare Actix handler and a FastAPI application, all in one run.
 //!
-//! `just bench` builds the service as the image has it. A word such as `requests` runs the parts whose name begins so. A bound that
-//! is missed ends it with 1.
+//! `just bench` builds the service like the image does. An argument such as `requests` runs only the parts whose name starts with
+//! it. If a bound is missed, the exit code is 1.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
     clippy::cast_precision_loss,
-    reason = "a measurement that fails is none, and its figures are printed"
+    reason = "a benchmark may panic, and prints its results"
 )]
-#![expect(dead_code, reason = "the harness is that of the tests, too")]
+#![expect(dead_code, reason = "the tests use the harness, too")]
 
 #[path = "../tests/e2e/harness.rs"]
 mod harness;
@@ -42,13 +42,13 @@ use table::Table;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Each candidate in turn, so often: what else the machine does then hits all alike.
+/// The number of rounds. Each round measures all candidates, so that other load on the machine affects all of them.
 const ROUNDS: usize = 5;
 
-/// How long one round of one candidate takes.
+/// The duration of one round of one candidate.
 const ROUND: Duration = Duration::from_secs(3);
 
-/// What comes with `main`'s argument `--bare PORT`.
+/// `--bare PORT` runs the bare handler instead of the benchmark.
 const BARE: &str = "--bare";
 
 fn main() -> ExitCode {
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // cargo adds --bench.
-    let asked = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let selected = arguments.iter().find(|argument| !argument.starts_with('-'));
     let parts: [Part; 6] = [
         ("start", start),
         ("requests", requests),
@@ -71,17 +71,17 @@ fn main() -> ExitCode {
     ];
     let mut table = Table::default();
     for (name, measure) in parts {
-        if asked.is_none_or(|asked| name.starts_with(asked.as_str())) {
+        if selected.is_none_or(|selected| name.starts_with(selected.as_str())) {
             measure(&mut table);
         }
     }
     ExitCode::from(u8::from(table.missed))
 }
 
-/// What is measured, by its name.
+/// A part of the benchmark: its name and function.
 type Part = (&'static str, fn(&mut Table));
 
-/// A handler and nothing else, in a server as Actix makes it.
+/// Serves a handler with a fixed response and the default settings of Actix.
 fn bare(port: u16) {
     let answer = || async {
         HttpResponse::Ok()
@@ -98,15 +98,15 @@ fn bare(port: u16) {
         .unwrap();
 }
 
-/// A program that is measured.
+/// A program under measurement.
 struct Candidate {
     id: u32,
     port: u16,
-    /// Ends it.
+    /// Stops the program when dropped.
     _running: Box<dyn Any>,
 }
 
-/// A program that ends with this.
+/// A program that is killed when dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -118,7 +118,7 @@ impl Drop for Running {
 
 impl Candidate {
     fn ours(configuration: &str) -> Self {
-        // None of the others logs requests either.
+        // Without request logs, like the other candidates.
         let service = Service::start(configuration, &[("RUST_LOG", "warn,api::startup=info")]);
         Self {
             id: service.child.id(),
@@ -135,7 +135,7 @@ impl Candidate {
     }
 
     fn fastapi() -> Self {
-        // As `pip install fastapi uvicorn` and uvicorn's own defaults have it: one process.
+        // Installed like `pip install fastapi uvicorn`, with the defaults of uvicorn: one process.
         let uvicorn = format!("uvicorn=={}", pins::UVICORN);
         let client = format!("prometheus-client=={}", pins::PROMETHEUS_CLIENT);
         let tool = venv("fastapi", pins::FASTAPI, &[&uvicorn, &client]);
@@ -174,13 +174,13 @@ impl Candidate {
             .unwrap()
     }
 
-    /// Bytes that are in memory.
+    /// The resident memory in bytes.
     fn resident(&self) -> u64 {
         self.process().rss_bytes().get()
     }
 
-    /// Seconds that the processor worked for it.
-    fn processor(&self) -> f64 {
+    /// The CPU time in seconds.
+    fn cpu_time(&self) -> f64 {
         let stat = self.process();
         (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
     }
@@ -197,7 +197,7 @@ impl Candidate {
             let line = report
                 .lines()
                 .find_map(|line| line.trim().strip_prefix(name));
-            line.unwrap_or_else(|| panic!("wrk says nothing of {name}:\n{report}"))
+            line.unwrap_or_else(|| panic!("the output of wrk has no {name}:\n{report}"))
                 .trim()
         };
         assert!(!report.contains("Non-2xx"), "{report}");
@@ -208,7 +208,7 @@ impl Candidate {
     }
 }
 
-/// `1.23ms` and the like.
+/// Parses a duration of wrk such as `1.23ms`.
 fn in_seconds(text: &str) -> f64 {
     let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
@@ -219,7 +219,7 @@ fn in_seconds(text: &str) -> f64 {
     digits.parse::<f64>().unwrap() * unit
 }
 
-/// What wrk says.
+/// The results of wrk: requests per second, and the 99th percentile in seconds.
 #[derive(Clone, Copy)]
 struct Load {
     rate: f64,
@@ -231,12 +231,12 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Twenty checks of what is there, asked every ten seconds.
+/// The configuration of twenty checks that are up, with an interval of 10 s.
 fn twenty_checks(ports: [u16; 2]) -> String {
     many_checks(20, ports)
 }
 
-/// Checks of which one half opens connections and the other asks over HTTP.
+/// The configuration of `count` checks, half of them TCP and half HTTP.
 fn many_checks(count: usize, [tcp, http]: [u16; 2]) -> String {
     let mut text = String::from("[defaults]\ninterval = \"10s\"\ntimeout = \"2s\"\n");
     for at in 0..count {
@@ -262,7 +262,7 @@ fn start(table: &mut Table) {
             .spawn()
             .unwrap();
         let program = Running(child);
-        while ask(port).is_none() {
+        while request_once(port).is_none() {
             assert!(begun.elapsed() < Duration::from_secs(5));
         }
         let took = begun.elapsed().as_secs_f64() * 1e3;
@@ -270,16 +270,21 @@ fn start(table: &mut Table) {
         took
     };
     let times = (0..11).map(|_| first()).collect();
-    table.at_most("first 200 after exec", median(times), 25.0, " ms");
+    table.at_most(
+        "time from exec to the first 200",
+        median(times),
+        25.0,
+        " ms",
+    );
 }
 
-/// One request of a connection of its own.
-fn ask(port: u16) -> Option<()> {
+/// Sends one request on a new connection.
+fn request_once(port: u16) -> Option<()> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
     request(&mut socket)
 }
 
-/// One request; its answer fits one buffer.
+/// Sends one request, whose response fits into one buffer.
 fn request(socket: &mut TcpStream) -> Option<()> {
     socket
         .write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -293,7 +298,7 @@ fn requests(table: &mut Table) {
     install(&[package("wrk", "wrk")]);
     let (bare, fastapi) = (Candidate::bare(), Candidate::fastapi());
     let ports = [bare.port; 2];
-    // Of what /health says, the checks are most: the same answer as the bare handler's comes from a service without.
+    // Without checks, the response of /health is the same as that of the bare handler.
     let (ours, with_checks) = (Candidate::ours(""), Candidate::ours(&twenty_checks(ports)));
     sleep(Duration::from_secs(1));
     let candidates = [
@@ -315,12 +320,12 @@ fn requests(table: &mut Table) {
         .each_ref()
         .map(|loads| median(loads.iter().map(|load| load.p99).collect()));
     for (((name, ..), rate), p99) in candidates.iter().zip(rates).zip(p99s) {
-        table.say(
-            &format!("{name}: requests a second, p99"),
+        table.print(
+            &format!("{name}: requests per second, p99"),
             format!("{rate:.0}, {:.2} ms", p99 * 1e3),
         );
     }
-    // Within each round, so that a slow moment of the machine is in both.
+    // Per round, so that a slow phase of the machine affects both values.
     let ratio = |of: usize, to: usize| {
         let pairs = loads[of].iter().zip(&loads[to]);
         median(
@@ -330,25 +335,25 @@ fn requests(table: &mut Table) {
         )
     };
     table.at_least(
-        "/health, of the bare handler's requests a second",
+        "requests per second: /health divided by bare handler",
         ratio(2, 0),
         0.85,
         "",
     );
     table.at_least(
-        "/health, of FastAPI's requests a second",
+        "requests per second: /health divided by FastAPI",
         ratio(2, 1),
         30.0,
         "",
     );
     table.at_most(
-        "/health, of the bare handler's p99",
+        "p99: /health divided by bare handler",
         p99s[2] / p99s[0],
         2.0,
         "",
     );
     table.at_least(
-        "/api/v1/checks, of the bare handler's requests a second",
+        "requests per second: /api/v1/checks divided by bare handler",
         ratio(3, 0),
         0.6,
         "",
@@ -360,18 +365,23 @@ fn memory(table: &mut Table) {
     let ours = Candidate::ours(&twenty_checks([bare.port; 2]));
     sleep(Duration::from_secs(25));
     let resident = ours.resident() as f64 / MIB;
-    table.say(
-        "resident, bare handler",
+    table.print(
+        "resident memory, bare handler",
         format!("{:.2} MiB", bare.resident() as f64 / MIB),
     );
-    table.at_most("resident, idle with 20 checks", resident, 8.0, " MiB");
+    table.at_most(
+        "resident memory, idle with 20 checks",
+        resident,
+        8.0,
+        " MiB",
+    );
 }
 
-/// What an idle connection costs after its first request.
+/// The memory of an idle connection after its first request.
 fn connections(table: &mut Table) {
     const MANY: usize = 10_000;
     let cost = |candidate: &Candidate| {
-        // So that what the first ones cost once is not in it.
+        // Excludes one-time costs of the first connections.
         let before: Vec<_> = (0..100).map(|_| open(candidate)).collect();
         let idle = candidate.resident();
         let begun = Instant::now();
@@ -379,27 +389,32 @@ fn connections(table: &mut Table) {
         let took = begun.elapsed();
         assert!(
             took < Duration::from_secs(5),
-            "the first are closed by now: {took:?}"
+            "the first connections are closed by now: {took:?}"
         );
         let resident = candidate.resident();
         drop((before, open));
         (resident - idle) as f64 / MANY as f64
     };
     let bare = cost(&Candidate::bare());
-    // By default it takes fewer, if the memory is little.
+    // The default limit may be lower, depending on the memory.
     let ours = cost(&Candidate::ours("connections = 12000\n"));
-    table.say(
-        "a connection, bare handler",
+    table.print(
+        "memory per connection, bare handler",
         format!("{:.2} KiB", bare / 1024.0),
     );
-    table.say("a connection", format!("{:.2} KiB", ours / 1024.0));
-    table.at_most("a connection, of the bare handler's", ours / bare, 1.1, "");
+    table.print("memory per connection", format!("{:.2} KiB", ours / 1024.0));
+    table.at_most(
+        "memory per connection: divided by bare handler",
+        ours / bare,
+        1.1,
+        "",
+    );
 }
 
 fn open(candidate: &Candidate) -> TcpStream {
     let address = SocketAddr::from(([127, 0, 0, 1], candidate.port));
     let mut socket = TcpStream::connect(address).unwrap();
-    request(&mut socket).expect("an answer");
+    request(&mut socket).expect("a response");
     socket
 }
 
@@ -410,19 +425,24 @@ fn checks(table: &mut Table) {
     let tcp = silent.local_addr().unwrap().port();
     thread::spawn(move || silent.incoming().for_each(drop));
     let ours = Candidate::ours(&many_checks(1000, [tcp, bare.port]));
-    // Beyond their beginning.
+    // Skips the start phase.
     sleep(Duration::from_secs(12));
-    let (cpu, begun) = (ours.processor(), Instant::now());
+    let (cpu, begun) = (ours.cpu_time(), Instant::now());
     sleep(WINDOW);
-    let share = (ours.processor() - cpu) / begun.elapsed().as_secs_f64() * 100.0;
-    table.at_most("1,000 checks every 10 s, of one core", share, 5.0, " %");
-    table.say(
-        "resident with them",
+    let share = (ours.cpu_time() - cpu) / begun.elapsed().as_secs_f64() * 100.0;
+    table.at_most(
+        "CPU of 1,000 checks every 10 s, percent of one core",
+        share,
+        5.0,
+        " %",
+    );
+    table.print(
+        "resident memory with 1,000 checks",
         format!("{:.2} MiB", ours.resident() as f64 / MIB),
     );
 }
 
-/// The image is the program and nothing else, compressed as `ci` does it.
+/// The image contains only the program, compressed in the same way as by `ci`.
 fn image(table: &mut Table) {
     let program = tempfile::NamedTempFile::new().unwrap();
     let archive = program.path().with_extension("gz");
@@ -432,7 +452,10 @@ fn image(table: &mut Table) {
         .arg(program.path())
         .stdout(fs::File::create(&archive).unwrap()));
     let size = |path: &Path| fs::metadata(path).unwrap().len() as f64 / MIB;
-    table.say("the program", format!("{:.2} MiB", size(program.path())));
-    table.at_most("the image, compressed", size(&archive), 6.0, " MiB");
+    table.print(
+        "size of the program",
+        format!("{:.2} MiB", size(program.path())),
+    );
+    table.at_most("size of the compressed image", size(&archive), 6.0, " MiB");
     fs::remove_file(archive).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The board: what is known of every check, now and of the last day, and where it changed.
+//! The current state of every check, its statistics of the last day, and its state changes.
 
 use std::{
     collections::HashMap,
@@ -14,16 +14,16 @@ use utoipa::ToSchema;
 
 use crate::{
     changes::{Change, Changes},
-    checks::{Check, Trouble},
+    checks::{Check, ProbeError},
     history::{Ring, Sample, Store, StoreState, Summary, milliseconds},
     state::State,
     time::rfc3339,
 };
 
-/// The window of the figures that are shown beside a state.
+/// The window of the statistics that are shown with a state.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Every check of the service.
+/// All checks with their results.
 #[derive(Debug)]
 pub struct Board {
     entries: Box<[Entry]>,
@@ -43,65 +43,65 @@ struct Entry {
 struct Record {
     state: State,
     since: SystemTime,
-    /// Answers in a row that speak against `state`.
-    against: u32,
+    /// The number of consecutive results that contradict `state`.
+    contradictions: u32,
     last: Option<Last>,
-    asked: u64,
-    failed: u64,
+    probes: u64,
+    failures: u64,
     ring: Ring,
     day: Summary,
 }
 
-/// The newest answer.
+/// The result of the last probe.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Last {
-    /// When it was asked for.
+    /// When the probe started.
     #[serde(serialize_with = "rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub time: SystemTime,
-    /// How long it took, or how long it was waited for.
+    /// How long the probe took, including failed probes.
     pub latency_ms: f64,
-    /// Why it was not as expected.
+    /// Why the probe failed; `null` if it succeeded.
     pub error: Option<String>,
 }
 
-/// What the board says of one check.
+/// The state of one check.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Status {
-    /// The check's name.
+    /// The name of the check, unique in the service.
     pub name: String,
-    /// The kind of its target.
+    /// The kind of the target, such as `http` or `dns`.
     #[schema(value_type = String)]
     pub kind: &'static str,
     /// The `componentType` of the target in the health document.
     #[serde(skip)]
     pub component_type: &'static str,
-    /// What is asked; without secrets.
+    /// What is probed, with secrets masked.
     pub target: String,
-    /// Whether its loss is an outage.
+    /// Whether the service reports an outage while this check is down.
     pub critical: bool,
-    /// From one question to the next.
+    /// The time from the start of one probe to the start of the next.
     pub interval_seconds: f64,
-    /// What the answers say.
+    /// The state, after the configured number of consecutive successes or failures.
     pub state: State,
-    /// Since when they say so.
+    /// When the check entered this state.
     #[serde(serialize_with = "rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub since: SystemTime,
-    /// The newest answer.
+    /// The result of the last probe; `null` before the first one.
     pub last: Option<Last>,
-    /// How it did in the last 24 hours, as far as is known.
+    /// Statistics of the last 24 hours, as far as results are available.
     pub day: Summary,
-    /// How often it was asked since the service started.
+    /// The number of probes since the service started.
     #[serde(skip)]
-    pub asked: u64,
-    /// How many of these answers were not as expected.
+    pub probes: u64,
+    /// The number of failed probes since the service started.
     #[serde(skip)]
-    pub failed: u64,
+    pub failures: u64,
 }
 
 impl Board {
-    /// A board of checks that nothing is known of; their names differ.
+    /// Creates a board without results; the names of `checks` must be unique.
     #[must_use]
     pub fn new(checks: Vec<Check>) -> Self {
         let names = checks
@@ -118,10 +118,10 @@ impl Board {
                     record: Mutex::new(Record {
                         state: State::Pending,
                         since: now,
-                        against: 0,
+                        contradictions: 0,
                         last: None,
-                        asked: 0,
-                        failed: 0,
+                        probes: 0,
+                        failures: 0,
                         day: Ring::default().summary(now),
                         ring: Ring::default(),
                     }),
@@ -134,7 +134,7 @@ impl Board {
         }
     }
 
-    /// The board with its history on the disk, too; what `store` knows of the last day is known again. Waits for the disk.
+    /// Also writes results to `store`, and restores the last day from it. Blocks on disk access.
     #[must_use]
     pub fn with_store(mut self, store: Store) -> Self {
         let day = day_before(SystemTime::now());
@@ -147,13 +147,13 @@ impl Board {
         self
     }
 
-    /// What keeps the history on the disk, where something does.
+    /// The store on disk, if one is configured.
     #[must_use]
     pub const fn store(&self) -> Option<&Store> {
         self.store.as_ref()
     }
 
-    /// Where the history is kept.
+    /// Where the history is stored.
     #[must_use]
     pub fn store_state(&self) -> StoreState {
         self.store.as_ref().map_or(StoreState::Memory, Store::state)
@@ -164,91 +164,91 @@ impl Board {
         self.entries.iter().map(|entry| &entry.check)
     }
 
-    /// The place of the check of this name in that order.
+    /// The index of the check called `name`.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
         self.names.get(name).copied()
     }
 
-    /// Grows whenever something that the board says is another; a rendering is good as long as it stays.
+    /// A number that grows with every change of the board, so that renderings can be cached.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Where states changed.
+    /// The log of state changes.
     #[must_use]
     pub const fn changes(&self) -> &Changes {
         &self.changes
     }
 
-    /// Notes what the check at `index` said when it was asked at `at`, and how long that took.
+    /// Records the result of a probe of the check at `index` that started at `at`.
     pub fn record(
         &self,
         index: usize,
         at: SystemTime,
         took: Duration,
-        answer: Result<(), Trouble>,
+        result: Result<(), ProbeError>,
     ) {
         let Some(Entry { check, record }) = self.entries.get(index) else {
             return;
         };
         let mut record = lock(record);
-        // First: whoever is told of the change finds it.
+        // Before the change is sent: a client that fetches the page because of it must not get the old rendering.
         self.generation.fetch_add(1, Ordering::Release);
-        let sample = Sample::new(at, answer.is_ok().then_some(took));
+        let sample = Sample::new(at, result.is_ok().then_some(took));
         record.ring.push(sample);
         record.day = record.ring.summary(day_before(at));
         if let Some(store) = &self.store {
             store.add(index, sample);
         }
-        record.asked += 1;
-        record.failed += u64::from(answer.is_err());
-        let (said, enough) = match answer {
+        record.probes += 1;
+        record.failures += u64::from(result.is_err());
+        let (observed, threshold) = match result {
             Ok(()) => (State::Up, check.successes),
             Err(_) => (State::Down, check.failures),
         };
-        let error = answer.err().map(|trouble| trouble.to_string());
+        let error = result.err().map(|error| error.to_string());
         record.last = Some(Last {
             time: at,
             latency_ms: milliseconds(took),
             error: error.clone(),
         });
-        record.against = if said == record.state {
+        record.contradictions = if observed == record.state {
             0
         } else {
-            record.against + 1
+            record.contradictions + 1
         };
-        // The first success is believed at once: there is nothing that it could flap against.
-        let first = record.state == State::Pending && said == State::Up;
-        if said != record.state && (first || record.against >= enough.get()) {
+        // The first success counts at once, because there is no earlier state to flap from.
+        let first = record.state == State::Pending && observed == State::Up;
+        if observed != record.state && (first || record.contradictions >= threshold.get()) {
             let change = Change {
                 check: check.name.clone(),
                 from: record.state,
-                to: said,
+                to: observed,
                 time: at,
                 error,
             };
-            record.state = said;
+            record.state = observed;
             record.since = at;
-            record.against = 0;
+            record.contradictions = 0;
             self.changes.add(&change);
         }
     }
 
-    /// What is known of every check, in the order of the configuration.
+    /// The status of every check, in the order of the configuration.
     #[must_use]
     pub fn statuses(&self) -> Vec<Status> {
         self.entries.iter().map(Entry::status).collect()
     }
 
-    /// What is known of the check at `index`.
+    /// The status of the check at `index`.
     #[must_use]
     pub fn status(&self, index: usize) -> Option<Status> {
         self.entries.get(index).map(Entry::status)
     }
 
-    /// Gives the newest samples of the check at `index` to `look`.
+    /// Calls `look` with the newest samples of the check at `index`.
     pub fn with_samples<T>(&self, index: usize, look: impl FnOnce(&Ring) -> T) -> Option<T> {
         self.entries
             .get(index)
@@ -270,8 +270,8 @@ impl Entry {
             since: record.since,
             last: record.last.clone(),
             day: record.day,
-            asked: record.asked,
-            failed: record.failed,
+            probes: record.probes,
+            failures: record.failures,
         }
     }
 }
@@ -280,7 +280,7 @@ fn day_before(time: SystemTime) -> SystemTime {
     time.checked_sub(DAY).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// What a panic elsewhere left behind is whole: nothing panics while it is changed half-way.
+/// Ignores poisoning, because no code panics while the data is inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -308,15 +308,15 @@ mod tests {
         }
     }
 
-    /// The states after each of these answers: `+` as expected, `-` not.
-    fn states(board: &Board, answers: &str) -> String {
+    /// The states after each of these results: `+` is a success, `-` a failure.
+    fn states(board: &Board, results: &str) -> String {
         let mut states = String::new();
-        for answer in answers.chars() {
-            let answer = match answer {
+        for result in results.chars() {
+            let result = match result {
                 '+' => Ok(()),
-                _ => Err(Trouble("refused".into())),
+                _ => Err(ProbeError("refused".into())),
             };
-            board.record(0, SystemTime::now(), Duration::from_millis(2), answer);
+            board.record(0, SystemTime::now(), Duration::from_millis(2), result);
             states.push(match board.status(0).unwrap().state {
                 State::Pending => 'p',
                 State::Up => 'u',
@@ -327,30 +327,30 @@ mod tests {
     }
 
     #[test]
-    fn a_state_changes_only_after_as_many_answers_in_a_row_as_its_threshold_says() {
-        for (failures, successes, answers, expected) in [
+    fn changes_the_state_only_after_the_configured_number_of_consecutive_results() {
+        for (failures, successes, results, expected) in [
             (1, 1, "+-+-", "udud"),
             (3, 2, "+--+---+-++", "uuuuuuddddu"),
-            // The first success is believed, the first failure is not.
+            // The first success counts at once, the first failure does not.
             (3, 2, "--+", "ppu"),
             (3, 2, "---+-++", "ppddddu"),
         ] {
             let board = Board::new(vec![check(failures, successes)]);
             assert_eq!(
-                states(&board, answers),
+                states(&board, results),
                 expected,
-                "{failures} {successes} {answers}"
+                "{failures} {successes} {results}"
             );
         }
     }
 
     #[test]
-    fn what_is_said_of_a_check_is_what_its_answers_were() {
+    fn status_reflects_the_recorded_results() {
         let board = Board::new(vec![check(2, 1)]);
         assert_eq!(board.status(0).unwrap().day.uptime, None);
         states(&board, "++-+");
         let status = board.status(0).unwrap();
-        assert_eq!((status.asked, status.failed), (4, 1));
+        assert_eq!((status.probes, status.failures), (4, 1));
         assert_eq!(status.day.uptime, Some(0.75));
         assert_eq!(status.day.latency_ms.unwrap().p50, 2.0);
         assert_eq!(status.last.unwrap().error, None);
@@ -362,34 +362,34 @@ mod tests {
     }
 
     #[test]
-    fn each_change_is_told_once_and_kept_for_those_who_come_back() {
+    fn sends_each_change_once_and_replays_it_after_a_reconnect() {
         let board = Board::new(vec![check(1, 1)]);
-        let (missed, mut coming) = board.changes().listen(None);
+        let (missed, mut receiver) = board.changes().listen(None);
         assert!(missed.is_empty());
         states(&board, "++-");
-        let first = coming.try_recv().unwrap();
+        let first = receiver.try_recv().unwrap();
         assert_eq!(first.number, 1);
         assert!(
             first.data.contains(r#""from":"pending","to":"up""#),
             "{}",
             first.data
         );
-        assert_eq!(coming.try_recv().unwrap().number, 2);
-        assert!(coming.try_recv().is_err());
+        assert_eq!(receiver.try_recv().unwrap().number, 2);
+        assert!(receiver.try_recv().is_err());
 
-        let back = |last: &str| {
+        let replay = |last: &str| {
             let (missed, _) = board.changes().listen(Some(last));
             missed.iter().map(|event| event.number).collect::<Vec<_>>()
         };
-        assert_eq!(back(&board.changes().id(0)), [1, 2]);
-        assert_eq!(back(&board.changes().id(1)), [2]);
-        for elsewhere in ["1-1", "", "1", "-", "x-y", "18446744073709551616-0"] {
-            assert_eq!(back(elsewhere), [0; 0], "{elsewhere}");
+        assert_eq!(replay(&board.changes().id(0)), [1, 2]);
+        assert_eq!(replay(&board.changes().id(1)), [2]);
+        for unknown in ["1-1", "", "1", "-", "x-y", "18446744073709551616-0"] {
+            assert_eq!(replay(unknown), [0; 0], "{unknown}");
         }
     }
 
     #[test]
-    fn the_generation_grows_with_each_answer() {
+    fn generation_grows_with_each_result() {
         let board = Board::new(vec![check(1, 1)]);
         let before = board.generation();
         states(&board, "+");

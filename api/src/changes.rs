@@ -1,4 +1,4 @@
-//! Where the states of checks changed: the newest are kept, and told to whoever listens.
+//! The log of state changes: keeps the newest changes and sends them to listeners.
 
 use std::{
     collections::VecDeque,
@@ -12,30 +12,30 @@ use utoipa::ToSchema;
 
 use crate::{state::State, time::rfc3339};
 
-/// How many are kept for those who come back.
+/// The number of changes that are kept for clients that reconnect.
 const KEPT: usize = 256;
 
-/// A check whose state changed.
+/// A change of the state of a check.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Change {
-    /// The check's name.
+    /// The name of the check.
     pub check: String,
-    /// Its state before.
+    /// The previous state.
     pub from: State,
-    /// Its state now.
+    /// The new state.
     pub to: State,
-    /// When the answer that decided it was asked for.
+    /// When the probe started that caused the change.
     #[serde(serialize_with = "rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub time: SystemTime,
-    /// Why it is down.
+    /// Why the check is down; `null` if it is not.
     pub error: Option<String>,
 }
 
-/// A change as it is sent.
+/// A change in serialized form.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Its number, from 1.
+    /// The sequence number within this process, starting at 1.
     pub number: u64,
     /// The change as JSON.
     pub data: Arc<str>,
@@ -44,7 +44,7 @@ pub struct Event {
 /// All changes since the service started.
 #[derive(Debug)]
 pub struct Changes {
-    /// Tells the numbers of this process from those of an earlier one.
+    /// The start of this process, to tell its sequence numbers from those of an earlier process.
     run: u64,
     kept: Mutex<Kept>,
 }
@@ -53,7 +53,6 @@ pub struct Changes {
 struct Kept {
     newest: u64,
     events: VecDeque<Event>,
-    /// Nobody can be told any more once this is gone.
     listeners: broadcast::Sender<Event>,
 }
 
@@ -78,7 +77,7 @@ impl Changes {
             from = ?change.from,
             to = ?change.to,
             error = change.error,
-            "the state of a check changed"
+            "check state changed"
         );
         let Ok(data) = serde_json::to_string(change) else {
             return;
@@ -93,18 +92,18 @@ impl Changes {
             kept.events.pop_front();
         }
         kept.events.push_back(event.clone());
-        // Nobody listens: that is no error.
+        // Fails if there are no listeners, which is not an error.
         let _ = kept.listeners.send(event);
     }
 
-    /// The id of an event, as in `Last-Event-ID`.
+    /// The ID of an event, as in `Last-Event-ID`.
     #[must_use]
     pub fn id(&self, number: u64) -> String {
         format!("{}-{number}", self.run)
     }
 
-    /// What was missed after `last`, an id that this process or another gave, and what comes from now on. Nothing was missed, as far as
-    /// can be said, where the id is of another process.
+    /// Returns the events after the event with the ID `last`, and a receiver of future events. An ID of another process counts as
+    /// no ID: there are no missed events then.
     #[must_use]
     pub fn listen(&self, last: Option<&str>) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let seen = last

@@ -20,13 +20,13 @@ use crate::{
     startup,
 };
 
-/// What `api healthcheck` asks for.
+/// The path that `api healthcheck` requests.
 const HEALTH: &str = "/health";
 
-/// How long `api healthcheck` waits: less than the time limit of a container's probe has to be.
-const HEALTHCHECK: Duration = Duration::from_secs(3);
+/// The timeout of `api healthcheck`, shorter than usual timeouts of container probes.
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks what a service depends on, again and again, and says how it is: as a page, as JSON, as metrics.
+/// Probe the dependencies of a service periodically, and show their state as a page, as JSON and as metrics.
 #[derive(Debug, Parser)]
 #[command(name = "api", version, args_conflicts_with_subcommands = true, after_help = AFTER)]
 struct Cli {
@@ -37,27 +37,27 @@ struct Cli {
 }
 
 const AFTER: &str = "\
-Exit codes: 0 it ended as it should; 1 the port is taken, the server failed, or it is not healthy; 2 wrong usage or settings, \
-each said with its place.
+Exit codes: 0 success; 1 the port is in use, the server failed, or the service is not healthy; 2 invalid usage or settings; \
+130 a second signal during shutdown.
 
-The environment wins over the file: PORT, APP_ENV, RUST_LOG, REDIS_HOST, REDIS_PORT and REDIS_PASSWORD.";
+Environment variables that override the file: PORT, APP_ENV, RUST_LOG, REDIS_HOST, REDIS_PORT and REDIS_PASSWORD.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve until SIGTERM (the default)
     Serve(Configuration),
-    /// Say all that is wrong with a configuration, or how many checks it has
+    /// Validate a configuration file and report every problem in it
     CheckConfig {
-        /// The configuration, TOML
+        /// The TOML configuration file
         file: PathBuf,
     },
-    /// Ask the service of the same configuration for its health: a probe for images without a shell
+    /// Request /health from a running service with the same configuration, for images without a shell
     Healthcheck(Configuration),
 }
 
 #[derive(Debug, Args)]
 struct Configuration {
-    /// The configuration, TOML [default: none, all is as by default and the environment says]
+    /// The TOML configuration file [default: none; only defaults and environment variables apply]
     #[arg(
         long = "config",
         env = "API_CONFIG",
@@ -70,7 +70,7 @@ struct Configuration {
 
 impl Configuration {
     fn load(&self) -> Result<Settings, Problems> {
-        // As with all variables, empty is as not set.
+        // An empty variable counts as not set, like all other variables.
         load(
             self.file
                 .as_deref()
@@ -83,13 +83,13 @@ fn load(file: Option<&Path>) -> Result<Settings, Problems> {
     Settings::load(file, &|name| std::env::var_os(name))
 }
 
-/// Does what `arguments` say, the first of which is the program's name.
+/// Runs the command line `arguments`; the first one is the name of the program.
 #[must_use]
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Nobody is left to tell when stderr is closed; the exit code still says it.
+            // If stderr is closed, the exit code is the only report.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -108,48 +108,48 @@ impl Cli {
                 let settings = load(Some(&file))?;
                 writeln!(
                     io::stdout(),
-                    "{} is right, checks: {}",
+                    "{} is valid, checks: {}",
                     file.display(),
                     settings.checks.len()
                 )
                 .map_err(Error::Output)
             }
             Command::Healthcheck(configuration) => match configuration.load() {
-                Ok(settings) => ask_health(settings.address),
+                Ok(settings) => check_health(settings.address),
                 Err(problems) => Err(Error::Unhealthy(problems.to_string().replace('\n', "; "))),
             },
         }
     }
 }
 
-/// Asks the service that listens on `address`, on this machine, for its health.
-fn ask_health(mut address: SocketAddr) -> Result<(), Error> {
+/// Requests `/health` from the service that listens on `address` on this machine.
+fn check_health(mut address: SocketAddr) -> Result<(), Error> {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    let unhealthy = |why: &str| Error::Unhealthy(format!("http://{address}{HEALTH}: {why}"));
-    let answer = status_line(address).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => unhealthy("no answer in time"),
+    let unhealthy = |reason: &str| Error::Unhealthy(format!("http://{address}{HEALTH}: {reason}"));
+    let response = status_line(address).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => unhealthy("no response in time"),
         _ => unhealthy(&error.to_string()),
     })?;
-    let status = answer
+    let status = response
         .strip_prefix("HTTP/")
-        .and_then(|answer| answer.split_ascii_whitespace().nth(1));
+        .and_then(|rest| rest.split_ascii_whitespace().nth(1));
     match status {
         Some("200") => Ok(()),
         Some(status) => Err(unhealthy(&format!("status {status}"))),
-        None => Err(unhealthy("an answer that is not HTTP")),
+        None => Err(unhealthy("the response is not HTTP")),
     }
 }
 
-/// The beginning of the answer, up to the status code. The standard library is enough, and starts in no time.
+/// Reads the response up to the status code. Uses only the standard library, so that the command starts quickly.
 fn status_line(address: SocketAddr) -> io::Result<String> {
     let start = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK)?;
-    stream.set_write_timeout(Some(HEALTHCHECK))?;
+    let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
+    stream.set_write_timeout(Some(HEALTHCHECK_TIMEOUT))?;
     let request = format!(
         "GET {HEALTH} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: api-healthcheck\r\nConnection: close\r\n\r\n"
     );
@@ -157,14 +157,14 @@ fn status_line(address: SocketAddr) -> io::Result<String> {
     let mut line = [0; "HTTP/1.1 200 ".len()];
     let mut read = 0;
     while let Some(rest) = line.get_mut(read..).filter(|rest| !rest.is_empty()) {
-        // Also one that trickles is waited for no longer.
-        let left = HEALTHCHECK.saturating_sub(start.elapsed());
+        // The timeout also applies to a response that arrives byte by byte.
+        let left = HEALTHCHECK_TIMEOUT.saturating_sub(start.elapsed());
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         match stream.read(rest)? {
             0 => break,
             count => read += count,
         }
-        if start.elapsed() >= HEALTHCHECK {
+        if start.elapsed() >= HEALTHCHECK_TIMEOUT {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }

@@ -1,6 +1,7 @@
-//! The connections: no more than the memory takes, and none for longer than it is of use.
+//! Limits the number of connections, their memory and their duration.
 //!
-//! This is below actix-web, which counts connections only in order to stop accepting them: here one too many is told so.
+//! This layer is below actix-web, which can only stop accepting connections at a limit; this one responds to excess connections
+//! with 503.
 
 use std::{
     cell::{Cell, RefCell},
@@ -41,181 +42,181 @@ use crate::{
     problem::{PROBLEM_JSON, Problem},
 };
 
-/// How long a client may take for a request, and how long a connection without one is kept.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client may take to send a request, and how long an idle connection is kept.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a client may not take what it asked for.
-const UNTAKEN: Duration = Duration::from_secs(20);
+/// How long a client may leave sent data unacknowledged.
+const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long one that is turned away may take to notice.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long to wait until a rejected client closes the connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest head of a request: what Node.js takes, twice what nginx takes for a line.
-const HEAD: usize = 16 * 1024;
+/// The maximum size of a request head: the limit of Node.js, and twice the limit of nginx for a line.
+const MAX_HEAD: usize = 16 * 1024;
 
-/// The piece in which answers are written. With what is there before it, it fits the 8 KiB that a connection has from the beginning,
-/// which would else grow with the largest answer and stay so.
-const PIECE: usize = 7 * 1024;
+/// The size of the chunks in which response bodies are written. Together with [`WRITE_BUFFER`], a chunk fits into the initial 8
+/// KiB buffer of a connection, which would otherwise grow with the largest response and never shrink.
+const WRITE_CHUNK: usize = 7 * 1024;
 
-/// How much may be there before a piece.
-const BEFORE: usize = 1024;
+/// The size of the write buffer of actix-http, in bytes.
+const WRITE_BUFFER: usize = 1024;
 
-/// What is read at once. Of that, one request after the other is given to actix-http, which would make all that it can of what it
-/// has, 8 KiB each, before it answers the first.
-const STEP: usize = 1024;
+/// The number of bytes per read. Requests are passed to actix-http one at a time, because it would parse all requests that it
+/// has, 8 KiB each, before it responds to the first.
+const READ_CHUNK: usize = 1024;
 
-/// What every connection may have us keep; more needs room of its own.
-const USUAL: usize = 4 * 1024;
+/// The size in bytes up to which a request head needs no permit for a large connection.
+const SMALL_REQUEST: usize = 4 * 1024;
 
-/// What the service takes without any connection, and what the kernel wants for what is in flight.
-const BASE: u64 = 16 << 20;
+/// The memory of the service without connections, and of the kernel for data in flight, in bytes.
+const BASE_MEMORY: u64 = 16 << 20;
 
-/// What a connection takes at most: measured 10 KiB in the process when idle, most of it actix-http's buffers, 8 KiB more when both
-/// of them are full, and 3 KiB in the kernel.
-const EACH: u64 = 24 << 10;
+/// The maximum memory of a connection. Measured: 10 KiB in the process when idle, most of it buffers of actix-http, 8 KiB more
+/// when both buffers are full, and 3 KiB in the kernel.
+const PER_CONNECTION: u64 = 24 << 10;
 
-/// What a connection takes that has a long head, or does not read what it asked for.
-const LARGE: u64 = 64 << 10;
+/// The memory of a connection with a large request head, or whose client does not read the response.
+const PER_LARGE_CONNECTION: u64 = 64 << 10;
 
-/// Where nothing says how much memory there is.
-const UNKNOWN: u64 = 256 << 20;
+/// The memory that is assumed if the system does not report any.
+const ASSUMED_MEMORY: u64 = 256 << 20;
 
-/// More than this serves nobody: a status service has few clients.
-const MOST: u64 = 50_000;
+/// The maximum default limit; a status service has few clients.
+const MAX_CONNECTIONS: u64 = 50_000;
 
-/// The files that are no clients': those of the service itself and of its checks.
-const FILES: u64 = 256;
+/// The number of file descriptors for the service itself and its checks.
+const RESERVED_FILES: u64 = 256;
 
-/// More workers than this would only cost memory.
-const WORKERS: usize = 4;
+/// The maximum number of workers; more would only cost memory.
+const MAX_WORKERS: usize = 4;
 
 thread_local! {
-    /// The connection that this worker is at.
-    static CURRENT: RefCell<Option<Rc<Wire>>> = const { RefCell::new(None) };
+    /// The connection that this worker is polling.
+    static CURRENT: RefCell<Option<Rc<ClientSocket>>> = const { RefCell::new(None) };
 }
 
-/// How many connections there may be.
+/// Limits the number of open connections.
 #[derive(Clone, Debug)]
-pub struct Gate(Arc<Limits>);
+pub struct ConnectionLimiter(Arc<Inner>);
 
 #[derive(Debug)]
-struct Limits {
+struct Inner {
     connections: usize,
     workers: usize,
-    places: Arc<Semaphore>,
-    /// Places of those that need more than the usual.
+    permits: Arc<Semaphore>,
+    /// Permits for connections with a large request head or a slow client.
     large: Arc<Semaphore>,
-    /// Places of those that are turned away.
+    /// Permits for rejected connections that wait for the client to close.
     leaving: Arc<Semaphore>,
 }
 
-impl Gate {
-    /// Room for as many connections as were `asked` for, or else as the memory and the open files allow, which are
-    /// raised to what the system grants.
+impl ConnectionLimiter {
+    /// Limits connections to `configured`, or to the number that the memory and the maximum of open files allow. Raises the limit
+    /// of open files to its hard limit.
     #[must_use]
-    pub fn new(asked: Option<usize>) -> Self {
+    pub fn new(configured: Option<usize>) -> Self {
         let memory = memory::limit();
         let files = raise_open_files();
-        let connections = asked.unwrap_or_else(|| fitting(memory, files));
+        let connections = configured.unwrap_or_else(|| fitting(memory, files));
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
         tracing::info!(
             connections,
-            asked = asked.is_some(),
+            asked = configured.is_some(),
             memory,
             files,
-            "room for connections"
+            "limited connections"
         );
-        let large = memory.unwrap_or(UNKNOWN) / 8 / LARGE;
-        Self(Arc::new(Limits {
+        let large = memory.unwrap_or(ASSUMED_MEMORY) / 8 / PER_LARGE_CONNECTION;
+        Self(Arc::new(Inner {
             connections,
-            workers: workers.min(WORKERS),
-            places: semaphore(connections),
+            workers: workers.min(MAX_WORKERS),
+            permits: semaphore(connections),
             large: semaphore(large.clamp(16, 4096) as usize),
             leaving: semaphore(leaving(connections)),
         }))
     }
 
-    /// How many workers serve them.
+    /// The number of workers.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.0.workers
     }
 
-    /// How many connections each worker accepts, with those that are turned away; all others wait in the kernel.
+    /// The number of connections that each worker accepts, including rejected ones; further connections wait in the kernel.
     #[must_use]
     pub fn each_worker(&self) -> usize {
         (self.0.connections + leaving(self.0.connections)).div_ceil(self.0.workers)
     }
 
-    /// How many connections there are.
+    /// The number of open connections.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.0.connections - self.0.places.available_permits()
+        self.0.connections - self.0.permits.available_permits()
     }
 
-    /// Whether so few places are left that who takes one has to give it back after an answer.
+    /// Whether the limit is almost reached, so that a new connection is closed after its first response.
     fn is_crowded(&self) -> bool {
-        self.0.places.available_permits() <= self.0.connections / 8
+        self.0.permits.available_permits() <= self.0.connections / 8
     }
 }
 
-fn semaphore(places: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(places))
+fn semaphore(permits: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(permits))
 }
 
 fn leaving(connections: usize) -> usize {
     connections.clamp(16, 1024)
 }
 
-/// How many connections fit.
+/// The number of connections that fit into `memory` bytes and `files` descriptors.
 fn fitting(memory: Option<u64>, files: Option<u64>) -> usize {
-    let memory = memory.unwrap_or(UNKNOWN);
-    // An eighth is for those that need more than the usual; and where there is hardly any memory, some have to do.
-    let by_memory = (memory - memory / 8).saturating_sub(BASE) / EACH;
-    // Those that are turned away need a file, too.
-    let by_files = files.map_or(MOST, |files| {
-        let files = files.saturating_sub(FILES);
+    let memory = memory.unwrap_or(ASSUMED_MEMORY);
+    // One eighth is reserved for large connections. The clamp below leaves some connections even with hardly any memory.
+    let by_memory = (memory - memory / 8).saturating_sub(BASE_MEMORY) / PER_CONNECTION;
+    // Rejected connections need a file descriptor, too.
+    let by_files = files.map_or(MAX_CONNECTIONS, |files| {
+        let files = files.saturating_sub(RESERVED_FILES);
         (files / 2).max(files.saturating_sub(1024))
     });
-    by_memory.min(by_files).clamp(64, MOST) as usize
+    by_memory.min(by_files).clamp(64, MAX_CONNECTIONS) as usize
 }
 
-/// Raises the limit of open files to what the system grants, and gives it.
+/// Raises the limit of open files to its hard limit, and returns the limit.
 fn raise_open_files() -> Option<u64> {
     let mut limit = getrlimit(Resource::Nofile);
-    let was = limit.current;
+    let before = limit.current;
     limit.current = limit.maximum;
     match setrlimit(Resource::Nofile, limit) {
         Ok(()) => limit.maximum,
-        Err(_) => was,
+        Err(_) => before,
     }
 }
 
-/// Prepares the listener; what it is told, its connections inherit.
+/// Sets the options of the listener, which its connections inherit.
 ///
 /// # Errors
-/// Where the system does not know such a setting.
+/// When the system does not support an option.
 pub fn prepare(listener: &TcpListener) -> io::Result<()> {
     let socket = SockRef::from(listener);
-    // Who waits while all are served waits in the kernel.
+    // The backlog for clients that connect while all workers are at their limit.
     socket.listen(4096)?;
     // Requests are small.
-    socket.set_recv_buffer_size(2 * HEAD)?;
-    // An answer is written in pieces, of which the last shall not wait for the others.
+    socket.set_recv_buffer_size(2 * MAX_HEAD)?;
+    // Responses are written in chunks; the last one must not wait for an acknowledgement.
     socket.set_tcp_nodelay(true)?;
     #[cfg(target_os = "linux")]
     {
-        // What a client does not read is not to fill the kernel's memory either.
-        socket.set_tcp_notsent_lowat(PIECE as u32)?;
-        // Who does not take an answer for so long is gone.
-        socket.set_tcp_user_timeout(Some(UNTAKEN))?;
+        // Limits the kernel memory of responses that a client does not read.
+        socket.set_tcp_notsent_lowat(WRITE_CHUNK as u32)?;
+        // Closes the connection of a client that does not acknowledge data.
+        socket.set_tcp_user_timeout(Some(SEND_TIMEOUT))?;
     }
     Ok(())
 }
 
-/// Serves `app` to the connections for which there is room, until `drain`.
+/// Serves `app` to connections within the limit, until `drain`.
 pub fn http<A>(
-    gate: &Gate,
+    limiter: &ConnectionLimiter,
     drain: GracefulShutdownSignal,
     app: A,
 ) -> impl ServiceFactory<
@@ -235,80 +236,81 @@ where
         > + 'static,
 {
     let app = apply_fn_factory(app, |request, app: &A::Service| {
-        let busy = Busy::new();
-        app.call(request).map_ok(|response| busy.answer(response))
+        let active = ActiveRequest::new();
+        app.call(request)
+            .map_ok(|response| active.respond(response))
     });
     let http = HttpService::build()
         .graceful_shutdown_signal(move || {
             let drain = drain.clone();
             async move { drain.notified().await }
         })
-        .keep_alive(KeepAlive::Timeout(PATIENCE))
-        // Its own limit is for the first request alone.
+        .keep_alive(KeepAlive::Timeout(REQUEST_TIMEOUT))
+        // The timeout of actix-http applies only to the first request; `Connection` has its own.
         .client_request_timeout(Duration::ZERO)
-        .client_disconnect_timeout(FAREWELL)
-        // Else a listener to events who has gone is noticed only at the next heartbeat but one.
+        .client_disconnect_timeout(CLOSE_TIMEOUT)
+        // Otherwise a disconnected event listener is noticed only at the second heartbeat.
         .h1_allow_half_closed(false)
-        .h1_write_buffer_size(BEFORE)
+        .h1_write_buffer_size(WRITE_BUFFER)
         .h1(app);
-    let gate = gate.clone();
+    let limiter = limiter.clone();
     apply_fn_factory(http, move |socket: TcpStream, http| {
-        let Ok(place) = gate.0.places.clone().try_acquire_owned() else {
-            let answer = Some(Answer::Full);
-            return Connection::TurnedAway(Box::pin(turn_away(socket, answer, gate.clone())));
+        let Ok(permit) = limiter.0.permits.clone().try_acquire_owned() else {
+            let rejection = Some(Rejection::Full);
+            return Connection::Rejected(Box::pin(reject(socket, rejection, limiter.clone())));
         };
         let peer: Option<SocketAddr> = socket.peer_addr().ok();
-        let wire = Rc::new(Wire::new(socket, gate.clone()));
+        let client = Rc::new(ClientSocket::new(socket, limiter.clone()));
         Connection::Served {
-            http: Box::pin(http.call((Stream(wire.clone()), peer))),
-            wire,
+            http: Box::pin(http.call((Stream(client.clone()), peer))),
+            client,
             timer: None,
-            _place: place,
+            _permit: permit,
         }
     })
 }
 
-/// A request that is being answered; until its end.
-struct Busy(Option<Rc<Wire>>);
+/// Marks the connection as busy until the response is complete.
+struct ActiveRequest(Option<Rc<ClientSocket>>);
 
-impl Busy {
+impl ActiveRequest {
     fn new() -> Self {
-        let wire = CURRENT.with_borrow(Clone::clone);
-        if let Some(wire) = &wire {
-            wire.busy.set(true);
+        let client = CURRENT.with_borrow(Clone::clone);
+        if let Some(client) = &client {
+            client.busy.set(true);
         }
-        Self(wire)
+        Self(client)
     }
 
-    fn answer(self, mut response: ServiceResponse) -> ServiceResponse<Pieces> {
-        if self.0.as_ref().is_some_and(|wire| wire.brief) {
+    fn respond(self, mut response: ServiceResponse) -> ServiceResponse<ChunkedBody> {
+        if self.0.as_ref().is_some_and(|client| client.brief) {
             let head = response.response_mut().head_mut();
             head.set_connection_type(ConnectionType::Close);
         }
-        response.map_body(|_, body| Pieces {
+        response.map_body(|_, body| ChunkedBody {
             body,
             rest: Bytes::new(),
-            _busy: self,
+            _active: self,
         })
     }
 }
 
-impl Drop for Busy {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        if let Some(wire) = &self.0 {
-            wire.busy.set(false);
+        if let Some(client) = &self.0 {
+            client.busy.set(false);
         }
     }
 }
 
-/// The body of an answer, in pieces.
-struct Pieces {
+/// A response body that is sent in chunks of [`WRITE_CHUNK`] bytes.
+struct ChunkedBody {
     body: BoxBody,
     rest: Bytes,
-    _busy: Busy,
+    _active: ActiveRequest,
 }
 
-impl MessageBody for Pieces {
+impl MessageBody for ChunkedBody {
     type Error = Box<dyn std::error::Error>;
 
     fn size(&self) -> BodySize {
@@ -325,21 +327,21 @@ impl MessageBody for Pieces {
                 end => return Poll::Ready(end),
             }
         }
-        let piece = self.rest.len().min(PIECE);
-        Poll::Ready(Some(Ok(self.rest.split_to(piece))))
+        let size = self.rest.len().min(WRITE_CHUNK);
+        Poll::Ready(Some(Ok(self.rest.split_to(size))))
     }
 }
 
-/// A connection, served or turned away.
+/// A served or rejected connection.
 enum Connection<H> {
     Served {
-        // In a box, since the server's task would hold it twice.
+        // Boxed, because the task of the server would hold it twice.
         http: Pin<Box<H>>,
-        wire: Rc<Wire>,
+        client: Rc<ClientSocket>,
         timer: Option<Pin<Box<Sleep>>>,
-        _place: OwnedSemaphorePermit,
+        _permit: OwnedSemaphorePermit,
     },
-    TurnedAway(Pin<Box<dyn Future<Output = ()>>>),
+    Rejected(Pin<Box<dyn Future<Output = ()>>>),
 }
 
 impl<H: Future<Output = Result<(), E>>, E> Future for Connection<H> {
@@ -347,70 +349,73 @@ impl<H: Future<Output = Result<(), E>>, E> Future for Connection<H> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut *self {
-            Self::TurnedAway(farewell) => farewell.as_mut().poll(cx).map(Ok),
+            Self::Rejected(future) => future.as_mut().poll(cx).map(Ok),
             Self::Served {
-                http, wire, timer, ..
+                http,
+                client,
+                timer,
+                ..
             } => {
-                CURRENT.set(Some(wire.clone()));
+                CURRENT.set(Some(client.clone()));
                 let end = http.as_mut().poll(cx);
                 CURRENT.set(None);
                 if let Poll::Ready(end) = end {
                     if end.is_err() {
-                        // It was refused half-way: to close now would be a reset, which may overtake the answer.
-                        wire.end(None);
+                        // The request was not read completely: closing now would send a reset, which may overtake the response.
+                        client.end(None);
                     }
                     return Poll::Ready(end);
                 }
-                if wire.has_more() {
+                if client.has_more() {
                     cx.waker().wake_by_ref();
                 }
-                // Few requests are not answered at once; only those cost a timer.
-                if !wire.awaits_request() {
+                // A timer is created only if the request does not arrive and complete at once.
+                if !client.awaits_request() {
                     *timer = None;
                     return Poll::Pending;
                 }
                 ready!(
                     timer
-                        .get_or_insert_with(|| Box::pin(sleep(PATIENCE)))
+                        .get_or_insert_with(|| Box::pin(sleep(REQUEST_TIMEOUT)))
                         .as_mut()
                         .poll(cx)
                 );
-                wire.end((wire.unanswered.get() > 0).then_some(Answer::Late));
-                // It sees the end of the stream now.
+                client.end((client.unanswered.get() > 0).then_some(Rejection::Late));
+                // Polls again, so that the HTTP service sees the end of the stream.
                 http.as_mut().poll(cx)
             }
         }
     }
 }
 
-/// A socket and what came and went over it.
-struct Wire {
-    /// Until the client is turned away.
+/// The socket of a client, and the state of its connection.
+struct ClientSocket {
+    /// `None` after the client is rejected.
     socket: RefCell<Option<TcpStream>>,
-    gate: Gate,
-    /// Whether it ends with its first answer.
+    limiter: ConnectionLimiter,
+    /// Whether the connection is closed after its first response.
     brief: bool,
-    /// Whether a request is being answered.
+    /// Whether a request is being processed.
     busy: Cell<bool>,
-    /// Whether the client does not take what is sent.
+    /// Whether the client does not read the response.
     stalled: Cell<bool>,
-    /// What came and has to wait for the end of that.
+    /// Received bytes that must wait until the connection is neither busy nor stalled.
     rest: RefCell<Vec<u8>>,
-    /// Bytes that came since something was last sent.
+    /// The number of bytes received since the last write.
     unanswered: Cell<usize>,
-    /// Whether what came is looked at before more is read.
+    /// Whether received bytes are processed before the next read.
     pause: Cell<bool>,
-    /// Whether anything was sent.
+    /// Whether any response was sent.
     answered: Cell<bool>,
     large: RefCell<Option<OwnedSemaphorePermit>>,
 }
 
-impl Wire {
-    fn new(socket: TcpStream, gate: Gate) -> Self {
+impl ClientSocket {
+    fn new(socket: TcpStream, limiter: ConnectionLimiter) -> Self {
         Self {
             socket: RefCell::new(Some(socket)),
-            brief: gate.is_crowded(),
-            gate,
+            brief: limiter.is_crowded(),
+            limiter,
             busy: Cell::new(false),
             stalled: Cell::new(false),
             rest: RefCell::default(),
@@ -421,57 +426,57 @@ impl Wire {
         }
     }
 
-    /// Whether the client has begun a request, or owes its first.
+    /// Whether the client has started a request or has not sent its first one.
     fn awaits_request(&self) -> bool {
         !self.busy.get() && (!self.answered.get() || self.unanswered.get() > 0)
     }
 
-    /// Whether a next request has to wait.
+    /// Whether the next request must wait.
     fn is_held(&self) -> bool {
         self.busy.get() || self.stalled.get()
     }
 
-    /// Whether there is a next request that need not wait any more.
+    /// Whether a received request can be processed now.
     fn has_more(&self) -> bool {
         !self.is_held() && !self.rest.borrow().is_empty()
     }
 
-    /// Takes room for more than the usual; false where there is none.
+    /// Acquires a permit for a large connection; returns false if there is none.
     fn grow(&self) -> bool {
         let mut large = self.large.borrow_mut();
         if large.is_none() {
-            *large = self.gate.0.large.clone().try_acquire_owned().ok();
+            *large = self.limiter.0.large.clone().try_acquire_owned().ok();
         }
         large.is_some()
     }
 
-    /// Gives the first request in `bytes` to the HTTP service, or what there is of it; gives its size.
+    /// Passes the first request in `bytes`, or its beginning, to the HTTP service. Returns the number of bytes.
     fn hand_over(&self, bytes: &[u8], buffer: &mut ReadBuf<'_>) -> usize {
         let size = end_of_head(bytes).min(buffer.remaining());
         let unanswered = self.unanswered.get() + size;
         self.unanswered.set(unanswered);
-        if unanswered > HEAD {
-            self.end(Some(Answer::HeadTooLarge));
-        } else if unanswered > USUAL && !self.grow() {
-            self.end(Some(Answer::Full));
+        if unanswered > MAX_HEAD {
+            self.end(Some(Rejection::HeadTooLarge));
+        } else if unanswered > SMALL_REQUEST && !self.grow() {
+            self.end(Some(Rejection::Full));
         } else {
             buffer.put_slice(&bytes[..size]);
         }
         size
     }
 
-    /// Turns the client away; for the HTTP service, the connection has ended.
-    fn end(&self, answer: Option<Answer>) {
+    /// Rejects the client; for the HTTP service, the connection has ended.
+    fn end(&self, rejection: Option<Rejection>) {
         if let Some(socket) = self.socket.borrow_mut().take() {
-            // What follows an answer could be taken for the answer to a next request.
-            let answer = answer.filter(|_| !self.answered.get());
-            rt::spawn(turn_away(socket, answer, self.gate.clone()));
+            // After a response, the client could mistake a rejection for the response to its next request.
+            let rejection = rejection.filter(|_| !self.answered.get());
+            rt::spawn(reject(socket, rejection, self.limiter.clone()));
         }
     }
 }
 
 /// The stream that the HTTP service reads and writes.
-struct Stream(Rc<Wire>);
+struct Stream(Rc<ClientSocket>);
 
 impl AsyncRead for Stream {
     fn poll_read(
@@ -479,25 +484,25 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let wire = &*self.0;
-        if wire.pause.replace(false) {
+        let client = &*self.0;
+        if client.pause.replace(false) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let mut rest = wire.rest.borrow_mut();
+        let mut rest = client.rest.borrow_mut();
         loop {
-            let held = wire.is_held();
+            let held = client.is_held();
             if !held && !rest.is_empty() {
-                let size = wire.hand_over(&rest, buffer);
+                let size = client.hand_over(&rest, buffer);
                 *rest = rest.split_off(size);
                 break;
             }
-            if rest.len() >= STEP {
+            if rest.len() >= READ_CHUNK {
                 return Poll::Pending;
             }
-            let mut step = [0; STEP];
+            let mut step = [0; READ_CHUNK];
             let mut step = ReadBuf::new(&mut step[rest.len()..]);
-            match wire.socket.borrow_mut().as_mut() {
+            match client.socket.borrow_mut().as_mut() {
                 Some(socket) => ready!(Pin::new(socket).poll_read(cx, &mut step))?,
                 None => return Poll::Ready(Ok(())),
             }
@@ -506,22 +511,22 @@ impl AsyncRead for Stream {
                 return Poll::Ready(Ok(()));
             }
             if !held {
-                let size = wire.hand_over(step, buffer);
+                let size = client.hand_over(step, buffer);
                 rest.extend_from_slice(&step[size..]);
-                wire.pause.set(step.len() == STEP);
+                client.pause.set(step.len() == READ_CHUNK);
                 break;
             }
-            // It waits; but the end of the stream may be next.
+            // The bytes must wait; but the next read may find the end of the stream.
             rest.extend_from_slice(step);
         }
         if !rest.is_empty() {
-            wire.pause.set(true);
+            client.pause.set(true);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// Where the first head in `bytes` ends, or they do.
+/// The size of the first request head in `bytes`, or of all bytes if it is incomplete.
 fn end_of_head(bytes: &[u8]) -> usize {
     let mut size = 0;
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -539,24 +544,24 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let wire = &*self.0;
-        let written = match wire.socket.borrow_mut().as_mut() {
+        let client = &*self.0;
+        let written = match client.socket.borrow_mut().as_mut() {
             Some(socket) => Pin::new(socket).poll_write(cx, bytes),
             None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
         match written {
             Poll::Ready(Ok(count)) => {
-                wire.answered.set(true);
-                wire.unanswered.set(0);
+                client.answered.set(true);
+                client.unanswered.set(0);
                 if count == bytes.len() {
-                    wire.stalled.set(false);
-                    wire.large.replace(None);
+                    client.stalled.set(false);
+                    client.large.replace(None);
                 }
             }
             Poll::Pending => {
-                wire.stalled.set(true);
-                if !wire.grow() {
-                    return Poll::Ready(Err(io::Error::other("too many clients read slowly")));
+                client.stalled.set(true);
+                if !client.grow() {
+                    return Poll::Ready(Err(io::Error::other("too many slow clients")));
                 }
             }
             Poll::Ready(Err(_)) => {}
@@ -577,37 +582,37 @@ impl AsyncWrite for Stream {
             None => false,
         };
         if more {
-            // To close now would be a reset, which may overtake the answer.
+            // Closing now would send a reset, which may overtake the response.
             self.0.end(None);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// Why a client is turned away.
+/// Why a client is rejected.
 #[derive(Clone, Copy, Debug)]
-enum Answer {
+enum Rejection {
     Full,
     HeadTooLarge,
     Late,
 }
 
-impl Answer {
+impl Rejection {
     fn response(self) -> String {
         let (status, detail, retry) = match self {
             Self::Full => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "There are as many clients as this service can take.",
+                "too many connections",
                 "retry-after: 5\r\n",
             ),
             Self::HeadTooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                "A request's head may have 16 KiB.",
+                "the request head is larger than 16 KiB",
                 "",
             ),
             Self::Late => (
                 StatusCode::REQUEST_TIMEOUT,
-                "The request did not come in time.",
+                "the request was not received in time",
                 "",
             ),
         };
@@ -620,25 +625,25 @@ impl Answer {
     }
 }
 
-/// Says `answer` and closes the connection so that the client can read it: where something came that was not read, the
-/// system would send a reset.
-async fn turn_away(mut socket: TcpStream, answer: Option<Answer>, gate: Gate) {
-    let place = gate.0.leaving.try_acquire();
-    let mut discarded = [0; STEP];
-    let farewell = async {
-        if let Some(answer) = answer {
-            socket.write_all(answer.response().as_bytes()).await?;
+/// Sends the response of `rejection`, and closes the connection without a reset, so that the client can read it. The system sends
+/// a reset if received bytes are unread.
+async fn reject(mut socket: TcpStream, rejection: Option<Rejection>, limiter: ConnectionLimiter) {
+    let permit = limiter.0.leaving.try_acquire();
+    let mut discarded = [0; READ_CHUNK];
+    let close = async {
+        if let Some(rejection) = rejection {
+            socket.write_all(rejection.response().as_bytes()).await?;
         }
         socket.shutdown().await?;
-        if place.is_ok() {
+        if permit.is_ok() {
             while socket.read(&mut discarded).await? > 0 {}
         } else {
             while socket.try_read(&mut discarded)? > 0 {}
         }
         Ok::<_, io::Error>(())
     };
-    // Whether it noticed is its own affair.
-    let _ = timeout(FAREWELL, farewell).await;
+    // Errors do not matter, because the connection ends anyway.
+    let _ = timeout(CLOSE_TIMEOUT, close).await;
 }
 
 #[cfg(test)]
@@ -646,7 +651,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_fit_the_memory_and_the_open_files() {
+    fn limits_connections_by_memory_and_open_files() {
         let (many, mib) = (Some(1 << 20), 1 << 20);
         let small = fitting(Some(64 * mib), many);
         assert!((1_000..3_000).contains(&small), "{small}");
@@ -655,15 +660,15 @@ mod tests {
         assert_eq!(fitting(Some(1 << 40), None), 50_000);
         assert_eq!(fitting(Some(1 << 40), Some(20_000)), 20_000 - 256 - 1024);
         assert_eq!(fitting(Some(1 << 40), Some(1024)), 384);
-        // Hardly anything is still something.
+        // The minimum applies even with hardly any memory.
         assert_eq!(fitting(Some(mib), many), 64);
         assert_eq!(fitting(Some(0), Some(0)), 64);
     }
 
     #[test]
-    fn who_is_turned_away_gets_a_problem_document() {
-        for answer in [Answer::Full, Answer::HeadTooLarge, Answer::Late] {
-            let response = answer.response();
+    fn rejections_are_problem_documents() {
+        for rejection in [Rejection::Full, Rejection::HeadTooLarge, Rejection::Late] {
+            let response = rejection.response();
             let (head, body) = response.split_once("\r\n\r\n").unwrap();
             let problem: serde_json::Value = serde_json::from_str(body).unwrap();
             assert!(head.starts_with(&format!(

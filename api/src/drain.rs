@@ -1,13 +1,13 @@
-//! The end of the service: from the first signal on it takes no new work, and says so.
+//! The shutdown state: from the first signal on, the service reports that it is not ready.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-/// Whether the service is about to end.
+/// The shutdown state of the service.
 #[derive(Debug)]
 pub struct Drain {
-    /// Looked at by every request: no lock.
+    /// Atomic, because every request reads it.
     begun: AtomicBool,
     streams: watch::Sender<bool>,
 }
@@ -22,23 +22,23 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// From now on the service is not ready, and connections are closed after their next answer.
+    /// Begins the shutdown: from now on the service is not ready, and closes each connection after the next response.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has begun.
+    /// Whether the shutdown has begun.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Ends the event streams, which would never end by themselves.
+    /// Ends the event streams, which would otherwise stay open.
     pub fn end_streams(&self) {
         self.streams.send_replace(true);
     }
 
-    /// Turns true when event streams have to end.
+    /// A value that becomes true when event streams must end.
     #[must_use]
     pub fn streams_end(&self) -> watch::Receiver<bool> {
         self.streams.subscribe()

@@ -1,4 +1,4 @@
-//! Why the service did not start or had to end.
+//! Errors that end the program.
 
 use std::{
     io::{self, Write},
@@ -8,45 +8,45 @@ use std::{
 
 use crate::{configuration::Problems, history::OpenError};
 
-/// Why the service did not start or had to end.
+/// An error that ends the program.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The settings are wrong.
+    /// The settings are invalid.
     #[error("{0}")]
     Settings(#[from] Problems),
-    /// The certificates of private authorities cannot be read.
+    /// The CA certificates in the file that `SSL_CERT_FILE` names cannot be read.
     #[error("SSL_CERT_FILE: {0}")]
     Authorities(String),
-    /// The address to listen on is taken or not allowed.
+    /// The address to listen on is in use or not permitted.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address to listen on.
         address: SocketAddr,
-        /// The system's word.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The directory of the history is held by another process or cannot be written.
+    /// The directory of the history is locked by another process or not writable.
     #[error(transparent)]
     History(#[from] OpenError),
-    /// Logging was started twice in one process.
+    /// Logging was already started in this process.
     #[error("cannot start logging: {0}")]
     Logging(#[from] tracing_subscriber::util::TryInitError),
-    /// There is no thread, or no file descriptor, to run on.
+    /// The runtime cannot be created, for example because there is no free file descriptor.
     #[error("cannot start: {0}")]
     Runtime(#[source] io::Error),
     /// The running server failed.
     #[error("the server failed: {0}")]
     Server(#[source] io::Error),
-    /// The service that was asked for its health did not say that it has it.
+    /// `api healthcheck` found that the service is not healthy.
     #[error("not healthy: {0}")]
     Unhealthy(String),
-    /// Nobody reads what was to be said.
-    #[error("cannot write: {0}")]
+    /// Standard output is closed.
+    #[error("cannot write to stdout: {0}")]
     Output(#[source] io::Error),
 }
 
 impl Error {
-    /// 2 where the user's settings are at fault, else 1.
+    /// The exit code: 2 for invalid settings, otherwise 1.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
@@ -61,13 +61,13 @@ impl Error {
         }
     }
 
-    /// Says on stderr what is wrong and gives the exit code.
+    /// Prints the error to stderr and returns the exit code.
     #[must_use]
     pub fn report(&self) -> ExitCode {
         let mut stderr = io::stderr();
-        // Nobody is left to tell when stderr is closed; the exit code still says it.
+        // If stderr is closed, the exit code is the only report.
         let _ = match self {
-            // Each line begins with its place, as editors read it.
+            // Each line starts with FILE:LINE:COLUMN, a format that editors recognize.
             Self::Settings(problems) => writeln!(stderr, "{problems}"),
             _ => writeln!(stderr, "error: {self}"),
         };
@@ -80,15 +80,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_history_that_cannot_be_kept_exits_with_code_1_and_says_where_and_why() {
+    fn reports_why_the_history_cannot_be_stored_with_exit_code_1() {
         let error = Error::from(OpenError {
             directory: "/data".into(),
-            reason: "it is full".into(),
+            reason: "disk full".into(),
         });
         assert_eq!(error.exit_code(), 1);
         assert_eq!(
             error.to_string(),
-            "cannot keep the history in /data: it is full"
+            "cannot store the history in /data: disk full"
         );
     }
 }

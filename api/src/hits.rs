@@ -1,4 +1,4 @@
-//! The counter of `GET /hits`, which Redis keeps.
+//! The counter of `GET /hits`, which is stored in Redis.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,72 +7,72 @@ use rustls::ClientConfig;
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::checks::{
-    Trouble,
+    ProbeError,
     redis::{Connection, Server, Target},
 };
 
-/// The key of the counter.
+/// The Redis key of the counter.
 const KEY: &str = "hits";
 
-/// For all that Redis has to do for one request, a connection too: the answer has to be there within 250 ms, on a busy machine too.
-const LIMIT: Duration = Duration::from_millis(150);
+/// The time limit for connecting and counting. `/hits` must respond within 250 ms, even on a busy machine.
+const TIMEOUT: Duration = Duration::from_millis(150);
 
-/// The counter. Each worker has its own connection, which lives on the worker's runtime.
+/// The counter of one worker. Each worker has its own connection, because a connection is bound to the runtime of its worker.
 pub struct Hits(Option<Counter>);
 
 struct Counter {
-    server: Result<Server, Trouble>,
+    server: Result<Server, ProbeError>,
     kept: Mutex<Option<Arc<Connection>>>,
 }
 
-/// Why there is no count.
+/// The reason that a hit was not counted.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Missing {
     /// No Redis is configured.
     Unconfigured,
-    /// Redis does not answer, or not as expected.
-    Lost(Trouble),
+    /// Redis did not respond as expected.
+    Lost(ProbeError),
 }
 
 impl Hits {
-    /// The counter in the Redis `target`, if there is one; `tls` is used if its URL asks for TLS.
+    /// The counter in the Redis `target`, if there is one; `tls` is used if its URL has the scheme `rediss`.
     #[must_use]
     pub fn new(target: Option<&Target>, tls: &Arc<ClientConfig>) -> Self {
         Self(target.map(|target| Counter {
-            server: Server::new(target, tls).map_err(Trouble),
+            server: Server::new(target, tls).map_err(ProbeError),
             kept: Mutex::default(),
         }))
     }
 
-    /// Counts one hit, and gives their number. Never counts twice: what may have arrived is not sent again.
+    /// Counts one hit and returns the total. Never retries, because the first attempt may have been counted.
     ///
     /// # Errors
-    /// Where Redis does not answer in time.
+    /// When Redis is not configured or does not respond in time.
     pub async fn count(&self) -> Result<i64, Missing> {
         let counter = self.0.as_ref().ok_or(Missing::Unconfigured)?;
-        let answer = timeout(LIMIT, counter.count())
+        let result = timeout(TIMEOUT, counter.count())
             .await
-            .unwrap_or_else(|_| Err(Trouble("no answer in time".into())));
-        if answer.is_err()
-            // Where somebody has it, nothing is kept: a new one is being made.
+            .unwrap_or_else(|_| Err(ProbeError("no response in time".into())));
+        if result.is_err()
+            // If the lock is held, another request is already opening a new connection.
             && let Ok(mut kept) = counter.kept.try_lock()
         {
             *kept = None;
         }
-        answer.map_err(Missing::Lost)
+        result.map_err(Missing::Lost)
     }
 }
 
 impl Counter {
-    async fn count(&self) -> Result<i64, Trouble> {
+    async fn count(&self) -> Result<i64, ProbeError> {
         let server = self.server.as_ref().map_err(Clone::clone)?;
         self.connection(server)
             .await?
-            .ask(server, cmd("INCR").arg(KEY))
+            .query(server, cmd("INCR").arg(KEY))
             .await
     }
 
-    async fn connection(&self, server: &Server) -> Result<Arc<Connection>, Trouble> {
+    async fn connection(&self, server: &Server) -> Result<Arc<Connection>, ProbeError> {
         let mut kept = self.kept.lock().await;
         if let Some(connection) = kept.as_ref().filter(|kept| !kept.is_lost()) {
             return Ok(connection.clone());

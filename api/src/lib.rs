@@ -1,6 +1,7 @@
 //! The status service of infrastructure-lab.
 //!
-//! The modules are listed in layers, the lowest first: a module imports only modules of the layers that are listed before its own.
+//! The modules are listed in layers, the lowest first: a module imports only modules of the layers that are listed before its
+//! own.
 
 // Foundations, which import no other module.
 pub mod drain;
@@ -23,7 +24,7 @@ pub mod board;
 pub mod configuration;
 pub mod hits;
 
-// The schedule that fills the board, what is rendered from it, and the errors of the program.
+// The schedule that fills the board, the renderings of the board, and the errors of the program.
 pub mod error;
 pub mod metrics;
 pub mod page;

@@ -1,4 +1,4 @@
-//! The `api` program: do what the command line says, and say with the exit code how it ended.
+//! The `api` program.
 
 use std::process::ExitCode;
 

@@ -1,11 +1,11 @@
-//! How much memory there is: what the container may take, else what the machine has left.
+//! The available memory: the limit of the container, or what the machine has left.
 
 use std::{
     fs,
     path::{Component, Path, PathBuf},
 };
 
-/// The bytes that this process may take before somebody is killed; none where the system does not say.
+/// The number of bytes that this process can use; `None` if the system does not report it.
 #[must_use]
 pub fn limit() -> Option<u64> {
     let root = Path::new("/");
@@ -13,7 +13,7 @@ pub fn limit() -> Option<u64> {
     least(container(root), available(root))
 }
 
-/// The lowest limit of the control groups that this process is in.
+/// The lowest limit of the control groups of this process.
 fn container(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
@@ -24,7 +24,7 @@ fn container(root: &Path) -> Option<u64> {
         .min()
 }
 
-/// What the kernel thinks can be had without swapping.
+/// The memory that the kernel can provide without swapping.
 fn available(root: &Path) -> Option<u64> {
     let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let line = text
@@ -34,16 +34,16 @@ fn available(root: &Path) -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// A place where the groups that count memory are seen.
+/// A mount of a control group hierarchy that limits memory.
 struct Mount<'a> {
     point: &'a Path,
-    /// This process's group below it.
+    /// The group of this process, relative to the mount point.
     group: PathBuf,
     file: &'static str,
 }
 
 impl<'a> Mount<'a> {
-    /// `line` of mountinfo, where it is of such groups; `groups` are those of the process.
+    /// Parses a line of mountinfo; `groups` is the content of `/proc/self/cgroup`.
     fn parse(line: &'a str, groups: &str) -> Option<Self> {
         // 36 35 0:31 /root /point options [fields] - type source options
         let (place, kind) = line.split_once(" - ")?;
@@ -65,7 +65,7 @@ impl<'a> Mount<'a> {
                 .any(|one| one == controller)
                 .then_some(group)
         })?;
-        // Where the mount shows only a part, the group is below that part, or the part is the group itself.
+        // The mount may show only a part of the hierarchy, which contains the group or is the group itself.
         let group = Path::new(group)
             .strip_prefix(top)
             .ok()
@@ -82,13 +82,13 @@ impl<'a> Mount<'a> {
         })
     }
 
-    /// The limits of the group and of all above it.
+    /// The limits of the group and its ancestors.
     fn limits(self, root: &Path) -> impl Iterator<Item = u64> {
         let point = root.join(self.point.strip_prefix("/").unwrap_or(self.point));
         self.group
             .ancestors()
             .filter_map(|group| {
-                // Without a limit it says `max`.
+                // `max` stands for no limit.
                 let text = fs::read_to_string(point.join(group).join(self.file)).ok()?;
                 text.trim().parse().ok()
             })
@@ -104,7 +104,7 @@ mod tests {
     const VERSION_2: &str =
         "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
 
-    /// A machine whose files are these.
+    /// A root directory with these files.
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, content) in files {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_container_of_version_2_the_limit_is_that_of_its_group() {
+    fn reads_the_limit_of_the_group_in_version_2() {
         let root = machine(&[
             ("proc/self/cgroup", "0::/\n"),
             ("proc/self/mountinfo", VERSION_2),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lowest_limit_of_the_group_and_those_above_it_counts() {
+    fn returns_the_lowest_limit_of_the_group_and_its_ancestors() {
         let root = machine(&[
             ("proc/self/cgroup", "0::/pods/one\n"),
             ("proc/self/mountinfo", VERSION_2),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn in_version_1_the_group_is_that_of_the_memory_controller() {
+    fn reads_the_group_of_the_memory_controller_in_version_1() {
         let mounts = "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
             35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
         for group in ["/docker/abc", "/elsewhere", "/docker/abc/../.."] {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn without_groups_it_is_what_the_machine_has_left() {
+    fn falls_back_to_the_available_memory_without_groups() {
         let root = machine(&[(
             "proc/meminfo",
             "MemTotal: 8000 kB\nMemAvailable:     4000 kB\n",
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_no_limit() {
+    fn ignores_malformed_files() {
         let root = machine(&[
             ("proc/self/cgroup", "\n:\n0:\n"),
             ("proc/self/mountinfo", "\n - cgroup2\n1 2 - cgroup2 x y\n"),

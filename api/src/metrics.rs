@@ -1,4 +1,4 @@
-//! What the service counts, in the exposition format of OpenMetrics.
+//! The metrics of the service, in the OpenMetrics text format.
 
 use std::{
     fmt,
@@ -27,37 +27,37 @@ use crate::{
     state::State,
 };
 
-/// The media type of what [`Metrics::text`] gives.
+/// The media type of [`Metrics::text`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The upper bounds of the durations' buckets, in seconds: those that OpenTelemetry advises for HTTP servers, and finer ones below, where
-/// this service lives.
+/// The upper bounds of the duration buckets in seconds: those that OpenTelemetry recommends for HTTP servers, with finer ones for
+/// the typical durations of this service.
 const BUCKETS: [f64; 12] = [
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
-/// The labels of a request, as OpenTelemetry's semantic conventions name them.
+/// The labels of a request, named by the semantic conventions of OpenTelemetry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Request {
-    /// The method, or `_OTHER`.
+    /// The method; `_OTHER` for unknown methods.
     pub http_request_method: &'static str,
-    /// The template of the path; empty where there is none.
+    /// The template of the path; empty for requests without a route.
     pub http_route: &'static str,
-    /// The status code.
+    /// The status code of the response.
     pub http_response_status_code: u16,
 }
 
-/// What is counted.
+/// All metrics of the service.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Family<Request, Histogram, fn() -> Histogram>,
-    /// Open event streams.
+    /// The number of open event streams.
     pub streams: Gauge<i64, AtomicI64>,
 }
 
 impl Metrics {
-    /// Nothing counted yet; the checks' figures come from `board` whenever they are asked for.
+    /// Creates the metrics; the values of checks are read from `board` on each scrape.
     #[must_use]
     pub fn new(build: &Build, board: Arc<Board>) -> Self {
         let mut registry = Registry::default();
@@ -70,10 +70,14 @@ impl Metrics {
             requests.clone(),
         );
         let streams = Gauge::default();
-        registry.register("event_streams", "Open event streams", streams.clone());
+        registry.register(
+            "event_streams",
+            "Number of open event streams",
+            streams.clone(),
+        );
         registry.register(
             "build",
-            "The build that is running",
+            "Version, commit and commit time of the running build",
             Info::new([
                 ("version", env!("CARGO_PKG_VERSION").to_owned()),
                 ("revision", build.commit.clone().unwrap_or_default()),
@@ -91,16 +95,16 @@ impl Metrics {
         }
     }
 
-    /// Where the durations of such requests are counted.
+    /// The duration histogram of requests with these labels.
     #[must_use]
     pub fn requests(&self, labels: &Request) -> Histogram {
         self.requests.get_or_create_owned(labels)
     }
 
-    /// All of it.
+    /// Encodes all metrics.
     ///
     /// # Errors
-    /// Never, as a `String` takes everything.
+    /// Never, because writing to a `String` does not fail.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -108,7 +112,7 @@ impl Metrics {
     }
 }
 
-/// The checks' figures, named as Prometheus's blackbox exporter names them where it has them.
+/// The metrics of checks, with the names of the Prometheus blackbox exporter where it has equivalent metrics.
 #[derive(Debug)]
 struct Checks(Arc<Board>);
 
@@ -139,7 +143,7 @@ impl Collector for Checks {
         if store != StoreState::Memory {
             let on_disk = encoder.encode_descriptor(
                 "history_on_disk",
-                "Whether the history can be written to the disk",
+                "Whether the history can be written to disk",
                 None,
                 MetricType::Gauge,
             )?;
@@ -157,19 +161,19 @@ impl Collector for Checks {
             };
         gauge(
             "check_up",
-            "Whether the check is up, after its thresholds; not there as long as nobody knows",
+            "Whether the check is up, after its thresholds; absent while the state is pending",
             None,
             &|status| (status.state != State::Pending).then(|| flag(status.state == State::Up)),
         )?;
         gauge(
             "probe_success",
-            "Whether the newest answer was as expected",
+            "Whether the last probe succeeded",
             None,
             &|status| status.last.as_ref().map(|last| flag(last.error.is_none())),
         )?;
         gauge(
             "probe_duration",
-            "How long the newest answer took",
+            "Duration of the last probe",
             Some(&Unit::Seconds),
             &|status| status.last.as_ref().map(|last| last.latency_ms / 1e3),
         )?;
@@ -180,16 +184,14 @@ impl Collector for Checks {
             }
             Ok::<_, fmt::Error>(())
         };
-        counter("probes", "Questions asked", &|status| status.asked)?;
-        counter(
-            "probe_failures",
-            "Questions whose answer was not as expected",
-            &|status| status.failed,
-        )
+        counter("probes", "Number of probes", &|status| status.probes)?;
+        counter("probe_failures", "Number of failed probes", &|status| {
+            status.failures
+        })
     }
 }
 
-/// What Prometheus's client libraries say of their process.
+/// The process metrics that Prometheus client libraries define.
 #[derive(Debug)]
 struct Process {
     started: SystemTime,
@@ -203,21 +205,21 @@ impl Collector for Process {
             .map_or(0.0, |since| since.as_secs_f64());
         let start = encoder.encode_descriptor(
             "process_start_time",
-            "When the process started, since the epoch",
+            "Start time of the process since the epoch",
             Some(&Unit::Seconds),
             MetricType::Gauge,
         )?;
         ConstGauge::new(started).encode(start)?;
         #[cfg(target_os = "linux")]
-        of_linux(&mut encoder)?;
+        encode_proc_metrics(&mut encoder)?;
         Ok(())
     }
 }
 
-/// Nothing where there is no /proc.
+/// Encodes the metrics from `/proc`, if it is available.
 #[cfg(target_os = "linux")]
 #[expect(clippy::cast_precision_loss, reason = "far less than 2^52")]
-fn of_linux(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn encode_proc_metrics(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     use procfs::{WithCurrentSystemInfo as _, process::Process};
 
     let Ok((process, stat)) = Process::myself().and_then(|process| {
@@ -228,7 +230,7 @@ fn of_linux(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     };
     let memory = encoder.encode_descriptor(
         "process_resident_memory",
-        "Memory that is resident",
+        "Resident memory",
         Some(&Unit::Bytes),
         MetricType::Gauge,
     )?;
@@ -236,7 +238,7 @@ fn of_linux(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     if let Ok(open) = process.fd_count() {
         let files = encoder.encode_descriptor(
             "process_open_fds",
-            "Open file descriptors",
+            "Number of open file descriptors",
             None,
             MetricType::Gauge,
         )?;
@@ -245,7 +247,7 @@ fn of_linux(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
     let cpu = encoder.encode_descriptor(
         "process_cpu",
-        "Processor time of user and system",
+        "User and system CPU time",
         Some(&Unit::Seconds),
         MetricType::Counter,
     )?;

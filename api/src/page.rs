@@ -1,4 +1,4 @@
-//! The status page: everything that the board says, for people.
+//! The status page.
 
 use std::{fmt, sync::LazyLock, time::SystemTime};
 
@@ -21,12 +21,12 @@ use crate::{
     state::State,
 };
 
-/// The look of every page; it lies in the page, so that both are always of the same build, whatever replica answers.
+/// The style sheet of every page. It is embedded, so that page and style are of the same build even with several replicas.
 pub(crate) const STYLE: &str = include_str!("../templates/style.css");
-/// What keeps the status page up to date.
+/// The script that keeps the status page up to date.
 const SCRIPT: &str = include_str!("../templates/page.js");
 
-/// Nothing but the page's own style and script, and requests to the service itself.
+/// Allows only the embedded style and script, and requests to the service itself.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     let hash = |text: &str| BASE64_STANDARD.encode(digest(&SHA256, text.as_bytes()));
     HeaderValue::try_from(format!(
@@ -38,23 +38,23 @@ static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     .ok()
 });
 
-/// How many checks that are down the headline names.
-const NAMED: usize = 5;
-/// How many of the newest answers are drawn.
-const DRAWN: usize = 60;
-/// From one answer to the next in the drawing.
+/// The maximum number of down checks that the headline names.
+const MAX_NAMED: usize = 5;
+/// The number of results in a chart.
+const CHART_RESULTS: usize = 60;
+/// The horizontal distance between results in a chart.
 const STEP: usize = 4;
-/// Where the drawing's latencies stand on; failures hang below.
+/// The vertical position of the base line: latencies are above it, failures below.
 const BASE: f64 = 22.0;
 
-/// Whether whoever asks would rather read the page than the JSON, by RFC 9110; JSON wins where both are as good.
+/// Whether the `Accept` header prefers HTML over JSON, as specified by RFC 9110. If both are equal, JSON is preferred.
 pub fn is_preferred(request: &impl HttpMessage) -> bool {
     Accept::parse(request).is_ok_and(|accept| {
         quality(&accept, &mime::TEXT_HTML_UTF_8) > quality(&accept, &mime::APPLICATION_JSON)
     })
 }
 
-/// How much `offered` is wanted: the most specific range that it is in says so.
+/// The quality of `offered`, which the most specific matching range determines.
 fn quality(accept: &Accept, offered: &Mime) -> Quality {
     accept
         .iter()
@@ -77,7 +77,7 @@ fn quality(accept: &Accept, offered: &Mime) -> Quality {
         .map_or(Quality::ZERO, |(_, quality)| quality)
 }
 
-/// A page as it is sent.
+/// Creates the response for a page.
 pub fn response(page: impl MessageBody + 'static) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response
@@ -92,10 +92,10 @@ pub fn response(page: impl MessageBody + 'static) -> HttpResponse {
     response.body(page)
 }
 
-/// The status page of `board`; good as long as the board's generation stays.
+/// Renders the status page of `board`, which is valid until the generation of the board changes.
 ///
 /// # Errors
-/// Never, as far as is known: it is written to memory.
+/// When the template fails, which is not expected.
 pub fn render(board: &Board, title: &str, environment: &str) -> askama::Result<String> {
     let rows: Vec<Row> = board
         .statuses()
@@ -132,24 +132,24 @@ struct Page<'a> {
     now: SystemTime,
 }
 
-/// A check on the page.
+/// A check in the table of the page.
 struct Row {
     status: Status,
     chart: Chart,
 }
 
-/// All checks in one word.
+/// The overall state of all checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Overall {
-    /// There is none.
+    /// No checks are configured.
     Empty,
-    /// None is down, but not all have answered.
+    /// No check is down, but some have no result yet.
     Pending,
-    /// All are up.
-    Well,
-    /// What is down is not critical.
+    /// All checks are up.
+    Operational,
+    /// Some checks are down, none of them critical.
     Degraded,
-    /// Something critical is down.
+    /// A critical check is down.
     Outage,
 }
 
@@ -165,35 +165,35 @@ impl Overall {
         } else if any(|status| status.state == State::Pending) {
             Self::Pending
         } else {
-            Self::Well
+            Self::Operational
         }
     }
 
     const fn headline(self) -> &'static str {
         match self {
-            Self::Empty => "Nothing is checked yet",
-            Self::Pending => "Waiting for first answers",
-            Self::Well => "All is well",
+            Self::Empty => "No checks configured",
+            Self::Pending => "Waiting for first results",
+            Self::Operational => "All systems operational",
             Self::Degraded => "Degraded",
             Self::Outage => "Outage",
         }
     }
 
-    /// Its symbol, which is the class of its colour, too.
+    /// The ID of the symbol, which is also the CSS class of the colour.
     const fn symbol(self) -> &'static str {
         match self {
             Self::Empty | Self::Pending => "pending",
-            Self::Well => "up",
+            Self::Operational => "up",
             Self::Degraded => "degraded",
             Self::Outage => "down",
         }
     }
 
-    /// The symbol's colour in the browser's tab, which may be light or dark.
+    /// The colour of the favicon, which is readable on light and dark browser tabs.
     const fn colour(self) -> &'static str {
         match self {
             Self::Empty | Self::Pending => "6e7781",
-            Self::Well => "1f883d",
+            Self::Operational => "1f883d",
             Self::Degraded => "bf8700",
             Self::Outage => "cf222e",
         }
@@ -201,8 +201,8 @@ impl Overall {
 }
 
 impl Page<'_> {
-    /// The checks in `state`.
-    fn named(&self, state: State) -> Vec<&str> {
+    /// The names of the checks in `state`.
+    fn names_in(&self, state: State) -> Vec<&str> {
         self.rows
             .iter()
             .filter(|row| row.status.state == state)
@@ -229,38 +229,40 @@ impl Row {
     }
 
     fn uptime(&self) -> String {
-        self.status.day.uptime.map_or_else(nothing, percent)
+        self.status.day.uptime.map_or_else(missing, percent)
     }
 
     fn p50(&self) -> String {
-        (self.status.day.latency_ms).map_or_else(nothing, |it| latency(it.p50))
+        (self.status.day.latency_ms).map_or_else(missing, |it| latency(it.p50))
     }
 
     fn p95(&self) -> String {
-        (self.status.day.latency_ms).map_or_else(nothing, |it| latency(it.p95))
+        (self.status.day.latency_ms).map_or_else(missing, |it| latency(it.p95))
     }
 }
 
-/// The newest answers as a drawing.
+/// A chart of the last results, as SVG paths.
 struct Chart {
-    /// One stroke up for each answer as expected, as high as it was slow.
+    /// One upward line per successful probe, with a height in proportion to the latency.
     answered: String,
-    /// One stroke down for each failure.
+    /// One downward line per failure.
     failed: String,
-    /// The same in words.
-    words: String,
+    /// The text alternative.
+    description: String,
 }
 
 impl Chart {
     fn new(ring: &Ring) -> Self {
         let samples: Vec<Sample> = ring.since(SystemTime::UNIX_EPOCH).collect();
-        let samples = samples.split_at(samples.len().saturating_sub(DRAWN)).1;
+        let samples = samples
+            .split_at(samples.len().saturating_sub(CHART_RESULTS))
+            .1;
         let latencies = || samples.iter().filter_map(Sample::latency);
         let slowest = latencies().max().unwrap_or_default();
         let (mut answered, mut failed) = (String::new(), String::new());
         for (place, sample) in samples.iter().enumerate() {
-            // The newest stands at the right end.
-            let x = (DRAWN - samples.len() + place) * STEP + STEP / 2;
+            // The newest result is at the right end.
+            let x = (CHART_RESULTS - samples.len() + place) * STEP + STEP / 2;
             match sample.latency() {
                 Some(latency) => {
                     let share = latency.as_secs_f64() / slowest.as_secs_f64().max(1e-6);
@@ -269,11 +271,11 @@ impl Chart {
                 None => failed += &format!("M{x} {}v6", BASE + 2.0),
             }
         }
-        let words = match (samples.len(), latencies().min()) {
-            (0, _) => "No answers yet".into(),
-            (count, None) => format!("Newest {count} answers: all failed"),
+        let description = match (samples.len(), latencies().min()) {
+            (0, _) => "No results yet".into(),
+            (count, None) => format!("Last {count} results: all failed"),
             (count, Some(fastest)) => format!(
-                "Newest {count} answers: {}; {} to {}",
+                "Last {count} results: {}; {} to {}",
                 match count - latencies().count() {
                     0 => "none failed".to_owned(),
                     some => format!("{some} failed"),
@@ -285,12 +287,12 @@ impl Chart {
         Self {
             answered,
             failed,
-            words,
+            description,
         }
     }
 }
 
-/// A share as it is shown; less than all is never shown as all.
+/// Formats a share as percentage. Rounds down, so that less than 100 % is never shown as 100 %.
 pub(crate) fn percent(share: f64) -> String {
     let shown = (share * 1e4).floor() / 1e2;
     if share >= 1.0 {
@@ -300,12 +302,12 @@ pub(crate) fn percent(share: f64) -> String {
     }
 }
 
-/// A figure that nobody knows.
-fn nothing() -> String {
+/// The placeholder for a missing value.
+fn missing() -> String {
     "–".into()
 }
 
-/// Milliseconds as they are shown: three digits or so.
+/// Formats milliseconds with about three digits.
 fn latency(milliseconds: f64) -> String {
     match milliseconds {
         short if short < 10.0 => format!("{short:.2} ms"),
@@ -315,14 +317,14 @@ fn latency(milliseconds: f64) -> String {
     }
 }
 
-/// A time for programs.
-fn machine(time: &SystemTime) -> impl fmt::Display {
+/// Formats a time for the `datetime` attribute.
+fn machine_time(time: &SystemTime) -> impl fmt::Display {
     humantime::format_rfc3339_seconds(*time)
 }
 
-/// A time for people.
-fn clock(time: &SystemTime) -> String {
-    machine(time)
+/// Formats a time for display.
+fn display_time(time: &SystemTime) -> String {
+    machine_time(time)
         .to_string()
         .replace('T', " ")
         .replace('Z', " UTC")
@@ -337,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn browsers_get_the_page_and_all_others_the_greeting() {
+    fn prefers_the_page_only_for_browsers() {
         for (accept, page) in [
             // Chromium, Firefox, Safari.
             (
@@ -361,11 +363,11 @@ mod tests {
             ("text/html, application/json", false),
             ("text/html;q=0.4, application/json;q=0.5", false),
             ("text/html;q=0.4, */*;q=0.5", false),
-            // The more specific range says it, wherever it stands and whatever others say.
+            // The most specific range decides, regardless of the order and of other ranges.
             ("text/*, text/html;q=0.1, application/json;q=0.2", false),
             ("*/*, application/json;q=0.1", true),
             ("text/html;q=0", false),
-            // HTML of another kind than ours.
+            // A parameter that the page does not have.
             ("text/html;level=1", false),
             ("nonsense", false),
             ("text/html;q=high", false),
@@ -375,8 +377,8 @@ mod tests {
                 .to_http_request();
             assert_eq!(is_preferred(&request), page, "{accept}");
         }
-        let nothing = TestRequest::default().to_http_request();
-        assert!(!is_preferred(&nothing));
+        let without_accept = TestRequest::default().to_http_request();
+        assert!(!is_preferred(&without_accept));
         let two_lines = TestRequest::default()
             .append_header((ACCEPT, "application/json;q=0.1"))
             .append_header((ACCEPT, "text/html"))
@@ -385,9 +387,9 @@ mod tests {
     }
 
     #[test]
-    fn a_drawing_has_the_newest_answers_at_its_right_end_and_failures_below_its_line() {
+    fn chart_shows_the_newest_results_at_the_right_end_and_failures_below_the_line() {
         let mut ring = Ring::default();
-        assert_eq!(Chart::new(&ring).words, "No answers yet");
+        assert_eq!(Chart::new(&ring).description, "No results yet");
         let at = SystemTime::UNIX_EPOCH;
         for milliseconds in [1000, 10, 20] {
             ring.push(Sample::new(at, Some(Duration::from_millis(milliseconds))));
@@ -397,15 +399,15 @@ mod tests {
         assert_eq!(chart.answered, "M226 22v-22.0M230 22v-1.5M234 22v-1.5");
         assert_eq!(chart.failed, "M238 24v6");
         assert_eq!(
-            chart.words,
-            "Newest 4 answers: 1 failed; 10.0 ms to 1000 ms"
+            chart.description,
+            "Last 4 results: 1 failed; 10.0 ms to 1000 ms"
         );
-        for _ in 0..2 * DRAWN {
+        for _ in 0..2 * CHART_RESULTS {
             ring.push(Sample::new(at, None));
         }
         let chart = Chart::new(&ring);
         assert_eq!(chart.answered, "");
-        assert_eq!(chart.failed.matches('M').count(), DRAWN);
-        assert_eq!(chart.words, "Newest 60 answers: all failed");
+        assert_eq!(chart.failed.matches('M').count(), CHART_RESULTS);
+        assert_eq!(chart.description, "Last 60 results: all failed");
     }
 }

@@ -1,4 +1,4 @@
-//! Errors as clients see them: problem details of RFC 9457.
+//! Error responses: problem details of [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457).
 
 use std::fmt;
 
@@ -9,22 +9,22 @@ use utoipa::ToSchema;
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// What went wrong with a request, as RFC 9457 writes it.
+/// Problem details of RFC 9457.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Problem {
-    /// The status code.
+    /// The HTTP status code.
     #[schema(example = 404, minimum = 400, maximum = 599)]
     status: u16,
-    /// The name of the status.
+    /// The name of the status code, or a short description of the problem.
     #[schema(value_type = String, example = "Not Found")]
     title: &'static str,
-    /// What is wrong with just this request, and what to do about it.
-    #[schema(example = "there is no check \"cache\"")]
+    /// A description of the error in this request.
+    #[schema(example = "there is no check named \"cache\"")]
     detail: String,
 }
 
 impl Problem {
-    /// An error of this status; `detail` is for the person who sent the request.
+    /// Creates a problem with this status; `detail` describes the error in the request.
     #[must_use]
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
@@ -34,38 +34,40 @@ impl Problem {
         }
     }
 
-    /// The same under another title than the status's name.
+    /// Replaces the title, which is the name of the status code by default.
     #[must_use]
     pub const fn titled(mut self, title: &'static str) -> Self {
         self.title = title;
         self
     }
 
-    /// 404 for the name of a check that is not configured.
+    /// Creates a 404 for a check that is not configured.
     #[must_use]
     pub fn no_check(name: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("there is no check {name:?}"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no check named {name:?}"),
+        )
     }
 
-    fn unwritten(error: &dyn fmt::Display) -> Self {
-        tracing::error!(%error, "an answer could not be written");
+    fn not_rendered(error: &dyn fmt::Display) -> Self {
+        tracing::error!(%error, "cannot render a response");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the answer could not be written",
+            "cannot render the response",
         )
     }
 }
 
-/// What we say of ourselves could not be written down: never seen, and said where it is.
 impl From<serde_json::Error> for Problem {
     fn from(error: serde_json::Error) -> Self {
-        Self::unwritten(&error)
+        Self::not_rendered(&error)
     }
 }
 
 impl From<askama::Error> for Problem {
     fn from(error: askama::Error) -> Self {
-        Self::unwritten(&error)
+        Self::not_rendered(&error)
     }
 }
 

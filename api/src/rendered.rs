@@ -1,10 +1,10 @@
-//! What is rendered once and sent many times.
+//! A cache of rendered responses.
 
 use std::cell::{Cell, RefCell};
 
 use actix_web::web::Bytes;
 
-/// A rendering of the board, kept by one worker as long as the board says the same.
+/// A rendering of the board that one worker caches until the board changes.
 #[derive(Default)]
 pub struct Rendered {
     generation: Cell<Option<u64>>,
@@ -12,10 +12,10 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// The rendering for `generation` of the board: the kept one, or what `render` makes.
+    /// Returns the cached rendering if it is of `generation`, and otherwise calls `render`.
     ///
     /// # Errors
-    /// Those of `render`; the kept one stays.
+    /// Returns the errors of `render`, which leave the cache unchanged.
     pub fn get<E>(
         &self,
         generation: u64,

@@ -9,10 +9,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     board::Board,
-    checks::{Check, Clients, Probe, Trouble},
+    checks::{Check, Clients, Probe, ProbeError},
 };
 
-/// The first probes are spread over this time per check: many checks do not start in the same instant, and a few have answers at once.
+/// The first probes are spread over this time per check, so that many checks do not start at once and a few have results quickly.
 const SPREAD: Duration = Duration::from_millis(5);
 
 /// Starts to probe every check of `board`, until the runtime ends. Must be called on an Actix runtime.
@@ -22,27 +22,27 @@ pub fn start(board: &Arc<Board>, clients: &Clients) {
         let (board, check, probe) = (board.clone(), check.clone(), check.target.probe(clients));
         actix_web::rt::spawn(async move {
             sleep(spread.min(check.interval).mul_f64(fastrand::f64())).await;
-            ask_forever(&board, index, &check, probe).await;
+            probe_forever(&board, index, &check, probe).await;
         });
     }
 }
 
-async fn ask_forever(board: &Board, index: usize, check: &Check, mut probe: Probe) {
+async fn probe_forever(board: &Board, index: usize, check: &Check, mut probe: Probe) {
     loop {
         let (at, start) = (SystemTime::now(), Instant::now());
-        // In a box: most of the time nobody asks, and that memory is free.
-        let answer = timeout(check.timeout, Box::pin(probe.ask()))
+        // Boxed, so that an idle check does not hold the memory of the future.
+        let result = timeout(check.timeout, Box::pin(probe.run()))
             .await
             .unwrap_or_else(|_| {
-                Err(Trouble(format!(
-                    "no answer within {}",
+                Err(ProbeError(format!(
+                    "no response within {}",
                     humantime::format_duration(check.timeout)
                 )))
             });
-        board.record(index, at, start.elapsed(), answer);
+        board.record(index, at, start.elapsed(), result);
         let until_next = check.interval.saturating_sub(start.elapsed());
         let jitter = check.jitter.mul_f64(fastrand::f64());
-        // As often earlier as later: the interval holds on average.
+        // Centered on the interval, so that the average matches it.
         sleep((until_next + jitter).saturating_sub(check.jitter / 2)).await;
     }
 }
@@ -73,8 +73,8 @@ mod tests {
         }
     }
 
-    /// Fails at once, and asks nobody.
-    fn wrong() -> Target {
+    /// A target whose probe fails at once without connecting.
+    fn invalid() -> Target {
         Target::Redis(redis::Target {
             url: SecretUrl::new("http://nowhere.invalid".parse().unwrap()),
         })
@@ -87,7 +87,7 @@ mod tests {
         board
     }
 
-    /// Waits for the next answer.
+    /// Waits for the next result.
     async fn next(board: &Board) {
         let before = board.generation();
         while board.generation() == before {
@@ -96,9 +96,9 @@ mod tests {
     }
 
     #[actix_web::test]
-    async fn the_interval_varies_by_the_jitter_and_holds_on_average() {
+    async fn interval_varies_by_the_jitter_and_holds_on_average() {
         const COUNT: u32 = 100;
-        let board = run(check(wrong()));
+        let board = run(check(invalid()));
         next(&board).await;
         let start = time::Instant::now();
         let mut last = start;
@@ -120,8 +120,8 @@ mod tests {
     }
 
     #[actix_web::test]
-    async fn a_check_is_down_after_as_many_failures_as_its_threshold_says() {
-        let board = run(check(wrong()));
+    async fn marks_a_check_down_after_the_configured_number_of_failures() {
+        let board = run(check(invalid()));
         for expected in [State::Pending, State::Pending, State::Down, State::Down] {
             next(&board).await;
             assert_eq!(board.status(0).unwrap().state, expected);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[actix_web::test]
-    async fn an_answer_that_does_not_come_is_a_failure_once_the_time_is_up() {
+    async fn counts_a_timeout_as_a_failure() {
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let board = run(check(Target::Dns(dns::Target {
             name: "example.org".into(),
@@ -140,7 +140,7 @@ mod tests {
         for _ in 0..3 {
             next(&board).await;
             let last = board.status(0).unwrap().last.unwrap();
-            assert_eq!(last.error.as_deref(), Some("no answer within 1s"));
+            assert_eq!(last.error.as_deref(), Some("no response within 1s"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! URLs that may hold a password: what is shown of them never does.
+//! URLs and texts with secrets, which are masked wherever they are shown.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use url::Url;
 
 const MASK: &str = "***";
 
-/// A URL whose password, token and query are shown as `***`, by `Display` and `Debug` alike.
+/// A URL whose password, token and query `Display` and `Debug` show as `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl {
     url: Url,
@@ -14,21 +14,21 @@ pub struct SecretUrl {
 }
 
 impl SecretUrl {
-    /// Guards `url`.
+    /// Wraps `url`.
     #[must_use]
     pub fn new(url: Url) -> Self {
         let shown = url.clone();
         Self::shown_as(url, shown)
     }
 
-    /// Guards `url`, and shows `shown` in its place, masked as it would be: for one with secrets where no mask is looked for.
+    /// Wraps `url`, and shows the masked form of `shown` instead: for URLs with secrets in other places.
     #[must_use]
     pub fn shown_as(url: Url, mut shown: Url) -> Self {
-        // Neither fails: only URLs without a host cannot have them, and those have nothing to hide there.
+        // These calls fail only for URLs without a host, which have no credentials.
         if shown.password().is_some() {
             let _ = shown.set_password(Some(MASK));
         } else if !shown.username().is_empty() {
-            // A user alone is often a token.
+            // A user name without a password is often a token.
             let _ = shown.set_username(MASK);
         }
         if shown.query().is_some() {
@@ -41,7 +41,7 @@ impl SecretUrl {
         }
     }
 
-    /// Guards `url`, and shows of it only the scheme, the host and the port.
+    /// Wraps `url`, and shows only the scheme, the host and the port.
     #[must_use]
     pub fn hidden(url: Url) -> Self {
         let mut shown = url.clone();
@@ -52,7 +52,7 @@ impl SecretUrl {
         Self::shown_as(url, shown)
     }
 
-    /// The URL with all that is in it: for the client that connects, and for nobody's eyes.
+    /// The URL with its secrets, for the client that connects.
     #[must_use]
     pub const fn expose(&self) -> &Url {
         &self.url
@@ -71,18 +71,18 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
-/// Text that is never shown, such as the value of an `Authorization` header.
+/// A text that is never shown, such as the value of an `Authorization` header.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
 
 impl SecretText {
-    /// Guards `text`.
+    /// Wraps `text`.
     #[must_use]
     pub const fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// The text itself: for the client that sends it.
+    /// The text, for the client that sends it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_be_a_secret_is_masked() {
+    fn masks_everything_that_can_be_a_secret() {
         for (url, shown) in [
             ("https://example.org/health", "https://example.org/health"),
             ("redis://:s3cret@cache:6379/0", "redis://:***@cache:6379/0"),

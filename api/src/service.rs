@@ -1,4 +1,4 @@
-//! What all requests share.
+//! The state that all requests share.
 
 use std::sync::Arc;
 
@@ -14,34 +14,34 @@ use crate::{
     metrics::Metrics,
 };
 
-/// What all requests share, on all workers.
+/// The state that all requests share, on all workers.
 #[derive(Debug)]
 pub struct Service {
-    /// The title of the page.
+    /// The title of the status page.
     pub title: String,
-    /// The name of the environment.
+    /// The name of the environment that the service runs in.
     pub environment: String,
-    /// What the image says of itself.
+    /// The build that the image contains.
     pub build: Build,
-    /// What is known of the checks.
+    /// The checks with their results.
     pub board: Arc<Board>,
-    /// The Redis that counts the hits.
+    /// The Redis that stores the counter of `GET /hits`.
     pub redis: Option<redis::Target>,
-    /// What asks dependencies.
+    /// The TLS configuration and the HTTP clients of probes.
     pub clients: Clients,
-    /// What is counted.
+    /// The metrics of the service.
     pub metrics: Metrics,
-    /// Whether the service is about to end.
+    /// The shutdown state.
     pub drain: Drain,
-    /// One permit for each event stream.
+    /// One permit per event stream.
     pub streams: Arc<Semaphore>,
 }
 
 impl Service {
-    /// A service of these settings that nobody has asked anything.
+    /// Creates the state for `settings`, and opens the history.
     ///
     /// # Errors
-    /// Where the directory of the history is held by another process or cannot be written.
+    /// When the directory of the history is locked by another process or not writable.
     pub fn new(settings: Settings, clients: Clients) -> Result<Self, Error> {
         let mut board = Board::new(settings.checks);
         if let Some(directory) = settings.data {

@@ -1,4 +1,4 @@
-//! From settings to a server that listens, and to its end.
+//! Starts the server, runs it and shuts it down.
 
 use std::{
     env, io,
@@ -22,21 +22,21 @@ use crate::{
     board::Board,
     checks::Clients,
     configuration::Settings,
-    connections::{self, Gate},
+    connections::{self, ConnectionLimiter},
     error::Error,
     routes, schedule,
     service::Service,
     telemetry,
 };
 
-/// The threads that look up names. Names are looked up at most this many at once; more threads would take more memory than many checks are
-/// worth.
+/// The threads for name look-ups and disk access, and so the maximum number of concurrent look-ups. Each thread costs memory.
 const BLOCKING_THREADS: usize = 16;
 
-/// How long requests in flight may take in the end: with the drain before it less than the 10 s after which `docker stop` kills.
+/// How long the shutdown waits for requests in flight. Together with the default drain it is shorter than the
+/// 10 s of `docker stop`.
 const SHUTDOWN_SECONDS: u64 = 7;
 
-/// Names a file of certificates of authorities, as for OpenSSL and whatever else has TLS.
+/// Names a PEM file of additional CA certificates, as for OpenSSL.
 const AUTHORITIES: &str = "SSL_CERT_FILE";
 
 /// Serves with `settings` until SIGTERM or SIGINT.
@@ -53,14 +53,14 @@ pub fn run(settings: Settings) -> Result<(), Error> {
         .map_err(Error::Runtime)?;
     let ended = System::with_tokio_rt(|| runtime.clone())
         .block_on(async { Application::build(settings)?.run_until_stopped().await });
-    // Dropped, it would wait for the look-up of a name whose server is silent.
+    // Dropping the runtime would wait for a name look-up that does not return.
     if let Some(runtime) = Arc::into_inner(runtime) {
         runtime.shutdown_background();
     }
     ended
 }
 
-/// The service, listening.
+/// The service, with its listener bound.
 pub struct Application {
     server: Server,
     service: web::Data<Service>,
@@ -68,22 +68,22 @@ pub struct Application {
     drain: Duration,
 }
 
-/// How the service is told to end.
+/// How the service shuts down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// SIGTERM: whoever balances load has to hear of it first.
+    /// After SIGTERM: load balancers must notice first.
     Drained,
-    /// SIGINT: a person at a terminal, who waits.
+    /// After SIGINT, which is sent from a terminal: without a drain.
     AtOnce,
 }
 
 impl Application {
-    /// Binds the address of `settings` and starts to answer and to check; needs a running Actix runtime.
+    /// Binds the address of `settings`, and starts the server and the probes. Must be called on an Actix runtime.
     ///
     /// # Errors
-    /// Where the address is taken or not allowed, the directory of the history is, or the file of `SSL_CERT_FILE` is wrong.
+    /// When the address is in use or not permitted, the history cannot be opened, or the file in `SSL_CERT_FILE` is invalid.
     pub fn build(settings: Settings) -> Result<Self, Error> {
-        let asked = settings.address;
+        let configured = settings.address;
         let drain = settings.drain;
         let connections = settings.connections;
         let authorities = env::var_os(AUTHORITIES).filter(|path| !path.is_empty());
@@ -92,17 +92,17 @@ impl Application {
         let service = web::Data::new(Service::new(settings, clients)?);
         let shared = service.clone();
         let listen = |source| Error::Listen {
-            address: asked,
+            address: configured,
             source,
         };
-        let listener = TcpListener::bind(asked).map_err(listen)?;
+        let listener = TcpListener::bind(configured).map_err(listen)?;
         connections::prepare(&listener).map_err(listen)?;
-        // The asked address has port 0 where any free port will do.
+        // The configured port may be 0, which selects any free port.
         let address = listener.local_addr().map_err(listen)?;
-        let gate = Gate::new(connections);
+        let limiter = ConnectionLimiter::new(connections);
         let server = Server::build()
-            .workers(gate.workers())
-            .max_concurrent_connections(gate.each_worker())
+            .workers(limiter.workers())
+            .max_concurrent_connections(limiter.each_worker())
             .disable_signals()
             .shutdown_timeout(SHUTDOWN_SECONDS);
         let ending = server.graceful_shutdown_signal();
@@ -110,7 +110,7 @@ impl Application {
             .listen("http", listener, move || {
                 let app = App::new().configure(|config| routes::configure(config, &shared));
                 let app = map_config(app, |()| AppConfig::default());
-                connections::http(&gate, ending.clone(), app)
+                connections::http(&limiter, ending.clone(), app)
             })
             .map_err(listen)?;
         schedule::start(&service.board, &service.clients);
@@ -128,18 +128,18 @@ impl Application {
         self.address
     }
 
-    /// What is known of the checks.
+    /// The checks with their results.
     #[must_use]
     pub fn board(&self) -> Arc<Board> {
         self.service.board.clone()
     }
 
-    /// Serves until SIGTERM or SIGINT, and lets requests in flight finish; a second signal ends the process at once.
+    /// Serves until SIGTERM or SIGINT, then lets requests in flight finish. A second signal ends the process at once.
     ///
     /// # Errors
-    /// Where the server fails.
+    /// When the server fails.
     pub async fn run_until_stopped(self) -> Result<(), Error> {
-        // From here on no signal is lost.
+        // Registered before the log line below, so that no later signal is lost.
         let mut signals = Signals::new().map_err(Error::Server)?;
         tracing::info!(
             port = self.address.port(),
@@ -152,11 +152,11 @@ impl Application {
             ended = &mut server => return ended_well(ended),
             ending = signals.next() => ending,
         };
-        tracing::info!(?ending, "told to end");
+        tracing::info!(?ending, "shutting down");
         actix_web::rt::spawn(async move {
             signals.next().await;
-            tracing::warn!("told to end again: at once");
-            // As shells have it for SIGINT.
+            tracing::warn!("second signal, exiting immediately");
+            // The exit code that shells report for SIGINT.
             process::exit(130);
         });
         self.service.drain.begin();

@@ -3,14 +3,14 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What a check's answers say of its target.
+/// The state of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Nobody knows yet.
+    /// There are not enough results yet.
     Pending,
-    /// It answers as expected.
+    /// The target responds as expected.
     Up,
-    /// It failed as often in a row as its threshold says.
+    /// The configured number of consecutive probes failed.
     Down,
 }

@@ -1,4 +1,4 @@
-//! Logs, one JSON object a line on stdout; and what is counted and said of every request.
+//! The log, as one JSON object per line on stdout, and the metrics and log lines of requests.
 
 use std::{cell::RefCell, rc::Rc, time::Instant};
 
@@ -19,10 +19,10 @@ use crate::{
     trace::{TRACEPARENT, Trace},
 };
 
-/// Starts logging what `filter` lets through.
+/// Starts logging the events that `filter` enables.
 ///
 /// # Errors
-/// Where logging was started before in this process.
+/// When logging was already started in this process.
 pub fn start(filter: Targets) -> Result<(), Error> {
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true);
     Ok(tracing_subscriber::registry()
@@ -31,36 +31,40 @@ pub fn start(filter: Targets) -> Result<(), Error> {
         .try_init()?)
 }
 
-/// Who asks for a route.
+/// The clients that a route is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// People and their clients.
-    ByPeople,
-    /// Probes and scrapers, every few seconds: logged at `debug` only, as long as it goes well.
-    ByProbes,
+pub(crate) enum Audience {
+    /// People and API clients.
+    People,
+    /// Container probes and scrapers, which send many requests: successful ones are logged at level `debug`.
+    Probes,
 }
 
-/// What watches over the requests of one route, on one worker.
+/// Logs and counts the requests of one route on one worker.
 pub(crate) struct Observer {
     service: web::Data<Service>,
-    /// The template of the path; empty where there is none.
+    /// The template of the path; empty for requests without a route.
     route: &'static str,
-    asked: Asked,
-    /// What this worker looked up before.
+    audience: Audience,
+    /// The histograms that this worker has already looked up.
     histograms: RefCell<Vec<(&'static str, u16, Histogram)>>,
 }
 
 impl Observer {
-    pub(crate) fn new(service: &web::Data<Service>, route: &'static str, asked: Asked) -> Rc<Self> {
+    pub(crate) fn new(
+        service: &web::Data<Service>,
+        route: &'static str,
+        audience: Audience,
+    ) -> Rc<Self> {
         Rc::new(Self {
             service: service.clone(),
             route,
-            asked,
+            audience,
             histograms: RefCell::new(Vec::new()),
         })
     }
 
-    /// Answers `request` by `next`; counts, logs and marks the answer.
+    /// Calls `next`, counts and logs the request, and adds the trace to the response.
     pub(crate) async fn observe(
         self: Rc<Self>,
         request: ServiceRequest,
@@ -78,11 +82,11 @@ impl Observer {
             head.set_connection_type(ConnectionType::Close);
         }
         let status = head.status.as_u16();
-        // The path without the query, which may hold what is nobody's business.
+        // Without the query, which may contain private data.
         let (method, path) = (name(response.request().method()), response.request().path());
         self.count(method, status, took.as_secs_f64());
         let (request_id, ms) = (trace.id(), took.as_secs_f64() * 1e3);
-        if self.asked == Asked::ByProbes && status < 400 {
+        if self.audience == Audience::Probes && status < 400 {
             tracing::debug!(%request_id, method, path, status, ms, "request");
         } else {
             tracing::info!(%request_id, method, path, status, ms, "request");
@@ -108,7 +112,7 @@ impl Observer {
     }
 }
 
-/// The method's name; `_OTHER` for those that no specification knows, as OpenTelemetry has it: anybody can make up any number of them.
+/// The name of the method. Unknown methods become `_OTHER`, as in OpenTelemetry, to limit the number of label values.
 fn name(method: &Method) -> &'static str {
     const KNOWN: [&str; 9] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",

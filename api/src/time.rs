@@ -1,4 +1,4 @@
-//! How points in time are written.
+//! The format of timestamps in JSON.
 
 use std::time::SystemTime;
 

@@ -4,10 +4,10 @@ use std::fmt;
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// The header, in requests as in responses.
+/// The header of requests and responses that contains the trace.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Where a request belongs: the caller's trace, or a new one, and a span of our own in it.
+/// The trace of a request, which is that of the caller or a new one, and the span of this service in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
     trace: u128,
@@ -16,13 +16,13 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// The trace of the request with these headers; a header that is not as the specification has it begins a new trace.
+    /// The trace of a request with these headers; a missing or invalid header starts a new trace.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let (trace, flags) = headers
             .get(TRACEPARENT)
             .and_then(|value| parse(value.as_bytes()))
-            // A new one is not recorded anywhere: its flags say so.
+            // Flags 0: a new trace is not sampled.
             .unwrap_or_else(|| (fastrand::u128(1..), 0));
         Self {
             trace,
@@ -31,13 +31,13 @@ impl Trace {
         }
     }
 
-    /// The trace's id: 32 hexadecimal digits.
+    /// The ID of the trace.
     #[must_use]
     pub const fn id(&self) -> Hex {
         Hex(self.trace)
     }
 
-    /// The value of the response's header.
+    /// The value of the `traceparent` header of the response.
     #[must_use]
     pub fn header(&self) -> Option<HeaderValue> {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
@@ -48,7 +48,7 @@ impl Trace {
     }
 }
 
-/// 32 hexadecimal digits.
+/// A trace ID, displayed as 32 hexadecimal digits.
 pub struct Hex(u128);
 
 impl fmt::Display for Hex {
@@ -57,7 +57,7 @@ impl fmt::Display for Hex {
     }
 }
 
-/// `format!` takes ten times as long, and every response has it.
+/// Writes `value` in hexadecimal. Ten times as fast as `format!`, which matters because every response has the header.
 fn hex(digits: &mut [u8], mut value: u128) {
     for digit in digits.iter_mut().rev() {
         *digit = b"0123456789abcdef"[(value & 15) as usize];
@@ -65,11 +65,11 @@ fn hex(digits: &mut [u8], mut value: u128) {
     }
 }
 
-/// The trace's id and flags.
+/// Parses the ID and the flags of the trace.
 fn parse(value: &[u8]) -> Option<(u128, u8)> {
     let [version, trace, parent, flags] = [0..2, 3..35, 36..52, 53..55].map(|range| {
         let digits = value.get(range)?;
-        // The specification wants lower case, and from_str_radix takes a sign.
+        // The specification requires lower case, and from_str_radix accepts a sign.
         if !digits
             .iter()
             .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
@@ -80,14 +80,14 @@ fn parse(value: &[u8]) -> Option<(u128, u8)> {
     });
     let (version, trace, parent, flags) = (version?, trace?, parent?, flags?);
     let dashes = [2, 35, 52].iter().all(|at| value.get(*at) == Some(&b'-'));
-    // A later version may have more behind another dash.
+    // Later versions may have more fields after another dash.
     let ends = match value.get(55) {
         None => true,
         Some(b'-') => version != 0,
         Some(_) => false,
     };
     let known = version != 0xff && trace != 0 && parent != 0;
-    // Of the flags of level 1 only the first is known: sampled.
+    // Level 1 defines only the first flag: sampled.
     (dashes && ends && known).then_some((trace, (flags & 1) as u8))
 }
 
@@ -98,7 +98,7 @@ mod tests {
     const TRACE: u128 = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
 
     #[test]
-    fn what_the_specification_allows_is_honoured() {
+    fn accepts_valid_headers() {
         for (header, flags) in [
             ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", 1),
             ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", 0),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_allow_begins_a_new_trace() {
+    fn rejects_invalid_headers() {
         for header in [
             "",
             "00",
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_response_names_the_trace_and_a_span_of_its_own() {
+    fn response_header_has_the_trace_and_a_new_span() {
         let mut headers = HeaderMap::new();
         let sent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         headers.insert(TRACEPARENT, HeaderValue::from_static(sent));

@@ -1,5 +1,5 @@
 "use strict";
-// Keeps the page up to date: fetches it anew where a state changed, and once a minute.
+// Keeps the page up to date: fetches it again after each state change, and once a minute.
 const MINUTE = 60_000;
 const connection = document.getElementById("connection");
 const news = document.getElementById("news");
@@ -7,7 +7,7 @@ let stream;
 let wanted = false;
 let busy = false;
 
-const say = (element, text) => {
+const setText = (element, text) => {
   if (element.textContent !== text) element.textContent = text;
 };
 
@@ -17,7 +17,7 @@ const relative = () => {
     const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [0, "s"]].find(([size]) => seconds >= size);
     const span = `${Math.floor(seconds / (size || 1))} ${unit}`;
     time.title ||= time.textContent;
-    say(time, time.dataset.form === "for" ? `for ${span}` : seconds < 5 ? "just now" : `${span} ago`);
+    setText(time, time.dataset.form === "for" ? `for ${span}` : seconds < 5 ? "just now" : `${span} ago`);
   }
 };
 
@@ -33,12 +33,12 @@ const show = (fresh) => {
   relative();
   if (focused && main.contains(document.getElementById(focused))) document.getElementById(focused).focus({ preventScroll: true });
   const changed = [...states()].filter(([name, state]) => before.get(name) !== state);
-  if (changed.length) say(news, `${changed.map(([name, state]) => `${name} is ${state.toLowerCase()}`).join(", ")}. ${document.querySelector("h2").textContent}.`);
+  if (changed.length) setText(news, `${changed.map(([name, state]) => `${name} is ${state.toLowerCase()}`).join(", ")}. ${document.querySelector("h2").textContent}.`);
 };
 
 const live = (state, text) => {
   connection.dataset.state = state;
-  say(connection, text);
+  setText(connection, text);
 };
 
 const refresh = async () => {
@@ -54,7 +54,7 @@ const refresh = async () => {
       if (stream.readyState === EventSource.OPEN) live("live", "Live");
       else live("polled", "Updated once a minute");
     } catch {
-      live("lost", "Connection lost; trying again");
+      live("lost", "Connection lost; retrying");
     }
   }
   busy = false;
@@ -63,7 +63,7 @@ const refresh = async () => {
 const listen = () => {
   stream?.close();
   stream = new EventSource("/events");
-  // Also what changed while nothing was heard.
+  // Fetches changes that were missed while disconnected.
   stream.addEventListener("open", refresh);
   stream.addEventListener("change", refresh);
   stream.addEventListener("error", refresh);

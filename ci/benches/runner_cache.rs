@@ -1,17 +1,16 @@
-//! What a throw-away runner gains from the caches of the last one, and what they cost: this repository's own commit, on an engine that
-//! has nothing, all in one run.
+//! Measures the benefit and the cost of the caches of an ephemeral runner, with this repository's commit on an empty engine.
 //!
-//! `just bench caches`. It takes a cold run and two warm ones; the engine and the stand-ins are those that this machine has made
-//! before. A bound that is missed ends it with 1.
+//! Run it with `just bench caches`. It does a cold run and two warm ones, with the engine programs and stand-ins that this
+//! machine already has. It exits with code 1 if a bound is missed.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
     clippy::cast_precision_loss,
-    reason = "a measurement that fails is none, and its figures are printed"
+    reason = "a failed measurement must abort, and the results are printed"
 )]
-#![expect(dead_code, reason = "harness and table are those of others, too")]
+#![expect(dead_code, reason = "harness and table are shared with other targets")]
 
 #[path = "../tests/e2e/harness.rs"]
 mod harness;
@@ -36,47 +35,55 @@ fn main() -> ExitCode {
     let origin = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let (origin, to) = (origin.to_str().unwrap(), clone.to_str().unwrap());
     git(Path::new("/"), &["clone", "--quiet", origin, to]);
-    let carried = runner.folder.path().join("cache");
+    let caches = runner.folder.path().join("cache");
 
-    let (cold, took) = runner.run(&clone, &carried);
+    let (cold, took) = runner.run(&clone, &caches);
     let cache = &cold.report["cache"];
     let save = Duration::from_millis(cache["save_ms"].as_u64().unwrap());
     let cold = took - save;
     let archive = cache["bytes"].as_u64().unwrap();
-    table.say("cold run, on an engine that has nothing", seconds(cold));
-    table.say("and saving", seconds(save));
-    table.at_most("saving, of the cold run's time", ratio(save, cold), 0.1, "");
-    table.say("the archive", megabytes(archive));
+    table.print("cold run on an empty engine", seconds(cold));
+    table.print("saving its caches", seconds(save));
+    table.at_most(
+        "saving, as a fraction of the cold run",
+        ratio(save, cold),
+        0.1,
+        "",
+    );
+    table.print("saved caches", megabytes(archive));
     let before = runner.folder.path().join("before");
-    copy(&carried, &before);
+    copy(&caches, &before);
 
     let line = clone.join("api/src/main.rs");
     let text = std::fs::read_to_string(&line).unwrap();
     std::fs::write(&line, text + "// One line more.\n").unwrap();
     commit(&clone, "one line of api");
-    let (warm, took) = runner.run(&clone, &carried);
+    let (warm, took) = runner.run(&clone, &caches);
     for step in ["test", "fmt", "lint", "build"] {
-        assert_eq!(warm.step(step)["cached"], false, "{step} was not done");
+        assert_eq!(warm.step(step)["cached"], false, "{step} was skipped");
     }
-    table.say(
-        "a line of api changed, a new engine, its caches",
-        seconds(took),
-    );
-    let bound = "restore and save included, of the cold run's time";
+    table.print("restored run after a changed line in api", seconds(took));
+    let bound = "with restore and save, as a fraction of the cold run";
     table.at_most(bound, ratio(took, cold), 0.35, "");
-    let reused = reused(&before, &carried, &runner.folder.path().join("reused"));
-    table.say("of the archive reused", megabytes(reused));
+    let reused = reused(&before, &caches, &runner.folder.path().join("reused"));
+    table.print("reused part of the saved caches", megabytes(reused));
     let share = archive as f64 / reused as f64;
-    table.at_most("the archive, of what was reused", share, 1.2, "");
+    table.at_most(
+        "saved caches in relation to the reused part",
+        share,
+        1.2,
+        "",
+    );
 
     std::fs::write(clone.join("ci/docs/new.md"), "# New\n").unwrap();
     commit(&clone, "documentation");
-    let (skipped, took) = runner.run(&clone, &carried);
-    for step in ["test", "fmt", "lint", "build"] {
-        assert_eq!(skipped.step(step)["cached"], true, "{step} was done");
+    let (skipped, took) = runner.run(&clone, &caches);
+    // The tests read the documentation.
+    for step in ["fmt", "lint", "build"] {
+        assert_eq!(skipped.step(step)["cached"], true, "{step} was not skipped");
     }
-    table.say(
-        "a page of documentation changed, a new engine",
+    table.print(
+        "restored run after a changed page of documentation",
         seconds(took),
     );
     ExitCode::from(u8::from(table.missed))
@@ -104,7 +111,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(copied.unwrap().success());
 }
 
-/// An engine of the bench's own, with the programs and stand-ins of this machine's.
+/// A separate engine for the benchmark, with the programs and stand-ins of this machine.
 struct Runner {
     folder: tempfile::TempDir,
     programs: PathBuf,
@@ -112,21 +119,21 @@ struct Runner {
 
 impl Runner {
     fn new() -> Self {
-        // Everything that a machine makes once is made.
+        // Provisions everything that a machine builds only once.
         let first = Project::new("bench-first");
         first.ci(&["scan", "--engine", "embedded"]).run().exits(0);
         let status = Ci::new(Path::new("/"), &["engine", "status", "--format", "json"]);
         let status: Value = serde_json::from_str(&status.run().exits(0).stdout).unwrap();
-        let there = PathBuf::from(status["folder"].as_str().unwrap());
-        // Its path has to leave room for a socket's.
+        let engine = PathBuf::from(status["folder"].as_str().unwrap());
+        // The path of the engine's socket must be short.
         let folder = tempfile::Builder::new()
             .prefix("ci")
             .tempdir_in("/tmp")
             .unwrap();
-        let programs = folder.path().join(there.file_name().unwrap());
+        let programs = folder.path().join(engine.file_name().unwrap());
         std::fs::create_dir(&programs).unwrap();
-        copy(&there.join("bin"), &programs);
-        for entry in std::fs::read_dir(there.parent().unwrap())
+        copy(&engine.join("bin"), &programs);
+        for entry in std::fs::read_dir(engine.parent().unwrap())
             .unwrap()
             .flatten()
         {
@@ -138,7 +145,7 @@ impl Runner {
         Self { folder, programs }
     }
 
-    /// A whole run on an engine that has nothing yet; how long it took.
+    /// A whole run on an empty engine, and its duration.
     fn run(&self, clone: &Path, cache: &Path) -> (Outcome, Duration) {
         self.down();
         let _ = std::fs::remove_dir_all(self.programs.join("state"));
@@ -169,7 +176,7 @@ impl Drop for Runner {
     }
 }
 
-/// The parts of a folder: the files of their blobs.
+/// The blob files of all parts.
 fn parts(folder: &Path) -> Vec<PathBuf> {
     let list = std::fs::read_to_string(folder.join("cache.json")).unwrap();
     let list: Value = serde_json::from_str(&list).unwrap();
@@ -185,7 +192,7 @@ fn open(blob: &Path) -> Archive {
     tar::Archive::new(zstd::Decoder::new(File::open(blob).unwrap()).unwrap())
 }
 
-/// A file in a part, as far as it tells whether another run has used it or has made it anew.
+/// Identifies a file in a part: path, size and time. A file that another run rebuilt has another time.
 fn identity(entry: &mut tar::Entry<'_, impl Read>) -> (PathBuf, u64, String) {
     let extensions = entry.pax_extensions().unwrap().into_iter().flatten();
     let mtime = extensions
@@ -200,8 +207,8 @@ fn identity(entry: &mut tar::Entry<'_, impl Read>) -> (PathBuf, u64, String) {
     )
 }
 
-/// How large an archive is that has of `before` what is unchanged in `after`: a run keeps what it has used, and what it has made anew
-/// has another time.
+/// The size of an archive with the files of `before` that are unchanged in `after`. A run keeps the files that it uses, and
+/// rebuilt files have another time.
 fn reused(before: &Path, after: &Path, scratch: &Path) -> u64 {
     let mut used = HashSet::new();
     for blob in parts(after) {

@@ -1,4 +1,4 @@
-//! From the command line to the exit code.
+//! Runs the program, from the command line to the exit code.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::report;
 use crate::settings::Invocation;
 use common::failure::{ExitCode, Failure};
 
-/// Does what the command line says.
+/// Parses the command line and runs the command.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let invocation = match Invocation::parse(arguments) {
         Ok(invocation) => invocation,
@@ -25,19 +25,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     start_log(invocation.options.verbose);
-    // The only one there can be: it is set once, here.
+    // Fails only if a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&Failure::environment("cannot start").because(error)),
+        Err(error) => {
+            return fail(&Failure::environment("cannot start the async runtime").because(error));
+        }
     };
     let code = runtime
         .block_on(commands::dispatch(invocation))
         .unwrap_or_else(|failure| fail(&failure));
-    // A download that nobody waits for any more must not hold the end.
+    // Abandoned downloads must not delay the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
@@ -53,7 +55,7 @@ fn start_log(verbose: u8) {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // The SDK logs its queries whole, those that hand a secret to the engine among them.
+        // The SDK logs whole queries, and some of them contain secrets.
         .with_filter(filter_fn(|event| !event.target().starts_with("dagger_sdk")));
     tracing_subscriber::registry()
         .with(filter)

@@ -1,6 +1,6 @@
-//! The pipeline program, in layers: each imports only what stands above it. `ci/docs/architecture.md` has the table.
+//! The pipeline program, in layers: each module imports only modules listed above it. `ci/docs/architecture.md` has the table.
 //!
-//! Below them all is the crate `common`: failures, pins, progress, and what a machine is provided with.
+//! The crate `common` is below all of them: failures, pinned versions, progress, and provisioning of a machine.
 
 pub mod model;
 
@@ -10,13 +10,13 @@ pub mod trust;
 
 pub mod image;
 
-pub mod standin;
+pub(crate) mod standin;
 
 pub mod engine;
 
 pub mod settings;
 
-pub mod runner_cache;
+pub(crate) mod runner_cache;
 
 pub mod report;
 

@@ -1,4 +1,4 @@
-//! The pipeline program. See `pipeline.rs` for what it does.
+//! The pipeline program; `pipeline.rs` has the pipeline.
 
 use common::failure::ExitCode;
 

@@ -1,4 +1,4 @@
-//! THE SCREEN: the whole pipeline.
+//! The whole pipeline, on one screen.
 
 use generativity::make_guard;
 
@@ -12,8 +12,7 @@ use crate::steps::{build, custom, fmt, lint, publish, scan, smoke, test};
 use crate::trust::authority::Permit;
 use crate::trust::kind::Kind;
 
-/// Takes the sources through every wanted step. What does not need each other runs at the same time; what is published
-/// needs the evidence of every gate.
+/// Runs the requested steps. Independent steps run concurrently; publishing requires the evidence of every gate.
 pub async fn run<K: Kind>(
     run: &Run<K>,
     checkout: Checkout,

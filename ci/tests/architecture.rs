@@ -1,11 +1,10 @@
-//! Every import of the workspace, compared with the tables of `ci/docs/architecture.md`; and no two files import each other, by however
-//! many steps.
+//! Compares every import of the workspace with the tables of `ci/docs/architecture.md`, and rejects import cycles between files.
 
 #![expect(
     clippy::panic,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a test fails by panicking, and says what it has counted"
+    reason = "a test fails by panicking, and prints its counts"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +17,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{Item, ItemMod, ItemUse, Macro, UseTree, Visibility};
 
-/// A crate of the workspace: its name in paths, and its files by the path below `src`.
+/// A crate of the workspace, with the text of each file by its path below `src`.
 struct Crate {
     name: &'static str,
     files: BTreeMap<String, String>,
@@ -43,7 +42,7 @@ impl Crate {
     }
 }
 
-/// A module: the crate and the path in it.
+/// The path of a module, starting with the crate's name.
 type Module = Vec<String>;
 
 fn module_of(krate: &str, file: &str) -> Module {
@@ -59,39 +58,39 @@ fn module_of(krate: &str, file: &str) -> Module {
     parts
 }
 
-/// What one file says.
+/// The imports and exports of one file.
 #[derive(Default)]
-struct Said {
-    /// Paths that it uses, whole.
+struct ParsedFile {
+    /// Full paths of its imports.
     used: BTreeSet<Vec<String>>,
-    /// Names that it re-exports, and what they are.
+    /// Full path of each re-exported item, by its exported name.
     exports: BTreeMap<String, Vec<String>>,
-    /// Modules of which it re-exports everything.
+    /// Modules that it re-exports with a glob.
     globs: Vec<Vec<String>>,
 }
 
-/// Reads one file; `here` is the module that it is, `inner` the modules within the file that are open.
+/// Collects the imports of one file. `here` is the file's module, `inner` the depth of inline modules at the current position.
 struct Reader<'a> {
     here: &'a Module,
     inner: usize,
     roots: &'a BTreeSet<String>,
     children: BTreeSet<String>,
-    said: Said,
+    parsed: ParsedFile,
 }
 
 impl Reader<'_> {
-    /// The whole path, where it is one into this workspace.
-    fn whole(&self, path: &[String]) -> Option<Vec<String>> {
+    /// The full path, or `None` if it leads out of the workspace.
+    fn resolve(&self, path: &[String]) -> Option<Vec<String>> {
         let first = path.first()?.as_str();
-        let mut whole = match first {
+        let mut resolved = match first {
             "crate" => vec![self.here[0].clone()],
             "self" if self.inner == 0 => self.here.clone(),
             "self" => return None,
             "super" => {
                 let ups = path.iter().take_while(|part| *part == "super").count();
-                let beyond = ups.checked_sub(self.inner).filter(|it| *it > 0)?;
+                let above_file = ups.checked_sub(self.inner).filter(|it| *it > 0)?;
                 let mut base = self.here.clone();
-                base.truncate(base.len().saturating_sub(beyond).max(1));
+                base.truncate(base.len().saturating_sub(above_file).max(1));
                 base.extend_from_slice(&path[ups..]);
                 return Some(base);
             }
@@ -103,35 +102,35 @@ impl Reader<'_> {
             }
             _ => return None,
         };
-        whole.extend_from_slice(&path[1..]);
-        Some(whole)
+        resolved.extend_from_slice(&path[1..]);
+        Some(resolved)
     }
 
-    fn uses(&mut self, path: &[String]) {
-        if let Some(whole) = self.whole(path) {
-            self.said.used.insert(whole);
+    fn add_import(&mut self, path: &[String]) {
+        if let Some(resolved) = self.resolve(path) {
+            self.parsed.used.insert(resolved);
         }
     }
 
-    fn tree(&mut self, prefix: &mut Vec<String>, tree: &UseTree, exported: bool) {
+    fn read_use(&mut self, prefix: &mut Vec<String>, tree: &UseTree, exported: bool) {
         match tree {
             UseTree::Path(path) => {
                 prefix.push(path.ident.to_string());
-                self.tree(prefix, &path.tree, exported);
+                self.read_use(prefix, &path.tree, exported);
                 prefix.pop();
             }
             UseTree::Group(group) => {
                 for tree in &group.items {
-                    self.tree(prefix, tree, exported);
+                    self.read_use(prefix, tree, exported);
                 }
             }
             UseTree::Glob(_) if exported => {
-                let whole = self.whole(prefix);
-                self.said.globs.extend(whole);
+                let module = self.resolve(prefix);
+                self.parsed.globs.extend(module);
             }
-            UseTree::Glob(_) => self.uses(&prefix.clone()),
+            UseTree::Glob(_) => self.add_import(&prefix.clone()),
             UseTree::Name(_) | UseTree::Rename(_) => {
-                let (name, called) = match tree {
+                let (name, alias) = match tree {
                     UseTree::Rename(it) => (it.ident.to_string(), it.rename.to_string()),
                     UseTree::Name(it) => (it.ident.to_string(), it.ident.to_string()),
                     _ => unreachable!(),
@@ -140,17 +139,17 @@ impl Reader<'_> {
                 if name != "self" {
                     path.push(name);
                 }
-                match self.whole(&path) {
-                    Some(whole) if exported => drop(self.said.exports.insert(called, whole)),
-                    Some(whole) => drop(self.said.used.insert(whole)),
+                match self.resolve(&path) {
+                    Some(item) if exported => drop(self.parsed.exports.insert(alias, item)),
+                    Some(item) => drop(self.parsed.used.insert(item)),
                     None => {}
                 }
             }
         }
     }
 
-    /// Paths in the tokens of a macro, which nobody has parsed.
-    fn tokens(&mut self, tokens: TokenStream) {
+    /// Reads paths from the unparsed tokens of a macro.
+    fn read_tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut colons = 0;
         for token in tokens {
@@ -158,28 +157,28 @@ impl Reader<'_> {
                 TokenTree::Punct(it) if it.as_char() == ':' => colons += 1,
                 TokenTree::Ident(it) => {
                     if colons != 2 {
-                        self.uses(&std::mem::take(&mut path));
+                        self.add_import(&std::mem::take(&mut path));
                     }
                     path.push(it.to_string());
                     colons = 0;
                 }
                 other => {
-                    self.uses(&std::mem::take(&mut path));
+                    self.add_import(&std::mem::take(&mut path));
                     colons = 0;
                     if let TokenTree::Group(group) = other {
-                        self.tokens(group.stream());
+                        self.read_tokens(group.stream());
                     }
                 }
             }
         }
-        self.uses(&path);
+        self.add_import(&path);
     }
 }
 
 impl<'ast> Visit<'ast> for Reader<'_> {
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
         let exported = self.inner == 0 && !matches!(item.vis, Visibility::Inherited);
-        self.tree(&mut Vec::new(), &item.tree, exported);
+        self.read_use(&mut Vec::new(), &item.tree, exported);
     }
 
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
@@ -195,72 +194,73 @@ impl<'ast> Visit<'ast> for Reader<'_> {
             .map(|it| it.ident.to_string())
             .collect();
         if parts.len() > 1 {
-            self.uses(&parts);
+            self.add_import(&parts);
         }
         visit::visit_path(self, path);
     }
 
-    /// `pub(in …)` imports nothing.
+    /// Skips the path in `pub(in …)`, which is not an import.
     fn visit_visibility(&mut self, _: &'ast Visibility) {}
 
     fn visit_macro(&mut self, item: &'ast Macro) {
-        self.tokens(item.tokens.clone());
+        self.read_tokens(item.tokens.clone());
     }
 }
 
-/// The imports of all files: from which file, the path as it ends, and the file that it leads to.
 struct Imports {
-    /// `crate/file`, path, `crate/file`.
+    /// Importing file as `crate/file`, full path, imported file.
     all: Vec<(String, String, String)>,
-    /// The same without what is only re-exported.
+    /// Importing and imported file, without re-exports.
     used: BTreeSet<(String, String)>,
 }
 
-/// The file that a path leads to, through however many re-exports.
-fn end(
+/// The file that defines the item at `path`, found through at most `left` re-exports.
+fn find_definition(
     path: &[String],
     modules: &BTreeMap<Module, String>,
-    said: &BTreeMap<String, Said>,
+    parsed: &BTreeMap<String, ParsedFile>,
     left: usize,
 ) -> Option<String> {
     let left = left.checked_sub(1)?;
-    let long = (1..=path.len())
+    let length = (1..=path.len())
         .rev()
         .find(|it| modules.contains_key(&path[..*it]))?;
-    let file = &modules[&path[..long]];
-    let Some(name) = path.get(long) else {
+    let file = &modules[&path[..length]];
+    let Some(name) = path.get(length) else {
         return Some(file.clone());
     };
     let rest = |target: &[String], from: usize| [target, &path[from..]].concat();
-    if let Some(target) = said[file].exports.get(name) {
-        return end(&rest(target, long + 1), modules, said, left);
+    if let Some(target) = parsed[file].exports.get(name) {
+        return find_definition(&rest(target, length + 1), modules, parsed, left);
     }
-    let through = said[file].globs.iter().find_map(|target| {
-        let path = rest(target, long);
-        let is_there = modules.contains_key(&path[..=target.len()]);
-        is_there.then(|| end(&path, modules, said, left)).flatten()
+    let through = parsed[file].globs.iter().find_map(|target| {
+        let path = rest(target, length);
+        let exists = modules.contains_key(&path[..=target.len()]);
+        exists
+            .then(|| find_definition(&path, modules, parsed, left))
+            .flatten()
     });
     Some(through.unwrap_or_else(|| file.clone()))
 }
 
-fn imports(crates: &[Crate]) -> Imports {
+fn find_imports(crates: &[Crate]) -> Imports {
     let roots: BTreeSet<_> = crates.iter().map(|it| it.name.to_owned()).collect();
     let mut modules = BTreeMap::new();
     for krate in crates {
         for file in krate.files.keys() {
-            // `lib.rs` and `main.rs` are two crates; only the first has modules.
+            // `lib.rs` and `main.rs` are separate crates, and only the first declares modules.
             if file != "main.rs" || !krate.files.contains_key("lib.rs") {
                 let module = module_of(krate.name, file);
                 modules.insert(module, format!("{}/{file}", krate.name));
             }
         }
     }
-    let mut said = BTreeMap::new();
+    let mut parsed = BTreeMap::new();
     for krate in crates {
         for (file, text) in &krate.files {
             let here = module_of(krate.name, file);
-            let parsed = syn::parse_file(text).unwrap_or_else(|why| panic!("{file}: {why}"));
-            let children = parsed.items.iter().filter_map(|item| match item {
+            let syntax = syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+            let children = syntax.items.iter().filter_map(|item| match item {
                 Item::Mod(item) if item.content.is_none() => Some(item.ident.to_string()),
                 _ => None,
             });
@@ -269,24 +269,24 @@ fn imports(crates: &[Crate]) -> Imports {
                 inner: 0,
                 roots: &roots,
                 children: children.collect(),
-                said: Said::default(),
+                parsed: ParsedFile::default(),
             };
-            reader.visit_file(&parsed);
-            said.insert(format!("{}/{file}", krate.name), reader.said);
+            reader.visit_file(&syntax);
+            parsed.insert(format!("{}/{file}", krate.name), reader.parsed);
         }
     }
-    let end = |path: &[String]| end(path, &modules, &said, 8);
+    let resolve = |path: &[String]| find_definition(path, &modules, &parsed, 8);
     let mut all = Vec::new();
     let mut used = BTreeSet::new();
-    for (file, said) in &said {
-        for path in &said.used {
-            if let Some(to) = end(path).filter(|to| to != file) {
+    for (file, imports) in &parsed {
+        for path in &imports.used {
+            if let Some(to) = resolve(path).filter(|to| to != file) {
                 all.push((file.clone(), path.join("::"), to.clone()));
                 used.insert((file.clone(), to));
             }
         }
-        for path in said.exports.values().chain(&said.globs) {
-            if let Some(to) = end(path).filter(|to| to != file) {
+        for path in imports.exports.values().chain(&imports.globs) {
+            if let Some(to) = resolve(path).filter(|to| to != file) {
                 all.push((file.clone(), path.join("::"), to));
             }
         }
@@ -294,8 +294,7 @@ fn imports(crates: &[Crate]) -> Imports {
     Imports { all, used }
 }
 
-/// The files that import each other.
-fn cycles(imports: &Imports) -> Vec<Vec<&str>> {
+fn find_cycles(imports: &Imports) -> Vec<Vec<&str>> {
     let edges = imports.used.iter().map(|(from, to)| (&**from, &**to));
     let graph = DiGraphMap::<&str, (), RandomState>::from_edges(edges);
     let mut found = tarjan_scc(&graph);
@@ -303,58 +302,57 @@ fn cycles(imports: &Imports) -> Vec<Vec<&str>> {
     found
 }
 
-/// A row of a table: its name, and what it may import.
 struct Row {
     name: String,
-    may: BTreeSet<String>,
+    allowed: BTreeSet<String>,
 }
 
-fn words(cell: &str) -> Vec<String> {
+fn code_spans(cell: &str) -> Vec<String> {
     let marked = cell.split('`').skip(1).step_by(2);
     marked
         .map(|it| it.trim_end_matches('/').to_owned())
         .collect()
 }
 
-/// The rows of the tables in the document: `| name | holds | may import |`, by crate.
-fn tables(document: &str) -> BTreeMap<String, Vec<Row>> {
+/// Rows of the tables `| name | holds | may import |` in the document, by crate.
+fn parse_tables(document: &str) -> BTreeMap<String, Vec<Row>> {
     let mut tables = BTreeMap::<_, Vec<Row>>::new();
     let mut heading = String::new();
     for line in document.lines() {
         if let Some(title) = line.strip_prefix("### ") {
-            heading = words(title).concat();
+            heading = code_spans(title).concat();
         }
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let [_, names, _, imports, _] = cells[..] else {
             continue;
         };
-        let names = words(names);
+        let names = code_spans(names);
         if names.is_empty() {
             continue;
         }
         let rows = tables.entry(heading.clone()).or_default();
         let above: BTreeSet<_> = rows.iter().map(|row| row.name.clone()).collect();
-        let named: BTreeSet<_> = words(imports).into_iter().collect();
-        let may: BTreeSet<_> = match imports.split(' ').next() {
+        let named: BTreeSet<_> = code_spans(imports).into_iter().collect();
+        let allowed: BTreeSet<_> = match imports.split(' ').next() {
             Some("all") => above.difference(&named).cloned().collect(),
             _ => named,
         };
         for name in names {
             rows.push(Row {
                 name,
-                may: may.clone(),
+                allowed: allowed.clone(),
             });
         }
     }
     tables
 }
 
-/// The row that a file is in: that of its folder, or of the file at the top.
+/// The row of the file's top-level folder, or of the file itself if it is at the top level.
 fn row_of<'a>(tables: &'a BTreeMap<String, Vec<Row>>, table: &str, file: &str) -> Option<&'a Row> {
     let (krate, path) = file.split_once('/')?;
     let top = path.split('/').next()?;
     let stem = top.trim_end_matches(".rs");
-    // All of `common` but its folder is one row.
+    // All of `common` is one row, except for the folder `provision`.
     let name = match (krate, stem) {
         ("common", "provision") => "provision",
         ("common", _) => "common",
@@ -363,9 +361,9 @@ fn row_of<'a>(tables: &'a BTreeMap<String, Vec<Row>>, table: &str, file: &str) -
     tables.get(table)?.iter().find(|row| row.name == name)
 }
 
-/// Every import that no row allows, each with its file and row.
-fn wrong(imports: &Imports, tables: &BTreeMap<String, Vec<Row>>) -> Vec<String> {
-    let mut wrong = BTreeSet::new();
+/// One message for each import that the tables do not allow.
+fn find_forbidden_imports(imports: &Imports, tables: &BTreeMap<String, Vec<Row>>) -> Vec<String> {
+    let mut messages = BTreeSet::new();
     for (from, path, to) in &imports.all {
         let table = if from.starts_with("api/") {
             "api"
@@ -376,29 +374,29 @@ fn wrong(imports: &Imports, tables: &BTreeMap<String, Vec<Row>>) -> Vec<String> 
         if from.ends_with("/lib.rs") {
             continue;
         }
-        let (Some(of), Some(target)) = (row_of(tables, table, from), row_of(tables, table, to))
+        let (Some(row), Some(target)) = (row_of(tables, table, from), row_of(tables, table, to))
         else {
-            wrong.insert(format!(
-                "{from}: {path}: no row of the table is {from} or {to}"
+            messages.insert(format!(
+                "{from}: {path}: {from} or {to} has no row in the table"
             ));
             continue;
         };
-        if of.name != target.name && !of.may.contains(&target.name) {
-            wrong.insert(format!(
-                "{from}: {path}: the row `{}` may not import `{}`",
-                of.name, target.name
+        if row.name != target.name && !row.allowed.contains(&target.name) {
+            messages.insert(format!(
+                "{from}: {path}: the row `{}` is not allowed to import `{}`",
+                row.name, target.name
             ));
         }
     }
-    wrong.into_iter().collect()
+    messages.into_iter().collect()
 }
 
-fn document() -> String {
+fn read_document() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
     std::fs::read_to_string(path).unwrap()
 }
 
-fn workspace() -> [Crate; 3] {
+fn read_workspace() -> [Crate; 3] {
     [
         Crate::read("common", "common"),
         Crate::read("ci", "."),
@@ -407,24 +405,27 @@ fn workspace() -> [Crate; 3] {
 }
 
 #[test]
-fn imports_only_what_the_table_allows() {
-    let wrong = wrong(&imports(&workspace()), &tables(&document()));
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+fn imports_follow_the_table() {
+    let forbidden = find_forbidden_imports(
+        &find_imports(&read_workspace()),
+        &parse_tables(&read_document()),
+    );
+    assert!(forbidden.is_empty(), "{}", forbidden.join("\n"));
 }
 
 #[test]
 fn has_no_import_cycle_between_files() {
-    let imports = imports(&workspace());
-    let cycles = cycles(&imports);
+    let imports = find_imports(&read_workspace());
+    let cycles = find_cycles(&imports);
     let files: usize = cycles.iter().map(Vec::len).sum();
     println!("files in import cycles: {files}");
     assert_eq!(files, 0, "{cycles:#?}");
 }
 
 #[test]
-fn every_folder_has_a_row() {
-    let tables = tables(&document());
-    for krate in workspace() {
+fn every_file_has_a_table_row() {
+    let tables = parse_tables(&read_document());
+    for krate in read_workspace() {
         let table = if krate.name == "api" { "api" } else { "ci" };
         for file in krate
             .files
@@ -432,15 +433,12 @@ fn every_folder_has_a_row() {
             .filter(|it| !matches!(it.as_str(), "lib.rs" | "main.rs"))
         {
             let file = format!("{}/{file}", krate.name);
-            assert!(
-                row_of(&tables, table, &file).is_some(),
-                "{file} is in no row"
-            );
+            assert!(row_of(&tables, table, &file).is_some(), "{file} has no row");
         }
     }
 }
 
-fn made(files: &[(&str, &str)]) -> [Crate; 1] {
+fn crate_of(files: &[(&str, &str)]) -> [Crate; 1] {
     let files = files
         .iter()
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
@@ -453,7 +451,7 @@ fn made(files: &[(&str, &str)]) -> [Crate; 1] {
 const TABLE: &str = "### `ci`\n| layer | holds | may import |\n|---|---|---|\n| `model/` | | |\n| `run/` | | `model` |\n| `steps/` | | all above |\n";
 
 #[test]
-fn finds_an_import_that_no_row_allows_however_it_is_written() {
+fn detects_forbidden_imports_in_every_syntax() {
     let lib = ("lib.rs", "pub mod model; pub mod run; pub mod steps;");
     let steps = ("steps/mod.rs", "mod smoke; pub use smoke::Smoked;");
     let smoke = (
@@ -470,14 +468,17 @@ fn finds_an_import_that_no_row_allows_however_it_is_written() {
         "pub use crate::steps::Smoked;",
     ] {
         let model = ("model/mod.rs", bad);
-        let found = wrong(&imports(&made(&[lib, steps, smoke, model])), &tables(TABLE));
+        let found = find_forbidden_imports(
+            &find_imports(&crate_of(&[lib, steps, smoke, model])),
+            &parse_tables(TABLE),
+        );
         assert_eq!(found.len(), 1, "{bad}: {found:?}");
         assert!(
             found[0].starts_with("ci/model/mod.rs: ci::steps"),
             "{found:?}"
         );
         assert!(
-            found[0].ends_with("the row `model` may not import `steps`"),
+            found[0].ends_with("the row `model` is not allowed to import `steps`"),
             "{found:?}"
         );
     }
@@ -485,12 +486,15 @@ fn finds_an_import_that_no_row_allows_however_it_is_written() {
         "model/mod.rs",
         "mod tests { use super::*; } pub struct Step;",
     );
-    let found = wrong(&imports(&made(&[lib, steps, smoke, good])), &tables(TABLE));
+    let found = find_forbidden_imports(
+        &find_imports(&crate_of(&[lib, steps, smoke, good])),
+        &parse_tables(TABLE),
+    );
     assert_eq!(found, [""; 0]);
 }
 
 #[test]
-fn finds_a_cycle_through_a_re_export() {
+fn detects_a_cycle_through_a_re_export() {
     let files = [
         ("lib.rs", "pub mod run;"),
         ("run/mod.rs", "mod a; mod b; mod c; pub use b::B;"),
@@ -498,8 +502,8 @@ fn finds_a_cycle_through_a_re_export() {
         ("run/b.rs", "use super::c::C; pub struct B;"),
         ("run/c.rs", "pub struct C(super::a::A);"),
     ];
-    let imports = imports(&made(&files));
-    let mut cycle = cycles(&imports).concat();
+    let imports = find_imports(&crate_of(&files));
+    let mut cycle = find_cycles(&imports).concat();
     cycle.sort_unstable();
     assert_eq!(cycle, ["ci/run/a.rs", "ci/run/b.rs", "ci/run/c.rs"]);
 }

@@ -11,7 +11,8 @@ pub struct Check {
     pub name: String,
     /// What is probed.
     pub target: Target,
-    /// Whether its loss is an outage for the users of the service; otherwise it is a degradation. The service answers in both cases.
+    /// Whether the service reports an outage while this check is down; otherwise it reports a degradation. `/health` responds
+    /// with 200 in both cases.
     pub critical: bool,
     /// The time from the start of one probe to the start of the next.
     pub interval: Duration,

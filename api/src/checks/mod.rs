@@ -3,10 +3,10 @@
 mod check;
 mod clients;
 mod driver;
+mod probe_error;
 mod target;
-mod trouble;
 
 pub use check::Check;
 pub use clients::Clients;
+pub use probe_error::ProbeError;
 pub use target::*;
-pub use trouble::Trouble;

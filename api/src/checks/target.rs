@@ -1,7 +1,7 @@
 //! The kinds of targets, one file each.
 //!
-//! A new kind needs a file below this module, its entries in this file, and the keys that configure it in `configuration/checks.rs`. The
-//! compiler points at each `match` that misses it.
+//! A new kind needs a file below this module, its entries in this file, and the keys that configure it in
+//! `configuration/checks.rs`. The compiler points at each `match` that misses it.
 
 pub mod dns;
 pub mod http;
@@ -12,7 +12,7 @@ pub mod tls;
 
 use std::fmt;
 
-use super::{clients::Clients, trouble::Trouble};
+use super::{clients::Clients, probe_error::ProbeError};
 
 /// Defines [`Kind`] together with the list of its variants, so that the list is always complete.
 macro_rules! kinds {
@@ -53,7 +53,7 @@ kinds! {
     Tls = "tls",
 }
 
-/// What is probed, and what is expected of the answer.
+/// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// See [`Kind::Http`].
@@ -96,7 +96,7 @@ impl Target {
     /// Checks the target without connecting to anything. The error contains no secrets.
     ///
     /// # Errors
-    /// Returns what is wrong with the target if it can never be probed.
+    /// Returns a description of the problem if the target can never be probed.
     pub fn validate(&self) -> Result<(), String> {
         match self {
             Self::Http(target) => target.validate(),
@@ -157,18 +157,18 @@ pub enum Probe {
 }
 
 impl Probe {
-    /// Probes the target once. The future may be dropped at any time, which is how a time limit ends it.
+    /// Probes the target once. The future may be dropped at any time, for example by a timeout.
     ///
     /// # Errors
-    /// Returns an error if the target does not answer, or not as expected.
-    pub async fn ask(&mut self) -> Result<(), Trouble> {
+    /// Returns an error if the target does not respond as expected.
+    pub async fn run(&mut self) -> Result<(), ProbeError> {
         match self {
-            Self::Http(probe) => probe.ask().await,
-            Self::Tcp(probe) => probe.ask().await,
-            Self::Dns(probe) => probe.ask().await,
-            Self::Redis(probe) => probe.ask().await,
-            Self::Postgres(probe) => probe.ask().await,
-            Self::Tls(probe) => probe.ask().await,
+            Self::Http(probe) => probe.run().await,
+            Self::Tcp(probe) => probe.run().await,
+            Self::Dns(probe) => probe.run().await,
+            Self::Redis(probe) => probe.run().await,
+            Self::Postgres(probe) => probe.run().await,
+            Self::Tls(probe) => probe.run().await,
         }
     }
 }

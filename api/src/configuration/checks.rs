@@ -1,4 +1,4 @@
-//! `[[checks]]`: what is checked; and `[defaults]`: how, where a check does not say it.
+//! The `[[checks]]` tables, and the `[defaults]` table with the values for keys that a check does not set.
 
 use std::{
     collections::HashSet,
@@ -24,15 +24,15 @@ use crate::{
     secret::{SecretText, SecretUrl},
 };
 
-/// So many keep within the memory that the service is to have.
-const MOST: usize = 1000;
+/// The maximum number of checks, which bounds the memory of the service.
+const MAX_CHECKS: usize = 1000;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The port of DNS.
+/// The default port of name servers.
 const DNS: u16 = 53;
 
-/// The keys that only a check of `kind` has, besides the key that is named like the kind.
+/// The keys that only a check of `kind` can have, besides the key that is named like the kind.
 const fn options(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Http => &["method", "headers", "status", "body", "follow-redirects"],
@@ -54,9 +54,9 @@ fn read_target(kind: Kind, keys: &mut Keys<'_, '_>) -> Option<Target> {
     }
 }
 
-/// When a target is asked, and how its answers count: as far as a table says it.
+/// When a target is probed, and how results change its state: the values that a table sets.
 #[derive(Default)]
-pub struct Rhythm {
+pub struct ProbeSettings {
     interval: Option<Spanned<Duration>>,
     jitter: Option<Spanned<Duration>>,
     timeout: Option<Spanned<Duration>>,
@@ -65,16 +65,16 @@ pub struct Rhythm {
     critical: Option<Spanned<bool>>,
 }
 
-impl Rhythm {
+impl ProbeSettings {
     const INTERVAL: Duration = Duration::from_secs(60);
     const TIMEOUT: Duration = Duration::from_secs(5);
-    /// The jitter is the interval divided by this.
-    const JITTERS: u32 = 10;
+    /// The default jitter is the interval divided by this number.
+    const JITTER_DIVISOR: u32 = 10;
     const FAILURES: NonZeroU32 = NonZeroU32::MIN.saturating_add(2);
-    /// More than one: what crashes again and again answers in between.
+    /// More than one, because a target that keeps crashing responds in between.
     const SUCCESSES: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
 
-    /// Takes its keys, and says where they contradict one another or, with them, `defaults`.
+    /// Reads the keys, and reports values that contradict each other or `defaults`.
     pub fn read(keys: &mut Keys<'_, '_>, defaults: &Self) -> Self {
         let interval = duration(Duration::from_millis(100)..=DAY);
         let errors = keys.errors();
@@ -84,9 +84,9 @@ impl Rhythm {
             timeout: keys.read("timeout", duration(Duration::from_millis(1)..=DAY)),
             ..Self::default()
         };
-        // What was not understood contradicts nothing.
+        // Only if all values are valid: an invalid one would cause misleading messages.
         if keys.errors() == errors {
-            own.contradictions(keys, defaults);
+            own.report_contradictions(keys, defaults);
         }
         Self {
             failures: keys.read("failures", count),
@@ -96,9 +96,9 @@ impl Rhythm {
         }
     }
 
-    fn contradictions(&self, keys: &mut Keys<'_, '_>, defaults: &Self) {
+    fn report_contradictions(&self, keys: &mut Keys<'_, '_>, defaults: &Self) {
         let interval = self.interval(defaults);
-        // A default that is wrong by itself is told where it is, and not at every check.
+        // Contradictions within the defaults are reported there, and not for every check.
         let place = |duration: &Option<Spanned<Duration>>| {
             let place = duration.as_ref().or(self.interval.as_ref());
             place.map(|duration| duration.span)
@@ -111,7 +111,7 @@ impl Rhythm {
             keys.wrong(
                 span,
                 format_args!(
-                    "timeout {} is longer than interval {}: expected an answer, or none, before the next question",
+                    "timeout {} is longer than interval {}: expected at most the interval",
                     shown(timeout),
                     shown(interval)
                 ),
@@ -124,7 +124,7 @@ impl Rhythm {
             keys.wrong(
                 span,
                 format_args!(
-                    "jitter {} is not shorter than interval {}: expected less",
+                    "jitter {} is not shorter than interval {}: expected less than the interval",
                     shown(jitter),
                     shown(interval)
                 ),
@@ -133,68 +133,65 @@ impl Rhythm {
     }
 
     fn interval(&self, defaults: &Self) -> Duration {
-        said(&self.interval, &defaults.interval).unwrap_or(Self::INTERVAL)
+        configured(&self.interval, &defaults.interval).unwrap_or(Self::INTERVAL)
     }
 
     fn timeout(&self, defaults: &Self) -> Duration {
-        said(&self.timeout, &defaults.timeout)
+        configured(&self.timeout, &defaults.timeout)
             .unwrap_or_else(|| Self::TIMEOUT.min(self.interval(defaults)))
     }
 
     fn jitter(&self, defaults: &Self) -> Duration {
-        said(&self.jitter, &defaults.jitter)
-            .unwrap_or_else(|| self.interval(defaults) / Self::JITTERS)
+        configured(&self.jitter, &defaults.jitter)
+            .unwrap_or_else(|| self.interval(defaults) / Self::JITTER_DIVISOR)
     }
 
-    /// The check `name` of `target` in this rhythm, and in that of `defaults` where this says nothing.
+    /// Creates the check `name` of `target`; values that are not set come from `defaults`.
     pub fn check(&self, defaults: &Self, name: String, target: Target) -> Check {
         Check {
             name,
             target,
-            critical: said(&self.critical, &defaults.critical).unwrap_or_default(),
+            critical: configured(&self.critical, &defaults.critical).unwrap_or_default(),
             interval: self.interval(defaults),
             jitter: self.jitter(defaults),
             timeout: self.timeout(defaults),
-            failures: said(&self.failures, &defaults.failures).unwrap_or(Self::FAILURES),
-            successes: said(&self.successes, &defaults.successes).unwrap_or(Self::SUCCESSES),
+            failures: configured(&self.failures, &defaults.failures).unwrap_or(Self::FAILURES),
+            successes: configured(&self.successes, &defaults.successes).unwrap_or(Self::SUCCESSES),
         }
     }
 }
 
-/// How many answers in a row.
+/// Reads a number of consecutive results.
 fn count(value: Value<'_>, variables: Variables<'_>) -> Read<NonZeroU32> {
     let span = value.span;
     let count = integer(1..=1000)(value, variables)?;
-    NonZeroU32::new(count).ok_or_else(|| not_valid(span, "1 at least"))
+    NonZeroU32::new(count).ok_or_else(|| not_valid(span, "at least 1"))
 }
 
-fn said<T: Copy>(own: &Option<Spanned<T>>, default: &Option<Spanned<T>>) -> Option<T> {
-    own.as_ref().or(default.as_ref()).map(|said| said.value)
+fn configured<T: Copy>(own: &Option<Spanned<T>>, default: &Option<Spanned<T>>) -> Option<T> {
+    own.as_ref().or(default.as_ref()).map(|value| value.value)
 }
 
-/// Takes `[[checks]]`.
-pub fn read(keys: &mut Keys<'_, '_>, defaults: &Rhythm) -> Vec<Check> {
+/// Reads `[[checks]]`.
+pub fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Check> {
     let mut names = HashSet::new();
-    let checks = keys.tables("checks", MOST, |keys| {
+    let checks = keys.tables("checks", MAX_CHECKS, |keys| {
         let missing = !keys.contains("name");
         let name = keys.read(
             "name",
-            parsed("lower-case letters, digits, - and _, 1 to 63 of them", name),
+            parsed("1 to 63 lower-case letters, digits, - and _", name),
         );
         if missing {
-            keys.wrong(keys.span, "a check without a name: expected name = \"…\"");
+            keys.wrong(keys.span, "check has no name: expected name = \"…\"");
         }
         if let Some(name) = &name
             && !names.insert(name.value.clone())
         {
-            keys.wrong(
-                name.span,
-                "name is another check's, too: expected one that only this has",
-            );
+            keys.wrong(name.span, "duplicate check name: expected a unique name");
         }
         let target = target(keys);
-        let rhythm = Rhythm::read(keys, defaults);
-        Some(rhythm.check(defaults, name?.value, target?))
+        let settings = ProbeSettings::read(keys, defaults);
+        Some(settings.check(defaults, name?.value, target?))
     });
     checks.into_iter().flatten().collect()
 }
@@ -215,39 +212,42 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
         let kinds: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
         keys.wrong(
             keys.span,
-            format_args!("a check of nothing: expected one of {}", kinds.join(", ")),
+            format_args!("check has no target: expected one of {}", kinds.join(", ")),
         );
     }
     for kind in named.iter().skip(1) {
         if let Some(span) = keys.remove(kind.name()) {
-            let what = format_args!("a second target, {}: expected one in a check", kind.name());
+            let what = format_args!(
+                "check has a second target, {}: expected exactly one",
+                kind.name()
+            );
             keys.wrong(span, what);
         }
     }
     let read = named.first().and_then(|kind| {
         let place = keys.place(kind.name())?;
         let target = read_target(*kind, keys)?;
-        // Each value is right by itself; the client says whether they are together.
-        if let Err(why) = target.validate() {
+        // Values that are valid on their own may not be valid together.
+        if let Err(reason) = target.validate() {
             keys.wrong(
                 place,
-                format_args!("{} cannot be asked: {why}", kind.name()),
+                format_args!("{} cannot be probed: {reason}", kind.name()),
             );
         }
         Some(target)
     });
     for kind in Kind::ALL {
         for option in options(*kind) {
-            // Where the kind is not clear, whose key it is cannot be wrong.
+            // Only if the kind is clear; otherwise the key may be valid.
             if let Some(span) = keys.remove(option)
                 && let [named] = named.as_slice()
             {
                 keys.wrong(
                     span,
                     format_args!(
-                        "{option} belongs to a check of kind {}: expected no such key beside {}",
-                        kind.name(),
-                        named.name()
+                        "{option} is not allowed in a check of kind {}: expected only in checks of kind {}",
+                        named.name(),
+                        kind.name()
                     ),
                 );
             }
@@ -275,16 +275,16 @@ fn http(keys: &mut Keys<'_, '_>) -> Option<Target> {
     }))
 }
 
-/// A header; neither its name nor its value may hold what would end it.
+/// Reads a header, and rejects names and values that HTTP does not allow.
 fn header(key: &Key<'_>, value: Value<'_>, variables: Variables<'_>) -> Read<(String, SecretText)> {
     let span = value.span;
     let value = string(value, variables)?;
     if HeaderName::from_bytes(key.name.as_bytes()).is_err() {
-        let what = "have a name that is none: expected one such as Authorization";
+        let what = "contains an invalid header name: expected a name such as Authorization";
         return Err(vec![custom(key.span, what)]);
     }
     if HeaderValue::from_str(&value).is_err() {
-        let what = "have a value that is none: expected no line breaks";
+        let what = "contains an invalid header value: expected text without line breaks";
         return Err(vec![custom(span, what)]);
     }
     Ok((key.name.to_string(), SecretText::new(value)))
@@ -340,7 +340,7 @@ fn dns(keys: &mut Keys<'_, '_>) -> Option<Target> {
 const RECORDS: &str = "A, AAAA, CAA, CNAME, MX, NS, PTR, SOA, SRV or TXT";
 
 fn record(text: &str) -> Option<RecordType> {
-    // Those whose data is text that people write; the rest of what DNS has is not for `expect`.
+    // Only types whose data can be written as text in `expect`.
     let known = RECORDS
         .split([',', ' '])
         .any(|name| name != "or" && name == text);
@@ -358,28 +358,27 @@ fn postgres(keys: &mut Keys<'_, '_>) -> Option<Target> {
         checks::postgres::Target { url }.validate().is_ok()
     };
     let expected =
-        "postgresql://user[:password]@host[:port]/database, the password percent-encoded";
+        "postgresql://user[:password]@host[:port]/database, with the password percent-encoded";
     let url = keys
         .read(
             Kind::Postgres.name(),
-            url(expected, |url| plain_path(url) && valid(url)),
+            url(expected, |url| is_plain_path(url) && valid(url)),
         )?
         .value;
     Some(Target::Postgres(checks::postgres::Target { url }))
 }
 
-/// The URL of a Redis.
+/// Reads the URL of a Redis server.
 pub fn redis_url(value: Value<'_>, variables: Variables<'_>) -> Read<SecretUrl> {
     let valid = |url: &Url| {
         let url = SecretUrl::new(url.clone());
         checks::redis::Target { url }.validate().is_ok()
     };
-    let expected =
-        "redis:// or rediss://[[user]:password@]host[:port][/number], the password percent-encoded";
-    url(expected, |url| plain_path(url) && valid(url))(value, variables)
+    let expected = "redis:// or rediss://[[user]:password@]host[:port][/number], with the password percent-encoded";
+    url(expected, |url| is_plain_path(url) && valid(url))(value, variables)
 }
 
-/// Whether the path is no part of a password with a slash in it: that would be shown.
-fn plain_path(url: &Url) -> bool {
+/// Whether the path contains no part of a password, which would be shown. An unencoded slash in a password ends the host.
+fn is_plain_path(url: &Url) -> bool {
     !url.path().contains('@')
 }

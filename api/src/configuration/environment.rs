@@ -1,4 +1,4 @@
-//! What the environment says.
+//! Settings from environment variables.
 
 use std::str::FromStr;
 
@@ -7,28 +7,28 @@ use url::{Host, Url};
 use super::{problem::Problem, settings::Settings, values::port, variables::Variables};
 use crate::secret::SecretUrl;
 
-/// The port of Redis.
+/// The default port of Redis.
 const REDIS: u16 = 6379;
 
-/// Has `settings` say what the environment says; all that is wrong with it. A variable that is not set or empty says nothing,
-/// but that an empty `REDIS_HOST` says that there is no Redis.
+/// Applies the environment variables to `settings`, and returns all problems. Empty variables count as not set, except
+/// `REDIS_HOST`: if it is empty, there is no Redis.
 pub fn read(settings: &mut Settings, variables: Variables<'_>) -> Vec<Problem> {
     let mut environment = Environment {
         variables,
         problems: Vec::new(),
     };
-    if let Some(port) = environment.shown("PORT", "a number from 0 to 65535", parse) {
+    if let Some(port) = environment.plain("PORT", "a number from 0 to 65535", parse) {
         settings.address.set_port(port);
     }
-    if let Some(name) = environment.shown("APP_ENV", TEXT, parse) {
+    if let Some(name) = environment.plain("APP_ENV", TEXT, parse) {
         settings.environment = name;
     }
     let levels = "a level, or a list such as `info,actix_server=warn`";
-    if let Some(log) = environment.shown("RUST_LOG", levels, parse) {
+    if let Some(log) = environment.plain("RUST_LOG", levels, parse) {
         settings.log = log;
     }
-    settings.build.commit = environment.shown("APP_COMMIT", TEXT, parse);
-    settings.build.time = environment.shown("APP_BUILD_TIME", TEXT, parse);
+    settings.build.commit = environment.plain("APP_COMMIT", TEXT, parse);
+    settings.build.time = environment.plain("APP_BUILD_TIME", TEXT, parse);
     if variables("REDIS_HOST").is_some() {
         settings.redis = environment.redis();
     }
@@ -43,8 +43,8 @@ struct Environment<'a> {
 }
 
 impl Environment<'_> {
-    /// What `parse` takes the variable `name` for; where it does not take it, the problem shows it.
-    fn shown<T>(
+    /// Parses the variable `name`; a problem shows the value.
+    fn plain<T>(
         &mut self,
         name: &str,
         expected: &str,
@@ -53,7 +53,7 @@ impl Environment<'_> {
         self.value(name, expected, parse, |value| format!("{value:?}"))
     }
 
-    /// The same, and the problem does not show it.
+    /// Parses the variable `name`; a problem masks the value.
     fn secret<T>(
         &mut self,
         name: &str,
@@ -82,16 +82,16 @@ impl Environment<'_> {
         read
     }
 
-    /// The Redis that `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD` name.
+    /// The URL from `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD`.
     fn redis(&mut self) -> Option<SecretUrl> {
-        // People write whole URLs there, with passwords.
+        // Masked, because a value may be a whole URL with a password by mistake.
         let host = self.secret("REDIS_HOST", "a host name or an address", |text| {
             let address = text.parse().map(Host::Ipv6);
             address.or_else(|_| Host::parse(text)).ok()
         });
         let port = self.secret(
             "REDIS_PORT",
-            "a port, or tcp://ADDRESS:PORT, which Kubernetes sets",
+            "a port, or tcp://ADDRESS:PORT as set by Kubernetes",
             |text| {
                 port(text).or_else(|| {
                     let url = Url::parse(text).ok()?;
@@ -102,7 +102,7 @@ impl Environment<'_> {
         let password = self.secret("REDIS_PASSWORD", TEXT, parse::<String>);
         let port = port.unwrap_or(REDIS);
         let mut url = Url::parse(&format!("redis://{}:{port}", host?)).ok()?;
-        // It has a host, so that it can have a password.
+        // Cannot fail, because the URL has a host.
         url.set_password(password.as_deref()).ok()?;
         Some(SecretUrl::new(url))
     }

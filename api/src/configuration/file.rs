@@ -9,20 +9,20 @@ use std::{
 };
 
 use super::{
-    checks::{self, Rhythm, redis_url},
+    checks::{self, ProbeSettings, redis_url},
     problem::{Place, Problem},
     settings::Settings,
     values::{Keys, duration, explain, integer, parsed, words},
     variables::Variables,
 };
 
-/// No file that is meant is longer.
-const LONGEST: u64 = 1024 * 1024;
+/// The maximum size of the file in bytes.
+const MAX_SIZE: u64 = 1024 * 1024;
 
-/// The text of the file at `path`.
+/// Reads the file at `path`.
 pub fn text(path: &Path) -> Result<String, Problem> {
     let name = path.display().to_string();
-    let wrong = |position, what| {
+    let problem = |position, what| {
         let place = Place {
             file: name.clone(),
             position,
@@ -34,30 +34,35 @@ pub fn text(path: &Path) -> Result<String, Problem> {
     };
     let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
-        .map_err(|error| wrong(None, format!("cannot be read: {error}")))?;
-    if bytes.len() as u64 > LONGEST {
-        return Err(wrong(None, "is too long: expected at most 1 MiB".into()));
+        .and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut bytes))
+        .map_err(|error| problem(None, format!("cannot read the file: {error}")))?;
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err(problem(
+            None,
+            "file is too large: expected at most 1 MiB".into(),
+        ));
     }
     String::from_utf8(bytes).map_err(|error| {
-        let good = error.utf8_error().valid_up_to();
+        let valid = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(error.as_bytes());
         Problem {
-            place: Some(Place::of(&name, &text, good)),
-            what: "not text: expected UTF-8".into(),
+            place: Some(Place::of(&name, &text, valid)),
+            what: "invalid UTF-8: expected UTF-8 text".into(),
         }
     })
 }
 
-/// Has `settings` say what the file `name`, which holds `text`, says; what its checks have by default, and all that is wrong.
+/// Applies `text`, the content of the file `name`, to `settings`. Returns the defaults of its checks, and all problems.
 pub fn read(
     settings: &mut Settings,
     name: &str,
     text: &str,
     variables: Variables<'_>,
-) -> (Rhythm, Vec<Problem>) {
+) -> (ProbeSettings, Vec<Problem>) {
     let (defaults, errors) = match toml_span::parse(text) {
-        Ok(value) => Keys::read_all("the file", value, variables, |keys| take(settings, keys)),
+        Ok(value) => Keys::read_all("the file", value, variables, |keys| {
+            read_keys(settings, keys)
+        }),
         Err(error) => (None, vec![error]),
     };
     let mut problems: Vec<_> = errors
@@ -72,16 +77,16 @@ pub fn read(
     (defaults.unwrap_or_default(), problems)
 }
 
-fn take(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> Rhythm {
+fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> ProbeSettings {
     let address = "an address and a port, such as 0.0.0.0:8000 or [::]:8000";
     let address = parsed(address, |text| text.parse::<SocketAddr>().ok());
     keys.set("listen", &mut settings.address, address);
     keys.set("title", &mut settings.title, words);
     keys.set("environment", &mut settings.environment, words);
-    let folder = parsed("a folder", |text| {
+    let directory = parsed("a directory", |text| {
         (!text.is_empty()).then(|| PathBuf::from(text))
     });
-    keys.set("data-dir", &mut settings.data, folder);
+    keys.set("data-dir", &mut settings.data, directory);
     keys.set(
         "connections",
         &mut settings.connections,
@@ -92,7 +97,7 @@ fn take(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> Rhythm {
         &mut settings.streams,
         integer::<usize>(1..=10_000),
     );
-    // The whole shutdown takes less than 20 s.
+    // Keeps the whole shutdown below 20 s.
     keys.set(
         "drain",
         &mut settings.drain,
@@ -102,13 +107,15 @@ fn take(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> Rhythm {
         if !keys.contains("url") {
             keys.wrong(
                 keys.span,
-                "a Redis without a URL: expected url = \"redis://…\"",
+                "[redis] has no url: expected url = \"redis://…\"",
             );
         }
         keys.set("url", &mut settings.redis, redis_url);
     });
     let defaults = keys
-        .table("defaults", |keys| Rhythm::read(keys, &Rhythm::default()))
+        .table("defaults", |keys| {
+            ProbeSettings::read(keys, &ProbeSettings::default())
+        })
         .unwrap_or_default();
     settings.checks = checks::read(keys, &defaults);
     defaults

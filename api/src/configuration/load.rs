@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    checks::Rhythm,
+    checks::ProbeSettings,
     environment, file,
     problem::{Problem, Problems},
     settings::Settings,
@@ -41,8 +41,8 @@ impl Settings {
     ) -> Result<Self, Problems> {
         let mut settings = Self::default();
         let defaults = file.map(|(name, text)| {
-            let (defaults, wrong) = file::read(&mut settings, name, text, variables);
-            problems.extend(wrong);
+            let (defaults, found) = file::read(&mut settings, name, text, variables);
+            problems.extend(found);
             defaults
         });
         problems.extend(environment::read(&mut settings, variables));
@@ -55,13 +55,13 @@ impl Settings {
     }
 
     /// Adds a check of the Redis of `/hits`, which is a dependency like any other, unless a check called `redis` is configured.
-    fn check_redis(&mut self, defaults: &Rhythm) {
+    fn check_redis(&mut self, defaults: &ProbeSettings) {
         const NAME: &str = "redis";
         if let Some(url) = self.redis.clone()
             && !self.checks.iter().any(|check| check.name == NAME)
         {
             let target = Target::Redis(redis::Target { url });
-            let mut check = Rhythm::default().check(defaults, NAME.into(), target);
+            let mut check = ProbeSettings::default().check(defaults, NAME.into(), target);
             check.critical = false;
             self.checks.push(check);
         }

@@ -1,29 +1,29 @@
-//! What is wrong with the settings, and where.
+//! Problems of the settings, with their positions in the file.
 
 use std::fmt;
 
-/// One thing that is wrong; nothing secret is in it.
+/// One problem of the settings; it contains no secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where it is in the file; a variable of the environment has no place.
+    /// The position in the file; `None` for an environment variable.
     pub place: Option<Place>,
-    /// What is wrong, and what was expected.
+    /// The message, which describes the problem and the expected value.
     pub what: String,
 }
 
-/// A place in the file.
+/// A position in the file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// The file, as it was named.
+    /// The file, as named on the command line or in `API_CONFIG`.
     pub file: String,
-    /// The line, from 1 on, and the character in it, from 1 on; a file that cannot be read has neither.
+    /// The line and the column in characters, both starting at 1; `None` if the file cannot be read.
     pub position: Option<(usize, usize)>,
 }
 
 impl Place {
-    /// The place of byte `offset` of `text`.
+    /// The position of byte `offset` of `text`.
     pub(super) fn of(file: &str, text: &str, offset: usize) -> Self {
-        // What is missing at the end is missed behind the last word, not on a line that is not there.
+        // An error at the end of the file is reported after the last word.
         let offset = text.floor_char_boundary(offset.min(text.trim_end().len()));
         let before = text.get(..offset).unwrap_or_default();
         let line = before.rfind('\n').map_or(0, |end| end + 1);
@@ -46,12 +46,12 @@ impl fmt::Display for Problem {
             }
             formatter.write_str(" ")?;
         }
-        // A key may hold a line break, and a problem is one line.
+        // A key may contain a line break, but a problem is always one line.
         formatter.write_str(&self.what.replace(char::is_control, " "))
     }
 }
 
-/// All that is wrong with the settings: those of the file in its order, then those of the environment; a line each.
+/// All problems of the settings, one per line: first those of the file in their order, then those of the environment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 

@@ -37,12 +37,12 @@ pub struct Settings {
     pub build: Build,
 }
 
-/// The build that is running. The environment of the image says which it is, because the compiler does not know.
+/// The running build, from environment variables of the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Build {
     /// The commit: `APP_COMMIT`.
     pub commit: Option<String>,
-    /// The commit's time in RFC 3339: `APP_BUILD_TIME`.
+    /// The time of the commit in RFC 3339: `APP_BUILD_TIME`.
     pub time: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The values of the file: what each may be, and what is said of one that is not.
+//! Readers for the values of the file, which report invalid values.
 
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
@@ -13,19 +13,20 @@ use url::{Host, Url};
 use super::variables::{self, Text, Variables};
 use crate::secret::SecretUrl;
 
-/// What a value says, or all that is wrong with it, in words that go on from the name of its key.
+/// A value, or all problems of it, in messages that continue after the name of its key.
 pub type Read<T> = Result<T, Vec<Error>>;
 
-/// The keys of one table, taken one by one; what is wrong is collected.
+/// The keys of one table. Reading a key removes it; problems are collected.
 pub struct Keys<'de, 'v> {
     helper: TableHelper<'de>,
     variables: Variables<'v>,
-    /// Where the table is.
+    /// The position of the table.
     pub span: Span,
 }
 
 impl<'de, 'v> Keys<'de, 'v> {
-    /// Has `reader` take the keys of `value`, the table `name`; then none may be left. What it read, and all that is wrong.
+    /// Calls `reader` for the table `value` called `name`, and reports keys that it did not read. Returns its result, and all
+    /// problems.
     pub fn read_all<T>(
         name: &str,
         mut value: Value<'de>,
@@ -55,17 +56,17 @@ impl<'de, 'v> Keys<'de, 'v> {
         }
     }
 
-    /// Whether the table has `key`, not taken yet.
+    /// Whether the table has `key`, and it was not read yet.
     pub fn contains(&self, key: &str) -> bool {
         self.helper.contains(key)
     }
 
-    /// Where the value of `key` is, not taken yet.
+    /// The position of the value of `key`, if it was not read yet.
     pub fn place(&self, key: &str) -> Option<Span> {
         self.helper.table.get(key).map(|value| value.span)
     }
 
-    /// Takes `key` and reads it.
+    /// Reads `key`.
     pub fn read<T>(
         &mut self,
         key: &'static str,
@@ -84,7 +85,7 @@ impl<'de, 'v> Keys<'de, 'v> {
         }
     }
 
-    /// Takes `key` and has `field` be what it says; a key that is not there leaves the field as it is.
+    /// Reads `key` into `field`; a missing key leaves the field unchanged.
     pub fn set<T, F: From<T>>(
         &mut self,
         key: &'static str,
@@ -96,7 +97,7 @@ impl<'de, 'v> Keys<'de, 'v> {
         }
     }
 
-    /// Takes `key`, a table, and has `reader` take its keys.
+    /// Reads the table `key` with `reader`.
     pub fn table<T>(
         &mut self,
         key: &'static str,
@@ -108,11 +109,11 @@ impl<'de, 'v> Keys<'de, 'v> {
         read
     }
 
-    /// Takes `key`, an array of tables, and has `reader` take the keys of each; of those after the first `most` none is read.
+    /// Reads the array of tables `key`, each with `reader`; tables after the first `limit` are reported and not read.
     pub fn tables<T>(
         &mut self,
         key: &'static str,
-        most: usize,
+        limit: usize,
         mut reader: impl FnMut(&mut Self) -> T,
     ) -> Vec<T> {
         let Some((_, mut value)) = self.helper.take(key) else {
@@ -121,18 +122,18 @@ impl<'de, 'v> Keys<'de, 'v> {
         let ValueInner::Array(array) = value.take() else {
             self.wrong(
                 value.span,
-                format_args!("{key} is no array: expected a table [[{key}]] for each"),
+                format_args!("{key} is not an array: expected one [[{key}]] table per item"),
             );
             return Vec::new();
         };
-        if let Some(beyond) = array.get(most) {
+        if let Some(excess) = array.get(limit) {
             self.wrong(
-                beyond.span,
-                format_args!("{key} are {}: expected at most {most}", array.len()),
+                excess.span,
+                format_args!("too many {key} ({}): expected at most {limit}", array.len()),
             );
         }
-        let mut all = Vec::with_capacity(array.len().min(most));
-        for value in array.into_iter().take(most) {
+        let mut all = Vec::with_capacity(array.len().min(limit));
+        for value in array.into_iter().take(limit) {
             let (read, mut errors) = Self::read_all(key, value, self.variables, &mut reader);
             self.helper.errors.append(&mut errors);
             all.extend(read);
@@ -140,36 +141,36 @@ impl<'de, 'v> Keys<'de, 'v> {
         all
     }
 
-    /// Takes `key` where it is not read, and says where it was.
+    /// Removes `key` if it was not read yet, and returns its position.
     pub fn remove(&mut self, key: &str) -> Option<Span> {
         let (key, _) = self.helper.table.remove_entry(key)?;
         Some(key.span)
     }
 
-    /// How much is wrong so far.
+    /// The number of problems so far.
     pub fn errors(&self) -> usize {
         self.helper.errors.len()
     }
 
-    /// Something is wrong at `span`.
+    /// Reports a problem at `span`.
     pub fn wrong(&mut self, span: Span, what: impl Display) {
         self.helper.errors.push(custom(span, what));
     }
 }
 
-/// A string.
+/// Reads a string.
 pub fn string(value: Value<'_>, variables: Variables<'_>) -> Read<String> {
     text(value, variables, "a string").map(|text| text.value)
 }
 
-/// A string that is more than nothing.
+/// Reads a string that is not blank.
 pub fn words(value: Value<'_>, variables: Variables<'_>) -> Read<String> {
     parsed("a string that is not empty", |text| {
         (!text.trim().is_empty()).then(|| text.to_owned())
     })(value, variables)
 }
 
-/// A string that `parse` takes.
+/// Reads a string with `parse`.
 pub fn parsed<T>(
     expected: &'static str,
     parse: impl Fn(&str) -> Option<T>,
@@ -181,7 +182,7 @@ pub fn parsed<T>(
     }
 }
 
-/// A duration within `range`.
+/// Reads a duration within `range`.
 pub fn duration(
     range: RangeInclusive<Duration>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<Duration> {
@@ -196,7 +197,7 @@ pub fn duration(
     }
 }
 
-/// An integer within `range`.
+/// Reads an integer within `range`.
 pub fn integer<T: TryFrom<i64>>(
     range: RangeInclusive<i64>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<T> {
@@ -210,7 +211,7 @@ pub fn integer<T: TryFrom<i64>>(
     }
 }
 
-/// `true` or `false`.
+/// Reads `true` or `false`.
 pub fn boolean(mut value: Value<'_>, _: Variables<'_>) -> Read<bool> {
     match value.take() {
         ValueInner::Boolean(boolean) => Ok(boolean),
@@ -218,21 +219,21 @@ pub fn boolean(mut value: Value<'_>, _: Variables<'_>) -> Read<bool> {
     }
 }
 
-/// A list with at least one item.
+/// Reads an array with at least one item.
 pub fn list<T>(
     item: impl Fn(Value<'_>, Variables<'_>) -> Read<T>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<Vec<T>> {
     move |mut value, variables| match value.take() {
         ValueInner::Array(array) if array.is_empty() => Err(vec![custom(
             value.span,
-            "is empty: expected one at least, or no such key",
+            "is empty: expected at least one item, or no such key",
         )]),
         ValueInner::Array(array) => collect(array.into_iter().map(|value| item(value, variables))),
         other => Err(wrong_type(&other, value.span, "an array")),
     }
 }
 
-/// A table whose keys and values `item` takes.
+/// Reads a table, each key and value with `item`.
 pub fn map<T>(
     item: impl Fn(&Key<'_>, Value<'_>, Variables<'_>) -> Read<T>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<Vec<T>> {
@@ -246,7 +247,7 @@ pub fn map<T>(
     }
 }
 
-/// A URL that `accept` takes. Neither the URL nor what it holds is ever in an error.
+/// Reads a URL that `accept` accepts. Errors never contain the URL, because it may contain secrets.
 pub fn url(
     expected: &'static str,
     accept: impl Fn(&Url) -> bool,
@@ -263,21 +264,22 @@ pub fn url(
             Some(Ok(masked)) if same_server(&url, &masked) => Ok(SecretUrl::shown_as(url, masked)),
             Some(Ok(_)) => Err(vec![custom(
                 span,
-                "is another URL with its variables replaced: expected values with such as /, ?, # and @ percent-encoded",
+                "refers to another server after its variables are replaced: expected /, ?, # and @ in their values percent-encoded",
             )]),
-            // A variable where a URL takes no mask, such as the port: nothing is known of what is where.
+            // A variable in a place that cannot be masked, such as the port: the secret parts are unknown.
             Some(Err(_)) => Ok(SecretUrl::hidden(url)),
         }
     }
 }
 
-/// Whether a variable changed no more than its own part: a password with a slash in it would end the host, and be shown.
+/// Whether the variables changed only their own parts of the URL. A password with a slash would end the host, and be shown as
+/// path.
 fn same_server(url: &Url, masked: &Url) -> bool {
     masked.host_str().is_some_and(|host| host.contains("***"))
         || (url.host() == masked.host() && url.port() == masked.port())
 }
 
-/// `host:port`; the host is a name, an IPv4 address or an IPv6 address, which is in brackets only in the text.
+/// Parses `host:port`; brackets around an IPv6 address are removed.
 pub fn host_and_port(text: &str) -> Option<(String, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let host = match Host::parse(host).ok()? {
@@ -288,12 +290,12 @@ pub fn host_and_port(text: &str) -> Option<(String, u16)> {
     Some((host, self::port(port)?))
 }
 
-/// A port that can be connected to.
+/// Parses a port other than 0.
 pub fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port != 0)
 }
 
-/// What `error` says, with its place; the keys that are not known are one each.
+/// Converts an error into messages with positions; each unknown key becomes a message of its own.
 pub fn explain(error: Error) -> Vec<(Span, String)> {
     let what = match error.kind {
         ErrorKind::Custom(what) => what.into_owned(),
@@ -309,24 +311,24 @@ pub fn explain(error: Error) -> Vec<(Span, String)> {
                 })
                 .collect();
         }
-        ErrorKind::DuplicateKey { key, .. } => format!("{key} is there twice: expected it once"),
+        ErrorKind::DuplicateKey { key, .. } => format!("duplicate key {key}: expected it once"),
         ErrorKind::DuplicateTable { name, .. } => {
-            format!("[{name}] is there twice: expected it once")
+            format!("duplicate table [{name}]: expected it once")
         }
         ErrorKind::Wanted { expected, found } => {
-            format!("not TOML, {found} is here: expected {expected}")
+            format!("invalid TOML, found {found}: expected {expected}")
         }
-        _ => format!("{error}: expected TOML"),
+        _ => format!("invalid TOML, {error}: expected valid TOML"),
     };
     vec![(error.span, what)]
 }
 
-/// An error of ours.
+/// Creates an error with this message.
 pub fn custom(span: Span, what: impl Display) -> Error {
     Error::from((ErrorKind::Custom(what.to_string().into()), span))
 }
 
-/// The value is of the right type, and says nothing that could be meant; it may be secret.
+/// Creates the error for a value of the right type that is not valid; it does not contain the value, which may be secret.
 pub fn not_valid(span: Span, expected: &str) -> Vec<Error> {
     vec![custom(
         span,
@@ -334,7 +336,7 @@ pub fn not_valid(span: Span, expected: &str) -> Vec<Error> {
     )]
 }
 
-/// A string with its variables replaced.
+/// Reads a string, and replaces its variables.
 fn text(mut value: Value<'_>, variables: Variables<'_>, expected: &str) -> Read<Text> {
     match value.take() {
         ValueInner::String(text) => {
@@ -379,13 +381,13 @@ fn within<T: PartialOrd, D: Display>(
     )])
 }
 
-/// All of them, or all that is wrong.
+/// Collects all items, or the errors of all invalid items.
 fn collect<T>(items: impl Iterator<Item = Read<T>>) -> Read<Vec<T>> {
     let (mut all, mut errors) = (Vec::new(), Vec::new());
     for item in items {
         match item {
             Ok(item) => all.push(item),
-            Err(wrong) => errors.extend(wrong),
+            Err(more) => errors.extend(more),
         }
     }
     if errors.is_empty() {

@@ -1,28 +1,28 @@
-//! The environment's variables, and `${NAME}` in the file's strings.
+//! Environment variables, and their references `${NAME}` in the strings of the file.
 
 use std::{collections::BTreeSet, ffi::OsString};
 
 use subst::{Template, VariableMap, error::ExpandError};
 
-/// What stands for a variable's value where it is shown.
+/// The text that replaces the value of a variable wherever it is shown.
 const MASK: &str = "***";
 
-/// The environment's variables: what gives the value of one by its name.
+/// Returns the value of an environment variable.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// A string of the file, with its variables replaced.
+/// A string of the file after its variables are replaced.
 #[derive(Debug)]
 pub struct Text {
-    /// The string itself.
+    /// The string with the values of the variables.
     pub value: String,
-    /// The string with every variable's value masked, where it has any.
+    /// The string with the values masked; `None` if it has no variables.
     pub masked: Option<String>,
 }
 
-/// `text` with its variables replaced; a text without `${` is left as it is.
+/// Replaces the variables in `text`; a text without `${` is returned unchanged.
 ///
 /// # Errors
-/// What is wrong with it, and what was expected.
+/// Returns a description of the problem, and of the expected text.
 pub fn replace(text: &str, variables: Variables<'_>) -> Result<Text, (String, String)> {
     if !text.contains("${") {
         return Ok(Text {
@@ -32,9 +32,9 @@ pub fn replace(text: &str, variables: Variables<'_>) -> Result<Text, (String, St
     }
     let template = Template::from_str(text).map_err(|error| {
         (
-            // Its words quote at most one character.
-            format!("has a variable that is not well-formed, {error}"),
-            r"${NAME} or ${NAME:default}, \${ for ${ itself, and \\ for a backslash beside them"
+            // The message quotes at most one character, and so no secret.
+            format!("has an invalid variable reference, {error}"),
+            r"${NAME} or ${NAME:default}; use \${ for a literal ${ and \\ for a literal backslash"
                 .into(),
         )
     })?;
@@ -42,7 +42,7 @@ pub fn replace(text: &str, variables: Variables<'_>) -> Result<Text, (String, St
         variables,
         missing: BTreeSet::new(),
     };
-    // Each turn finds one that is not set, until all are known.
+    // Each iteration finds one missing variable, until all are known.
     let value = loop {
         match template.expand(&environment) {
             Ok(value) => break value,
@@ -59,12 +59,12 @@ pub fn replace(text: &str, variables: Variables<'_>) -> Result<Text, (String, St
     }
     let missing: Vec<_> = environment.missing.into_iter().collect();
     Err((
-        "refers to what is not set, or not text".into(),
+        "refers to variables that are not set or not UTF-8 text".into(),
         format!("{} in the environment", missing.join(" and ")),
     ))
 }
 
-/// The environment, with those that are not set and were asked for.
+/// The environment, which notes the names of missing variables.
 struct Environment<'a> {
     variables: Variables<'a>,
     missing: BTreeSet<String>,
@@ -81,7 +81,7 @@ impl<'a> VariableMap<'a> for Environment<'_> {
     }
 }
 
-/// Has every variable, and says nothing of it.
+/// Replaces every variable with the mask.
 struct Masked;
 
 impl VariableMap<'_> for Masked {

@@ -1,4 +1,4 @@
-//! The file that holds the roll-ups.
+//! The database file of the roll-ups.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,16 +18,16 @@ use super::{
     sample::Sample,
 };
 
-/// What redb keeps of the file in memory.
+/// The size of the redb cache in bytes.
 const CACHE: usize = 1024 * 1024;
 
-/// Counts the changes of the tables that an older program cannot read.
+/// The version of the table layout, increased with each incompatible change.
 const SCHEMA: u64 = 1;
 
-/// `schema`, and how far samples are written: `run` and `written`.
+/// Contains `schema`, and the number of the last written sample as `run` and `written`.
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
-/// By the time of their beginning, so that what is written and what ages out lies together, and the name of the check.
+/// Keyed by start time and check name, in this order, so that writes and deletions affect adjacent rows.
 type Rollups = TableDefinition<'static, (u32, &'static str), Row>;
 
 const fn rollups(resolution: Resolution) -> Rollups {
@@ -38,35 +38,35 @@ const fn rollups(resolution: Resolution) -> Rollups {
     }
 }
 
-/// A file that is open; no other process opens it meanwhile.
+/// An open database file, locked against other processes.
 pub(super) struct Disk {
     database: Database,
-    /// The hour in which was last looked for what aged out.
+    /// The hour in which old rows were last deleted.
     pruned: AtomicU32,
-    /// Held as long as the file is open, so that nobody sets aside what another process just began.
+    /// Locked while the file is open, so that no process moves a file aside that another one has just created.
     _lock: File,
 }
 
-/// Why a file cannot be opened, read or written.
+/// Why the file cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// Another process has it.
+    /// Another process has locked the file.
     #[error(
-        "another process holds it: another replica of this service on the same volume? Each needs a volume of its own, and one that \
-         replaces another has to wait for its end"
+        "locked by another process, possibly another replica of this service on the same volume; each replica needs its own volume, \
+         and a replacement can start only after its predecessor has exited"
     )]
-    Held,
-    /// What is in it cannot be used.
+    Locked,
+    /// The content of the file is not usable.
     #[error("{0}")]
     Damaged(String),
-    /// The system's word.
+    /// An error of the operating system.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
 impl Fault {
-    /// Whether the disk has no room.
-    pub(super) fn full(&self) -> bool {
+    /// Whether the disk is full.
+    pub(super) fn is_disk_full(&self) -> bool {
         matches!(self, Self::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
     }
 }
@@ -74,8 +74,8 @@ impl Fault {
 impl From<redb::Error> for Fault {
     fn from(error: redb::Error) -> Self {
         match error {
-            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::Held,
-            // Where it is not redb's, or shorter than it says.
+            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::Locked,
+            // These kinds mean that the file is not of redb, or truncated.
             redb::Error::Io(error)
                 if !matches!(
                     error.kind(),
@@ -90,23 +90,23 @@ impl From<redb::Error> for Fault {
     }
 }
 
-/// A file that is damaged may make redb panic.
+/// Converts panics into errors, because redb may panic on a damaged file.
 fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Fault> {
-    // After a panic nothing of it is used again: the file is opened anew.
+    // Safe, because the file is reopened after a panic.
     panic::catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|panic| {
             let reason = panic
                 .downcast_ref::<String>()
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("it cannot be read");
+                .unwrap_or("redb panicked");
             Err(redb::Error::Corrupted(reason.into()))
         })
         .map_err(Fault::from)
 }
 
 impl Disk {
-    /// Opens the file in `directory`, and begins it where there is none. One that cannot be used is set aside.
+    /// Opens the file in `directory`, or creates it. An unusable file is moved aside.
     pub(super) fn open(directory: &Path) -> Result<Self, Fault> {
         fs::create_dir_all(directory)?;
         let lock = File::options()
@@ -115,26 +115,26 @@ impl Disk {
             .truncate(false)
             .open(directory.join("history.lock"))?;
         lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => Fault::Held,
+            TryLockError::WouldBlock => Fault::Locked,
             TryLockError::Error(error) => error.into(),
         })?;
         let path = directory.join("history.redb");
         let database = if path.try_exists()? {
             match guarded(|| open(&path)) {
                 Err(Fault::Damaged(reason)) => {
-                    let aside = set_aside(&path)?;
+                    let aside = move_aside(&path)?;
                     tracing::warn!(
                         file = %path.display(),
                         aside = %aside.display(),
                         reason,
-                        "the history cannot be read: it is set aside, and begun anew"
+                        "cannot read the history file, moved it aside and created a new one"
                     );
-                    begin(&path)?
+                    create(&path)?
                 }
                 opened => opened?,
             }
         } else {
-            begin(&path)?
+            create(&path)?
         };
         Ok(Self {
             database,
@@ -143,13 +143,13 @@ impl Disk {
         })
     }
 
-    /// Closes the file.
+    /// Closes the file cleanly.
     pub(super) fn close(self) -> Result<(), Fault> {
         guarded(|| Ok(self.database.close()?))
     }
 
-    /// Adds `samples`, and notes that those of `run` are now written up to `number`; drops what is too old at `now`. All of it or
-    /// nothing, whatever happens.
+    /// Adds `samples`, records that the samples of `run` are written up to `number`, and deletes rows that are too old at `now`,
+    /// all in one transaction.
     pub(super) fn write<'a>(
         &self,
         samples: impl IntoIterator<Item = (&'a str, Sample)>,
@@ -193,12 +193,13 @@ impl Disk {
         Ok(())
     }
 
-    /// How far the samples of `run` are written.
+    /// The number of the last sample of `run` that is written.
     pub(super) fn written(&self, run: u64) -> Result<u64, Fault> {
         guarded(|| written(&self.database.begin_read()?.open_table(META)?, run))
     }
 
-    /// The roll-ups of a check from the one that begins at `from` to the one that `to` is in, and how far the samples of `run` are in them.
+    /// The roll-ups of a check from the one that starts at `from` to the one that contains `to`, and the number of the last
+    /// sample of `run` in them.
     pub(super) fn read(
         &self,
         name: &str,
@@ -220,7 +221,7 @@ impl Disk {
         })
     }
 
-    /// Samples of the last day of each check, newest first, as many as a ring takes; made from minutes.
+    /// Samples of the last day of each check, newest first, at most [`CAPACITY`]; reconstructed from the minutes.
     pub(super) fn newest(
         &self,
         names: &[String],
@@ -238,7 +239,7 @@ impl Disk {
             let table = transaction.open_table(rollups(minute))?;
             let mut newest = vec![Vec::new(); names.len()];
             let mut filled = 0;
-            // The minute that begins with this second is one of them.
+            // Includes a minute that starts in this second.
             let day =
                 (now.saturating_sub(Resolution::Day.seconds()), "")..(now.saturating_add(1), "");
             for row in table.range(day)?.rev() {
@@ -266,7 +267,7 @@ fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
         .set_cache_size(CACHE)
-        // Else a damaged page would be believed, or make redb panic, when it is read some day.
+        // Otherwise a damaged page is read as valid, or causes a panic, at some later time.
         .set_check_integrity_on_open(true);
     builder
 }
@@ -281,8 +282,8 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
         .map(|schema| schema.value());
     if schema != Some(SCHEMA) {
         return Err(redb::Error::Corrupted(match schema {
-            Some(schema) => format!("its schema is {schema}, and this program knows {SCHEMA}"),
-            None => "it belongs to another program".into(),
+            Some(schema) => format!("unsupported schema {schema}, expected {SCHEMA}"),
+            None => "not a history file of this program".into(),
         }));
     }
     for resolution in Resolution::ALL {
@@ -291,8 +292,8 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
     Ok(database)
 }
 
-/// Begins a file. It gets its name when it is whole, so that no kill leaves half of one.
-fn begin(path: &Path) -> Result<Database, Fault> {
+/// Creates a file. It is renamed when it is complete, so that a kill leaves no incomplete file.
+fn create(path: &Path) -> Result<Database, Fault> {
     let unfinished = path.with_extension("redb.new");
     match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
@@ -313,9 +314,9 @@ fn begin(path: &Path) -> Result<Database, Fault> {
     Ok(database)
 }
 
-/// Gives the file at `path` another name, which none has.
-fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    // No colons: volumes of other systems do not take them.
+/// Renames the file at `path` to an unused name.
+fn move_aside(path: &Path) -> io::Result<PathBuf> {
+    // Without colons, which some file systems do not allow.
     let time = humantime::format_rfc3339_seconds(SystemTime::now())
         .to_string()
         .replace(':', "-");
@@ -330,13 +331,13 @@ fn set_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// Makes the names in the directory of `path` survive a loss of power.
+/// Syncs the directory of `path`, so that its file names survive a power failure.
 fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent()
         .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// How far the samples of `run` are written: not at all where another run wrote last.
+/// The number of the last written sample of `run`; 0 if another run wrote last.
 fn written(meta: &impl ReadableTable<&'static str, u64>, run: u64) -> Result<u64, redb::Error> {
     let value = |key| -> Result<_, StorageError> { Ok(meta.get(key)?.map(|value| value.value())) };
     Ok(if value("run")? == Some(run) {
@@ -356,7 +357,7 @@ mod tests {
 
     use super::*;
 
-    /// A year begins here.
+    /// The start of the test data.
     const START: u32 = 1_800_000_000;
     const DAY: u32 = Resolution::Day.seconds();
 
@@ -368,7 +369,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into())
     }
 
-    /// A directory whose file has samples of a day in it.
+    /// A directory whose file has the samples of one day.
     fn filled() -> TempDir {
         let directory = tempdir().unwrap();
         let disk = Disk::open(directory.path()).unwrap();
@@ -380,7 +381,7 @@ mod tests {
         directory
     }
 
-    /// The bytes of such a file.
+    /// The bytes of the file in [`filled`].
     static WHOLE: LazyLock<Vec<u8>> =
         LazyLock::new(|| fs::read(filled().path().join("history.redb")).unwrap());
 
@@ -399,7 +400,7 @@ mod tests {
             .sum()
     }
 
-    fn set_aside(directory: &TempDir) -> Vec<String> {
+    fn damaged_files(directory: &TempDir) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(directory)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -410,12 +411,12 @@ mod tests {
     }
 
     #[test]
-    fn a_year_is_kept_and_no_more_and_what_is_no_longer_checked_ages_out() {
+    fn keeps_one_year_and_deletes_older_data_and_removed_checks() {
         let directory = tempdir().unwrap();
         let disk = Disk::open(directory.path()).unwrap();
         let mut now = START;
         for day in 0..500 {
-            // A sample each hour; for the first month there is a check that is removed then.
+            // One sample per hour; the check `removed` exists only in the first month.
             let samples = (0..24).flat_map(|hour| {
                 let sample = sample(START + day * DAY + hour * 3600, u64::from(day) + 1);
                 let removed = (day < 30).then_some(("removed", sample));
@@ -436,7 +437,7 @@ mod tests {
         for (start, rollup) in &days {
             let day = f64::from((start + DAY - 1 - START) / DAY + 1);
             let summary = rollup.summary();
-            // The days of the clock begin at another hour than those of this test.
+            // Days start at midnight UTC, but the days of this test do not.
             let p50 = summary.latency_ms.unwrap().p50;
             assert!((p50 - day).abs() <= 0.05 * day + 1.0, "{p50} on day {day}");
             assert!(summary.samples == 24 || *start == Resolution::Day.start(now));
@@ -445,7 +446,7 @@ mod tests {
         assert_eq!(read("cache", Resolution::Minute, 6 * 60 * 60).len(), 6);
         assert!(read("removed", Resolution::Day, 366 * DAY).len() <= 1);
 
-        // Nothing else is left.
+        // No other rows are left.
         let transaction = disk.database.begin_read().unwrap();
         for resolution in Resolution::ALL {
             let table = transaction.open_table(rollups(resolution)).unwrap();
@@ -460,7 +461,7 @@ mod tests {
         }
         drop(transaction);
 
-        // And after a year without the service, the first write takes the rest.
+        // After a year without the service, the first write deletes the rest.
         let later = now + 400 * DAY;
         disk.write([("cache", sample(later, 1))], (2, 1), time(later))
             .unwrap();
@@ -478,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_in_parts_is_read_as_one_and_knows_its_run() {
+    fn merges_separate_writes_and_records_the_run() {
         let directory = filled();
         let disk = Disk::open(directory.path()).unwrap();
         assert_eq!(count(&disk, "cache"), 24 * 360);
@@ -493,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_samples_of_each_check_come_back() {
+    fn restores_the_newest_samples_of_each_check() {
         let directory = filled();
         let disk = Disk::open(directory.path()).unwrap();
         let last = START + DAY - 10;
@@ -508,11 +509,11 @@ mod tests {
         assert_eq!(newest[2].len(), 1);
         let latency = newest[2][0].latency().unwrap().as_secs_f64();
         assert!((latency - 0.007).abs() < 0.05 * 0.007);
-        // A minute that has just begun counts.
+        // A minute that has just started is included.
         disk.write([("new", sample(START + DAY, 7))], (1, 3), time(START + DAY))
             .unwrap();
         assert_eq!(disk.newest(&names, time(START + DAY)).unwrap()[2].len(), 2);
-        // Of more than a day ago, nothing.
+        // Samples older than a day are not restored.
         assert_eq!(
             disk.newest(&names, time(START + 3 * DAY)).unwrap(),
             vec![Vec::new(); 3]
@@ -520,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_and_damaged_files_are_set_aside_and_never_overwritten() {
+    fn moves_foreign_and_damaged_files_aside_without_overwriting_them() {
         let foreign: Vec<(&str, Vec<u8>)> = vec![
             ("text", b"another program's notes\n".repeat(1000)),
             ("short", b"x".to_vec()),
@@ -533,28 +534,28 @@ mod tests {
         for (what, bytes) in foreign {
             let directory = tempdir().unwrap();
             let path = directory.path().join("history.redb");
-            // Two in one second.
+            // Twice, which is usually within one second.
             for more in 1..=2 {
                 fs::write(&path, &bytes).unwrap();
                 let disk = Disk::open(directory.path()).unwrap();
                 disk.write([("cache", sample(START, 1))], (1, 1), time(START))
                     .unwrap();
                 drop(disk);
-                let aside = set_aside(&directory);
+                let aside = damaged_files(&directory);
                 assert_eq!(aside.len(), more, "{what}: {aside:?}");
                 for name in aside {
                     assert_eq!(fs::read(directory.path().join(name)).unwrap(), bytes);
                 }
             }
-            // What was begun is good.
+            // The new file is usable.
             let disk = Disk::open(directory.path()).unwrap();
             assert_eq!(count(&disk, "cache"), 1);
-            assert_eq!(set_aside(&directory).len(), 2);
+            assert_eq!(damaged_files(&directory).len(), 2);
         }
     }
 
     #[test]
-    fn a_file_of_another_schema_or_program_of_redb_is_set_aside() {
+    fn moves_a_file_of_another_schema_or_program_aside() {
         let numbers: TableDefinition<&str, u64> = TableDefinition::new("meta");
         let words: TableDefinition<&str, &str> = TableDefinition::new("meta");
         let write: [&dyn Fn(&redb::WriteTransaction); 4] = [
@@ -580,33 +581,33 @@ mod tests {
             transaction.commit().unwrap();
             drop(database);
             Disk::open(directory.path()).unwrap();
-            assert_eq!(set_aside(&directory).len(), 1);
+            assert_eq!(damaged_files(&directory).len(), 1);
         }
     }
 
     #[test]
-    fn a_file_that_is_held_is_not_touched() {
+    fn does_not_touch_a_locked_file() {
         let directory = filled();
         let holder = Disk::open(directory.path()).unwrap();
-        assert!(matches!(Disk::open(directory.path()), Err(Fault::Held)));
+        assert!(matches!(Disk::open(directory.path()), Err(Fault::Locked)));
         drop(holder);
-        // Nor one that another program of redb reads.
+        // The same applies to a file that another program has open with redb.
         let reader = redb::ReadOnlyDatabase::open(directory.path().join("history.redb")).unwrap();
-        assert!(matches!(Disk::open(directory.path()), Err(Fault::Held)));
+        assert!(matches!(Disk::open(directory.path()), Err(Fault::Locked)));
         drop(reader);
         assert_eq!(
             count(&Disk::open(directory.path()).unwrap(), "cache"),
             24 * 360
         );
-        assert_eq!(set_aside(&directory).len(), 0);
+        assert_eq!(damaged_files(&directory).len(), 0);
     }
 
     #[test]
-    fn a_file_whose_beginning_was_interrupted_is_begun_anew() {
+    fn replaces_an_incomplete_new_file() {
         let directory = tempdir().unwrap();
         fs::write(directory.path().join("history.redb.new"), [1; 5000]).unwrap();
         Disk::open(directory.path()).unwrap();
-        assert_eq!(set_aside(&directory).len(), 0);
+        assert_eq!(damaged_files(&directory).len(), 0);
         assert!(!directory.path().join("history.redb.new").exists());
     }
 
@@ -614,7 +615,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
 
         #[test]
-        fn a_file_damaged_anywhere_is_read_as_it_was_or_set_aside(
+        fn a_damaged_file_is_read_correctly_or_moved_aside(
             flips in prop::collection::vec((0.0..1.0_f64, 1_u8..), 0..20),
             left in prop_oneof![Just(1.0), 0.0..1.0_f64],
         ) {
@@ -637,14 +638,14 @@ mod tests {
             fs::write(&path, &bytes).unwrap();
 
             let disk = Disk::open(directory.path()).unwrap();
-            let aside = set_aside(&directory);
+            let aside = damaged_files(&directory);
             if let [aside] = &aside[..] {
-                prop_assert!(fs::read(directory.path().join(aside)).unwrap() == bytes, "it was changed");
+                prop_assert!(fs::read(directory.path().join(aside)).unwrap() == bytes, "the file was changed");
                 prop_assert_eq!(count(&disk, "cache"), 0);
             } else {
                 prop_assert_eq!(aside.len(), 0);
                 let left = count(&disk, "cache");
-                // An empty file is as good as none; a commit slot that is damaged leaves the commit before.
+                // An empty file counts as missing; with a damaged commit slot, redb uses the previous commit.
                 prop_assert!(bytes.is_empty() || left == 24 * 360 || left == 23 * 360, "{}", left);
             }
             disk.write([("cache", sample(START, 1))], (1, 9), time(START + DAY)).unwrap();

@@ -10,41 +10,41 @@ use utoipa::ToSchema;
 
 use super::sample::{FAILED, Sample};
 
-/// A day of a check that is asked every minute: 11 KiB.
+/// The number of samples in a ring: one day of a check with an interval of one minute, in 11 KiB.
 pub(super) const CAPACITY: usize = 1440;
 
 /// The newest samples of one check.
 #[derive(Debug, Default)]
 pub struct Ring {
     samples: VecDeque<Sample>,
-    /// How many of the oldest come from roll-ups: their times and latencies are not exact.
+    /// How many of the oldest samples were restored from roll-ups, so that their times and latencies are approximate.
     restored: usize,
 }
 
-/// How a check did over some time.
+/// Statistics of a check over a period.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Summary {
-    /// How many questions were asked.
+    /// The number of probes.
     pub samples: u64,
-    /// The share of them that was answered as expected, from 0 to 1; none where none was asked.
+    /// The share of successful probes, from 0 to 1; `null` if there were no probes.
     pub uptime: Option<f64>,
-    /// The latencies of the answers as expected.
+    /// The latency percentiles of successful probes; `null` if there were none.
     pub latency_ms: Option<Percentiles>,
 }
 
-/// Latencies in milliseconds that this share of the answers did not exceed.
+/// Latency percentiles in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Percentiles {
-    /// Half of them.
+    /// The median: half of the probes were at most this slow.
     pub p50: f64,
-    /// 95 of 100.
+    /// 95 of 100 probes were at most this slow.
     pub p95: f64,
-    /// 99 of 100.
+    /// 99 of 100 probes were at most this slow.
     pub p99: f64,
 }
 
 impl Ring {
-    /// Adds the newest sample; the oldest makes room.
+    /// Adds the newest sample; removes the oldest one if the ring is full.
     pub fn push(&mut self, sample: Sample) {
         if self.samples.len() == CAPACITY {
             self.samples.pop_front();
@@ -53,7 +53,7 @@ impl Ring {
         self.samples.push_back(sample);
     }
 
-    /// Fills the ring with what was before, newest first, as far as there is room.
+    /// Fills the free space with older samples, given newest first.
     pub(crate) fn restore(&mut self, before: impl IntoIterator<Item = Sample>) {
         for sample in before.into_iter().take(CAPACITY - self.samples.len()) {
             self.samples.push_front(sample);
@@ -63,19 +63,19 @@ impl Ring {
 
     /// The samples from `from` on, oldest first.
     pub fn since(&self, from: SystemTime) -> impl Iterator<Item = Sample> + '_ {
-        // A clock that was set back makes the order wrong: each is looked at.
+        // Compares every sample, because they are not in order if the clock was set back.
         self.samples
             .iter()
             .filter(move |sample| sample.at() >= from)
             .copied()
     }
 
-    /// The samples as they were taken by this process, oldest first.
+    /// The samples of this process, without restored ones, oldest first.
     pub(crate) fn taken(&self) -> impl Iterator<Item = Sample> + '_ {
         self.samples.iter().skip(self.restored).copied()
     }
 
-    /// How the check did since `from`, exactly.
+    /// Exact statistics of the samples since `from`.
     #[must_use]
     pub fn summary(&self, from: SystemTime) -> Summary {
         let mut failures = 0_u64;
@@ -90,7 +90,7 @@ impl Ring {
         let answers = latencies.len() as u64;
         Summary::new(failures, answers, |rank| {
             let rank = usize::try_from(rank).ok()?;
-            // A fraction of what sorting costs.
+            // Much faster than sorting.
             let latency =
                 (rank < latencies.len()).then(|| *latencies.select_nth_unstable(rank).1)?;
             Some(Duration::from_micros(latency.into()))
@@ -99,7 +99,7 @@ impl Ring {
 }
 
 impl Summary {
-    /// A summary of so many failures and answers; `latency` gives the one of a rank, from 0 for the fastest.
+    /// Creates a summary; `latency` returns the latency of a rank, where 0 is the fastest.
     pub(super) fn new(
         failures: u64,
         answers: u64,
@@ -108,7 +108,7 @@ impl Summary {
         let samples = failures + answers;
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
         let uptime = (samples > 0).then(|| answers as f64 / samples as f64);
-        // The nearest rank.
+        // The nearest-rank method.
         let mut percentile = |share: u64| {
             let rank = (answers * share).div_ceil(100).checked_sub(1)?;
             latency(rank).map(milliseconds)
@@ -125,7 +125,7 @@ impl Summary {
     }
 }
 
-/// A latency as it is shown: milliseconds with three decimals.
+/// A latency in milliseconds with three decimals.
 #[must_use]
 pub fn milliseconds(latency: Duration) -> f64 {
     (latency.as_secs_f64() * 1e6).round() / 1e3
@@ -145,7 +145,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn the_summary_is_that_of_the_newest_samples_sorted(
+        fn summary_matches_the_sorted_newest_samples(
             samples in vec((0_u32..3000, option::weighted(0.9, 0_u32..5_000_000)), 0..2000),
             from in 0_u32..3000,
         ) {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_restored_makes_room_first_and_is_not_what_was_taken() {
+    fn removes_restored_samples_first() {
         let sample = |seconds| Sample::new(at(seconds), None);
         let mut ring = Ring::default();
         ring.push(sample(5000));

@@ -1,4 +1,4 @@
-//! Many samples as one: how many failed, and how long the others took, to within 5 %.
+//! Aggregates many samples: the number of failures, and a latency histogram with an error of at most 5 %.
 
 use std::{
     collections::BTreeMap,
@@ -10,19 +10,19 @@ use super::{
     sample::{FAILED, Sample},
 };
 
-/// Each bin is a tenth wider than the one before, so that its middle is within 4.8 % of all that is in it, and all latencies that a
-/// sample can hold fit in 233 bins: a byte.
+/// The growth of the histogram bins: each bin is 10 % wider than the previous one. So the middle of a bin differs by at most 4.8
+/// % from every latency in it, and all latencies fit into 233 bins, whose index is one byte.
 const GROWTH: f64 = 1.1;
 
-/// The samples of some time. Those of an hour are the same whether they come from its samples or from its minutes.
+/// The aggregated samples of a period. Merging the roll-ups of shorter periods gives the same result as adding their samples.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rollup {
     failures: u32,
-    /// How many latencies are in a bin; none is empty.
+    /// The number of latencies per bin, without empty bins.
     latencies: BTreeMap<u8, u32>,
 }
 
-/// A roll-up as the disk has it: failures, and the bins in order.
+/// The stored form of a roll-up: the number of failures, and the bins in order.
 pub(super) type Row = (u32, Vec<(u8, u32)>);
 
 impl Rollup {
@@ -36,7 +36,7 @@ impl Rollup {
         *count = count.saturating_add(1);
     }
 
-    /// Adds what `other` counted.
+    /// Adds the counts of `other`.
     pub fn merge(&mut self, other: &Self) {
         self.failures = self.failures.saturating_add(other.failures);
         for (bin, more) in &other.latencies {
@@ -45,13 +45,13 @@ impl Rollup {
         }
     }
 
-    /// How many samples failed.
+    /// The number of failed samples.
     #[must_use]
     pub const fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// How the check did.
+    /// Statistics of the samples; latencies have an error of at most 5 %.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let answers = self.latencies.values().map(|count| u64::from(*count)).sum();
@@ -65,7 +65,7 @@ impl Rollup {
         })
     }
 
-    /// Samples that make this roll-up, spread over the `seconds` from `start` on; which was when is forgotten.
+    /// Reconstructs samples, spread evenly over the `seconds` from `start` on; their original order is lost.
     pub(super) fn samples(
         &self,
         start: u32,
@@ -76,7 +76,7 @@ impl Rollup {
             let latency = Sample::new(SystemTime::UNIX_EPOCH, Some(middle(*bin))).latency;
             (0..*count).map(move |_| latency)
         });
-        // No ring takes more.
+        // A ring cannot hold more.
         let latencies: Vec<u32> = failed.chain(answered).take(CAPACITY).collect();
         let count = latencies.len().max(1) as u64;
         latencies
@@ -118,19 +118,19 @@ fn bin(latency: u32) -> u8 {
     bin
 }
 
-/// What is as far from a bin's least as from its greatest, by share.
+/// The latency with the same relative distance to both ends of a bin.
 fn middle(bin: u8) -> Duration {
     Duration::from_secs_f64(2.0 * GROWTH.powi(bin.into()) / (GROWTH + 1.0) / 1e6)
 }
 
-/// How much time a roll-up covers.
+/// The period that a roll-up covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// A minute, for windows of up to six hours.
+    /// One minute, for windows of up to six hours.
     Minute,
-    /// An hour, for windows of up to fifteen days.
+    /// One hour, for windows of up to fifteen days.
     Hour,
-    /// A day in UTC, for all longer ones.
+    /// One day in UTC, for longer windows.
     Day,
 }
 
@@ -138,7 +138,7 @@ impl Resolution {
     /// From the finest to the coarsest.
     pub(super) const ALL: [Self; 3] = [Self::Minute, Self::Hour, Self::Day];
 
-    /// The one that shows a window in at most 367 roll-ups.
+    /// The resolution that divides `window` into at most 367 roll-ups.
     #[must_use]
     pub const fn of(window: Duration) -> Self {
         const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -151,7 +151,7 @@ impl Resolution {
         }
     }
 
-    /// How many seconds a roll-up covers.
+    /// The number of seconds that a roll-up covers.
     #[must_use]
     pub const fn seconds(self) -> u32 {
         match self {
@@ -161,18 +161,18 @@ impl Resolution {
         }
     }
 
-    /// For how many seconds the disk keeps them: at least as long as the windows that they are for.
+    /// How many seconds roll-ups are kept on disk, which covers the windows that they are used for.
     pub(super) const fn kept(self) -> u32 {
         const DAY: u32 = Resolution::Day.seconds();
         match self {
-            // What the ring is filled with after a restart.
+            // The ring is restored from these after a restart.
             Self::Minute => DAY,
             Self::Hour => 16 * DAY,
             Self::Day => 367 * DAY,
         }
     }
 
-    /// When the roll-up begins that a moment, in seconds since the epoch, belongs to.
+    /// The start of the roll-up that contains `moment`, both in seconds since the epoch.
     #[must_use]
     pub const fn start(self, moment: u32) -> u32 {
         moment - moment % self.seconds()
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
     use crate::history::ring::{Percentiles, milliseconds};
 
-    /// Three days of samples, in no order; latencies of all sizes.
+    /// Unordered samples of three days, with latencies of all sizes.
     fn samples() -> impl Strategy<Value = Vec<Sample>> {
         let latency = prop_oneof![
             1 => Just(FAILED),
@@ -211,7 +211,7 @@ mod tests {
         vec(sample, 0..300)
     }
 
-    /// What it should be: all latencies, sorted.
+    /// Compares the roll-up with the sorted samples.
     fn check(rollup: &Rollup, samples: &[Sample]) {
         let mut latencies: Vec<_> = samples.iter().filter_map(Sample::latency).collect();
         latencies.sort_unstable();
@@ -239,7 +239,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn roll_ups_are_those_of_the_samples(samples in samples()) {
+        fn groups_samples_into_roll_ups(samples in samples()) {
             for resolution in Resolution::ALL {
                 let mut rollups = BTreeMap::new();
                 resolution.group(samples.iter().copied(), &mut rollups);
@@ -260,7 +260,7 @@ mod tests {
         }
 
         #[test]
-        fn hours_are_the_sums_of_their_minutes_and_days_of_their_hours(samples in samples()) {
+        fn merging_finer_roll_ups_gives_the_coarser_ones(samples in samples()) {
             let of = |resolution: Resolution| {
                 let mut rollups = BTreeMap::new();
                 resolution.group(samples.iter().copied(), &mut rollups);
@@ -280,7 +280,7 @@ mod tests {
         }
 
         #[test]
-        fn the_order_of_merging_does_not_matter(samples in samples(), cut in 0_usize..300) {
+        fn merging_is_commutative(samples in samples(), cut in 0_usize..300) {
             let rollup = |samples: &[Sample]| {
                 let mut rollup = Rollup::default();
                 samples.iter().for_each(|sample| rollup.add(*sample));
@@ -296,7 +296,7 @@ mod tests {
         }
 
         #[test]
-        fn a_row_and_the_samples_made_of_it_are_the_same_roll_up(samples in samples()) {
+        fn rows_and_reconstructed_samples_preserve_the_counts(samples in samples()) {
             let mut rollup = Rollup::default();
             samples.iter().for_each(|sample| rollup.add(*sample));
             prop_assert_eq!(&Rollup::from(rollup.row()), &rollup);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn every_latency_has_a_bin_whose_middle_is_near() {
+    fn the_middle_of_the_bin_is_close_to_every_latency() {
         for latency in (0..32).flat_map(|size| [u32::MAX >> size, 1 << size, 3 << (size / 2)]) {
             let latency = latency.min(FAILED - 1);
             let middle = middle(bin(latency)).as_secs_f64() * 1e6;
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_shown_in_a_few_hundred_roll_ups_that_are_kept_as_long() {
+    fn selects_a_resolution_whose_roll_ups_cover_the_window() {
         let hour = 60 * 60_u32;
         for (seconds, resolution) in [
             (1, Resolution::Minute),

@@ -15,7 +15,7 @@ pub struct Sample {
 pub(super) const FAILED: u32 = u32::MAX;
 
 impl Sample {
-    /// The result of a probe that started at `at`; `latency` is how long the answer took, `None` if the probe failed.
+    /// The result of a probe that started at `at`; `latency` is the duration of the probe, `None` if the probe failed.
     #[must_use]
     pub fn new(at: SystemTime, latency: Option<Duration>) -> Self {
         Self {
@@ -42,7 +42,7 @@ impl Sample {
         self.seconds
     }
 
-    /// How long the answer took; `None` if the probe failed.
+    /// The duration of the probe; `None` if the probe failed.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {
         (self.latency != FAILED).then(|| Duration::from_micros(self.latency.into()))

@@ -1,4 +1,4 @@
-//! Keeps the roll-ups on the disk: takes samples in memory, and writes them on a thread of its own.
+//! Stores roll-ups on disk: buffers samples in memory, and writes them on a separate thread.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,51 +18,51 @@ use super::{
     sample::Sample,
 };
 
-/// How often is written: what a loss of power or a kill may take.
+/// The time between writes, and so the maximum data loss after a kill or power failure.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// How many samples wait at most for a disk that fails: 20 checks at 10 s for over two hours, in 192 KiB.
-const WAITING: usize = 16 * 1024;
+/// The maximum number of buffered samples while the disk fails: over two hours of 20 checks every 10 s, in 192 KiB.
+const MAX_PENDING: usize = 16 * 1024;
 
-/// How long a process may take to let go that is about to end.
+/// How long to wait for a lock that is held by a process that is shutting down.
 const HANDOVER: Duration = Duration::from_secs(1);
 
-/// How long the end of the service waits for the disk.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a shutdown waits for the disk.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the history is kept.
+/// Where the history is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreState {
-    /// In memory alone, as configured.
+    /// In memory only, because no directory is configured.
     Memory,
-    /// On the disk, too.
+    /// In memory and on disk.
     Disk,
-    /// In memory for now: the disk fails, and is tried again and again.
+    /// In memory only for now, because writing fails; it is retried.
     Failing {
-        /// Since when.
+        /// When writing started to fail.
         since: SystemTime,
-        /// Why, when it began.
+        /// The first error.
         reason: String,
     },
 }
 
-/// The directory of the history is held by another process or cannot be written.
+/// The directory of the history is locked by another process or not writable.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot keep the history in {}: {reason}", directory.display())]
+#[error("cannot store the history in {}: {reason}", directory.display())]
 pub struct OpenError {
-    /// The directory.
+    /// The configured directory.
     pub directory: PathBuf,
-    /// Why it cannot be used.
+    /// Why the directory cannot be used.
     pub reason: String,
 }
 
-/// The history on the disk. Nothing that it is asked on a worker's thread waits for the disk.
+/// The history on disk. Methods that block on disk access say so.
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
-    /// Asks the thread to write; it ends with this.
+    /// Requests writes; dropping the sender ends the thread.
     thread: Option<Sender<Sender<bool>>>,
-    /// Nothing comes; it ends with the thread.
+    /// Disconnects when the thread has ended.
     ended: Mutex<Receiver<()>>,
 }
 
@@ -70,11 +70,11 @@ struct Shared {
     directory: PathBuf,
     /// The checks, in the order of the configuration.
     names: Vec<String>,
-    /// Tells the numbers of this process's samples from those of an earlier one.
+    /// A random number that identifies this process, because sample numbers restart with each process.
     run: u64,
     waiting: Mutex<Waiting>,
     disk: RwLock<Option<Disk>>,
-    /// Set where reading failed: the file has to be opened anew.
+    /// Set when reading failed, so that the file is reopened.
     suspect: AtomicBool,
     failing: Mutex<Option<(SystemTime, String)>>,
 }
@@ -88,13 +88,13 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Samples that are not known to be written, each with the place of its check.
+/// Samples that may not be written yet, each with the index of its check.
 #[derive(Default)]
 struct Waiting {
-    /// How many samples came before these; the first sample of all has number 1.
+    /// The number of samples that were removed; the first sample of the process has number 1.
     before: u64,
     samples: VecDeque<(u32, Sample)>,
-    /// How many of those before were never written, since the disk began to fail.
+    /// How many of the removed samples were never written, since the disk started to fail.
     lost: u64,
 }
 
@@ -106,7 +106,7 @@ impl Waiting {
             .map(|(number, (index, sample))| (number, *index, *sample))
     }
 
-    /// Lets go of all up to `number`.
+    /// Removes all samples up to `number`.
     fn forget(&mut self, number: u64) {
         while self.before < number && self.samples.pop_front().is_some() {
             self.before += 1;
@@ -115,10 +115,10 @@ impl Waiting {
 }
 
 impl Store {
-    /// Opens the store of these checks in `directory`, which is created where it is missing, and begins to write to it what is added.
+    /// Opens the store of the checks `names` in `directory`, which is created if missing, and starts the writing thread.
     ///
     /// # Errors
-    /// Where another process holds it, or the directory cannot be written. A full disk is none: there may be room soon.
+    /// When the directory is locked by another process or not writable. A full disk is not an error, because writing is retried.
     pub fn open(directory: &Path, names: Vec<String>) -> Result<Self, OpenError> {
         let problem = |reason: String| OpenError {
             directory: directory.to_owned(),
@@ -136,39 +136,39 @@ impl Store {
         let start = Instant::now();
         loop {
             match shared.reopen() {
-                Err(Fault::Held) if start.elapsed() < HANDOVER => {
+                Err(Fault::Locked) if start.elapsed() < HANDOVER => {
                     thread::sleep(HANDOVER / 20);
                     continue;
                 }
-                Err(fault) if fault.full() => shared.fail(&fault),
+                Err(fault) if fault.is_disk_full() => shared.fail(&fault),
                 opened => opened.map_err(|fault| problem(fault.to_string()))?,
             }
             break;
         }
-        let (ask, asked) = mpsc::channel();
+        let (requests, requested) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
         let writer = shared.clone();
         thread::Builder::new()
             .name("history".into())
             .spawn(move || {
-                writer.write_until_dropped(&asked);
+                writer.write_until_dropped(&requested);
                 drop(end);
             })
             .map_err(|error| problem(error.to_string()))?;
         Ok(Self {
             shared,
-            thread: Some(ask),
+            thread: Some(requests),
             ended: Mutex::new(ended),
         })
     }
 
-    /// Takes a new sample of the check at `index`.
+    /// Buffers a new sample of the check at `index`.
     pub fn add(&self, index: usize, sample: Sample) {
         let Ok(index) = u32::try_from(index) else {
             return;
         };
         let mut waiting = lock(&self.shared.waiting);
-        if waiting.samples.len() == WAITING {
+        if waiting.samples.len() == MAX_PENDING {
             let oldest = waiting.before + 1;
             waiting.forget(oldest);
             waiting.lost += 1;
@@ -176,7 +176,7 @@ impl Store {
         waiting.samples.push_back((index, sample));
     }
 
-    /// How it is; never [`StoreState::Memory`].
+    /// The current state; never [`StoreState::Memory`].
     #[must_use]
     pub fn state(&self) -> StoreState {
         match &*lock(&self.shared.failing) {
@@ -188,17 +188,17 @@ impl Store {
         }
     }
 
-    /// Writes what was added so far, and says whether that succeeded; waits for the disk, but not longer than five seconds.
+    /// Writes the buffered samples, and returns whether that succeeded. Blocks on disk access for at most five seconds.
     pub fn flush(&self) -> bool {
         let (done, written) = mpsc::channel();
         self.thread
             .as_ref()
             .is_some_and(|thread| thread.send(done).is_ok())
-            && written.recv_timeout(PATIENCE).unwrap_or(false)
+            && written.recv_timeout(SHUTDOWN_TIMEOUT).unwrap_or(false)
     }
 
-    /// The roll-ups of the check at `index`, from the one that begins at `from` to the one that contains `to`, with the samples that are
-    /// not written yet. Returns `None` if the disk fails. Waits for the disk.
+    /// The roll-ups of the check at `index`, from the one that starts at `from` to the one that contains `to`, with the samples
+    /// that are not written yet. Returns `None` if the disk fails. Blocks on disk access.
     pub(crate) fn read(
         &self,
         index: usize,
@@ -206,7 +206,7 @@ impl Store {
         (from, to): (u32, u32),
     ) -> Option<BTreeMap<u32, Rollup>> {
         let name = self.shared.names.get(index)?;
-        // Before the disk is looked at: what is written in between is in both, and has a number that says so.
+        // Before reading the disk. Samples that are written in between are in both, and are filtered by their number.
         let waiting: Vec<(u64, Sample)> = lock(&self.shared.waiting)
             .numbered()
             .filter(|(_, of, sample)| {
@@ -222,7 +222,7 @@ impl Store {
         Some(rollups)
     }
 
-    /// Samples of the last day of each check, newest first, as many as a ring takes. Waits for the disk.
+    /// Samples of the last day of each check, newest first, at most as many as a ring holds. Blocks on disk access.
     pub(crate) fn newest(&self) -> Vec<Vec<Sample>> {
         self.shared
             .try_read(|disk| disk.newest(&self.shared.names, SystemTime::now()))
@@ -234,18 +234,18 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.thread = None;
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let _ = ended.recv_timeout(PATIENCE);
+        let _ = ended.recv_timeout(SHUTDOWN_TIMEOUT);
     }
 }
 
 impl Shared {
-    /// The thread: writes now and then, when it is asked to, and when nobody can ask any more.
-    fn write_until_dropped(&self, asked: &Receiver<Sender<bool>>) {
+    /// The body of the thread: writes periodically, on request, and finally when the sender is dropped.
+    fn write_until_dropped(&self, requests: &Receiver<Sender<bool>>) {
         loop {
-            let asked = asked.recv_timeout(INTERVAL);
+            let request = requests.recv_timeout(INTERVAL);
             let written = self.write(SystemTime::now());
-            match asked {
-                // Nobody waits any more: that is no error.
+            match request {
+                // Sending fails if the caller has stopped waiting.
                 Ok(done) => drop(done.send(written)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -254,11 +254,11 @@ impl Shared {
         close(&mut self.disk.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Writes what waits, and says whether that succeeded.
+    /// Writes the buffered samples, and returns whether that succeeded.
     fn write(&self, now: SystemTime) -> bool {
         let written = self.try_write(now).inspect_err(|fault| {
             self.fail(fault);
-            // After an error redb answers nothing more, and what it had just written may be there all the same.
+            // After an error redb rejects all operations, and the transaction may have been written nevertheless.
             if let Err(fault) = self.reopen() {
                 self.fail(&fault);
             }
@@ -279,7 +279,7 @@ impl Shared {
         let failing = lock(&self.failing).is_some();
         let number = match waiting.last() {
             Some((number, ..)) => *number,
-            // Only a write says that the disk is well again.
+            // Writes an empty transaction to find out whether the disk works again.
             None if failing => lock(&self.waiting).before,
             None => return Ok(()),
         };
@@ -296,7 +296,7 @@ impl Shared {
         let lost = std::mem::take(&mut waiting.lost);
         drop(waiting);
         if lock(&self.failing).take().is_some() {
-            tracing::info!(lost, "the history is written to the disk again");
+            tracing::info!(lost, "writing the history to disk again");
         }
         Ok(())
     }
@@ -304,7 +304,7 @@ impl Shared {
     /// Closes the file and opens it again.
     fn reopen(&self) -> Result<(), Fault> {
         let mut disk = self.disk.write().unwrap_or_else(PoisonError::into_inner);
-        // Closed before it is opened: it is locked.
+        // Closed first, because the file is locked.
         close(&mut disk);
         let opened = Disk::open(&self.directory)?;
         let written = opened.written(self.run)?;
@@ -313,7 +313,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes that the disk fails; says so only once.
+    /// Records that writing fails, and logs only the first error.
     fn fail(&self, fault: &Fault) {
         let mut failing = lock(&self.failing);
         if failing.is_none() {
@@ -321,13 +321,13 @@ impl Shared {
             tracing::error!(
                 directory = %self.directory.display(),
                 reason,
-                "the history cannot be written to the disk: it is kept in memory until it can"
+                "cannot write the history to disk, keeping it in memory until writing succeeds"
             );
             *failing = Some((SystemTime::now(), reason));
         }
     }
 
-    /// Looks at the disk, if it can be.
+    /// Reads from the disk; returns `None` if it fails.
     fn try_read<T>(&self, look: impl FnOnce(&Disk) -> Result<T, Fault>) -> Option<T> {
         let disk = self.disk.read().unwrap_or_else(PoisonError::into_inner);
         look(disk.as_ref()?)
@@ -340,11 +340,11 @@ impl Shared {
 }
 
 fn close(disk: &mut Option<Disk>) {
-    // What could not be written by now is no news.
+    // Errors were already reported when writing failed.
     let _ = disk.take().map(Disk::close);
 }
 
-/// What a panic elsewhere left behind is whole: nothing panics while it is changed half-way.
+/// Ignores poisoning, because no code panics while the data is inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -359,7 +359,7 @@ mod tests {
         Store::open(directory, vec!["cache".into(), "database".into()]).unwrap()
     }
 
-    /// How many samples the store has of the check at `index`.
+    /// The number of samples of the check at `index` in the store.
     fn count(store: &Store, index: usize) -> Option<u64> {
         let rollups = store.read(
             index,
@@ -374,7 +374,7 @@ mod tests {
         )
     }
 
-    /// The beginning of a day that is still kept.
+    /// The start of yesterday in UTC.
     fn yesterday() -> u32 {
         let now = Sample::new(SystemTime::now(), None).seconds;
         Resolution::Day.start(now) - Resolution::Day.seconds()
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_seen_at_once_and_outlive_the_store() {
+    fn samples_are_visible_at_once_and_after_reopening() {
         let directory = tempdir().unwrap();
         let path = directory.path().join("missing").join("too");
         for round in 0..3 {
@@ -400,7 +400,7 @@ mod tests {
                     store.flush();
                 }
             }
-            // Some are written, and some are not.
+            // Half of them are written, the others are only buffered.
             assert_eq!(count(&store, 0), Some(round * 30 + 30));
             assert_eq!(count(&store, 1), Some(0));
             assert_eq!(store.state(), StoreState::Disk);
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn no_sample_is_lost_or_seen_twice_while_others_are_written() {
+    fn loses_and_repeats_no_sample_during_concurrent_writes() {
         let directory = tempdir().unwrap();
         let store = open(directory.path());
         thread::scope(|scope| {
@@ -435,23 +435,23 @@ mod tests {
     }
 
     #[test]
-    fn a_second_store_of_the_same_directory_is_an_error_that_says_why() {
+    fn rejects_a_directory_that_is_in_use() {
         let directory = tempdir().unwrap();
         let first = open(directory.path());
         let error = Store::open(directory.path(), Vec::new()).unwrap_err();
         let error = error.to_string();
-        let begin = format!(
-            "cannot keep the history in {}: ",
+        let start = format!(
+            "cannot store the history in {}: ",
             directory.path().display()
         );
-        assert!(error.starts_with(&begin), "{error}");
+        assert!(error.starts_with(&start), "{error}");
         assert!(error.contains("another replica"), "{error}");
         drop(first);
         open(directory.path());
     }
 
     #[test]
-    fn a_directory_that_cannot_be_one_is_an_error() {
+    fn rejects_a_path_that_cannot_be_a_directory() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for path in [file.path().to_owned(), file.path().join("below")] {
             assert_eq!(Store::open(&path, Vec::new()).unwrap_err().directory, path);
@@ -459,36 +459,36 @@ mod tests {
     }
 
     #[test]
-    fn while_the_disk_fails_the_newest_samples_wait_and_no_more() {
+    fn buffers_a_limited_number_of_samples_while_the_disk_fails() {
         let directory = tempdir().unwrap();
         let path = directory.path().join("data");
         let store = open(&path);
         store.add(0, sample(1));
         store.flush();
-        // Taken away, and in its place is what no store can be in.
+        // Replaces the directory by a file.
         close(&mut store.shared.disk.write().unwrap());
         let elsewhere = directory.path().join("elsewhere");
         std::fs::rename(&path, &elsewhere).unwrap();
         std::fs::write(&path, "in the way").unwrap();
-        for second in 0..WAITING + 100 {
+        for second in 0..MAX_PENDING + 100 {
             store.add(0, sample(u32::try_from(second).unwrap()));
         }
         store.flush();
         assert!(matches!(store.state(), StoreState::Failing { .. }));
         assert_eq!(count(&store, 0), None);
-        assert_eq!(lock(&store.shared.waiting).samples.len(), WAITING);
+        assert_eq!(lock(&store.shared.waiting).samples.len(), MAX_PENDING);
         assert_eq!(lock(&store.shared.waiting).lost, 100);
 
         std::fs::remove_file(&path).unwrap();
         std::fs::rename(&elsewhere, &path).unwrap();
         store.flush();
         assert_eq!(store.state(), StoreState::Disk);
-        assert_eq!(count(&store, 0), Some(WAITING as u64 + 1));
+        assert_eq!(count(&store, 0), Some(MAX_PENDING as u64 + 1));
         assert_eq!(lock(&store.shared.waiting).samples.len(), 0);
     }
 
     #[test]
-    fn what_was_written_though_it_seemed_to_fail_is_not_written_again() {
+    fn does_not_repeat_samples_of_a_write_that_only_seemed_to_fail() {
         let directory = tempdir().unwrap();
         let store = open(directory.path());
         for second in 0..10 {

@@ -1,4 +1,6 @@
-//! `GET /badge/{name}.svg`: a check's state, or its uptime, for the pages of others.
+//! `GET /badge/{name}.svg`: the state or the uptime of a check as an image, for other pages.
+//!
+//! The image is a template of a few lines, so no badge crate is used.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -14,21 +16,21 @@ use crate::{
     state::State,
 };
 
-/// The media type of the badge.
+/// The media type of SVG images.
 const SVG: &str = "image/svg+xml";
 
-/// On either side of a text.
+/// The margin on both sides of a text, in pixels.
 const MARGIN: u32 = 6;
 
-/// The state of a check as an image
+/// Badge with the state or the uptime of a check
 #[utoipa::path(get, path = "/badge/{name}.svg", tag = "checks",
     params(
-        ("name" = String, Path, description = "The check's name"),
-        ("uptime" = Option<String>, Query, description = "With it, whatever it says, the badge shows the uptime of the last 24 hours"),
+        ("name" = String, Path, description = "Name of the check"),
+        ("uptime" = Option<String>, Query, description = "If present, with any value, the badge shows the uptime of the last 24 hours"),
     ),
     responses(
-        (status = 200, description = "The badge", body = String, content_type = SVG),
-        (status = 404, description = "There is no such check", body = Problem, content_type = PROBLEM_JSON),
+        (status = 200, description = "The badge as SVG image", body = String, content_type = SVG),
+        (status = 404, description = "No check has this name", body = Problem, content_type = PROBLEM_JSON),
     ),
 )]
 pub(super) async fn get(
@@ -50,7 +52,7 @@ pub(super) async fn get(
     };
     Ok(HttpResponse::Ok()
         .content_type(SVG)
-        // Those who proxy images keep them for days where nothing tells them not to.
+        // Image proxies, such as the one of GitHub, cache images for days by default.
         .insert_header((CACHE_CONTROL, "no-cache"))
         .insert_header((CONTENT_SECURITY_POLICY, "default-src 'none'"))
         .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
@@ -62,7 +64,7 @@ pub(super) async fn get(
 struct Badge {
     label: String,
     value: String,
-    /// White is read well on it.
+    /// The background of the value, dark enough for white text.
     colour: &'static str,
 }
 
@@ -111,7 +113,7 @@ impl Badge {
     }
 }
 
-/// How wide `text` is in Verdana of 11 pixels, about: the badge holds whatever font there is to it.
+/// The approximate width of `text` in 11 px Verdana. `textLength` adjusts other fonts to this width.
 fn width(text: &str) -> u32 {
     let tenths: u32 = text
         .chars()
@@ -133,12 +135,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_longer_text_makes_a_wider_badge_and_nothing_is_taken_for_markup() {
+    fn width_depends_on_the_text_and_markup_is_escaped() {
         let badge = |name: &str| Badge::of_state(name.into(), State::Up);
         assert!(badge("redis").width() < badge("redis-of-the-shop").width());
         let hostile = badge("\"/><script>alert(1)</script>&").render().unwrap();
         assert!(!hostile.contains("<script"), "{hostile}");
-        // Nor does it end an attribute.
+        // Quotes in attributes are escaped, too.
         assert!(
             hostile.contains(r#"aria-label="&#34;/&#62;&#60;script"#),
             "{hostile}"
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_uptime_is_never_shown_as_better_than_it_is() {
+    fn rounds_the_uptime_down() {
         for (uptime, value, colour) in [
             (Some(1.0), "100 %", GREEN),
             (Some(0.999_999), "99.99 %", GREEN),

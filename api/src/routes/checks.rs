@@ -1,4 +1,4 @@
-//! `GET /api/v1/checks` and one of them.
+//! `GET /api/v1/checks` and `GET /api/v1/checks/{name}`.
 
 use actix_web::{HttpResponse, http::header::ContentType, web};
 use serde::Serialize;
@@ -11,20 +11,20 @@ use crate::{
     service::Service,
 };
 
-/// What this worker rendered last.
+/// The cached response of one worker.
 #[derive(Default)]
 pub(super) struct Checks(Rendered);
 
 /// All checks.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CheckList {
-    /// In the order of the configuration.
+    /// The checks in the order of the configuration.
     checks: Vec<Status>,
 }
 
-/// All checks, with their states
+/// List all checks with their states
 #[utoipa::path(get, operation_id = "listChecks", path = "/api/v1/checks", tag = "checks", responses(
-    (status = 200, description = "In the order of the configuration", body = CheckList),
+    (status = 200, description = "The checks in the order of the configuration", body = CheckList),
 ))]
 pub(super) async fn list(
     service: web::Data<Service>,
@@ -40,12 +40,12 @@ pub(super) async fn list(
         .body(body))
 }
 
-/// One check, with its state
+/// Get the state of a check
 #[utoipa::path(get, operation_id = "getCheck", path = "/api/v1/checks/{name}", tag = "checks",
-    params(("name" = String, Path, description = "The check's name", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "redis")),
+    params(("name" = String, Path, description = "Name of the check", pattern = "^[a-z0-9][a-z0-9_-]{0,62}$", example = "redis")),
     responses(
         (status = 200, description = "The check", body = Status),
-        (status = 404, description = "There is no such check", body = Problem, content_type = PROBLEM_JSON),
+        (status = 404, description = "No check has this name", body = Problem, content_type = PROBLEM_JSON),
     ),
 )]
 pub(super) async fn one(

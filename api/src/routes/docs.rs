@@ -1,4 +1,7 @@
-//! Renders an OpenAPI document as a page for people.
+//! Renders an OpenAPI document as HTML.
+//!
+//! The renderers that exist (Swagger UI, Redoc, Scalar, RapiDoc) are scripts of 0.5 to 3 MB. They would
+//! be a large part of a program of 10 MB, and need a weaker Content-Security-Policy; this page works without scripts.
 
 use askama::Template;
 use serde_json::{Map, Value, json};
@@ -21,7 +24,7 @@ struct Page<'a> {
     schemas: Vec<Schema<'a>>,
 }
 
-/// A method of a path.
+/// An operation: a method of a path.
 struct Operation<'a> {
     id: String,
     method: String,
@@ -33,7 +36,7 @@ struct Operation<'a> {
     responses: Vec<Response<'a>>,
 }
 
-/// An answer of an operation.
+/// A response of an operation.
 struct Response<'a> {
     status: &'a str,
     description: &'a str,
@@ -41,7 +44,7 @@ struct Response<'a> {
     contents: Vec<Content<'a>>,
 }
 
-/// What a body may be.
+/// A media type of a body, with its schema.
 struct Content<'a> {
     media_type: &'a str,
     kind: Vec<Piece<'a>>,
@@ -49,7 +52,7 @@ struct Content<'a> {
     examples: Vec<Example<'a>>,
 }
 
-/// A body, for instance.
+/// An example of a body.
 struct Example<'a> {
     name: &'a str,
     text: String,
@@ -71,7 +74,7 @@ struct Field<'a> {
     description: &'a str,
 }
 
-/// A part of what says a type.
+/// A part of the description of a type.
 #[derive(Debug, PartialEq)]
 enum Piece<'a> {
     Word(String),
@@ -182,13 +185,13 @@ fn contents<'a>(holder: &'a Value, document: &'a Value) -> Vec<Content<'a>> {
                 .chain(content.get("example").map(|example| ("Example", example)))
                 .map(|(name, example)| Example {
                     name,
-                    text: written(example),
+                    text: format_example(example),
                 })
                 .collect();
             if examples.is_empty() && media_type.ends_with("json") {
-                examples.extend(instance(schema, document, 0).map(|example| Example {
+                examples.extend(example(schema, document, 0).map(|example| Example {
                     name: "Example",
-                    text: written(&example),
+                    text: format_example(&example),
                 }));
             }
             Content {
@@ -201,15 +204,15 @@ fn contents<'a>(holder: &'a Value, document: &'a Value) -> Vec<Content<'a>> {
         .collect()
 }
 
-/// How deep an example goes: a schema may hold itself.
-const DEEPEST: usize = 8;
+/// The maximum depth of a generated example, because schemas can be recursive.
+const MAX_DEPTH: usize = 8;
 
-/// Something that `schema` allows, of the examples that it gives; none where it says too little.
-fn instance(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
-    if depth > DEEPEST {
+/// Generates an example for `schema` from the examples in it; `None` if the schema is not specific enough.
+fn example(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
+    if depth > MAX_DEPTH {
         return None;
     }
-    let inner = |schema| instance(schema, document, depth + 1);
+    let inner = |schema| example(schema, document, depth + 1);
     let given = [
         &schema["example"],
         &schema["examples"][0],
@@ -231,7 +234,7 @@ fn instance(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
                 .collect(),
         );
     }
-    // Of a choice the first that is something; `null` says nothing.
+    // The first alternative that has an example, which `null` has not.
     let mut choices = items(&schema["oneOf"]).chain(items(&schema["anyOf"]));
     if let Some(chosen) = choices.find_map(inner) {
         return Some(chosen);
@@ -264,7 +267,7 @@ fn instance(schema: &Value, document: &Value, depth: usize) -> Option<Value> {
     }
 }
 
-/// The members of an object that is no schema of its own.
+/// The members of an object schema, including those of nested inline objects.
 fn fields(schema: &Value) -> Vec<Field<'_>> {
     let mut fields = Vec::new();
     add_fields("", schema, &mut fields);
@@ -291,7 +294,7 @@ fn add_fields<'a>(prefix: &str, schema: &'a Value, fields: &mut Vec<Field<'a>>) 
     }
 }
 
-/// What a schema allows, in words.
+/// Describes the type of a schema in words.
 fn kind(schema: &Value) -> Vec<Piece<'_>> {
     if let Some(reference) = schema["$ref"].as_str() {
         return vec![Piece::Schema(
@@ -347,16 +350,15 @@ const fn word(text: String) -> Piece<'static> {
     Piece::Word(text)
 }
 
-/// An example as it would be read: text as it is, all else as JSON.
-fn written(example: &Value) -> String {
+/// Formats an example: strings unchanged, other values as indented JSON.
+fn format_example(example: &Value) -> String {
     match example {
         Value::String(text) => text.clone(),
-        // `#` writes with lines and indentation.
         json => format!("{json:#}"),
     }
 }
 
-/// Paragraphs, and in them what is code and what is not.
+/// Splits a text into paragraphs of spans; the flag of a span tells whether it is code.
 fn prose(text: &str) -> impl Iterator<Item = impl Iterator<Item = (bool, &str)>> {
     text.split("\n\n")
         .filter(|paragraph| !paragraph.trim().is_empty())
@@ -368,7 +370,7 @@ fn prose(text: &str) -> impl Iterator<Item = impl Iterator<Item = (bool, &str)>>
         })
 }
 
-/// What a reference refers to, or `value` itself.
+/// Resolves a reference; returns `value` itself if it is none.
 fn resolve<'a>(value: &'a Value, document: &'a Value) -> &'a Value {
     value["$ref"]
         .as_str()
@@ -397,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_document_says_of_an_operation_is_on_the_page_and_nothing_is_taken_for_markup() {
+    fn renders_every_part_of_an_operation_and_escapes_markup() {
         let document = json!({
             "info": {"title": "<b>Title</b>", "version": "1"},
             "paths": {"/a/{b}": {

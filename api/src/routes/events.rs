@@ -1,4 +1,4 @@
-//! `GET /events`: changes of state as they happen, as server-sent events.
+//! `GET /events`: a stream of state changes as server-sent events.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -22,18 +22,19 @@ use crate::{
 /// The media type of server-sent events.
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// Proxies close a connection that is silent for a minute, many of them earlier.
+/// The time between comments on a silent stream. Many proxies close silent connections after a minute or less.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Changes of state as they happen
+/// Stream state changes as server-sent events
 ///
-/// Each is an event `change` whose data is JSON. A client that comes back with `Last-Event-ID` is told first what it missed, as far as this process
-/// knows it (256 changes). A comment comes every 15 seconds.
+/// Each change is an event of type `change` with JSON data. A client that reconnects with `Last-Event-ID` first receives the
+/// changes that it missed; the service keeps the last 256 changes since its start. A comment is sent after 15 seconds without an
+/// event.
 #[utoipa::path(get, operation_id = "streamEvents", path = "/events", tag = "checks",
-    params(("Last-Event-ID" = Option<String>, Header, description = "The id of the newest event that the client has seen")),
+    params(("Last-Event-ID" = Option<String>, Header, description = "ID of the last event that the client received")),
     responses(
-        (status = 200, description = "A stream that does not end", body = Change, content_type = EVENT_STREAM),
-        (status = 503, description = "There are too many streams, or the service is about to end", body = Problem, content_type = PROBLEM_JSON),
+        (status = 200, description = "A stream that stays open until the service shuts down", body = Change, content_type = EVENT_STREAM),
+        (status = 503, description = "Too many streams are open, or the service is shutting down", body = Problem, content_type = PROBLEM_JSON),
     ),
 )]
 pub(super) async fn get(
@@ -41,45 +42,47 @@ pub(super) async fn get(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     if service.drain.has_begun() {
-        return Err(busy("the service is about to end"));
+        return Err(unavailable("the service is shutting down"));
     }
-    let permit = service.streams.clone().try_acquire_owned().map_err(|_| {
-        busy("there are too many event streams; ask /api/v1/checks now and then instead")
-    })?;
+    let permit = service
+        .streams
+        .clone()
+        .try_acquire_owned()
+        .map_err(|_| unavailable("too many event streams; poll /api/v1/checks instead"))?;
     let last = request
         .headers()
         .get("last-event-id")
         .and_then(|id| id.to_str().ok());
-    let (missed, coming) = service.board.changes().listen(last);
+    let (missed, receiver) = service.board.changes().listen(last);
     service.metrics.streams.inc();
-    let ends = service.drain.streams_end();
+    let shutdown = service.drain.streams_end();
     let listener = Listener {
         service,
-        coming,
-        ends,
+        receiver,
+        shutdown,
         _permit: permit,
     };
-    // The first line tells the client at once that the stream is open, and when to come back after its end.
-    let hello = stream::once(async { Bytes::from_static(b"retry: 3000\n\n") });
+    // Sent at once, so that the client sees an open stream; contains the reconnection delay.
+    let start = stream::once(async { Bytes::from_static(b"retry: 3000\n\n") });
     let missed: Vec<Bytes> = missed.iter().map(|event| listener.write(event)).collect();
-    let events = hello.chain(stream::iter(missed)).chain(listener.events());
+    let events = start.chain(stream::iter(missed)).chain(listener.events());
     Ok(HttpResponse::Ok()
         .content_type(EVENT_STREAM)
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        // nginx would keep events back.
+        // Disables the response buffering of nginx.
         .insert_header(("x-accel-buffering", "no"))
         .streaming(events.map(Ok::<_, Infallible>)))
 }
 
-fn busy(detail: &str) -> Problem {
+fn unavailable(detail: &str) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
 }
 
-/// Somebody who is told of changes.
+/// A client that receives events.
 struct Listener {
     service: web::Data<Service>,
-    coming: broadcast::Receiver<Event>,
-    ends: watch::Receiver<bool>,
+    receiver: broadcast::Receiver<Event>,
+    shutdown: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -89,17 +92,17 @@ impl Listener {
         format!("id: {id}\nevent: change\ndata: {}\n\n", event.data).into()
     }
 
-    /// Until the service ends, or the listener is too slow: then it comes back and is told what it missed.
+    /// The events until the service shuts down, or until the client is too slow; then it reconnects and receives what it missed.
     fn events(self) -> impl Stream<Item = Bytes> {
         stream::unfold(self, |mut listener| async move {
-            let coming = tokio::select! {
-                coming = timeout(HEARTBEAT, listener.coming.recv()) => coming,
-                _ = listener.ends.wait_for(|ends| *ends) => return None,
+            let received = tokio::select! {
+                received = timeout(HEARTBEAT, listener.receiver.recv()) => received,
+                _ = listener.shutdown.wait_for(|shutdown| *shutdown) => return None,
             };
-            let bytes = match coming {
+            let bytes = match received {
                 Ok(Ok(event)) => listener.write(&event),
                 Ok(Err(_)) => return None,
-                Err(_) => Bytes::from_static(b": still here\n\n"),
+                Err(_) => Bytes::from_static(b": keep-alive\n\n"),
             };
             Some((bytes, listener))
         })

@@ -1,4 +1,6 @@
-//! `GET /health`: the state of the service and of what it checks, for probes.
+//! `GET /health`: the state of the service and its checks.
+//!
+//! The format is `application/health+json`, an expired draft; its few fields are serialized here.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -14,72 +16,74 @@ use crate::{
 /// The media type of draft-inadarei-api-health-check.
 pub(super) const HEALTH_JSON: &str = "application/health+json";
 
-/// What this worker rendered last.
+/// The cached response of one worker.
 #[derive(Default)]
 pub(super) struct Health(Rendered);
 
 /// A health document of draft-inadarei-api-health-check, revision 6.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HealthDocument {
-    /// `warn` where a check is down: the service itself lives, and a restart would mend nothing.
+    /// `warn` if a check is down or the history cannot be written, otherwise `pass`. Never `fail`: restarting the service would
+    /// not help.
     status: HealthStatus,
     /// The version of the service.
     #[schema(value_type = String)]
     version: &'static str,
-    /// The commit that was built.
+    /// The commit of the running build.
     #[serde(rename = "releaseId", skip_serializing_if = "Option::is_none")]
     release_id: Option<String>,
     /// The name of the service.
     #[serde(rename = "serviceId")]
     #[schema(value_type = String)]
     service_id: &'static str,
-    /// The checks, each under its name and what is measured of it.
+    /// The checks, with keys of the form `NAME:responseTime`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     checks: BTreeMap<String, [Component; 1]>,
 }
 
-/// The words of the draft.
+/// A status of the draft.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum HealthStatus {
-    /// All is well, or nobody knows yet.
+    /// Up, or no result yet.
     Pass,
-    /// Something that is checked is down.
+    /// A check is down.
     Warn,
-    /// Something critical is down. The service as a whole never says so of itself.
+    /// A critical check is down. Never the status of the whole service.
     Fail,
 }
 
-/// A check, as a component of the draft.
+/// A check as a component of the draft.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Component {
     /// `datastore` or `component`.
     #[serde(rename = "componentType")]
     #[schema(value_type = String)]
     component_type: &'static str,
-    /// How long the newest answer took.
+    /// The duration of the last probe.
     #[serde(rename = "observedValue", skip_serializing_if = "Option::is_none")]
     observed_value: Option<f64>,
     /// Always `ms`.
     #[serde(rename = "observedUnit", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     observed_unit: Option<&'static str>,
-    /// `fail` where a critical check is down, `warn` where another one is.
+    /// `fail` if the check is down and critical, `warn` if it is down and not critical.
     status: HealthStatus,
-    /// When it was asked last; when the service started, where it was not asked yet.
+    /// When the last probe started; before the first probe, when the service started.
     #[serde(serialize_with = "rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     time: SystemTime,
-    /// Why it is not as expected.
+    /// Why the last probe failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
 }
 
-/// The state of the service and of what it checks
+/// Health of the service and its checks
 ///
-/// Always 200 as long as the service lives: a lost dependency is `warn`, and no reason to restart the container.
+/// The status code is 200 while the service runs. A check that is down sets the status `warn`, because restarting the service
+/// would not help.
 #[utoipa::path(get, operation_id = "health", path = "/health", tag = "health", responses(
-    (status = 200, description = "The service lives", body = HealthDocument, content_type = HEALTH_JSON),
+    (status = 200, description = "The service is running", body = HealthDocument, content_type = HEALTH_JSON),
 ))]
 pub(super) async fn get(
     service: web::Data<Service>,
@@ -93,10 +97,10 @@ pub(super) async fn get(
 
 fn document(service: &Service) -> HealthDocument {
     let statuses = service.board.statuses();
-    let lost = statuses.iter().any(|status| status.state == State::Down);
+    let any_down = statuses.iter().any(|status| status.state == State::Down);
     let history = history(&service.board.store_state());
     HealthDocument {
-        status: if lost || history.is_some() {
+        status: if any_down || history.is_some() {
             HealthStatus::Warn
         } else {
             HealthStatus::Pass
@@ -107,13 +111,13 @@ fn document(service: &Service) -> HealthDocument {
         checks: statuses
             .into_iter()
             .map(|status| (format!("{}:responseTime", status.name), [component(status)]))
-            // No check is called so: names have no colon.
+            // Does not collide with a check, because their names contain no colon.
             .chain(history.map(|history| ("history:state".to_owned(), [history])))
             .collect(),
     }
 }
 
-/// The store of the history, where it does not do what it should.
+/// The component for the store of the history, if it is failing.
 fn history(state: &StoreState) -> Option<Component> {
     let StoreState::Failing { since, reason } = state else {
         return None;

@@ -1,4 +1,4 @@
-//! `GET /api/v1/checks/{name}/history`: how a check did, up to a year back.
+//! `GET /api/v1/checks/{name}/history`: the results of a check, up to one year back.
 
 use std::{
     collections::BTreeMap,
@@ -24,92 +24,92 @@ use crate::{
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// As far back as days are kept.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// The longest window: roll-ups of days are kept this long.
+const MAX_WINDOW: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 #[derive(Deserialize)]
 pub(super) struct Parameters {
     window: Option<String>,
 }
 
-/// How a check did over a window, in all and in parts.
+/// The results of a check in a window.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct History {
-    /// The check's name.
+    /// The name of the check.
     #[schema(example = "cache")]
     pub name: String,
-    /// Its state now.
+    /// The current state.
     pub state: State,
-    /// Since when it is so.
+    /// When the check entered this state.
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub since: SystemTime,
-    /// The length of the window that was asked for.
+    /// The length of the requested window in seconds.
     #[schema(example = 86400)]
     pub window_seconds: u64,
-    /// When the first bucket begins: up to one bucket before the window.
+    /// The start of the first bucket, up to one bucket before the window.
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub from: SystemTime,
-    /// Now.
+    /// The end of the window: the time of the request.
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub to: SystemTime,
-    /// How it did in all buckets together.
+    /// Statistics of all buckets together.
     #[serde(flatten)]
     pub summary: Summary,
-    /// How much time a bucket covers: a minute, an hour or a day in UTC.
+    /// The length of a bucket in seconds: a minute, an hour or a day in UTC.
     #[schema(example = 3600)]
     pub resolution_seconds: u32,
-    /// How it did in each part of the window in which it was asked, oldest first. Latencies are right to within 5 %.
+    /// The buckets that contain probes, oldest first. Latencies have an error of at most 5 %.
     pub buckets: Vec<Bucket>,
-    /// The newest single answers in the window, oldest first: as many as are in memory.
+    /// The results in the window that are in memory, oldest first.
     pub recent: Vec<Taken>,
 }
 
-/// How a check did in a part of a window.
+/// Statistics of a part of the window.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Bucket {
-    /// When it begins.
+    /// The start of the bucket.
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub start: SystemTime,
-    /// How many questions were asked.
+    /// The number of probes.
     pub samples: u64,
-    /// How many of them failed.
+    /// The number of failed probes.
     pub failures: u32,
-    /// The share that did not, from 0 to 1.
+    /// The share of successful probes, from 0 to 1.
     pub uptime: Option<f64>,
-    /// The latencies of the answers as expected; none where there was none.
+    /// The latency percentiles of successful probes; `null` if there were none.
     pub latency_ms: Option<Percentiles>,
 }
 
-/// One answer.
+/// The result of one probe.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Taken {
-    /// When it was asked for, to the second.
+    /// When the probe started, to the second.
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub time: SystemTime,
-    /// How long it took; none where it was not as expected.
+    /// How long a successful probe took, in milliseconds; `null` if it failed.
     pub latency_ms: Option<f64>,
 }
 
-/// So many threads look at once, however many clients ask: each costs memory.
-static LOOKING: Semaphore = Semaphore::const_new(2);
+/// Limits concurrent reads of the history, because each one occupies a thread and memory.
+static READS: Semaphore = Semaphore::const_new(2);
 
-/// How one check did, up to a year back
+/// History of a check, up to one year back
 #[utoipa::path(get, path = "/api/v1/checks/{name}/history", tag = "checks",
     params(
-        ("name" = String, Path, description = "The check's name"),
+        ("name" = String, Path, description = "Name of the check"),
         ("window" = Option<String>, Query, example = "7d", pattern = "^([1-9][0-9]{0,2}[mhd]|1y)$",
-            description = "How far to look back: minutes, hours or days such as `30m`, `24h`, `7d`, or `1y`, at most 366 days; `24h` where there is none"),
+            description = "Length of the window in minutes, hours or days, such as `30m`, `24h` or `7d`, or `1y`; at most 366 days. The default is `24h`"),
     ),
     responses(
-        (status = 200, description = "The window in parts of a minute, an hour or a day", body = History),
-        (status = 400, description = "The window is no such duration", body = Problem, content_type = PROBLEM_JSON),
-        (status = 404, description = "There is no such check", body = Problem, content_type = PROBLEM_JSON),
-        (status = 503, description = "The service ends", body = Problem, content_type = PROBLEM_JSON),
+        (status = 200, description = "The window, in buckets of a minute, an hour or a day", body = History),
+        (status = 400, description = "The window is not valid", body = Problem, content_type = PROBLEM_JSON),
+        (status = 404, description = "No check has this name", body = Problem, content_type = PROBLEM_JSON),
+        (status = 503, description = "The service is shutting down", body = Problem, content_type = PROBLEM_JSON),
     ),
 )]
 pub(super) async fn get(
@@ -124,27 +124,32 @@ pub(super) async fn get(
         Ok(Query(Parameters { window })) => window.map_or(Ok(DAY), |window| parse(&window)),
         Err(error) => Err(Problem::new(StatusCode::BAD_REQUEST, error.to_string())),
     }?;
-    let looking = LOOKING.acquire().await;
-    // The disk may be slow: no worker waits for it.
+    let permit = READS.acquire().await;
+    // On another thread, because the disk may be slow.
     web::block(move || {
-        // Also where the client is gone by now.
-        let _looking = looking;
+        // Held until the read ends, even if the client disconnects.
+        let _permit = permit;
         History::of(&board, index, window, SystemTime::now())
     })
     .await
-    .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the service ends"))?
+    .map_err(|_| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the service is shutting down",
+        )
+    })?
     .map(web::Json)
     .ok_or_else(no_check)
 }
 
-/// What the schema's pattern says. A window that reaches further back than anything is kept is as long as that.
+/// Parses a window by the pattern of the schema. Longer windows are shortened to [`MAX_WINDOW`].
 fn parse(window: &str) -> Result<Duration, Problem> {
     let number = window.strip_suffix(['m', 'h', 'd']).unwrap_or_default();
     let plain = matches!(number.as_bytes(), [b'1'..=b'9', rest @ ..] if rest.len() < 3 && rest.iter().all(u8::is_ascii_digit));
     humantime::parse_duration(window)
         .ok()
         .filter(|_| plain || window == "1y")
-        .map(|window| window.min(LONGEST))
+        .map(|window| window.min(MAX_WINDOW))
         .ok_or_else(|| {
             Problem::new(
                 StatusCode::BAD_REQUEST,
@@ -154,8 +159,8 @@ fn parse(window: &str) -> Result<Duration, Problem> {
 }
 
 impl History {
-    /// The history of the check at `index` over the `window` before `now`: from the disk if there is one that works, otherwise from
-    /// memory. Waits for the disk. Returns `None` if there is no such check.
+    /// The history of the check at `index` over the `window` before `now`: from the disk if there is one that works, otherwise
+    /// from memory. Blocks on disk access. Returns `None` if there is no such check.
     #[must_use]
     pub fn of(board: &Board, index: usize, window: Duration, now: SystemTime) -> Option<Self> {
         let status = board.status(index)?;

@@ -1,4 +1,4 @@
-//! `GET /hits`: a counter that Redis keeps.
+//! `GET /hits`: a counter in Redis.
 
 use actix_web::{http::StatusCode, web};
 use serde::Serialize;
@@ -9,26 +9,26 @@ use crate::{
     problem::{PROBLEM_JSON, Problem},
 };
 
-/// What `GET /hits` answers.
+/// The response of `GET /hits`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Count {
-    /// That Redis works.
+    /// A fixed message.
     #[schema(value_type = String, example = "Redis is working")]
     message: &'static str,
-    /// How often it was asked, on all replicas together.
+    /// The number of hits on all replicas.
     #[schema(example = 42)]
     hits: i64,
 }
 
-/// Counts the request in Redis
+/// Count the request in Redis
 #[utoipa::path(get, operation_id = "hits", path = "/hits", tag = "status", responses(
     (status = 200, description = "The count", body = Count),
-    (status = 503, description = "Redis does not answer within 250 ms, or none is configured", body = Problem, content_type = PROBLEM_JSON),
+    (status = 503, description = "Redis does not respond within 250 ms, or is not configured", body = Problem, content_type = PROBLEM_JSON),
 ))]
 pub(super) async fn get(hits: web::Data<Hits>) -> Result<web::Json<Count>, Problem> {
     let lost = Problem::new(
         StatusCode::SERVICE_UNAVAILABLE,
-        // What clients look for.
+        // Clients rely on this text.
         "Redis connection failed",
     );
     match hits.count().await {
@@ -37,8 +37,8 @@ pub(super) async fn get(hits: web::Data<Hits>) -> Result<web::Json<Count>, Probl
             hits,
         })),
         Err(Missing::Unconfigured) => Err(lost.titled("No Redis is configured")),
-        Err(Missing::Lost(trouble)) => {
-            tracing::warn!(error = %trouble, "a hit was not counted");
+        Err(Missing::Lost(error)) => {
+            tracing::warn!(%error, "cannot count a hit");
             Err(lost)
         }
     }

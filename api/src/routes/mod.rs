@@ -1,4 +1,4 @@
-//! What the service answers, one file for each resource.
+//! The HTTP resources, one file each.
 
 mod badge;
 mod checks;
@@ -28,10 +28,10 @@ use crate::{
     hits::Hits,
     problem::Problem,
     service::Service,
-    telemetry::{Asked, Observer},
+    telemetry::{Audience, Observer},
 };
 
-/// Adds every route, for one worker.
+/// Adds every route to the application of one worker.
 pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     config
         .app_data(service.clone())
@@ -43,25 +43,25 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
             &service.clients.tls,
         )));
     let mut routes = Routes { config, service };
-    routes.add("/", Asked::ByPeople, root::get);
-    routes.add("/health", Asked::ByProbes, health::get);
-    routes.add("/hits", Asked::ByPeople, hits::get);
-    routes.add("/livez", Asked::ByProbes, probes::live);
-    routes.add("/readyz", Asked::ByProbes, probes::ready);
-    routes.add("/api/v1/checks", Asked::ByPeople, checks::list);
-    routes.add("/api/v1/checks/{name}", Asked::ByPeople, checks::one);
+    routes.add("/", Audience::People, root::get);
+    routes.add("/health", Audience::Probes, health::get);
+    routes.add("/hits", Audience::People, hits::get);
+    routes.add("/livez", Audience::Probes, probes::live);
+    routes.add("/readyz", Audience::Probes, probes::ready);
+    routes.add("/api/v1/checks", Audience::People, checks::list);
+    routes.add("/api/v1/checks/{name}", Audience::People, checks::one);
     routes.add(
         "/api/v1/checks/{name}/history",
-        Asked::ByPeople,
+        Audience::People,
         history::get,
     );
-    routes.add("/badge/{name}.svg", Asked::ByPeople, badge::get);
-    routes.add("/events", Asked::ByPeople, events::get);
-    routes.add("/metrics", Asked::ByProbes, metrics::get);
-    routes.add("/version", Asked::ByPeople, version::get);
-    routes.add("/openapi.json", Asked::ByPeople, openapi::get);
-    routes.add("/docs", Asked::ByPeople, openapi::get_docs);
-    routes.refuse_others();
+    routes.add("/badge/{name}.svg", Audience::People, badge::get);
+    routes.add("/events", Audience::People, events::get);
+    routes.add("/metrics", Audience::Probes, metrics::get);
+    routes.add("/version", Audience::People, version::get);
+    routes.add("/openapi.json", Audience::People, openapi::get);
+    routes.add("/docs", Audience::People, openapi::get_docs);
+    routes.reject_unknown_paths();
 }
 
 struct Routes<'a> {
@@ -70,35 +70,35 @@ struct Routes<'a> {
 }
 
 impl Routes<'_> {
-    /// `GET` and `HEAD` of `path`; other methods are refused.
-    fn add<H, A>(&mut self, path: &'static str, asked: Asked, handler: H)
+    /// Adds `path` with the methods `GET` and `HEAD`; other methods are rejected.
+    fn add<H, A>(&mut self, path: &'static str, audience: Audience, handler: H)
     where
         H: Handler<A, Output: Responder<Body: MessageBody + 'static>> + 'static,
         A: FromRequest + 'static,
     {
-        let observer = Observer::new(self.service, path, asked);
+        let observer = Observer::new(self.service, path, audience);
         let resource = Resource::new(path)
             .get(handler.clone())
             .head(handler)
-            .default_service(web::to(refuse_method))
+            .default_service(web::to(reject_method))
             .wrap(from_fn(move |request, next| {
                 observer.clone().observe(request, next)
             }));
         self.config.service(resource);
     }
 
-    /// Says of every other path that it is not there.
-    fn refuse_others(&mut self) {
-        let observer = Observer::new(self.service, "", Asked::ByPeople);
+    /// Responds with 404 to every other path.
+    fn reject_unknown_paths(&mut self) {
+        let observer = Observer::new(self.service, "", Audience::People);
         self.config
-            .default_service(web::to(refuse_path).wrap(from_fn(move |request, next| {
+            .default_service(web::to(reject_path).wrap(from_fn(move |request, next| {
                 observer.clone().observe(request, next)
             })));
     }
 }
 
-async fn refuse_method(request: HttpRequest) -> HttpResponse {
-    let detail = format!("{} takes GET and HEAD only", request.path());
+async fn reject_method(request: HttpRequest) -> HttpResponse {
+    let detail = format!("{} supports only GET and HEAD", request.path());
     let mut response = Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).error_response();
     response
         .headers_mut()
@@ -106,7 +106,7 @@ async fn refuse_method(request: HttpRequest) -> HttpResponse {
     response
 }
 
-async fn refuse_path(request: HttpRequest) -> HttpResponse {
-    let detail = format!("there is nothing at {}; see /docs", request.path());
+async fn reject_path(request: HttpRequest) -> HttpResponse {
+    let detail = format!("no resource at {}; see /docs", request.path());
     Problem::new(StatusCode::NOT_FOUND, detail).error_response()
 }

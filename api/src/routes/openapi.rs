@@ -27,23 +27,23 @@ use crate::{page, problem::Problem};
         get_docs,
     ),
     tags(
-        (name = "status", description = "For people and clients of the lab"),
-        (name = "checks", description = "What is checked, and what came of it"),
-        (name = "health", description = "For the probes of containers"),
-        (name = "operation", description = "For those who run the service"),
+        (name = "status", description = "Greeting, status page and counter"),
+        (name = "checks", description = "Checks and their results"),
+        (name = "health", description = "Container probes"),
+        (name = "operation", description = "Metrics, build information and documentation"),
     ),
 )]
 struct Api;
 
-/// The OpenAPI document of everything that the service answers.
+/// The OpenAPI document of all resources.
 #[must_use]
 pub fn document() -> openapi::OpenApi {
     Api::openapi()
 }
 
-/// This document
+/// OpenAPI document
 #[utoipa::path(get, operation_id = "openapi", path = "/openapi.json", tag = "operation", responses(
-    (status = 200, description = "OpenAPI 3.1", body = Object, content_type = "application/json"),
+    (status = 200, description = "This document, OpenAPI 3.1", body = Object, content_type = "application/json"),
 ))]
 pub(super) async fn get() -> Result<HttpResponse, Problem> {
     static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
@@ -59,11 +59,11 @@ pub(super) async fn get() -> Result<HttpResponse, Problem> {
         .body(body.clone()))
 }
 
-/// This document for people
-// The document lists this handler, and this handler renders the document: in a file of its own, the two files would import each other.
-// Clients that were generated from the document know this operation ID.
+/// API documentation as a page
+// In this file, because the document lists this handler, and the handler renders the document.
+// Generated clients use this operation ID.
 #[utoipa::path(get, operation_id = "get", path = "/docs", tag = "operation", responses(
-    (status = 200, description = "A page that needs nothing else", body = String, content_type = "text/html"),
+    (status = 200, description = "A page without external resources", body = String, content_type = "text/html"),
 ))]
 pub(super) async fn get_docs() -> Result<HttpResponse, Problem> {
     let document = serde_json::to_value(document())?;

@@ -1,4 +1,4 @@
-//! `GET /livez` and `GET /readyz`, as Kubernetes itself answers them.
+//! `GET /livez` and `GET /readyz`, in the format of the Kubernetes API server.
 
 use std::fmt::Write;
 
@@ -7,44 +7,45 @@ use serde::Deserialize;
 
 use crate::{service::Service, state::State};
 
-/// How a probe is answered.
+/// The query of a probe.
 #[derive(Deserialize)]
 pub(super) struct Verbosity {
-    /// Whatever it is set to.
+    /// Only its presence matters, not its value.
     verbose: Option<String>,
 }
 
-/// Whether the process lives
+/// Liveness probe
 ///
-/// Looks at nothing else: a lost dependency is no reason to restart the container.
+/// Does not depend on checks, because restarting the container would not restore a lost dependency.
 #[utoipa::path(get, operation_id = "livez", path = "/livez", tag = "health", params(
-    ("verbose" = Option<String>, Query, description = "A line for each thing that was looked at, for people; any value"),
+    ("verbose" = Option<String>, Query, description = "If present, with any value, the response lists each condition on a line"),
 ), responses(
-    (status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok"),
+    (status = 200, description = "The process is running", body = String, content_type = "text/plain", example = "ok"),
 ))]
 pub(super) async fn live(verbosity: web::Query<Verbosity>) -> HttpResponse {
-    answer("livez", &verbosity, &[("process", Ok("ok".into()))])
+    respond("livez", &verbosity, &[("process", Ok("ok".into()))])
 }
 
-/// Whether the service takes requests
+/// Readiness probe
 ///
-/// No longer from the moment that it was told to end. Checks are listed, but do not count: a page that tells of an outage has to be reachable.
+/// Fails from the first shutdown signal on. The verbose output lists checks, but they do not affect the result: the status page
+/// must stay reachable during an outage.
 #[utoipa::path(get, operation_id = "readyz", path = "/readyz", tag = "health", params(
-    ("verbose" = Option<String>, Query, description = "A line for each thing that was looked at, for people; any value"),
+    ("verbose" = Option<String>, Query, description = "If present, with any value, the response lists each condition on a line"),
 ), responses(
-    (status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok"),
-    (status = 503, description = "It is about to end", body = String, content_type = "text/plain"),
+    (status = 200, description = "The service accepts requests", body = String, content_type = "text/plain", example = "ok"),
+    (status = 503, description = "The service is shutting down", body = String, content_type = "text/plain"),
 ))]
 pub(super) async fn ready(
     service: web::Data<Service>,
     verbosity: web::Query<Verbosity>,
 ) -> HttpResponse {
     let shutdown = if service.drain.has_begun() {
-        Err("the service is about to end".to_owned())
+        Err("the service is shutting down".to_owned())
     } else {
         Ok("ok".to_owned())
     };
-    let mut looked_at = vec![("shutdown", shutdown)];
+    let mut conditions = vec![("shutdown", shutdown)];
     let statuses = match verbosity.verbose {
         Some(_) => service.board.statuses(),
         None => Vec::new(),
@@ -53,38 +54,38 @@ pub(super) async fn ready(
         let state = match status.state {
             State::Pending => "pending",
             State::Up => "up",
-            State::Down => "down, which does not count here",
+            State::Down => "down, ignored for readiness",
         };
-        looked_at.push((&status.name, Ok(state.to_owned())));
+        conditions.push((&status.name, Ok(state.to_owned())));
     }
-    answer("readyz", &verbosity, &looked_at)
+    respond("readyz", &verbosity, &conditions)
 }
 
-fn answer(
-    of: &str,
+fn respond(
+    probe: &str,
     verbosity: &Verbosity,
-    looked_at: &[(&str, Result<String, String>)],
+    conditions: &[(&str, Result<String, String>)],
 ) -> HttpResponse {
-    let well = looked_at.iter().all(|(_, found)| found.is_ok());
-    let status = if well {
+    let passed = conditions.iter().all(|(_, result)| result.is_ok());
+    let status = if passed {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
     let mut text = String::new();
-    if verbosity.verbose.is_some() || !well {
-        for (name, found) in looked_at {
-            let (sign, words) = match found {
-                Ok(words) => ('+', words),
-                Err(words) => ('-', words),
+    if verbosity.verbose.is_some() || !passed {
+        for (name, result) in conditions {
+            let (sign, message) = match result {
+                Ok(message) => ('+', message),
+                Err(message) => ('-', message),
             };
-            // A String takes everything.
-            let _ = writeln!(text, "[{sign}]{name} {words}");
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "[{sign}]{name} {message}");
         }
         let _ = writeln!(
             text,
-            "{of} check {}",
-            if well { "passed" } else { "failed" }
+            "{probe} check {}",
+            if passed { "passed" } else { "failed" }
         );
     } else {
         text.push_str("ok");

@@ -1,4 +1,4 @@
-//! `GET /`: the greeting, or the page.
+//! `GET /`: the greeting or the status page.
 
 use actix_web::{HttpRequest, HttpResponse, http::header::VARY, web};
 use serde::Serialize;
@@ -6,24 +6,24 @@ use utoipa::ToSchema;
 
 use crate::{page, problem::Problem, rendered::Rendered, service::Service};
 
-/// What this worker rendered last.
+/// The cached page of one worker.
 #[derive(Default)]
 pub(super) struct Page(Rendered);
 
-/// The greeting.
+/// The greeting for API clients.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Greeting {
-    /// Always the same.
+    /// A fixed message.
     #[schema(value_type = String, example = "Hello from the Infrastructure Lab!")]
     message: &'static str,
-    /// The environment that the service runs in.
+    /// The name of the environment that the service runs in.
     #[schema(example = "local")]
     env: String,
 }
 
-/// A greeting for API clients, the status page for browsers
+/// Greeting for API clients, status page for browsers
 #[utoipa::path(get, operation_id = "greet", path = "/", tag = "status", responses(
-    (status = 200, description = "The greeting, or the page where `Accept` prefers `text/html`", content(
+    (status = 200, description = "The greeting, or the status page if `Accept` prefers `text/html`", content(
         (Greeting = "application/json"),
         (String = "text/html"),
     )),

@@ -1,4 +1,4 @@
-//! `GET /version`: which build this is.
+//! `GET /version`: the running build.
 
 use actix_web::web;
 use serde::Serialize;
@@ -6,25 +6,25 @@ use utoipa::ToSchema;
 
 use crate::service::Service;
 
-/// Which build this is.
+/// The running build.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Version {
     /// The version of the service.
     #[schema(value_type = String, example = "0.1.0")]
     version: &'static str,
-    /// The commit, as the image says it; none outside of an image.
+    /// The commit, from `APP_COMMIT`; `null` outside of an image.
     commit: Option<String>,
-    /// When the commit was made, as the image says it.
+    /// The time of the commit, from `APP_BUILD_TIME`; `null` outside of an image.
     #[schema(format = DateTime)]
     build_time: Option<String>,
-    /// The compiler that the workspace names.
+    /// The Rust version that the workspace declares.
     #[schema(value_type = String, example = "1.95")]
     toolchain: &'static str,
 }
 
-/// Which build this is
+/// Version of the running build
 #[utoipa::path(get, operation_id = "version", path = "/version", tag = "operation", responses(
-    (status = 200, description = "The build", body = Version),
+    (status = 200, description = "The running build", body = Version),
 ))]
 pub(super) async fn get(service: web::Data<Service>) -> web::Json<Version> {
     web::Json(Version {

@@ -1,4 +1,4 @@
-//! The command line: what it takes, what it says, and with which exit code.
+//! The command line: arguments, output and exit codes.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::process::{Service, api};
 
-/// The exit code, stdout and stderr of `api` with `arguments` in `environment`.
+/// Runs `api` with `arguments` in `environment`, and returns exit code, stdout and stderr.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let Output {
         status,
@@ -25,7 +25,7 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String
     (status.code(), text(stdout), text(stderr))
 }
 
-/// A configuration in a folder that is removed with the first of the two.
+/// Writes a configuration into a temporary directory, and returns both.
 fn file(text: impl AsRef<[u8]>) -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("api.toml");
@@ -35,7 +35,7 @@ fn file(text: impl AsRef<[u8]>) -> (TempDir, String) {
 }
 
 #[test]
-fn help_and_version_are_said_on_stdout() {
+fn prints_help_and_version_to_stdout() {
     let (code, help, stderr) = run(&["--help"], &[("API_CONFIG", "secret")]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     insta::assert_snapshot!("help", help);
@@ -47,7 +47,7 @@ fn help_and_version_are_said_on_stdout() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2() {
+fn invalid_usage_exits_with_code_2() {
     for arguments in [
         &["fly"][..],
         &["--confg", "x"],
@@ -62,20 +62,20 @@ fn wrong_usage_ends_with_2() {
 }
 
 #[test]
-fn a_right_configuration_is_said_to_be_right() {
+fn check_config_accepts_a_valid_configuration() {
     let (_folder, path) = file("[[checks]]\nname = \"one\"\ntcp = \"h:1\"\n");
     for environment in [&[][..], &[("API_CONFIG", "elsewhere")]] {
         let (code, stdout, stderr) = run(&["check-config", &path], environment);
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
-        assert_eq!(stdout, format!("{path} is right, checks: 1\n"));
+        assert_eq!(stdout, format!("{path} is valid, checks: 1\n"));
     }
-    // The Redis of the environment is a dependency, too.
+    // The Redis of the environment adds a check.
     let (_, stdout, _) = run(&["check-config", &path], &[("REDIS_HOST", "redis")]);
-    assert_eq!(stdout, format!("{path} is right, checks: 2\n"));
+    assert_eq!(stdout, format!("{path} is valid, checks: 2\n"));
 }
 
 #[test]
-fn a_wrong_configuration_ends_every_command_before_a_port_is_bound() {
+fn every_command_rejects_an_invalid_configuration_before_binding_a_port() {
     let (_folder, path) = file("titel = 1\n[[checks]]\n");
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -95,24 +95,24 @@ fn a_wrong_configuration_ends_every_command_before_a_port_is_bound() {
             panic!("{stderr}");
         };
         assert!(key.starts_with(&format!("{path}:1:1: unknown key titel: expected one of ")));
-        assert!(name.starts_with(&format!("{path}:2:1: a check without a name: expected ")));
-        assert!(target.starts_with(&format!("{path}:2:1: a check of nothing: expected ")));
+        assert!(name.starts_with(&format!("{path}:2:1: check has no name: expected ")));
+        assert!(target.starts_with(&format!("{path}:2:1: check has no target: expected ")));
         assert!(level.starts_with("RUST_LOG=\"api=loud\": expected "));
     }
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_a_problem_like_any_other() {
+fn reports_an_unreadable_file_together_with_other_problems() {
     let (folder, path) = file(b"title = \"\xc3\xa9\xff\"");
     let gone = format!("{path}.gone");
     let long = file(vec![b'\n'; 1024 * 1024 + 1]);
     let name = folder.path().to_str().unwrap();
     for (path, problem) in [
-        (path.as_str(), ":1:11: not text: expected UTF-8\n"),
-        (&gone, ": cannot be read: No such file"),
-        (name, ": cannot be read: Is a directory"),
-        (&long.1, ": is too long: expected at most 1 MiB\n"),
-        ("/dev/zero", ": is too long: expected at most 1 MiB\n"),
+        (path.as_str(), ":1:11: invalid UTF-8: expected UTF-8 text\n"),
+        (&gone, ": cannot read the file: No such file"),
+        (name, ": cannot read the file: Is a directory"),
+        (&long.1, ": file is too large: expected at most 1 MiB\n"),
+        ("/dev/zero", ": file is too large: expected at most 1 MiB\n"),
     ] {
         let (code, _, stderr) = run(&["check-config", path], &[("PORT", "x")]);
         assert_eq!(code, Some(2));
@@ -122,9 +122,9 @@ fn a_file_that_cannot_be_read_is_a_problem_like_any_other() {
 }
 
 #[test]
-fn the_healthcheck_asks_the_service_of_the_same_configuration() {
+fn healthcheck_requests_the_service_of_the_same_configuration() {
     let (_folder, path) = file("listen = \"127.0.0.1:1\"\n");
-    // Empty is as not set.
+    // An empty variable counts as not set.
     for configuration in ["", &path] {
         let configuration = ("API_CONFIG", configuration);
         let service = Service::start(&[configuration]);
@@ -149,15 +149,15 @@ fn the_healthcheck_asks_the_service_of_the_same_configuration() {
     );
 }
 
-/// `api healthcheck` of a service that answers each connection with `answers`, a byte in `pause`, and then says no more.
-fn healthcheck_of(answer: &'static str, pause: Duration) -> String {
+/// Runs `api healthcheck` against a server that sends `response`, one byte per `pause`. Returns stderr.
+fn healthcheck_of(response: &'static str, pause: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut request = [0; 1024];
         let length = stream.read(&mut request).unwrap();
-        for byte in answer.bytes() {
+        for byte in response.bytes() {
             thread::sleep(pause);
             if stream.write_all(&[byte]).is_err() {
                 break;
@@ -167,7 +167,7 @@ fn healthcheck_of(answer: &'static str, pause: Duration) -> String {
     });
     let start = Instant::now();
     let (code, stdout, stderr) = run(&["healthcheck"], &[("PORT", &port)]);
-    // Probes of containers wait for 30 s by default, and people set 5 s.
+    // Container probes have a timeout of 30 s by default, and often 5 s.
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     let request = server.join().unwrap();
@@ -177,29 +177,29 @@ fn healthcheck_of(answer: &'static str, pause: Duration) -> String {
 }
 
 #[test]
-fn a_service_that_is_not_healthy_is_said_not_to_be() {
+fn healthcheck_reports_why_the_service_is_not_healthy() {
     let at_once = Duration::ZERO;
-    let line = |why| format!("error: not healthy: http://127.0.0.1:PORT/health: {why}\n");
+    let line = |reason| format!("error: not healthy: http://127.0.0.1:PORT/health: {reason}\n");
     assert_eq!(
         healthcheck_of("HTTP/1.1 503 Service Unavailable\r\n\r\n", at_once),
         line("status 503")
     );
     assert_eq!(
         healthcheck_of("SSH-2.0\r\n", at_once),
-        line("an answer that is not HTTP")
+        line("the response is not HTTP")
     );
     assert_eq!(
         healthcheck_of("", at_once),
-        line("an answer that is not HTTP")
+        line("the response is not HTTP")
     );
     assert_eq!(
         healthcheck_of("HTTP/1.1 200 OK\r\n\r\n", Duration::from_millis(400)),
-        line("no answer in time")
+        line("no response in time")
     );
 }
 
 #[test]
-fn a_healthcheck_with_wrong_settings_is_one_line() {
+fn healthcheck_reports_invalid_settings_on_one_line() {
     let (code, _, stderr) = run(&["healthcheck"], &[("PORT", "x"), ("RUST_LOG", "=,")]);
     assert_eq!(code, Some(1));
     assert_eq!(stderr.lines().count(), 1, "{stderr}");

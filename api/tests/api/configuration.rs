@@ -1,4 +1,4 @@
-//! The configuration: its example, all that can be wrong with it, and what no text may do to it.
+//! The configuration: the example file, every kind of problem, and arbitrary texts.
 
 use std::{collections::BTreeSet, ffi::OsString, fs, path::Path, time::Duration};
 
@@ -11,7 +11,7 @@ use proptest::{prelude::*, sample::Index};
 
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
-/// The variables that the example needs.
+/// The environment variables that the example refers to.
 const VARIABLES: [(&str, &str); 3] = [
     ("REDIS_PASSWORD", "s3cret-redis"),
     ("WEBSITE_TOKEN", "s3cret-token"),
@@ -29,18 +29,18 @@ fn parse(text: &str) -> Result<Settings, Problems> {
     parse_with(text, &VARIABLES)
 }
 
-/// The only check of `text`, the keys of one.
+/// Parses `text`, the keys of a check.
 fn check(text: &str) -> Check {
     let mut settings = parse(&format!("[[checks]]\nname = \"one\"\n{text}")).unwrap();
     settings.checks.remove(0)
 }
 
-/// What is wrong with `text`, a line each.
+/// The problems of `text`, one per line.
 fn problems(text: &str) -> String {
     parse(text).unwrap_err().to_string()
 }
 
-/// The example with its commented defaults taken for said.
+/// The example with its commented defaults uncommented.
 fn example_in_full() -> String {
     let lines = EXAMPLE.lines().map(|line| {
         let key = line.strip_prefix('#').filter(|key| !key.starts_with(' '));
@@ -50,7 +50,7 @@ fn example_in_full() -> String {
 }
 
 #[test]
-fn the_example_is_right_and_its_commented_defaults_are_the_defaults() {
+fn example_is_valid_and_its_commented_defaults_are_correct() {
     let settings = parse(EXAMPLE).unwrap();
     assert_eq!(settings.checks.len(), 7);
     assert!(settings.redis.is_some() && settings.data.is_some() && settings.connections.is_some());
@@ -64,7 +64,7 @@ fn the_example_is_right_and_its_commented_defaults_are_the_defaults() {
 }
 
 #[test]
-fn the_example_names_every_key_that_exists() {
+fn example_contains_every_key() {
     let targets = [
         "http = \"http://h\"",
         "tcp = \"h:1\"",
@@ -95,7 +95,7 @@ fn the_example_names_every_key_that_exists() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once_with_its_place() {
+fn reports_all_problems_at_once_with_their_positions() {
     let text = r#"
 listen = "everywhere"
 titel = "Lab"
@@ -168,7 +168,7 @@ body = "ok"
 }
 
 #[test]
-fn what_is_no_toml_is_said_with_its_place() {
+fn reports_invalid_toml_with_its_position() {
     for (text, problem) in [
         ("title = ", "api.toml:1:8: "),
         ("title = Lab", "api.toml:1:9: "),
@@ -178,17 +178,17 @@ fn what_is_no_toml_is_said_with_its_place() {
         ("title = \"é\" x", "api.toml:1:13: "),
         (
             "title = \"a\"\ntitle = \"b\"",
-            "api.toml:2:1: title is there twice: expected it once",
+            "api.toml:2:1: duplicate key title: expected it once",
         ),
         (
             "[redis]\n[redis]",
-            "api.toml:2:1: [redis] is there twice: expected it once",
+            "api.toml:2:1: duplicate table [redis]: expected it once",
         ),
         (
             "checks = 1",
-            "api.toml:1:10: checks is no array: expected a table [[checks]] for each",
+            "api.toml:1:10: checks is not an array: expected one [[checks]] table per item",
         ),
-        ("[checks]", "api.toml:1:1: checks is no array: "),
+        ("[checks]", "api.toml:1:1: checks is not an array: "),
         ("checks = [1]", "api.toml:1:11: checks is an integer: "),
         (
             "redis = 1",
@@ -202,7 +202,7 @@ fn what_is_no_toml_is_said_with_its_place() {
 }
 
 #[test]
-fn variables_of_the_environment_are_wrong_in_the_same_report() {
+fn reports_invalid_variables_together_with_problems_of_the_file() {
     let problems = parse_with(
         "title = \"${TITLE} of ${OWNER}\"\nconnections = true",
         &[
@@ -213,12 +213,12 @@ fn variables_of_the_environment_are_wrong_in_the_same_report() {
         ],
     );
     insta::assert_snapshot!(problems.unwrap_err(), @r#"
-    api.toml:1:10: title refers to what is not set, or not text: expected OWNER and TITLE in the environment
+    api.toml:1:10: title refers to variables that are not set or not UTF-8 text: expected OWNER and TITLE in the environment
     api.toml:2:15: connections is a boolean: expected an integer
     PORT="http": expected a number from 0 to 65535
     RUST_LOG="api=loud": expected a level, or a list such as `info,actix_server=warn`
     REDIS_HOST=***: expected a host name or an address
-    REDIS_PORT=***: expected a port, or tcp://ADDRESS:PORT, which Kubernetes sets
+    REDIS_PORT=***: expected a port, or tcp://ADDRESS:PORT as set by Kubernetes
     "#);
 }
 
@@ -234,7 +234,7 @@ fn without_variables_the_defaults_hold() {
 }
 
 #[test]
-fn variables_win_over_the_file() {
+fn variables_override_the_file() {
     let settings = parse_with(
         "listen = \"127.0.0.1:1\"\nenvironment = \"file\"",
         &[
@@ -255,7 +255,7 @@ fn variables_win_over_the_file() {
 }
 
 #[test]
-fn a_wrong_variable_is_named_with_its_value_and_what_was_expected() {
+fn reports_an_invalid_variable_with_its_value() {
     for port in ["65536", "-1", "http", "80 ", "8000/tcp"] {
         let problems = parse_with("", &[("PORT", port)]).unwrap_err();
         assert_eq!(
@@ -267,7 +267,7 @@ fn a_wrong_variable_is_named_with_its_value_and_what_was_expected() {
 
 #[cfg(unix)]
 #[test]
-fn a_variable_that_is_not_text_is_an_error() {
+fn rejects_variables_that_are_not_utf_8() {
     use std::os::unix::ffi::OsStringExt;
 
     let problems = Settings::parse("api.toml", "title = \"${TITLE}\"", &|name| {
@@ -275,13 +275,13 @@ fn a_variable_that_is_not_text_is_an_error() {
     })
     .unwrap_err();
     insta::assert_snapshot!(problems, @r#"
-    api.toml:1:10: title refers to what is not set, or not text: expected TITLE in the environment
+    api.toml:1:10: title refers to variables that are not set or not UTF-8 text: expected TITLE in the environment
     APP_ENV="a�": expected UTF-8 text
     "#);
 }
 
 #[test]
-fn what_is_not_understood_contradicts_nothing() {
+fn reports_no_contradictions_of_invalid_values() {
     let check = "[[checks]]\nname = \"one\"\ntcp = \"h:1\"\ntimeout = \"90s\"\njitter = \"80s\"\n";
     assert_eq!(problems(check).lines().count(), 2);
     let problems = problems(&format!("{check}interval = \"2 minuets\""));
@@ -293,7 +293,7 @@ fn what_is_not_understood_contradicts_nothing() {
 }
 
 #[test]
-fn no_secret_is_in_a_problem_and_none_in_the_settings() {
+fn shows_no_secrets_in_problems_and_settings() {
     let secret = "s3cret";
     let variables = [
         ("SECRET", "s3cret"),
@@ -355,21 +355,21 @@ fn no_secret_is_in_a_problem_and_none_in_the_settings() {
 }
 
 #[test]
-fn variables_are_replaced_with_what_they_hold_and_with_nothing_else() {
+fn replaces_variables_exactly_once() {
     let variables = [("NAME", "${OTHER} $ \\"), ("EMPTY", "")];
-    for (written, meant) in [
+    for (written, expected) in [
         ("a ${NAME}", "a ${OTHER} $ \\"),
         ("${UNSET:one} ${EMPTY}two", "one two"),
         (r"\${NAME} \$ \\ ${UNSET:x}", r"${NAME} $ \ x"),
         (r"5 $ and $NAME and \d", r"5 $ and $NAME and \d"),
     ] {
         let settings = parse_with(&format!("title = '{written}'"), &variables).unwrap();
-        assert_eq!(settings.title, meant);
+        assert_eq!(settings.title, expected);
     }
 }
 
 #[test]
-fn a_check_says_what_the_defaults_do_not() {
+fn check_overrides_the_defaults() {
     let settings = parse(
         r#"
 [defaults]
@@ -392,13 +392,13 @@ critical = false
         panic!("{settings:?}");
     };
     let seconds = Duration::from_secs_f64;
-    let rhythm = |check: &Check| (check.interval, check.jitter, check.timeout, check.critical);
+    let timing = |check: &Check| (check.interval, check.jitter, check.timeout, check.critical);
     assert_eq!(
-        rhythm(one),
+        timing(one),
         (seconds(30.0), seconds(3.0), seconds(5.0), true)
     );
     assert_eq!(
-        rhythm(two),
+        timing(two),
         (seconds(2.0), seconds(0.2), seconds(2.0), false)
     );
     assert_eq!((one.failures.get(), two.failures.get()), (5, 1));
@@ -439,7 +439,7 @@ fn documents_exactly_all_kinds() {
     let problem = problems("[[checks]]\nname = \"nothing\"");
     assert_eq!(listed(&problem, "expected one of "), Some(kinds()));
 
-    // The sentence may be in the README or in a file of the documentation.
+    // The sentence is in the README or in a page below docs.
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let documentation = fs::read_dir(package.join("docs"))
         .into_iter()
@@ -451,7 +451,7 @@ fn documents_exactly_all_kinds() {
         .map(|path| fs::read_to_string(path).unwrap())
         .filter(|text| text.contains(DOCUMENTED))
         .collect();
-    assert!(!lists.is_empty(), "no document says: {DOCUMENTED}");
+    assert!(!lists.is_empty(), "no document contains: {DOCUMENTED}");
     for text in &lists {
         assert_eq!(listed(text, DOCUMENTED), Some(kinds()));
     }
@@ -461,7 +461,7 @@ fn documents_exactly_all_kinds() {
 const DOCUMENTED: &str = "Checks are of kind ";
 
 #[test]
-fn each_kind_has_its_keys() {
+fn reads_the_keys_of_each_kind() {
     let Target::Http(http) = check("http = \"http://h\"\nmethod = \"POST\"\nstatus = [200, 404]\nbody = \"x\"\nfollow-redirects = true\nheaders = { B = \"2\", A = \"1\" }").target else {
         panic!("no http");
     };
@@ -500,7 +500,7 @@ fn each_kind_has_its_keys() {
 }
 
 #[test]
-fn the_environment_says_which_redis_there_is_and_whether() {
+fn environment_selects_or_disables_redis() {
     const FILE: &str = "[redis]\nurl = \"redis://file\"\n";
     let redis = |file, variables: &[(&str, &str)]| {
         let settings = parse_with(file, variables).unwrap();
@@ -549,7 +549,7 @@ fn the_environment_says_which_redis_there_is_and_whether() {
 }
 
 #[test]
-fn a_check_called_redis_stands_for_the_one_that_would_be_added() {
+fn check_named_redis_replaces_the_automatic_one() {
     let text = "[defaults]\ncritical = true\ninterval = \"7s\"\n[redis]\nurl = \"redis://file\"\n";
     let added = parse(text).unwrap().checks.remove(0);
     assert_eq!(
@@ -570,7 +570,7 @@ fn a_check_called_redis_stands_for_the_one_that_would_be_added() {
 }
 
 #[test]
-fn a_thousand_checks_are_taken_and_one_more_is_not() {
+fn accepts_at_most_a_thousand_checks() {
     let checks = |count| -> String {
         (0..count)
             .map(|index| format!("[[checks]]\nname = \"c{index}\"\ntcp = \"h:1\"\n"))
@@ -579,11 +579,11 @@ fn a_thousand_checks_are_taken_and_one_more_is_not() {
     assert_eq!(parse(&checks(1000)).unwrap().checks.len(), 1000);
     assert_eq!(
         problems(&checks(1001)),
-        "api.toml:3001:1: checks are 1001: expected at most 1000"
+        "api.toml:3001:1: too many checks (1001): expected at most 1000"
     );
 }
 
-/// Either settings, or problems of which each has a place in `text`, on one line.
+/// Asserts that `text` is valid, or that each problem is one line with a position in `text`.
 fn settings_or_problems(text: &str) -> Result<(), TestCaseError> {
     let Err(Problems(problems)) = parse(text) else {
         return Ok(());
@@ -617,19 +617,19 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 350, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text_is_either_settings_or_problems_with_their_places(text in any::<String>()) {
+    fn any_text_is_valid_or_has_problems_with_positions(text in any::<String>()) {
         settings_or_problems(&text)?;
     }
 
     #[test]
-    fn any_text_of_toml_is_either_settings_or_problems_with_their_places(
+    fn any_toml_like_text_is_valid_or_has_problems_with_positions(
         text in "([a-z-]{1,8} ?[=.] ?)?([\"'\\[\\]{}#\n$\\\\=,.-]|\"[a-z$\\{\\}]{0,9}\"|\\[\\[checks\\]\\]|[0-9]{1,20}|\r\n| ){0,30}"
     ) {
         settings_or_problems(&text)?;
     }
 
     #[test]
-    fn the_example_with_mistakes_is_either_settings_or_problems_with_their_places(
+    fn an_edited_example_is_valid_or_has_problems_with_positions(
         edits in prop::collection::vec((any::<Index>(), any::<Index>(), any::<Index>(), 0..4), 1..6)
     ) {
         let mut text: Vec<char> = example_in_full().chars().collect();
@@ -638,7 +638,7 @@ proptest! {
             let end = (start + length.index(20)).min(text.len());
             let from = other.index(text.len() - 20);
             match edit {
-                // Out, twice, from elsewhere, and one character for another.
+                // Deletes, duplicates, copies, and replaces one character.
                 0 => drop(text.drain(start..end)),
                 1 => {
                     let part = text[start..end].to_vec();

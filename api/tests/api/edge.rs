@@ -1,4 +1,4 @@
-//! What comes over a socket and is no good request: slow, large, malformed, or one too many.
+//! Slow, large and malformed requests, and excess connections.
 
 use std::{
     io::ErrorKind,
@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// More than any limit of the service.
+/// Longer than every timeout of the service.
 const LONG: Duration = Duration::from_secs(25);
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -34,10 +34,10 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.unwrap()
 }
 
-/// Sends all that and reads until the service closes the connection.
-async fn conversation(address: SocketAddr, sent: impl AsRef<[u8]>) -> String {
+/// Sends `sent` and reads until the service closes the connection.
+async fn exchange(address: SocketAddr, sent: impl AsRef<[u8]>) -> String {
     let mut socket = connect(address).await;
-    // The service may have heard enough before the end.
+    // Fails if the service closes the connection early.
     let _ = socket.write_all(sent.as_ref()).await;
     to_the_end(&mut socket).await
 }
@@ -49,8 +49,8 @@ async fn to_the_end(socket: &mut TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// One answer of a connection that stays open.
-async fn one_answer(socket: &mut TcpStream) -> String {
+/// Reads one response of a connection that stays open.
+async fn read_response(socket: &mut TcpStream) -> String {
     let mut answer = String::new();
     let mut buffer = [0; 4096];
     let read = async {
@@ -79,15 +79,15 @@ async fn one_answer(socket: &mut TcpStream) -> String {
     answer
 }
 
-async fn assert_lives(address: SocketAddr) {
+async fn assert_serves(address: SocketAddr) {
     let mut socket = connect(address).await;
     socket.write_all(HEALTH.as_bytes()).await.unwrap();
-    let answer = one_answer(&mut socket).await;
+    let answer = read_response(&mut socket).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
 #[actix_web::test]
-async fn what_is_no_http_is_refused_with_400_and_a_closed_connection() {
+async fn rejects_malformed_requests_with_400_and_closes_the_connection() {
     let address = start(None);
     for request in [
         "nonsense\r\n\r\n",
@@ -104,26 +104,26 @@ async fn what_is_no_http_is_refused_with_400_and_a_closed_connection() {
         "GET /health HTTP/1.1\r\nHost: a\r\nname: b\0c\r\n\r\n",
         "GET /health HTTP/1.1\r\nHost: a\r\nname: b\rc\r\n\r\n",
         "GET /health HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n",
-        // TLS, to the wrong port.
+        // A TLS client hello.
         "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\u{3}\u{3}\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ] {
-        let answer = conversation(address, request).await;
+        let answer = exchange(address, request).await;
         assert!(
             answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
             "{request:?}: {answer:?}"
         );
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{request:?}");
     }
-    // RFC 9112 lets a lone line feed end a line: it is one request all the same.
+    // RFC 9112 allows a single line feed as line terminator.
     let request = "GET /health HTTP/1.1\nHost: a\nConnection: close\n\n";
-    let answer = conversation(address, request).await;
+    let answer = exchange(address, request).await;
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 1, "{answer:?}");
-    assert_lives(address).await;
+    assert_serves(address).await;
 }
 
 #[actix_web::test]
-async fn who_could_mean_two_requests_by_one_is_refused() {
+async fn rejects_ambiguous_framing() {
     let address = start(None);
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     for headers in [
@@ -143,14 +143,14 @@ async fn who_could_mean_two_requests_by_one_is_refused() {
         "Transfer-Encoding: \u{b}chunked",
     ] {
         let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n0\r\n\r\n{smuggled}");
-        let answer = conversation(address, &request).await;
+        let answer = exchange(address, &request).await;
         assert!(
             answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
             "{headers:?}: {answer:?}"
         );
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{headers:?}");
     }
-    // Chunks that end otherwise than they say.
+    // Chunks with a wrong size.
     for body in [
         "5\r\nhello0\r\n\r\n",
         "g\r\n",
@@ -160,28 +160,28 @@ async fn who_could_mean_two_requests_by_one_is_refused() {
         let request = format!(
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}{smuggled}"
         );
-        let answer = conversation(address, &request).await;
+        let answer = exchange(address, &request).await;
         assert!(!answer.contains("404 Not Found"), "{body:?}: {answer:?}");
     }
-    assert_lives(address).await;
+    assert_serves(address).await;
 }
 
 #[actix_web::test]
-async fn a_large_head_is_told_so_and_one_of_a_browser_with_many_cookies_is_not() {
+async fn rejects_heads_above_the_limit_and_accepts_many_cookies() {
     let address = start(None);
     let head = |size: usize| {
         let cookies = "c".repeat(size - 60);
         format!("GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\nCookie: {cookies}\r\n\r\n")
     };
     for size in [1_000, 4_000, 8_000, 16_000] {
-        let answer = conversation(address, head(size)).await;
+        let answer = exchange(address, head(size)).await;
         assert!(
             answer.starts_with("HTTP/1.1 200 OK\r\n"),
             "{size}: {answer}"
         );
     }
     for size in [40_000, 130_000, 500_000] {
-        let answer = conversation(address, head(size)).await;
+        let answer = exchange(address, head(size)).await;
         assert!(
             answer.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"),
             "{size}: {answer}"
@@ -190,28 +190,28 @@ async fn a_large_head_is_told_so_and_one_of_a_browser_with_many_cookies_is_not()
         assert!(answer.contains("connection: close\r\n"));
     }
     let many = "X: y\r\n".repeat(1_000);
-    let answer = conversation(
+    let answer = exchange(
         address,
         format!("GET /health HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
     )
     .await;
     assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
-    assert_lives(address).await;
+    assert_serves(address).await;
 }
 
 #[actix_web::test]
-async fn a_large_head_is_no_better_as_a_second_one() {
+async fn closes_the_connection_after_a_large_second_head() {
     let address = start(None);
     let mut socket = connect(address).await;
     socket.write_all(HEALTH.as_bytes()).await.unwrap();
-    assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+    assert!(read_response(&mut socket).await.starts_with("HTTP/1.1 200"));
     let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(60_000));
     let _ = socket.write_all(head.as_bytes()).await;
     assert_eq!(to_the_end(&mut socket).await, "");
 }
 
 #[actix_web::test]
-async fn a_body_is_not_waited_for() {
+async fn does_not_wait_for_bodies() {
     let address = start(None);
     for headers in [
         "Content-Length: 1000000000",
@@ -221,13 +221,13 @@ async fn a_body_is_not_waited_for() {
         let mut socket = connect(address).await;
         let head = format!("POST /health HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
         socket.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = one_answer(&mut socket).await;
-        // "100 Continue" comes first, and may come alone.
+        let mut answer = read_response(&mut socket).await;
+        // "100 Continue" may arrive separately.
         if !answer.contains("HTTP/1.1 405") {
-            answer = one_answer(&mut socket).await;
+            answer = read_response(&mut socket).await;
         }
         assert!(answer.contains("HTTP/1.1 405"), "{headers}: {answer}");
-        // Then it comes by and by.
+        // Then the body arrives slowly.
         let (mut reads, mut writes) = socket.split();
         let trickle = async {
             while writes.write_all(b"1\r\nx\r\n").await.is_ok() {
@@ -244,8 +244,8 @@ async fn a_body_is_not_waited_for() {
         }
         assert!(!String::from_utf8_lossy(&rest).contains("HTTP/1.1"));
     }
-    // A large one at once.
-    let answer = conversation(
+    // A large body at once.
+    let answer = exchange(
         address,
         format!(
             "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n{}",
@@ -254,10 +254,10 @@ async fn a_body_is_not_waited_for() {
     )
     .await;
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
-    assert_lives(address).await;
+    assert_serves(address).await;
 }
 
-/// Sends a byte now and then until the service has enough; gives its last words and how long it took.
+/// Sends the bytes slowly until the service responds. Returns the response and the elapsed time.
 async fn trickle(mut socket: TcpStream, bytes: Vec<u8>) -> (String, Duration) {
     let start = Instant::now();
     for byte in bytes {
@@ -276,7 +276,7 @@ async fn trickle(mut socket: TcpStream, bytes: Vec<u8>) -> (String, Duration) {
 }
 
 #[actix_web::test]
-async fn a_head_that_trickles_ends_in_time_also_a_second_one_and_silence_does_too() {
+async fn times_out_slow_heads_and_idle_connections() {
     let address = start(None);
     let head = format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(100));
     let first = async {
@@ -290,15 +290,15 @@ async fn a_head_that_trickles_ends_in_time_also_a_second_one_and_silence_does_to
     let second = async {
         let mut socket = connect(address).await;
         socket.write_all(HEALTH.as_bytes()).await.unwrap();
-        assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+        assert!(read_response(&mut socket).await.starts_with("HTTP/1.1 200"));
         let (answer, _) = trickle(socket, head.clone().into_bytes()).await;
-        // Whoever asked twice would take it for the second answer.
+        // The client would mistake a 408 for its second response.
         assert_eq!(answer, "");
     };
     let stops = async {
         let mut socket = connect(address).await;
         socket.write_all(HEALTH.as_bytes()).await.unwrap();
-        assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+        assert!(read_response(&mut socket).await.starts_with("HTTP/1.1 200"));
         socket.write_all(b"GET /hea").await.unwrap();
         assert_eq!(to_the_end(&mut socket).await, "");
     };
@@ -308,15 +308,15 @@ async fn a_head_that_trickles_ends_in_time_also_a_second_one_and_silence_does_to
     let idle = async {
         let mut socket = connect(address).await;
         socket.write_all(HEALTH.as_bytes()).await.unwrap();
-        assert!(one_answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+        assert!(read_response(&mut socket).await.starts_with("HTTP/1.1 200"));
         assert_eq!(to_the_end(&mut socket).await, "");
     };
     tokio::join!(first, second, stops, silent, idle);
-    assert_lives(address).await;
+    assert_serves(address).await;
 }
 
 #[actix_web::test]
-async fn many_requests_at_once_on_one_connection_are_all_answered() {
+async fn answers_all_pipelined_requests() {
     let address = start(None);
     let count = 5_000;
     let requests =
@@ -334,16 +334,16 @@ async fn many_requests_at_once_on_one_connection_are_all_answered() {
 }
 
 #[actix_web::test]
-async fn one_too_many_is_told_so_and_the_others_are_served() {
+async fn rejects_excess_connections_and_serves_the_others() {
     let address = start(Some(16));
     let mut served = Vec::new();
     for _ in 0..16 {
         served.push(connect(address).await);
     }
-    // They are accepted in turn, so that all of them have their places.
+    // Waits until all of them are accepted.
     sleep(Duration::from_millis(200)).await;
     for request in ["", HEALTH, "GET /health HTTP/1.0\r\n\r\n"] {
-        let answer = conversation(address, request).await;
+        let answer = exchange(address, request).await;
         assert!(
             answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
             "{answer}"
@@ -361,19 +361,19 @@ async fn one_too_many_is_told_so_and_the_others_are_served() {
     }
     for socket in &mut served {
         socket.write_all(HEALTH.as_bytes()).await.unwrap();
-        let answer = one_answer(socket).await;
+        let answer = read_response(socket).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
-    // The first ones keep their places; the last ones, who found a crowd, had them for one answer.
+    // The first connections stay open; those opened near the limit are closed after one response.
     served[0].write_all(HEALTH.as_bytes()).await.unwrap();
-    let answer = one_answer(&mut served[0]).await;
+    let answer = read_response(&mut served[0]).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert_eq!(to_the_end(&mut served[15]).await, "");
-    assert_lives(address).await;
+    assert_serves(address).await;
 }
 
 #[actix_web::test]
-async fn who_never_reads_keeps_nobody_from_being_served() {
+async fn serves_others_while_clients_do_not_read() {
     let address = start(None);
     let mut clients = Vec::new();
     for _ in 0..50 {
@@ -385,5 +385,5 @@ async fn who_never_reads_keeps_nobody_from_being_served() {
         let _ = timeout(Duration::from_millis(20), asks).await;
         clients.push(socket);
     }
-    assert_lives(address).await;
+    assert_serves(address).await;
 }

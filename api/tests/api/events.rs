@@ -1,4 +1,4 @@
-//! Server-sent events: what comes, what was missed, and how many may listen.
+//! Server-sent events: live changes, missed changes, and the limit of streams.
 
 use std::{
     sync::Arc,
@@ -13,7 +13,7 @@ use api::{
 use reqwest::{Response, StatusCode, header::CONTENT_TYPE};
 use serde_json::Value;
 
-/// A service whose one check is asked only by the test.
+/// Starts a service with one check, whose results the test records.
 fn start(streams: usize) -> (String, Arc<Board>) {
     let check = Check {
         name: "cache".into(),
@@ -47,7 +47,7 @@ fn up(board: &Board) {
     board.record(0, SystemTime::now(), Duration::from_millis(1), Ok(()));
 }
 
-/// The next events of a stream, as their fields.
+/// An event stream, with the text that is not parsed yet.
 struct Stream(Response, String);
 
 impl Stream {
@@ -62,7 +62,7 @@ impl Stream {
         Self(response, String::new())
     }
 
-    /// The id and the data of the next event; comments and other fields are passed over.
+    /// The ID and the data of the next event; ignores comments and other fields.
     async fn next(&mut self) -> (String, Value) {
         loop {
             while let Some((block, rest)) = self.1.split_once("\n\n") {
@@ -86,7 +86,7 @@ impl Stream {
 }
 
 #[actix_web::test]
-async fn a_change_is_told_to_everybody_who_listens() {
+async fn sends_a_change_to_all_listeners() {
     let (url, board) = start(2);
     let mut streams = [
         Stream::open(&url, None).await,
@@ -103,7 +103,7 @@ async fn a_change_is_told_to_everybody_who_listens() {
 }
 
 #[actix_web::test]
-async fn who_comes_back_is_told_first_what_was_missed() {
+async fn sends_missed_changes_after_a_reconnect() {
     let (url, board) = start(1);
     up(&board);
     let first = board.changes().id(1);
@@ -111,14 +111,14 @@ async fn who_comes_back_is_told_first_what_was_missed() {
     let (id, change) = stream.next().await;
     assert_eq!((id, &change["to"]), (first.clone(), &"up".into()));
     drop(stream);
-    // An id of another process: nothing that this one knows was missed.
+    // An ID of another process: there are no missed changes.
     let again = loop {
         let request = crate::client()
             .get(&url)
             .header("Last-Event-ID", "1-7")
             .send();
         let response = request.await.unwrap();
-        // The stream before may not have been given up yet.
+        // The previous stream may still be open.
         if response.status() == StatusCode::OK {
             break response;
         }
@@ -129,7 +129,7 @@ async fn who_comes_back_is_told_first_what_was_missed() {
 }
 
 #[actix_web::test]
-async fn beyond_the_cap_a_stream_is_refused_with_words() {
+async fn rejects_streams_above_the_limit() {
     let (url, _board) = start(1);
     let _first = Stream::open(&url, None).await;
     let refused = crate::client().get(&url).send().await.unwrap();

@@ -1,5 +1,4 @@
-//! `GET /api/v1/checks/{name}/history`, from memory and from the disk. The checks' answers are given by hand, so that it is known what
-//! they come to.
+//! `GET /api/v1/checks/{name}/history`, from memory and from disk. The tests record the results of checks themselves.
 
 use std::{
     path::Path,
@@ -10,7 +9,7 @@ use actix_web::{App, HttpServer, dev::ServerHandle, web};
 use api::{
     Application, Settings,
     board::Board,
-    checks::{Check, Target, Trouble, tcp},
+    checks::{Check, ProbeError, Target, tcp},
     history::StoreState,
     routes,
     service::Service,
@@ -45,7 +44,7 @@ fn settings(data: Option<&Path>) -> Settings {
     }
 }
 
-/// The service with its routes, but nobody who asks the checks.
+/// The service with its routes, but without probes.
 struct Served {
     service: web::Data<Service>,
     url: String,
@@ -83,17 +82,17 @@ impl Served {
         response.json().await.unwrap()
     }
 
-    /// Ends the service, so that another can have its directory.
+    /// Stops the service and unlocks its directory.
     async fn stop(self) {
         self.handle.stop(true).await;
         drop(self.service);
     }
 }
 
-/// Notes an answer of `cache`: a latency in milliseconds, or none where it failed.
+/// Records a result of `cache`: a latency in milliseconds, or `None` for a failure.
 fn record(board: &Board, at: SystemTime, latency: Option<u64>) {
     let took = Duration::from_millis(latency.unwrap_or(0));
-    let answer = latency.map_or_else(|| Err(Trouble("it is lost".into())), |_| Ok(()));
+    let answer = latency.map_or_else(|| Err(ProbeError("connection lost".into())), |_| Ok(()));
     board.record(board.find("cache").unwrap(), at, took, answer);
 }
 
@@ -101,18 +100,18 @@ fn time(text: &Value) -> SystemTime {
     humantime::parse_rfc3339(text.as_str().unwrap()).unwrap()
 }
 
-/// Whether a latency is `exact` to within 5 %.
+/// Whether a latency differs from `exact` by at most 5 %.
 fn near(found: &Value, exact: f64) -> bool {
     (found.as_f64().unwrap() - exact).abs() <= 0.05 * exact
 }
 
 #[actix_web::test]
-async fn a_window_is_shown_as_a_whole_in_parts_and_by_its_newest_answers() {
+async fn returns_the_summary_the_buckets_and_the_recent_results_of_a_window() {
     let directory = tempdir().unwrap();
     for data in [None, Some(directory.path())] {
         let served = Served::start(data);
         let board = &served.service.board;
-        // Ten answers at the beginning of an hour half a day ago, one of them a failure, and three slower ones today.
+        // Ten results at the start of an hour half a day ago, one of them a failure, and three slower ones now.
         let now = SystemTime::now();
         let today = now
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -201,7 +200,7 @@ async fn a_window_is_shown_as_a_whole_in_parts_and_by_its_newest_answers() {
 }
 
 #[actix_web::test]
-async fn a_window_that_is_none_and_a_check_that_is_not_there_are_problems() {
+async fn rejects_invalid_windows_and_unknown_checks() {
     let served = Served::start(None);
     for (query, part) in [
         (
@@ -222,7 +221,7 @@ async fn a_window_that_is_none_and_a_check_that_is_not_there_are_problems() {
         ("cache/history?window=1w", "expected"),
         ("cache/history?window=99999999999999999999y", "expected"),
         ("cache/history?window=1h&window=2h", "duplicate field"),
-        ("unknown/history", "there is no check \"unknown\""),
+        ("unknown/history", "there is no check named \"unknown\""),
     ] {
         let response = get(format!("{}/api/v1/checks/{query}", served.url)).await;
         let expected = if query.starts_with("cache") {
@@ -239,7 +238,7 @@ async fn a_window_that_is_none_and_a_check_that_is_not_there_are_problems() {
 }
 
 #[actix_web::test]
-async fn with_a_data_directory_the_history_and_the_day_go_on_after_a_restart() {
+async fn restores_the_history_from_the_data_directory_after_a_restart() {
     let directory = tempdir().unwrap();
     let now = SystemTime::now();
     for round in 1..=3 {
@@ -255,7 +254,7 @@ async fn with_a_data_directory_the_history_and_the_day_go_on_after_a_restart() {
         let history = served.history("cache/history").await;
         assert_eq!(history["samples"], round * 32);
         assert!(near(&history["latency_ms"]["p95"], 20.0));
-        // What others took is not shown as if it were exact.
+        // Restored samples are approximate, and so not among the recent results.
         assert_eq!(history["recent"].as_array().unwrap().len(), 32);
 
         let status = served.history("cache").await;
@@ -267,7 +266,7 @@ async fn with_a_data_directory_the_history_and_the_day_go_on_after_a_restart() {
 }
 
 #[actix_web::test]
-async fn without_a_data_directory_the_history_ends_with_the_service() {
+async fn loses_the_history_on_restart_without_a_data_directory() {
     for _ in 0..2 {
         let served = Served::start(None);
         assert_eq!(served.service.board.store_state(), StoreState::Memory);
@@ -278,7 +277,7 @@ async fn without_a_data_directory_the_history_ends_with_the_service() {
 }
 
 #[actix_web::test]
-async fn a_day_that_is_over_is_not_in_the_window_of_memory() {
+async fn excludes_samples_before_the_window() {
     let served = Served::start(None);
     let board = &served.service.board;
     record(board, SystemTime::now() - 2 * DAY, Some(1));
@@ -291,10 +290,10 @@ async fn a_day_that_is_over_is_not_in_the_window_of_memory() {
 }
 
 #[actix_web::test]
-async fn a_directory_that_another_process_holds_is_an_error_before_the_port_is_bound() {
+async fn rejects_a_locked_directory_before_binding_the_port() {
     let directory = tempdir().unwrap();
     let _served = Served::start(Some(directory.path()));
-    // The port is taken, too: nobody asked for it.
+    // The port is in use, too, but the error is about the directory.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let error = Application::build(Settings {
         address: taken.local_addr().unwrap(),

@@ -1,8 +1,8 @@
-//! The real service on a free port, asked over HTTP, and the real program as a process.
+//! Tests of the service over HTTP on a free port, and of the program as a process.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "helpers of tests fail by panicking, too"
+    reason = "test helpers may panic"
 )]
 
 mod cli;
@@ -15,9 +15,9 @@ mod probes;
 mod process;
 mod routes;
 
-/// A client of the service. Built together with `ci`, reqwest has TLS whose provider has to be named, though nothing here uses it.
+/// An HTTP client. When built together with `ci`, reqwest needs a TLS provider, even though these tests do not use TLS.
 fn client() -> reqwest::Client {
-    // Another test may have named it already.
+    // Fails if another test has already installed it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
 }

@@ -1,4 +1,4 @@
-//! What people see: the page, the badges, the documentation.
+//! The status page, the badges and the API documentation.
 
 use std::{
     num::NonZeroU32,
@@ -8,7 +8,7 @@ use std::{
 use actix_web::{App, HttpServer, web};
 use api::{
     Settings,
-    checks::{Check, Clients, Target, Trouble, tcp},
+    checks::{Check, Clients, ProbeError, Target, tcp},
     routes,
     service::Service,
 };
@@ -19,7 +19,7 @@ use reqwest::{
 
 use crate::routes::get;
 
-/// What markup is made of, in one name.
+/// A name that is full of markup.
 const HOSTILE: &str = "\"'><script>alert(1)</script><!--&amp;{{7*7}}/../";
 
 fn check(name: &str, critical: bool) -> Check {
@@ -38,7 +38,7 @@ fn check(name: &str, critical: bool) -> Check {
     }
 }
 
-/// The service's routes on a free port, and what they share; nothing is asked in the background.
+/// Serves the routes on a free port, without probes.
 fn start(settings: Settings) -> (String, web::Data<Service>) {
     let service = web::Data::new(Service::new(settings, Clients::new(None).unwrap()).unwrap());
     let shared = service.clone();
@@ -59,12 +59,12 @@ fn with(checks: Vec<Check>) -> (String, web::Data<Service>) {
     })
 }
 
-fn answer(service: &Service, index: usize, answer: Result<(), &str>) {
+fn record(service: &Service, index: usize, result: Result<(), &str>) {
     service.board.record(
         index,
         SystemTime::now(),
         Duration::from_millis(5),
-        answer.map_err(|why| Trouble(why.into())),
+        result.map_err(|reason| ProbeError(reason.into())),
     );
 }
 
@@ -82,31 +82,31 @@ async fn html(url: &str) -> String {
 }
 
 #[actix_web::test]
-async fn the_headline_says_how_bad_it_is() {
+async fn headline_shows_the_overall_state() {
     let (url, service) = with(vec![check("shop", true), check("mail", false)]);
     let headline = async || {
         let page = html(&url).await;
         let (_, rest) = page.split_once("<h2>").unwrap();
         rest.split_once("</h2>").unwrap().0.to_owned()
     };
-    assert_eq!(headline().await, "Waiting for first answers");
-    answer(&service, 0, Ok(()));
-    assert_eq!(headline().await, "Waiting for first answers");
-    answer(&service, 1, Ok(()));
-    assert_eq!(headline().await, "All is well");
-    answer(&service, 1, Err("lost"));
+    assert_eq!(headline().await, "Waiting for first results");
+    record(&service, 0, Ok(()));
+    assert_eq!(headline().await, "Waiting for first results");
+    record(&service, 1, Ok(()));
+    assert_eq!(headline().await, "All systems operational");
+    record(&service, 1, Err("lost"));
     assert_eq!(headline().await, "Degraded");
-    answer(&service, 0, Err("lost"));
+    record(&service, 0, Err("lost"));
     assert_eq!(headline().await, "Outage");
 }
 
 #[actix_web::test]
-async fn the_page_says_everything_that_is_known_of_a_check() {
+async fn page_shows_all_details_of_a_check() {
     let (url, service) = with(vec![check("shop", true)]);
     for _ in 0..3 {
-        answer(&service, 0, Ok(()));
+        record(&service, 0, Ok(()));
     }
-    answer(&service, 0, Err("connection refused"));
+    record(&service, 0, Err("connection refused"));
     let page = html(&url).await;
     for expected in [
         "<title>Outage · Infrastructure Lab</title>",
@@ -117,7 +117,7 @@ async fn the_page_says_everything_that_is_known_of_a_check() {
         ">critical<",
         "75.00 %",
         "5.00 ms",
-        "Newest 4 answers: 1 failed; 5.00 ms to 5.00 ms",
+        "Last 4 results: 1 failed; 5.00 ms to 5.00 ms",
         "connection refused",
         "href=\"/api/v1/checks/shop\"",
         "href=\"/badge/shop.svg\"",
@@ -128,7 +128,7 @@ async fn the_page_says_everything_that_is_known_of_a_check() {
 }
 
 #[actix_web::test]
-async fn the_page_needs_nothing_else_and_may_load_nothing_else() {
+async fn pages_load_no_external_resources() {
     let (url, _) = with(vec![check("shop", true)]);
     for url in [url.clone(), format!("{url}/docs")] {
         let response = page(&url).await;
@@ -150,16 +150,16 @@ async fn the_page_needs_nothing_else_and_may_load_nothing_else() {
 }
 
 #[actix_web::test]
-async fn what_others_wrote_is_never_taken_for_markup() {
+async fn escapes_markup_in_names_and_errors() {
     let (url, service) = start(Settings {
         title: HOSTILE.into(),
         environment: HOSTILE.into(),
         checks: vec![check(HOSTILE, true)],
         ..Settings::default()
     });
-    answer(&service, 0, Err(HOSTILE));
+    record(&service, 0, Err(HOSTILE));
     let page = html(&url).await;
-    // The page's own script, and the comments that it has not.
+    // Only the script of the page itself, and no comments.
     assert_eq!(page.matches("<script").count(), 1, "{page}");
     assert!(!page.contains("<!--"));
     assert!(!page.contains(HOSTILE));
@@ -167,7 +167,7 @@ async fn what_others_wrote_is_never_taken_for_markup() {
 }
 
 #[actix_web::test]
-async fn a_page_without_checks_says_where_to_read_of_them() {
+async fn page_without_checks_explains_how_to_add_them() {
     let (url, _) = with(Vec::new());
     let page = html(&url).await;
     assert!(page.contains("No checks are configured."));
@@ -175,7 +175,7 @@ async fn a_page_without_checks_says_where_to_read_of_them() {
 }
 
 #[actix_web::test]
-async fn a_badge_shows_the_state_or_the_uptime_of_a_check_that_there_is() {
+async fn badge_shows_the_state_or_the_uptime() {
     let (url, service) = with(vec![check("shop", true)]);
     let badge = async |path: &str| get(format!("{url}/badge/{path}")).await;
     for (path, words) in [
@@ -192,7 +192,7 @@ async fn a_badge_shows_the_state_or_the_uptime_of_a_check_that_there_is() {
         );
     }
     for result in [Ok(()), Ok(()), Err("lost")] {
-        answer(&service, 0, result);
+        record(&service, 0, result);
     }
     for (path, words) in [
         ("shop.svg", "shop: down"),
@@ -212,7 +212,7 @@ async fn a_badge_shows_the_state_or_the_uptime_of_a_check_that_there_is() {
 }
 
 #[actix_web::test]
-async fn the_documentation_has_every_operation_of_the_openapi_document() {
+async fn documentation_lists_every_operation() {
     let (url, _) = with(Vec::new());
     let page = html(&format!("{url}/docs")).await;
     let document: serde_json::Value = get(format!("{url}/openapi.json"))

@@ -1,4 +1,4 @@
-//! What asks dependencies, against small servers of this test: each kind succeeds, and fails in each of its ways.
+//! Probes of each kind against small test servers: successes, and every kind of failure.
 
 use std::{
     net::SocketAddr,
@@ -26,31 +26,31 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// What no trouble may hold.
+/// A secret that no error may contain.
 const SECRET: &str = "s3cr3t-w0rd";
 
 fn clients() -> Clients {
     Clients::new(None).unwrap()
 }
 
-/// What asking `target` once says.
-async fn ask(target: Target) -> Result<(), String> {
-    ask_with(target, &clients()).await
+/// Probes `target` once.
+async fn probe_once(target: Target) -> Result<(), String> {
+    probe_with(target, &clients()).await
 }
 
-async fn ask_with(target: Target, clients: &Clients) -> Result<(), String> {
+async fn probe_with(target: Target, clients: &Clients) -> Result<(), String> {
     target.validate().unwrap();
-    let answer = timeout(Duration::from_secs(10), target.probe(clients).ask()).await;
-    let answer = answer.expect("an answer").map_err(|trouble| trouble.0);
-    if let Err(trouble) = &answer {
-        assert!(!trouble.contains(SECRET), "{trouble}");
-        assert!(!trouble.contains('\n') && trouble.len() < 400, "{trouble}");
+    let answer = timeout(Duration::from_secs(10), target.probe(clients).run()).await;
+    let answer = answer.expect("an answer").map_err(|error| error.0);
+    if let Err(error) = &answer {
+        assert!(!error.contains(SECRET), "{error}");
+        assert!(!error.contains('\n') && error.len() < 400, "{error}");
     }
     answer
 }
 
-/// A port on which nobody listens.
-fn deaf_port() -> u16 {
+/// A port without a listener.
+fn closed_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
@@ -59,7 +59,7 @@ fn url(text: &str) -> SecretUrl {
     SecretUrl::new(text.parse().unwrap())
 }
 
-/// Accepts connections for ever, and gives each to `serve`; the port.
+/// Accepts connections and passes each to `serve`. Returns the port.
 async fn listen<F>(mut serve: impl FnMut(TcpStream) -> F + 'static) -> u16
 where
     F: Future<Output = ()> + 'static,
@@ -85,27 +85,29 @@ mod over_tcp {
     }
 
     #[actix_web::test]
-    async fn a_connection_that_is_accepted_is_enough() {
+    async fn accepted_connection_is_a_success() {
         let port = listen(async |_| ()).await;
         for host in ["127.0.0.1", "localhost"] {
-            assert_eq!(ask(target(host, port)).await, Ok(()));
+            assert_eq!(probe_once(target(host, port)).await, Ok(()));
         }
     }
 
     #[actix_web::test]
-    async fn a_port_on_which_nobody_listens_refuses() {
-        let trouble = ask(target("127.0.0.1", deaf_port())).await.unwrap_err();
-        assert!(trouble.starts_with("Connection refused"), "{trouble}");
+    async fn closed_port_is_a_failure() {
+        let error = probe_once(target("127.0.0.1", closed_port()))
+            .await
+            .unwrap_err();
+        assert!(error.starts_with("Connection refused"), "{error}");
     }
 
     #[actix_web::test]
-    async fn a_name_that_is_not_there_is_said_to_be_so() {
-        let trouble = ask(target("nowhere.invalid", 80)).await.unwrap_err();
-        assert!(trouble.contains("lookup"), "{trouble}");
+    async fn reports_an_unknown_host() {
+        let error = probe_once(target("nowhere.invalid", 80)).await.unwrap_err();
+        assert!(error.contains("lookup"), "{error}");
     }
 
     #[test]
-    fn a_wrong_place_is_refused_before() {
+    fn rejects_invalid_hosts_and_ports() {
         for (host, port) in [("", 80), ("http://host", 80), ("host", 0)] {
             target(host, port).validate().unwrap_err();
         }
@@ -116,7 +118,7 @@ mod over_tcp {
 mod over_http {
     use super::*;
 
-    /// Answers each request with `response`; the port, and the requests.
+    /// Sends `response` to each request. Returns the port and the requests.
     async fn serve(response: impl Into<String>) -> (u16, Arc<Mutex<Vec<String>>>) {
         let (response, requests) = (response.into(), Arc::new(Mutex::new(Vec::new())));
         let seen = requests.clone();
@@ -130,7 +132,7 @@ mod over_http {
                 seen.lock()
                     .unwrap()
                     .push(String::from_utf8(request).unwrap());
-                // Whoever has seen enough hangs up.
+                // Fails if the client has closed the connection.
                 let _ = stream.write_all(response.as_bytes()).await;
             }
         })
@@ -157,8 +159,8 @@ mod over_http {
     }
 
     #[actix_web::test]
-    async fn the_status_decides() {
-        for (status, expected, trouble) in [
+    async fn compares_the_status() {
+        for (status, expected, error) in [
             ("200 OK", &[][..], None),
             ("204 No Content", &[], None),
             (
@@ -178,13 +180,13 @@ mod over_http {
                 status: expected.to_vec(),
                 ..target(port)
             };
-            let answer = ask(Target::Http(target)).await;
-            assert_eq!(answer.err().as_deref(), trouble);
+            let answer = probe_once(Target::Http(target)).await;
+            assert_eq!(answer.err().as_deref(), error);
         }
     }
 
     #[actix_web::test]
-    async fn the_body_decides_where_it_is_looked_at() {
+    async fn searches_the_body() {
         let long = |end: &str| format!("{}{end}", "x".repeat(64 * 1024 - 4));
         for (body, expected, found) in [
             ("all is well".to_owned(), "is well", true),
@@ -198,13 +200,13 @@ mod over_http {
                 body: Some(expected.into()),
                 ..target(port)
             };
-            let answer = ask(Target::Http(target)).await;
+            let answer = probe_once(Target::Http(target)).await;
             assert_eq!(answer.is_ok(), found, "{answer:?}");
         }
     }
 
     #[actix_web::test]
-    async fn a_body_without_end_is_read_up_to_the_limit() {
+    async fn reads_an_endless_body_up_to_the_limit() {
         let port = listen(async |mut stream| {
             let _ = stream.read(&mut [0; 1024]).await;
             let head = b"HTTP/1.1 200 OK\r\n\r\n";
@@ -216,15 +218,15 @@ mod over_http {
             body: Some("well".into()),
             ..target(port)
         };
-        let trouble = ask(Target::Http(target)).await.unwrap_err();
+        let error = probe_once(Target::Http(target)).await.unwrap_err();
         assert_eq!(
-            trouble,
+            error,
             "the body does not contain \"well\" in its first 64 KiB"
         );
     }
 
     #[actix_web::test]
-    async fn method_headers_and_password_are_sent() {
+    async fn sends_method_headers_and_password() {
         let (port, requests) = serve(response("200 OK", "")).await;
         let target = http::Target {
             url: url(&format!("http://user:{SECRET}@127.0.0.1:{port}/path")),
@@ -232,7 +234,7 @@ mod over_http {
             headers: vec![("X-Key".into(), SecretText::new(SECRET.into()))],
             ..target(port)
         };
-        ask(Target::Http(target)).await.unwrap();
+        probe_once(Target::Http(target)).await.unwrap();
         let request = requests.lock().unwrap().concat();
         assert!(request.starts_with("POST /path HTTP/1.1\r\n"), "{request}");
         assert!(request.contains(&format!("x-key: {SECRET}")), "{request}");
@@ -241,7 +243,7 @@ mod over_http {
     }
 
     #[actix_web::test]
-    async fn a_redirection_is_followed_where_the_target_says_so() {
+    async fn follows_redirects_if_configured() {
         let (end, _) = serve(response("200 OK", "")).await;
         let (start, _) = serve(format!(
             "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{end}/?token={SECRET}\r\nContent-Length: 0\r\n\r\n"
@@ -252,13 +254,13 @@ mod over_http {
                 follow_redirects,
                 ..target(start)
             };
-            let answer = ask(Target::Http(target)).await;
+            let answer = probe_once(Target::Http(target)).await;
             assert_eq!(answer.is_ok(), found, "{answer:?}");
         }
     }
 
     #[actix_web::test]
-    async fn redirections_in_a_circle_end() {
+    async fn stops_after_too_many_redirects() {
         let (port, requests) = serve(format!(
             "HTTP/1.1 302 Found\r\nLocation: /?token={SECRET}\r\nContent-Length: 0\r\n\r\n"
         ))
@@ -267,35 +269,37 @@ mod over_http {
             follow_redirects: true,
             ..target(port)
         };
-        let trouble = ask(Target::Http(target)).await.unwrap_err();
-        assert_eq!(trouble, "too many redirects");
+        let error = probe_once(Target::Http(target)).await.unwrap_err();
+        assert_eq!(error, "too many redirects");
         assert_eq!(requests.lock().unwrap().len(), 6);
     }
 
     #[actix_web::test]
-    async fn each_question_has_a_connection_of_its_own() {
+    async fn opens_a_new_connection_for_each_probe() {
         let (port, requests) = serve(response("200 OK", "")).await;
         let mut probe = Target::Http(target(port)).probe(&clients());
         for _ in 0..3 {
-            probe.ask().await.unwrap();
+            probe.run().await.unwrap();
         }
-        // The server answers one request on a connection, and hangs up.
+        // The server closes each connection after one response.
         assert_eq!(requests.lock().unwrap().len(), 3);
     }
 
     #[actix_web::test]
-    async fn what_is_no_answer_is_said_in_one_line_without_the_url() {
+    async fn reports_connection_errors_on_one_line_without_the_url() {
         let (port, _) = serve("this is no HTTP\r\n\r\n").await;
-        let trouble = ask(Target::Http(target(port))).await.unwrap_err();
-        assert!(trouble.contains("invalid HTTP"), "{trouble}");
-        let trouble = ask(Target::Http(target(deaf_port()))).await.unwrap_err();
-        assert!(trouble.contains("Connection refused"), "{trouble}");
-        assert!(!trouble.contains("/path"), "{trouble}");
+        let error = probe_once(Target::Http(target(port))).await.unwrap_err();
+        assert!(error.contains("invalid HTTP"), "{error}");
+        let error = probe_once(Target::Http(target(closed_port())))
+            .await
+            .unwrap_err();
+        assert!(error.contains("Connection refused"), "{error}");
+        assert!(!error.contains("/path"), "{error}");
     }
 
     #[test]
-    fn what_can_never_be_asked_is_refused_before() {
-        let wrong = |change: fn(&mut http::Target)| {
+    fn rejects_invalid_targets() {
+        let problem = |change: fn(&mut http::Target)| {
             let mut target = target(80);
             change(&mut target);
             let reason = Target::Http(target).validate().unwrap_err();
@@ -303,30 +307,30 @@ mod over_http {
             reason
         };
         assert_eq!(
-            wrong(|target| target.url = url("ftp://host/")),
+            problem(|target| target.url = url("ftp://host/")),
             "expected http://host or https://host"
         );
         assert_eq!(
-            wrong(|target| target.method = "get".into()),
+            problem(|target| target.method = "get".into()),
             "expected a method: GET, HEAD or POST"
         );
         assert_eq!(
-            wrong(|target| target.headers = vec![("a b".into(), SecretText::new(SECRET.into()))]),
-            "\"a b\" is not the name of a header"
+            problem(|target| target.headers = vec![("a b".into(), SecretText::new(SECRET.into()))]),
+            "\"a b\" is not a valid header name"
         );
         assert_eq!(
-            wrong(|target| {
+            problem(|target| {
                 let value = SecretText::new(format!("{SECRET}\n"));
                 target.headers = vec![("X-Key".into(), value)];
             }),
-            "the value of the header X-Key has other than text in it"
+            "the value of the header X-Key contains invalid characters"
         );
         assert_eq!(
-            wrong(|target| {
+            problem(|target| {
                 target.method = "HEAD".into();
                 target.body = Some("well".into());
             }),
-            "the answer to HEAD has no body"
+            "a response to HEAD has no body"
         );
     }
 }
@@ -336,7 +340,7 @@ mod over_tls {
     use rcgen::date_time_ymd;
     use std::{io::Write, time::SystemTime};
 
-    /// An authority whose certificate is in a file.
+    /// A certificate authority whose certificate is in a file.
     pub struct Authority {
         issuer: CertifiedIssuer<'static, KeyPair>,
         pub file: tempfile::NamedTempFile,
@@ -357,7 +361,7 @@ mod over_tls {
             Clients::new(Some(self.file.path())).unwrap()
         }
 
-        /// A server's certificate for `name` that is valid until then.
+        /// Issues a server certificate for `name` that is valid until `until`.
         pub fn acceptor(&self, name: &str, until: SystemTime) -> TlsAcceptor {
             let mut params = CertificateParams::new([name.to_owned()]).unwrap();
             params.not_before = date_time_ymd(2020, 1, 1);
@@ -382,7 +386,7 @@ mod over_tls {
             listen(move |stream| {
                 let acceptor = acceptor.clone();
                 async move {
-                    // A client that trusts nobody hangs up.
+                    // Fails if the client does not trust the certificate.
                     let _ = acceptor.accept(stream).await;
                 }
             })
@@ -401,16 +405,16 @@ mod over_tls {
     }
 
     #[actix_web::test]
-    async fn a_certificate_has_to_be_valid_for_long_enough() {
+    async fn certificate_must_be_valid_for_long_enough() {
         let authority = Authority::new();
         let end = SystemTime::now() + DAY * 8 + Duration::from_secs(60);
         let port = authority.serve("localhost", end).await;
         let clients = authority.clients();
-        let answer = ask_with(target("localhost", port, 8), &clients).await;
+        let answer = probe_with(target("localhost", port, 8), &clients).await;
         assert_eq!(answer, Ok(()));
         let day = humantime::format_rfc3339(end).to_string();
         assert_eq!(
-            ask_with(target("localhost", port, 9), &clients).await,
+            probe_with(target("localhost", port, 9), &clients).await,
             Err(format!(
                 "the certificate expires on {}, in 8 days",
                 &day[..10]
@@ -419,19 +423,19 @@ mod over_tls {
     }
 
     #[actix_web::test]
-    async fn one_that_expired_is_named_with_its_day() {
+    async fn reports_the_day_on_which_a_certificate_expired() {
         let authority = Authority::new();
         let port = authority
             .serve("localhost", date_time_ymd(2024, 2, 29).into())
             .await;
         assert_eq!(
-            ask_with(target("localhost", port, 0), &authority.clients()).await,
+            probe_with(target("localhost", port, 0), &authority.clients()).await,
             Err("the certificate expired on 2024-02-29".into())
         );
     }
 
     #[actix_web::test]
-    async fn a_renewed_certificate_is_seen_at_the_next_question() {
+    async fn next_probe_sees_a_renewed_certificate() {
         let authority = Authority::new();
         let now = SystemTime::now();
         let mut acceptors = [2, 20]
@@ -441,35 +445,35 @@ mod over_tls {
             let acceptor = acceptors.next().unwrap();
             async move {
                 let mut stream = acceptor.accept(stream).await.unwrap();
-                // Until the client hangs up: it has the session tickets by then.
+                // Waits until the client closes the connection, after it received the session tickets.
                 let _ = stream.read_u8().await;
             }
         })
         .await;
         let mut probe = target("localhost", port, 10).probe(&authority.clients());
-        probe.ask().await.unwrap_err();
-        probe.ask().await.unwrap();
+        probe.run().await.unwrap_err();
+        probe.run().await.unwrap();
     }
 
     #[actix_web::test]
-    async fn an_unknown_authority_another_name_and_no_tls_at_all_are_told_apart() {
+    async fn distinguishes_unknown_authorities_wrong_names_and_plain_text() {
         let authority = Authority::new();
         let port = authority
             .serve("localhost", SystemTime::now() + DAY * 8)
             .await;
-        let trouble = ask(target("localhost", port, 1)).await.unwrap_err();
-        assert!(trouble.contains("UnknownIssuer"), "{trouble}");
+        let error = probe_once(target("localhost", port, 1)).await.unwrap_err();
+        assert!(error.contains("UnknownIssuer"), "{error}");
         let clients = authority.clients();
-        let trouble = ask_with(target("127.0.0.1", port, 1), &clients).await;
-        let trouble = trouble.unwrap_err();
-        assert!(trouble.contains("not valid for name"), "{trouble}");
+        let error = probe_with(target("127.0.0.1", port, 1), &clients).await;
+        let error = error.unwrap_err();
+        assert!(error.contains("not valid for name"), "{error}");
         let plain = listen(async |mut stream| {
             let _ = stream.write_all(b"220 mail.example.org\r\n").await;
         })
         .await;
-        let trouble = ask_with(target("localhost", plain, 1), &clients).await;
-        let trouble = trouble.unwrap_err();
-        assert!(trouble.contains("corrupt message"), "{trouble}");
+        let error = probe_with(target("localhost", plain, 1), &clients).await;
+        let error = error.unwrap_err();
+        assert!(error.contains("corrupt message"), "{error}");
     }
 
     #[actix_web::test]
@@ -496,9 +500,12 @@ mod over_tls {
             body: None,
             follow_redirects: false,
         });
-        assert_eq!(ask_with(https.clone(), &authority.clients()).await, Ok(()));
-        let trouble = ask(https).await.unwrap_err();
-        assert!(trouble.contains("UnknownIssuer"), "{trouble}");
+        assert_eq!(
+            probe_with(https.clone(), &authority.clients()).await,
+            Ok(())
+        );
+        let error = probe_once(https).await.unwrap_err();
+        assert!(error.contains("UnknownIssuer"), "{error}");
 
         let acceptor = authority.acceptor("localhost", end);
         let port = listen(move |stream| {
@@ -513,13 +520,16 @@ mod over_tls {
         let redis = Target::Redis(redis::Target {
             url: url(&format!("rediss://localhost:{port}")),
         });
-        assert_eq!(ask_with(redis.clone(), &authority.clients()).await, Ok(()));
-        let trouble = ask(redis).await.unwrap_err();
-        assert!(trouble.contains("UnknownIssuer"), "{trouble}");
+        assert_eq!(
+            probe_with(redis.clone(), &authority.clients()).await,
+            Ok(())
+        );
+        let error = probe_once(redis).await.unwrap_err();
+        assert!(error.contains("UnknownIssuer"), "{error}");
     }
 
     #[test]
-    fn a_file_without_certificates_is_refused() {
+    fn rejects_a_file_without_certificates() {
         let empty = tempfile::NamedTempFile::new().unwrap();
         for path in [empty.path(), "/nonexistent.pem".as_ref()] {
             let reason = Clients::new(Some(path)).err().unwrap();
@@ -534,7 +544,7 @@ mod over_redis {
     use super::*;
     use tokio::io::{AsyncRead, AsyncWrite};
 
-    /// Answers the commands that arrive, one after the other, with `answers`; then the connection ends.
+    /// Responds to the commands in order with `answers`, then closes the connection.
     pub async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, answers: &[&str]) {
         let mut answers = answers.iter();
         let mut buffer = [0; 1024];
@@ -558,17 +568,17 @@ mod over_redis {
     }
 
     #[actix_web::test]
-    async fn a_wrong_password_is_said_to_be_so() {
+    async fn reports_a_wrong_password() {
         let refused = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
         let port =
             listen(async move |stream| serve(stream, &[refused, refused, refused]).await).await;
-        let trouble = ask(target(port)).await.unwrap_err();
-        assert_eq!(trouble, "the user or the password is wrong");
+        let error = probe_once(target(port)).await.unwrap_err();
+        assert_eq!(error, "the user or the password is wrong");
     }
 
     #[actix_web::test]
-    async fn a_server_that_repeats_the_password_is_not_quoted() {
-        for (said, trouble) in [
+    async fn masks_a_password_that_the_server_repeats() {
+        for (message, error) in [
             (
                 "-ERR unknown command `AUTH`, with args beginning with: `s3cr3t-w0rd`, \r\n",
                 "ERR unknown command `AUTH`",
@@ -579,15 +589,15 @@ mod over_redis {
             ),
         ] {
             let port = listen(async move |stream| {
-                serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", said]).await;
+                serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", message]).await;
             })
             .await;
-            assert_eq!(ask(target(port)).await, Err(trouble.into()));
+            assert_eq!(probe_once(target(port)).await, Err(error.into()));
         }
     }
 
     #[actix_web::test]
-    async fn a_connection_is_kept_and_made_anew_where_it_was_lost() {
+    async fn reuses_a_connection_until_it_is_lost() {
         let connections = Arc::new(Mutex::new(0));
         let seen = connections.clone();
         let port = listen(move |stream| {
@@ -600,13 +610,13 @@ mod over_redis {
         .await;
         let mut probe = target(port).probe(&clients());
         for expected in [1, 1, 2] {
-            probe.ask().await.unwrap();
+            probe.run().await.unwrap();
             assert_eq!(*connections.lock().unwrap(), expected);
         }
     }
 
     #[actix_web::test]
-    async fn a_late_answer_is_not_read_as_the_next_ones() {
+    async fn does_not_mistake_a_late_response_for_the_next_one() {
         let mut connections = 0;
         let port = listen(move |stream| {
             connections += 1;
@@ -621,12 +631,12 @@ mod over_redis {
         })
         .await;
         let mut probe = target(port).probe(&clients());
-        probe.ask().await.unwrap_err();
-        probe.ask().await.unwrap();
+        probe.run().await.unwrap_err();
+        probe.run().await.unwrap();
     }
 
     #[test]
-    fn what_the_library_refuses_is_refused_before() {
+    fn rejects_invalid_redis_urls() {
         for wrong in [
             "http://host/",
             "redis+unix:///run/redis.sock",
@@ -651,7 +661,7 @@ mod over_postgres {
     }
 
     #[actix_web::test]
-    async fn what_is_no_postgresql_is_said_without_the_password() {
+    async fn reports_protocol_errors_without_the_password() {
         let answers = |answer: &'static [u8]| {
             listen(async move |mut stream| {
                 let _ = stream.read(&mut [0; 1024]).await;
@@ -663,16 +673,16 @@ mod over_postgres {
             answers(b"").await,
             answers(b"HTTP").await,
             answers(echo).await,
-            deaf_port(),
+            closed_port(),
         ] {
             let target = target(&format!("postgresql://user:{SECRET}@127.0.0.1:{port}/db"));
-            let trouble = ask(target).await.unwrap_err();
-            assert!(!trouble.is_empty());
+            let error = probe_once(target).await.unwrap_err();
+            assert!(!error.is_empty());
         }
     }
 
     #[test]
-    fn what_the_library_cannot_parse_is_refused_before() {
+    fn rejects_invalid_postgresql_urls() {
         for wrong in [
             "http://host/",
             "postgresql://host/db",
@@ -699,11 +709,11 @@ mod over_dns {
         Name::from_ascii(text).unwrap()
     }
 
-    /// Answers as `respond` says, over UDP and TCP alike.
+    /// Serves DNS over UDP and TCP on the same port; `respond` fills the response.
     async fn serve(respond: impl Fn(&mut Message, bool) + Clone + 'static) -> SocketAddr {
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            // The same port may be taken.
+            // The port may be in use for TCP.
             if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
                 break (udp, tcp);
             }
@@ -737,8 +747,8 @@ mod over_dns {
     }
 
     fn add(message: &mut Message, data: RData) {
-        let asked = message.queries[0].name.clone();
-        message.add_answer(Record::from_rdata(asked, 60, data));
+        let name = message.queries[0].name.clone();
+        message.add_answer(Record::from_rdata(name, 60, data));
     }
 
     fn target(server: SocketAddr, record: RecordType, expected: &[&str]) -> Target {
@@ -751,7 +761,7 @@ mod over_dns {
     }
 
     #[actix_web::test]
-    async fn the_expected_records_have_to_be_among_those_found() {
+    async fn expected_records_must_be_in_the_response() {
         let server = serve(|message, _| {
             add(message, RData::CNAME(CNAME(name("host.example.org."))));
             for last in [1, 2] {
@@ -759,18 +769,19 @@ mod over_dns {
             }
         })
         .await;
-        let ask = async |expected: &[&str]| ask(target(server, RecordType::A, expected)).await;
-        assert_eq!(ask(&[]).await, Ok(()));
-        assert_eq!(ask(&["192.0.2.2"]).await, Ok(()));
-        assert_eq!(ask(&["192.0.2.2", "192.0.2.1"]).await, Ok(()));
+        let probe =
+            async |expected: &[&str]| probe_once(target(server, RecordType::A, expected)).await;
+        assert_eq!(probe(&[]).await, Ok(()));
+        assert_eq!(probe(&["192.0.2.2"]).await, Ok(()));
+        assert_eq!(probe(&["192.0.2.2", "192.0.2.1"]).await, Ok(()));
         assert_eq!(
-            ask(&["192.0.2.2", "192.0.2.9"]).await,
+            probe(&["192.0.2.2", "192.0.2.9"]).await,
             Err("192.0.2.9 is not among the records: 192.0.2.1, 192.0.2.2".into())
         );
     }
 
     #[actix_web::test]
-    async fn records_are_compared_as_people_write_them() {
+    async fn compares_records_in_normalized_form() {
         let server = serve(|message, _| match message.queries[0].query_type {
             RecordType::MX => add(message, RData::MX(MX::new(10, name("mail.Example.org.")))),
             RecordType::TXT => add(message, RData::TXT(TXT::new(vec!["v=spf1 -all".into()]))),
@@ -786,27 +797,29 @@ mod over_dns {
             (RecordType::CNAME, "HOST.example.org"),
             (RecordType::AAAA, "2001:DB8:0::1"),
         ] {
-            let answer = ask(target(server, record, &[expected])).await;
+            let answer = probe_once(target(server, record, &[expected])).await;
             assert_eq!(answer, Ok(()), "{expected}");
         }
     }
 
     #[actix_web::test]
-    async fn a_name_that_is_not_there_or_has_no_such_record_is_said_in_words() {
-        for (code, trouble) in [
+    async fn reports_missing_names_and_records_and_server_errors() {
+        for (code, error) in [
             (ResponseCode::NXDomain, "the name does not exist (NXDOMAIN)"),
             (ResponseCode::NoError, "the name has no record of type A"),
-            (ResponseCode::ServFail, "answers: Server Failure"),
-            (ResponseCode::Refused, "answers: Query Refused"),
+            (ResponseCode::ServFail, "responded: Server Failure"),
+            (ResponseCode::Refused, "responded: Query Refused"),
         ] {
             let server = serve(move |message, _| message.metadata.response_code = code).await;
-            let said = ask(target(server, RecordType::A, &[])).await.unwrap_err();
-            assert!(said.ends_with(trouble), "{said}");
+            let message = probe_once(target(server, RecordType::A, &[]))
+                .await
+                .unwrap_err();
+            assert!(message.ends_with(error), "{message}");
         }
     }
 
     #[actix_web::test]
-    async fn an_answer_that_does_not_fit_is_fetched_over_tcp() {
+    async fn retries_a_truncated_response_over_tcp() {
         let server = serve(|message, over_udp| {
             if over_udp {
                 message.metadata.truncation = true;
@@ -817,12 +830,12 @@ mod over_dns {
             }
         })
         .await;
-        let answer = ask(target(server, RecordType::A, &["192.0.2.255"])).await;
+        let answer = probe_once(target(server, RecordType::A, &["192.0.2.255"])).await;
         assert_eq!(answer, Ok(()));
     }
 
     #[actix_web::test]
-    async fn answers_to_other_questions_are_not_taken() {
+    async fn ignores_responses_to_other_queries() {
         let changes: [fn(&mut Message); 2] = [
             |message| message.metadata.id = message.metadata.id.wrapping_add(1),
             |message| {
@@ -839,24 +852,26 @@ mod over_dns {
             })
             .await;
             let mut probe = target(server, RecordType::A, &[]).probe(&clients());
-            timeout(Duration::from_millis(200), probe.ask())
+            timeout(Duration::from_millis(200), probe.run())
                 .await
-                .expect_err("it is waited for an answer of ours");
+                .expect_err("the probe keeps waiting for a matching response");
         }
     }
 
     #[actix_web::test]
-    async fn a_server_that_is_not_there_is_named() {
-        let server = SocketAddr::from(([127, 0, 0, 1], deaf_port()));
-        let trouble = ask(target(server, RecordType::A, &[])).await.unwrap_err();
+    async fn reports_the_address_of_an_unreachable_server() {
+        let server = SocketAddr::from(([127, 0, 0, 1], closed_port()));
+        let error = probe_once(target(server, RecordType::A, &[]))
+            .await
+            .unwrap_err();
         assert!(
-            trouble.starts_with(&format!("{server}: Connection refused")),
-            "{trouble}"
+            error.starts_with(&format!("{server}: Connection refused")),
+            "{error}"
         );
     }
 
     #[test]
-    fn what_is_no_name_is_refused_before() {
+    fn rejects_invalid_domain_names() {
         for wrong in ["", "a..b", &"a".repeat(64)] {
             let target = Target::Dns(dns::Target {
                 name: wrong.into(),

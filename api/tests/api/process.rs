@@ -1,4 +1,4 @@
-//! The program: its arguments are the environment, its answers are logs and the exit code.
+//! The program as a process: environment variables, signals, log and exit codes.
 
 use std::{
     io::{BufRead, BufReader, Lines},
@@ -13,14 +13,14 @@ use nix::{
 use reqwest::StatusCode;
 use serde_json::Value;
 
-/// The program in an environment of its own.
+/// The program with only these environment variables.
 pub fn api(environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_api"));
     command.env_clear().envs(environment.iter().copied());
     command
 }
 
-/// The running program; killed where a test ends before it did.
+/// The running program, which is killed when dropped.
 pub struct Service {
     child: Child,
     log: Lines<BufReader<ChildStdout>>,
@@ -38,12 +38,11 @@ impl Service {
         let port = log
             .by_ref()
             .map(|line| {
-                serde_json::from_str::<Value>(&line.unwrap())
-                    .expect("every line of the log is JSON")
+                serde_json::from_str::<Value>(&line.unwrap()).expect("every log line is JSON")
             })
             .find(|line| line["message"] == "listening")
             .and_then(|line| line["port"].as_u64())
-            .expect("the log names the port");
+            .expect("the log contains the port");
         Self { child, log, port }
     }
 
@@ -55,7 +54,7 @@ impl Service {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// The exit code, and what was logged since the port was known.
+    /// Waits for the exit; returns the exit code and the log lines since the start.
     fn wait(mut self) -> (Option<i32>, Vec<Value>) {
         let log = self
             .log
@@ -78,7 +77,7 @@ fn run(environment: &[(&str, &str)]) -> Output {
 }
 
 #[actix_web::test]
-async fn sigterm_ends_the_service_well_also_with_an_idle_connection() {
+async fn sigterm_stops_the_service_despite_an_idle_connection() {
     let service = Service::start(&[]);
     let client = crate::client();
     let response = client.get(service.url("/health")).send().await.unwrap();
@@ -97,7 +96,7 @@ async fn sigterm_ends_the_service_well_also_with_an_idle_connection() {
 }
 
 #[actix_web::test]
-async fn from_sigterm_on_it_is_not_ready_closes_its_connections_and_ends_its_streams() {
+async fn after_sigterm_the_service_is_not_ready_and_closes_connections_and_streams() {
     let service = Service::start(&[]);
     let client = crate::client();
     let stream = client.get(service.url("/events")).send().await.unwrap();
@@ -113,9 +112,9 @@ async fn from_sigterm_on_it_is_not_ready_closes_its_connections_and_ends_its_str
     assert_eq!(refusing.headers()["connection"], "close");
     assert_eq!(
         refusing.text().await.unwrap(),
-        "[-]shutdown the service is about to end\nreadyz check failed\n"
+        "[-]shutdown the service is shutting down\nreadyz check failed\n"
     );
-    // It lives, and answers those who have not heard of it yet.
+    // Other requests are still served.
     for path in ["/livez", "/health", "/"] {
         let response = client.get(service.url(path)).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
@@ -125,28 +124,31 @@ async fn from_sigterm_on_it_is_not_ready_closes_its_connections_and_ends_its_str
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_exits_immediately() {
     for (first, second) in [
         (Signal::SIGTERM, Signal::SIGTERM),
         (Signal::SIGTERM, Signal::SIGINT),
     ] {
         let mut service = Service::start(&[]);
         service.signal(first);
-        let told = service
+        let line = service
             .log
             .by_ref()
             .map(Result::unwrap)
-            .find(|line| line.contains("told to end"));
-        assert!(told.is_some());
+            .find(|line| line.contains("shutting down"));
+        assert!(line.is_some());
         service.signal(second);
         let (code, log) = service.wait();
         assert_eq!(code, Some(130));
-        assert_eq!(log.last().unwrap()["message"], "told to end again: at once");
+        assert_eq!(
+            log.last().unwrap()["message"],
+            "second signal, exiting immediately"
+        );
     }
 }
 
 #[actix_web::test]
-async fn requests_are_logged_without_their_query_and_probes_only_when_asked_for() {
+async fn logs_requests_without_their_query_and_probes_at_debug_level() {
     for (level, probes) in [("info", 0), ("debug", 1)] {
         let service = Service::start(&[("RUST_LOG", level)]);
         crate::client()
@@ -172,7 +174,7 @@ async fn requests_are_logged_without_their_query_and_probes_only_when_asked_for(
 }
 
 #[test]
-fn a_wrong_setting_ends_with_2_and_one_clear_line() {
+fn invalid_variable_exits_with_code_2_and_one_line() {
     for (name, value) in [
         ("PORT", "http"),
         ("PORT", "65536"),
@@ -191,7 +193,7 @@ fn a_wrong_setting_ends_with_2_and_one_clear_line() {
 }
 
 #[test]
-fn a_taken_port_ends_with_1() {
+fn port_in_use_exits_with_code_1() {
     let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = run(&[("PORT", &port)]);

@@ -1,4 +1,4 @@
-//! What the service answers.
+//! The HTTP resources.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 
-/// Starts the service on a free port of this machine and gives its URL.
+/// Starts the service on a free local port and returns its URL.
 pub fn start(settings: Settings) -> String {
     let application = Application::build(Settings {
         address: ([127, 0, 0, 1], 0).into(),
@@ -26,7 +26,7 @@ pub async fn get(url: impl AsRef<str>) -> Response {
 }
 
 #[actix_web::test]
-async fn the_greeting_names_the_environment() {
+async fn greeting_contains_the_environment() {
     for env in ["local", "production"] {
         let url = start(Settings {
             environment: env.into(),
@@ -43,7 +43,7 @@ async fn the_greeting_names_the_environment() {
 }
 
 #[actix_web::test]
-async fn other_methods_are_refused_with_those_that_are_not_and_head_is_one() {
+async fn allows_only_get_and_head() {
     let url = start(Settings::default());
     let client = crate::client();
     for path in ["/", "/health", "/livez", "/metrics", "/api/v1/checks"] {
@@ -52,15 +52,15 @@ async fn other_methods_are_refused_with_those_that_are_not_and_head_is_one() {
             Method::DELETE,
             Method::from_bytes(b"BREW").unwrap(),
         ] {
-            let refused = client
+            let response = client
                 .request(method, format!("{url}{path}"))
                 .send()
                 .await
                 .unwrap();
-            assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
-            assert_eq!(refused.headers()[ALLOW], "GET, HEAD");
-            assert_eq!(refused.headers()[CONTENT_TYPE], "application/problem+json");
-            assert_eq!(refused.json::<Value>().await.unwrap()["status"], 405);
+            assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(response.headers()[ALLOW], "GET, HEAD");
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+            assert_eq!(response.json::<Value>().await.unwrap()["status"], 405);
         }
         let head = client.head(format!("{url}{path}")).send().await.unwrap();
         assert_eq!(head.status(), StatusCode::OK);
@@ -69,11 +69,11 @@ async fn other_methods_are_refused_with_those_that_are_not_and_head_is_one() {
 }
 
 #[actix_web::test]
-async fn what_is_not_there_is_a_problem_that_says_so() {
+async fn unknown_paths_and_checks_are_problem_documents() {
     let url = start(Settings::default());
     for (path, detail) in [
-        ("/nothing", "there is nothing at /nothing; see /docs"),
-        ("/api/v1/checks/cache", "there is no check \"cache\""),
+        ("/nothing", "no resource at /nothing; see /docs"),
+        ("/api/v1/checks/cache", "there is no check named \"cache\""),
     ] {
         let response = get(format!("{url}{path}")).await;
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
@@ -86,7 +86,7 @@ async fn what_is_not_there_is_a_problem_that_says_so() {
 }
 
 #[actix_web::test]
-async fn the_version_is_that_of_the_image() {
+async fn version_describes_the_build() {
     let mut settings = Settings::default();
     settings.build.commit = Some("a".repeat(40));
     settings.build.time = Some("2026-01-02T03:04:05Z".into());
@@ -106,7 +106,7 @@ async fn the_version_is_that_of_the_image() {
 }
 
 #[actix_web::test]
-async fn the_callers_trace_goes_on_in_the_answer_and_others_begin() {
+async fn responses_continue_the_trace_of_the_caller_or_start_a_new_one() {
     let url = start(Settings::default());
     let trace = "0af7651916cd43dd8448eb211c80319c";
     for (path, header, same) in [
@@ -128,7 +128,7 @@ async fn the_callers_trace_goes_on_in_the_answer_and_others_begin() {
 }
 
 #[actix_web::test]
-async fn probes_are_answered_as_kubernetes_answers_them() {
+async fn probes_use_the_format_of_kubernetes() {
     let url = start(Settings::default());
     for path in ["/livez", "/readyz"] {
         let short = get(format!("{url}{path}")).await;
@@ -146,7 +146,7 @@ async fn probes_are_answered_as_kubernetes_answers_them() {
 }
 
 #[actix_web::test]
-async fn requests_are_counted_by_route_and_not_by_path() {
+async fn counts_requests_by_route() {
     let url = start(Settings::default());
     for path in [
         "/health",
@@ -158,7 +158,7 @@ async fn requests_are_counted_by_route_and_not_by_path() {
     ] {
         get(format!("{url}{path}")).await;
     }
-    // They are counted when the answer is on its way.
+    // Requests are counted when the response is sent.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let response = get(format!("{url}/metrics")).await;
     assert_eq!(
@@ -176,7 +176,7 @@ async fn requests_are_counted_by_route_and_not_by_path() {
 }
 
 #[actix_web::test]
-async fn a_taken_port_is_an_error_that_names_it() {
+async fn port_in_use_is_an_error_with_the_address() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let error = Application::build(Settings {
@@ -195,7 +195,7 @@ async fn a_taken_port_is_an_error_that_names_it() {
 }
 
 #[actix_web::test]
-async fn the_health_document_calls_databases_datastores_and_other_targets_components() {
+async fn health_document_has_the_component_type_of_each_kind() {
     let targets = [
         ("http", "http://127.0.0.1:1", "component"),
         ("tcp", "127.0.0.1:1", "component"),

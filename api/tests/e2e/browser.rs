@@ -1,4 +1,4 @@
-//! The page in a real browser, by W3C WebDriver. What it looked like is kept in `screenshots` of the target folder.
+//! The status page in a real browser, driven by W3C WebDriver. Screenshots are stored in `screenshots` of the target directory.
 
 use std::{
     fs,
@@ -21,10 +21,10 @@ use tempfile::TempDir;
 
 use crate::harness::{Service, free_port, install, package};
 
-/// Nothing here takes longer.
-const LIMIT: Duration = Duration::from_secs(30);
+/// The timeout of every step.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A browser with one tab; ended where a test ends.
+/// A browser with one tab, which is closed when dropped.
 struct Browser {
     driver: Child,
     runtime: tokio::runtime::Runtime,
@@ -39,7 +39,7 @@ impl Browser {
             package("chromium", "chromium"),
             package("chromium-driver", "chromedriver"),
         ]);
-        // Another test may have named it already.
+        // Fails if another test has already installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -56,7 +56,7 @@ impl Browser {
                 .unwrap(),
             client: reqwest::Client::builder()
                 .no_proxy()
-                .timeout(LIMIT)
+                .timeout(TIMEOUT)
                 .build()
                 .unwrap(),
             session: String::new(),
@@ -69,7 +69,7 @@ impl Browser {
                 let (_, port) = line.split_once("started successfully on port ")?;
                 port.trim_end_matches('.').parse::<u16>().ok()
             })
-            .expect("chromedriver names its port");
+            .expect("chromedriver prints its port");
         thread::spawn(move || lines.for_each(drop));
         let base = format!("http://127.0.0.1:{port}/session");
         let capabilities = json!({
@@ -81,7 +81,7 @@ impl Browser {
             ]},
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         });
-        let session = browser.ask(
+        let session = browser.post(
             &base,
             &json!({"capabilities": {"alwaysMatch": capabilities}}),
         );
@@ -91,7 +91,7 @@ impl Browser {
         browser
     }
 
-    fn ask(&self, url: &str, body: &Value) -> Value {
+    fn post(&self, url: &str, body: &Value) -> Value {
         self.runtime.block_on(async {
             let response = self.client.post(url).json(body).send().await.unwrap();
             let (status, mut answer) = (response.status(), response.json::<Value>().await.unwrap());
@@ -101,11 +101,11 @@ impl Browser {
     }
 
     fn command(&self, name: &str, body: &Value) -> Value {
-        self.ask(&format!("{}/{name}", self.session), body)
+        self.post(&format!("{}/{name}", self.session), body)
     }
 
-    /// A command of the browser's own protocol.
-    fn tell(&self, command: &str, parameters: Value) -> Value {
+    /// Sends a command of the Chrome DevTools Protocol.
+    fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.command(
             "goog/cdp/execute",
             &json!({"cmd": command, "params": parameters}),
@@ -116,7 +116,7 @@ impl Browser {
         self.command("url", &json!({"url": url}));
     }
 
-    /// What the body of a function gives in the page.
+    /// Runs the body of a function in the page, and returns its result.
     fn run(&self, script: &str) -> Value {
         self.command("execute/sync", &json!({"script": script, "args": []}))
     }
@@ -126,8 +126,8 @@ impl Browser {
         let start = Instant::now();
         while self.run(&format!("return Boolean({expression})")) != true {
             assert!(
-                start.elapsed() < LIMIT,
-                "{expression} is not so:\n{}",
+                start.elapsed() < TIMEOUT,
+                "{expression} is still false:\n{}",
                 self.run("return document.body.innerText")
             );
             thread::sleep(Duration::from_millis(50));
@@ -135,23 +135,23 @@ impl Browser {
     }
 
     fn size(&self, width: u32, height: u32) {
-        self.tell(
+        self.devtools(
             "Emulation.setDeviceMetricsOverride",
             json!({"width": width, "height": height, "deviceScaleFactor": 2, "mobile": false}),
         );
     }
 
-    /// `light` or `dark`.
+    /// Sets the preferred colour scheme, `light` or `dark`.
     fn scheme(&self, scheme: &str) {
-        self.tell(
+        self.devtools(
             "Emulation.setEmulatedMedia",
             json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
         );
     }
 
-    /// Keeps what the whole page looks like.
+    /// Saves a screenshot of the whole page.
     fn screenshot(&self, name: &str) {
-        let image = self.tell(
+        let image = self.devtools(
             "Page.captureScreenshot",
             json!({"captureBeyondViewport": true, "format": "png"}),
         );
@@ -168,11 +168,11 @@ impl Browser {
         log.as_array().unwrap().clone()
     }
 
-    /// Nothing was complained of, and nobody else was asked for anything.
-    fn was_quiet(&self, origin: &str) {
-        let complaints = self.log("browser");
-        assert!(complaints.is_empty(), "{complaints:#?}");
-        let asked: Vec<String> = self
+    /// Asserts that the browser logged no errors and sent no requests to other servers.
+    fn assert_no_errors_or_foreign_requests(&self, origin: &str) {
+        let errors = self.log("browser");
+        assert!(errors.is_empty(), "{errors:#?}");
+        let requested: Vec<String> = self
             .log("performance")
             .iter()
             .filter_map(|entry| {
@@ -184,18 +184,21 @@ impl Browser {
                     .map(Into::into)
             })
             .collect();
-        assert!(asked.iter().any(|url| url.starts_with(origin)), "{asked:?}");
-        for url in asked {
-            // The browser's own first tab is of `chrome:`.
-            let here = [origin, "data:", "chrome:"]
+        assert!(
+            requested.iter().any(|url| url.starts_with(origin)),
+            "{requested:?}"
+        );
+        for url in requested {
+            // The initial tab of the browser loads `chrome:` pages.
+            let expected = [origin, "data:", "chrome:"]
                 .iter()
                 .any(|it| url.starts_with(it));
-            assert!(here, "the page asked for {url}");
+            assert!(expected, "the page requested {url}");
         }
     }
 
-    /// axe-core finds nothing, and the page is no wider than the screen.
-    fn is_accessible(&self) {
+    /// Asserts that axe-core reports no violations, and that the page is not wider than the screen.
+    fn assert_accessible(&self) {
         self.run(axe());
         let found = self.command(
             "execute/async",
@@ -213,7 +216,7 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         if !self.session.is_empty() {
-            // Ends Chromium with all its processes; on a runtime of its own, since a test that fails may be on the other one.
+            // Closes Chromium, on a separate runtime, because a failing test may be inside the other one.
             let end = || {
                 let runtime = tokio::runtime::Runtime::new().ok()?;
                 let client = reqwest::Client::builder().no_proxy().build().ok()?;
@@ -226,7 +229,7 @@ impl Drop for Browser {
     }
 }
 
-/// axe-core, from npm.
+/// The source of axe-core, installed from npm.
 fn axe() -> &'static str {
     static SCRIPT: OnceLock<String> = OnceLock::new();
     SCRIPT.get_or_init(|| {
@@ -257,46 +260,46 @@ fn axe() -> &'static str {
     })
 }
 
-/// A server that takes connections until it is dropped. One that leaves them in its queue answers until that is full, which on a busy
-/// machine is before the browser is there.
+/// A server that accepts connections until it is dropped. A listener that does not accept them would stop responding when its
+/// queue is full.
 struct Server {
     port: u16,
-    ends: Arc<AtomicBool>,
-    takes: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
     fn on(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let ends = Arc::new(AtomicBool::new(false));
-        let takes = thread::spawn({
-            let ends = Arc::clone(&ends);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let stop = Arc::clone(&stop);
             move || {
-                while !ends.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     let _ = listener.accept();
                 }
             }
         });
         Self {
             port,
-            ends,
-            takes: Some(takes),
+            stop,
+            thread: Some(thread),
         }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.ends.store(true, Ordering::Relaxed);
-        // So that it looks.
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the thread up.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
-        let _ = self.takes.take().map(JoinHandle::join);
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// What checks a server.
-fn checked(name: &str, server: &Server, critical: bool) -> String {
+/// The configuration of a check of `server`.
+fn check_of(name: &str, server: &Server, critical: bool) -> String {
     check(name, server.port, critical)
 }
 
@@ -322,12 +325,12 @@ const HEADLINE: &str = "document.querySelector('h2').textContent";
 const LIVE: &str = "document.querySelector('#connection').textContent === 'Live'";
 
 #[test]
-fn the_page_is_accessible_in_light_and_dark_wide_and_narrow() {
+fn page_is_accessible_in_both_colour_schemes_and_all_widths() {
     let (up, other) = (server(), server());
     let service = Service::start(
         &[
-            checked("shop-database", &up, true),
-            checked(
+            check_of("shop-database", &up, true),
+            check_of(
                 "a-check-with-a-name-as-long-as-it-can-be-63-letters-0123456789a",
                 &other,
                 false,
@@ -344,58 +347,60 @@ fn the_page_is_accessible_in_light_and_dark_wide_and_narrow() {
         browser.scheme(scheme);
         for (width, name) in [(1200, "wide"), (700, "middle"), (320, "narrow")] {
             browser.size(width, 800);
-            browser.is_accessible();
+            browser.assert_accessible();
             browser.screenshot(&format!("page-{scheme}-{name}"));
         }
     }
-    browser.was_quiet(&service.url("/"));
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
 }
 
 #[test]
-fn without_javascript_the_page_is_complete_and_comes_again() {
+fn page_is_complete_and_reloads_without_javascript() {
     let up = server();
-    let service = Service::start(&checked("shop-database", &up, true), &[]);
+    let service = Service::start(&check_of("shop-database", &up, true), &[]);
     let browser = Browser::start();
-    browser.tell(
+    browser.devtools(
         "Emulation.setScriptExecutionDisabled",
         json!({"value": true}),
     );
     let start = Instant::now();
     let source = loop {
         browser.open(&service.url("/"));
-        let document = browser.tell("DOM.getDocument", json!({"depth": 0}));
-        let html = browser.tell(
+        let document = browser.devtools("DOM.getDocument", json!({"depth": 0}));
+        let html = browser.devtools(
             "DOM.getOuterHTML",
             json!({"nodeId": document["root"]["nodeId"]}),
         );
         let html = html["outerHTML"].as_str().unwrap().to_owned();
-        if html.contains("All is well") {
+        if html.contains("All systems operational") {
             break html;
         }
-        assert!(start.elapsed() < LIMIT, "{html}");
+        assert!(start.elapsed() < TIMEOUT, "{html}");
     };
-    // In the head, so the browser takes what is in `noscript` for elements.
+    // In the head, where the browser parses the content of `noscript` as elements.
     assert!(source.contains(r#"<noscript><meta http-equiv="refresh" content="60"></noscript>"#));
     assert!(source.contains("since 20"), "{source}");
     assert!(source.contains("<p class=\"connection\">Updated once a minute</p>"));
     browser.screenshot("page-without-javascript");
-    browser.was_quiet(&service.url("/"));
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
 }
 
 #[test]
-fn a_change_arrives_without_a_reload_is_announced_and_leaves_the_focus() {
+fn updates_the_page_without_a_reload_announces_it_and_keeps_the_focus() {
     let (critical, other) = (server(), server());
     let service = Service::start(
         &[
-            checked("shop-database", &critical, true),
-            checked("mail", &other, false),
+            check_of("shop-database", &critical, true),
+            check_of("mail", &other, false),
         ]
         .concat(),
         &[],
     );
     let browser = Browser::start();
     browser.open(&service.url("/"));
-    browser.wait(&format!("{HEADLINE} === 'All is well' && {LIVE}"));
+    browser.wait(&format!(
+        "{HEADLINE} === 'All systems operational' && {LIVE}"
+    ));
     browser.run("window.marker = 1; document.getElementById('json-mail').focus()");
     assert_eq!(browser.run("return document.activeElement.id"), "json-mail");
 
@@ -411,13 +416,13 @@ fn a_change_arrives_without_a_reload_is_announced_and_leaves_the_focus() {
         browser.run("return document.getElementById('news').textContent"),
         "shop-database is down. Outage."
     );
-    browser.is_accessible();
+    browser.assert_accessible();
     browser.screenshot("page-outage");
 
-    let _back = Server::on(port);
+    let _restarted = Server::on(port);
     browser.wait(&format!("{HEADLINE} === 'Degraded'"));
     assert_eq!(browser.run("return window.marker"), 1);
-    browser.was_quiet(&service.url("/"));
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
 
     drop(service);
     browser.wait("document.getElementById('connection').textContent.startsWith('Connection lost')");
@@ -425,9 +430,9 @@ fn a_change_arrives_without_a_reload_is_announced_and_leaves_the_focus() {
 }
 
 #[test]
-fn the_keyboard_reaches_every_link_and_shows_where_it_is() {
+fn every_link_is_reachable_by_keyboard_with_visible_focus() {
     let up = server();
-    let service = Service::start(&checked("mail", &up, false), &[]);
+    let service = Service::start(&check_of("mail", &up, false), &[]);
     let browser = Browser::start();
     browser.open(&service.url("/"));
     browser.wait(LIVE);
@@ -449,7 +454,7 @@ fn the_keyboard_reaches_every_link_and_shows_where_it_is() {
 }
 
 #[test]
-fn the_documentation_and_a_page_without_checks_are_accessible_and_ask_nobody() {
+fn documentation_and_empty_page_are_accessible_and_self_contained() {
     let service = Service::start("", &[]);
     let browser = Browser::start();
     for (path, name) in [("/", "empty"), ("/docs", "docs")] {
@@ -457,25 +462,25 @@ fn the_documentation_and_a_page_without_checks_are_accessible_and_ask_nobody() {
         for (width, scheme) in [(1200, "light"), (320, "dark")] {
             browser.scheme(scheme);
             browser.size(width, 800);
-            browser.is_accessible();
+            browser.assert_accessible();
             browser.screenshot(&format!("{name}-{scheme}"));
         }
     }
-    // Every link within the documentation leads somewhere.
-    let lost = browser.run(
+    // Every internal link of the documentation has a target.
+    let broken = browser.run(
         "return [...document.querySelectorAll('a[href^=\"#\"]')].map(link => decodeURIComponent(link.hash.slice(1)))
             .filter(id => !document.getElementById(id))",
     );
-    assert_eq!(lost, json!([]));
-    browser.was_quiet(&service.url("/"));
+    assert_eq!(broken, json!([]));
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
 }
 
 #[test]
-fn a_badge_is_an_image_that_says_in_words_what_it_shows() {
+fn badge_is_an_image_with_a_text_alternative() {
     let up = server();
     let service = Service::start(
         &[
-            checked("mail", &up, false),
+            check_of("mail", &up, false),
             check("gone", free_port(), false),
         ]
         .concat(),
@@ -502,5 +507,5 @@ fn a_badge_is_an_image_that_says_in_words_what_it_shows() {
     }
     browser.size(320, 40);
     browser.screenshot("badge-uptime");
-    browser.was_quiet(&service.url("/"));
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
 }

@@ -1,4 +1,4 @@
-//! What the service says of itself, held against what it does by tools that others wrote.
+//! Verifies the OpenAPI document and the metrics with third-party tools.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     harness::{Service, free_port, venv},
 };
 
-/// A Redis that is up, checks of what is not there, one of them critical, one with a password.
+/// A service with a Redis that is up, and two checks that are down: one critical, one with a password.
 fn service() -> (Service, Server) {
     let redis = Server::redis();
     let configuration = format!(
@@ -48,12 +48,12 @@ postgres = "postgresql://app:s3cret@127.0.0.1:{}/app"
 }
 
 #[test]
-fn schemathesis_finds_no_answer_that_the_openapi_document_does_not_promise() {
+fn schemathesis_finds_no_response_that_violates_the_openapi_document() {
     let (service, _redis) = service();
     let tool = venv("schemathesis", pins::SCHEMATHESIS, &[]);
     let output = Command::new(tool.join("bin/schemathesis"))
         .args(["run", &service.url("/openapi.json"), "--checks", "all"])
-        // A stream does not end; its test is `events`.
+        // An event stream does not end; the module `events` tests it.
         .args(["--exclude-path", "/events", "--request-timeout", "5"])
         .args(["--max-examples", "50", "--no-color"])
         .current_dir(env!("CARGO_TARGET_TMPDIR"))
@@ -61,7 +61,7 @@ fn schemathesis_finds_no_answer_that_the_openapi_document_does_not_promise() {
         .unwrap();
     let report = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{report}");
-    // It has seen what there is, and not only 404.
+    // Schemathesis received more than 404 responses.
     assert!(!report.contains("Missing test data"), "{report}");
     let line = report
         .lines()
@@ -71,7 +71,7 @@ fn schemathesis_finds_no_answer_that_the_openapi_document_does_not_promise() {
     assert!(cases > 300, "{line}");
 }
 
-/// Reads `/metrics` strictly, and prints what the test looks at.
+/// Parses `/metrics` strictly, and prints the samples.
 const PARSE: &str = r#"
 import sys, urllib.request
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -84,7 +84,7 @@ for family in text_string_to_metric_families(text):
 "#;
 
 #[test]
-fn prometheus_own_client_reads_the_metrics() {
+fn prometheus_client_parses_the_metrics() {
     let (service, _redis) = service();
     let tool = venv("prometheus-client", pins::PROMETHEUS_CLIENT, &[]);
     let output = Command::new(tool.join("bin/python"))

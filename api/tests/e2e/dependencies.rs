@@ -1,4 +1,4 @@
-//! Real Redis and PostgreSQL, killed, stopped and restarted under the running service.
+//! Real Redis and PostgreSQL servers that are killed, stopped and restarted while the service runs.
 
 use std::{
     fs,
@@ -25,16 +25,16 @@ use tokio::time::{sleep, timeout};
 
 use crate::harness::{self, free_port, install, package, run};
 
-/// What nobody may be told.
+/// A secret that must not appear in any output.
 const PASSWORD: &str = "s3cr3t-w0rd";
 
-/// How long a server takes to start, and a check to notice, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout for a server to start and a check to notice, on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// In which `/hits` has to answer, whatever Redis does.
+/// The time limit of `/hits`, whatever Redis does.
 const HITS_LIMIT: Duration = Duration::from_millis(250);
 
-/// A server on a port of its own; killed where a test ends before it did.
+/// A server on a free port, which is killed when dropped.
 pub struct Server {
     command: Command,
     child: Child,
@@ -57,7 +57,7 @@ impl Server {
         }
     }
 
-    /// A Redis that keeps what it was told, on its disk.
+    /// A Redis that persists its data.
     pub fn redis() -> Self {
         install(&[package("redis-server", "redis-server")]);
         let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
@@ -71,7 +71,7 @@ impl Server {
         Self::start(command, port, folder)
     }
 
-    /// A PostgreSQL with TLS, whose certificate nobody vouches for.
+    /// A PostgreSQL with TLS and a self-signed certificate.
     fn postgres() -> Self {
         install(&[Package {
             name: "postgresql",
@@ -91,9 +91,9 @@ impl Server {
             ("server.key", certificate.signing_key.serialize_pem()),
         ];
         let owner = |kind| -> u32 {
-            let said = Command::new("id").args([kind, "postgres"]).output();
-            let said = String::from_utf8(said.unwrap().stdout).unwrap();
-            said.trim().parse().unwrap()
+            let output = Command::new("id").args([kind, "postgres"]).output();
+            let output = String::from_utf8(output.unwrap().stdout).unwrap();
+            output.trim().parse().unwrap()
         };
         let (user, group) = (owner("-u"), owner("-g"));
         let own = |path: &Path| chown(path, Some(user), Some(group)).unwrap();
@@ -131,7 +131,7 @@ impl Server {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    fn die(&mut self) {
+    fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -148,7 +148,7 @@ impl Drop for Server {
     }
 }
 
-/// A program of PostgreSQL's, as the user that it demands.
+/// A program of PostgreSQL, run as the user `postgres`, because it refuses to run as root.
 fn as_postgres(program: &str) -> Command {
     let folder = fs::read_dir("/usr/lib/postgresql")
         .unwrap()
@@ -162,25 +162,25 @@ fn as_postgres(program: &str) -> Command {
     command
 }
 
-/// The running program, asked over HTTP.
+/// The running program, with an HTTP client.
 struct Service {
     program: harness::Service,
     client: reqwest::Client,
 }
 
 impl Service {
-    /// The program with checks that ask often, and with those of `configuration`.
+    /// Starts the program with `configuration` and short intervals.
     fn start(configuration: &str) -> Self {
-        const OFTEN: &str = "[defaults]\ninterval = \"200ms\"\njitter = \"20ms\"\ntimeout = \"200ms\"\nfailures = 2\n";
-        // Another test may have named it already.
+        const DEFAULTS: &str = "[defaults]\ninterval = \"200ms\"\njitter = \"20ms\"\ntimeout = \"200ms\"\nfailures = 2\n";
+        // Fails if another test has already installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
-            program: harness::Service::start(&format!("{OFTEN}{configuration}"), &[]),
+            program: harness::Service::start(&format!("{DEFAULTS}{configuration}"), &[]),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
         }
     }
 
-    /// One whose counter is in `redis`, which is checked, too.
+    /// Starts the program with the counter in `redis`, which is also checked.
     fn with_redis(redis: &Server) -> Self {
         Self::start(&format!("[redis]\nurl = \"{}\"\n", redis_url(redis)))
     }
@@ -195,34 +195,34 @@ impl Service {
         (status, kind, serde_json::from_str(&text).unwrap())
     }
 
-    /// The count.
+    /// Requests `/hits`; returns the count, or the problem document.
     async fn hits(&self) -> Result<i64, Value> {
         let start = Instant::now();
-        let (status, kind, said) = self.get("/hits").await;
+        let (status, kind, body) = self.get("/hits").await;
         assert!(start.elapsed() < HITS_LIMIT, "took {:?}", start.elapsed());
         if status == StatusCode::OK {
-            assert_eq!(said["message"], "Redis is working");
-            return Ok(said["hits"].as_i64().unwrap());
+            assert_eq!(body["message"], "Redis is working");
+            return Ok(body["hits"].as_i64().unwrap());
         }
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(kind, "application/problem+json");
-        assert_eq!(said["status"], 503);
-        assert_eq!(said["detail"], "Redis connection failed");
-        Err(said)
+        assert_eq!(body["status"], 503);
+        assert_eq!(body["detail"], "Redis connection failed");
+        Err(body)
     }
 
-    /// Asks until there is a count.
+    /// Requests `/hits` until it succeeds.
     async fn next_hit(&self) -> i64 {
         eventually(async || self.hits().await.ok()).await
     }
 
-    /// Waits for the state of the check, and gives what is known of it; the service is well all the time.
+    /// Waits until the check has this state, and returns its status. Asserts that `/health` succeeds all the time.
     async fn state(&self, check: &str, state: &str) -> Value {
         eventually(async || {
             let (status, _, _) = self.get("/health").await;
             assert_eq!(status, StatusCode::OK);
-            let (_, _, said) = self.get(&format!("/api/v1/checks/{check}")).await;
-            (said["state"] == state).then_some(said)
+            let (_, _, status) = self.get(&format!("/api/v1/checks/{check}")).await;
+            (status["state"] == state).then_some(status)
         })
         .await
     }
@@ -237,7 +237,7 @@ async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, look).await.expect("in time")
+    timeout(TIMEOUT, look).await.expect("in time")
 }
 
 impl Drop for Service {
@@ -251,10 +251,10 @@ pub fn redis_url(redis: &Server) -> String {
     format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port)
 }
 
-/// Asks as a check does.
-async fn ask(clients: &Clients, target: Target) -> Result<(), String> {
-    let answer = target.probe(clients).ask().await;
-    answer.map_err(|trouble| trouble.0)
+/// Probes `target` once.
+async fn probe_once(clients: &Clients, target: Target) -> Result<(), String> {
+    let answer = target.probe(clients).run().await;
+    answer.map_err(|error| error.0)
 }
 
 fn redis_target(url: &str) -> Target {
@@ -264,14 +264,14 @@ fn redis_target(url: &str) -> Target {
 }
 
 #[actix_web::test]
-async fn redis_that_dies_costs_its_counter_alone_and_comes_back_by_itself() {
+async fn lost_redis_affects_only_the_counter_and_recovers() {
     let mut redis = Server::redis();
     let service = Service::with_redis(&redis);
     service.state("redis", "up").await;
     let before = service.next_hit().await;
     assert_eq!(service.hits().await, Ok(before + 1));
 
-    redis.die();
+    redis.kill();
     for _ in 0..5 {
         service.hits().await.unwrap_err();
     }
@@ -287,21 +287,21 @@ async fn redis_that_dies_costs_its_counter_alone_and_comes_back_by_itself() {
 }
 
 #[actix_web::test]
-async fn the_first_hit_after_a_quick_restart_counts() {
+async fn first_hit_after_a_quick_restart_succeeds() {
     let mut redis = Server::redis();
     let service = Service::with_redis(&redis);
     let before = service.next_hit().await;
-    redis.die();
+    redis.kill();
     redis.restart();
-    // Nobody asked meanwhile; the counter does not insist on its lost connection.
+    // Without requests in between, the counter must still replace its lost connection.
     let clients = Clients::new(None).unwrap();
     let target = redis_target(&redis_url(&redis));
-    eventually(async || ask(&clients, target.clone()).await.ok()).await;
+    eventually(async || probe_once(&clients, target.clone()).await.ok()).await;
     assert_eq!(service.hits().await, Ok(before + 1));
 }
 
 #[actix_web::test]
-async fn redis_that_hangs_is_answered_for_in_time_and_counted_on_afterwards() {
+async fn responds_in_time_while_redis_hangs_and_counts_afterwards() {
     let redis = Server::redis();
     let service = Service::with_redis(&redis);
     service.state("redis", "up").await;
@@ -310,24 +310,24 @@ async fn redis_that_hangs_is_answered_for_in_time_and_counted_on_afterwards() {
     redis.signal(Signal::SIGSTOP);
     let mut lost = 0;
     for _ in 0..3 {
-        // Those who ask at the same time wait together, not one after the other.
+        // Concurrent requests wait in parallel.
         let hits = futures_util::future::join_all((0..8).map(|_| service.hits())).await;
         assert!(hits.iter().all(Result::is_err), "{hits:?}");
         lost += i64::try_from(hits.len()).unwrap();
     }
     let down = service.state("redis", "down").await;
-    assert_eq!(down["last"]["error"], "no answer within 200ms");
+    assert_eq!(down["last"]["error"], "no response within 200ms");
 
     redis.signal(Signal::SIGCONT);
     service.state("redis", "up").await;
     let after = service.next_hit().await;
-    // What had arrived before the time was up is counted once it is read, and nothing twice.
+    // Commands that arrived before their timeout are counted later, but none twice.
     assert!((before + 1..=before + 1 + lost).contains(&after), "{after}");
     assert_eq!(service.hits().await, Ok(after + 1));
 }
 
 #[actix_web::test]
-async fn without_redis_there_is_no_counter_and_the_title_says_why() {
+async fn title_tells_that_no_redis_is_configured() {
     let service = Service::start("");
     assert_eq!(
         service.hits().await.unwrap_err(),
@@ -340,13 +340,13 @@ async fn without_redis_there_is_no_counter_and_the_title_says_why() {
 }
 
 #[actix_web::test]
-async fn a_redis_that_refuses_the_password_is_down_and_the_password_stays_secret() {
+async fn reports_rejected_redis_logins_without_the_password() {
     let redis = Server::redis();
     let clients = Clients::new(None).unwrap();
     let place = format!("127.0.0.1:{}", redis.port);
     let target = redis_target(&redis_url(&redis));
-    eventually(async || ask(&clients, target.clone()).await.ok()).await;
-    for (login, database, said) in [
+    eventually(async || probe_once(&clients, target.clone()).await.ok()).await;
+    for (login, database, message) in [
         (":s3cr3t-other@", "", "the user or the password is wrong"),
         (
             "user:s3cr3t-other@",
@@ -357,7 +357,7 @@ async fn a_redis_that_refuses_the_password_is_down_and_the_password_stays_secret
         (":s3cr3t-w0rd@", "99", "ERR DB index is out of range"),
     ] {
         let target = redis_target(&format!("redis://{login}{place}/{database}"));
-        assert_eq!(ask(&clients, target).await, Err(said.into()));
+        assert_eq!(probe_once(&clients, target).await, Err(message.into()));
     }
 }
 
@@ -366,7 +366,7 @@ fn postgres_url(postgres: &Server, user: &str, more: &str) -> String {
 }
 
 #[actix_web::test]
-async fn postgresql_that_dies_is_down_and_up_again_once_it_is_back() {
+async fn postgresql_check_goes_down_and_recovers() {
     let mut postgres = Server::postgres();
     let url = postgres_url(&postgres, &format!("app:{PASSWORD}"), "postgres");
     let service = Service::start(&format!(
@@ -374,12 +374,12 @@ async fn postgresql_that_dies_is_down_and_up_again_once_it_is_back() {
     ));
     service.state("database", "up").await;
 
-    postgres.die();
+    postgres.kill();
     let down = service.state("database", "down").await;
     let error = down["last"]["error"].as_str().unwrap();
     assert!(error.contains("Connection refused"), "{error}");
 
-    // Its children need a moment to notice; until then it refuses to start.
+    // PostgreSQL refuses to start until its old child processes have exited.
     eventually(async || {
         postgres.restart();
         sleep(Duration::from_millis(500)).await;
@@ -390,18 +390,18 @@ async fn postgresql_that_dies_is_down_and_up_again_once_it_is_back() {
 }
 
 #[actix_web::test]
-async fn what_postgresql_refuses_is_said_without_the_password() {
+async fn reports_postgresql_errors_without_the_password() {
     let postgres = Server::postgres();
     let authority: PathBuf = postgres.folder.path().join("server.crt");
-    let strangers = Clients::new(None).unwrap();
-    let ask_as = async |clients: &Clients, user: &str, more: &str| {
+    let untrusting = Clients::new(None).unwrap();
+    let probe_as = async |clients: &Clients, user: &str, more: &str| {
         let url = postgres_url(&postgres, user, more).parse().unwrap();
         let url = SecretUrl::new(url);
-        ask(clients, Target::Postgres(postgres::Target { url })).await
+        probe_once(clients, Target::Postgres(postgres::Target { url })).await
     };
     let login = format!("app:{PASSWORD}");
-    eventually(async || ask_as(&strangers, &login, "postgres").await.ok()).await;
-    for (user, database, said) in [
+    eventually(async || probe_as(&untrusting, &login, "postgres").await.ok()).await;
+    for (user, database, message) in [
         (
             "app:s3cr3t-other",
             "postgres",
@@ -414,21 +414,24 @@ async fn what_postgresql_refuses_is_said_without_the_password() {
         ),
         (&login, "other", "database \"other\" does not exist"),
     ] {
-        assert_eq!(ask_as(&strangers, user, database).await, Err(said.into()));
+        assert_eq!(
+            probe_as(&untrusting, user, database).await,
+            Err(message.into())
+        );
     }
-    let trouble = ask_as(&strangers, "app", "postgres").await.unwrap_err();
-    assert!(trouble.contains("password missing"), "{trouble}");
+    let error = probe_as(&untrusting, "app", "postgres").await.unwrap_err();
+    assert!(error.contains("password missing"), "{error}");
 
-    // Nobody vouches for the certificate: that is enough to encrypt, and not to trust.
+    // A self-signed certificate is enough for encryption, but fails verification.
     for mode in ["disable", "prefer"] {
         let database = format!("postgres?sslmode={mode}");
-        assert_eq!(ask_as(&strangers, &login, &database).await, Ok(()));
+        assert_eq!(probe_as(&untrusting, &login, &database).await, Ok(()));
     }
-    let friends = Clients::new(Some(&authority)).unwrap();
+    let trusting = Clients::new(Some(&authority)).unwrap();
     for mode in ["require", "verify-full"] {
         let database = format!("postgres?sslmode={mode}");
-        let trouble = ask_as(&strangers, &login, &database).await.unwrap_err();
-        assert!(trouble.contains("UnknownIssuer"), "{trouble}");
-        assert_eq!(ask_as(&friends, &login, &database).await, Ok(()));
+        let error = probe_as(&untrusting, &login, &database).await.unwrap_err();
+        assert!(error.contains("UnknownIssuer"), "{error}");
+        assert_eq!(probe_as(&trusting, &login, &database).await, Ok(()));
     }
 }

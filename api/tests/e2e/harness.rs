@@ -1,4 +1,4 @@
-//! The program as a process, and the packages that its tests need.
+//! The program as a process, and the packages that the tests need.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -19,7 +19,7 @@ use serde_json::Value;
 mod installed;
 pub use installed::{install, run, venv};
 
-/// A package of Debian's that brings `program`.
+/// A Debian package that contains `program`.
 pub const fn package(name: &'static str, program: &'static str) -> Package {
     Package {
         name,
@@ -28,13 +28,13 @@ pub const fn package(name: &'static str, program: &'static str) -> Package {
     }
 }
 
-/// A port that nobody listens on.
+/// A port without a listener.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// The running program; killed where a test ends before it did.
+/// The running program, which is killed when dropped.
 pub struct Service {
     pub child: Child,
     pub port: u16,
@@ -42,7 +42,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The program with this configuration, and nothing else in its environment but `environment`.
+    /// Starts the program with this configuration and only these environment variables.
     pub fn start(configuration: &str, environment: &[(&str, &str)]) -> Self {
         let mut file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
         file.write_all(configuration.as_bytes()).unwrap();
@@ -55,7 +55,7 @@ impl Service {
         Self::spawn(command)
     }
 
-    /// `command`, which runs the program, on a free port; returns once it listens.
+    /// Spawns `command`, which runs the program, on a free port. Returns once it listens.
     pub fn spawn(mut command: Command) -> Self {
         let mut child = command
             .env("PORT", "0")
@@ -73,7 +73,7 @@ impl Service {
             }
         };
         let port = loop {
-            let line = next().expect("the program ended before it listened");
+            let line = next().expect("the program exited before it listened");
             if line["message"] == "listening" {
                 break line["port"].as_u64().unwrap().try_into().unwrap();
             }
@@ -90,7 +90,7 @@ impl Service {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// What was logged so far.
+    /// The log lines so far.
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().unwrap().clone()
     }

@@ -1,4 +1,4 @@
-//! Too many clients in too little memory, and a drain under load.
+//! Many clients with little memory, and a shutdown under load.
 
 use std::{
     collections::BTreeMap,
@@ -25,10 +25,10 @@ use crate::harness::Service;
 
 const MEMORY: u64 = 64 << 20;
 
-/// More than any limit of the service.
+/// Longer than every timeout of the service.
 const LONG: Duration = Duration::from_secs(60);
 
-/// What tries at once has all this machine's ports and files.
+/// Serializes tests that use all ports and file descriptors of the machine.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 pub async fn turn() -> MutexGuard<'static, ()> {
@@ -39,7 +39,7 @@ pub async fn turn() -> MutexGuard<'static, ()> {
     turn
 }
 
-/// A control group with little memory, of whichever version this machine has.
+/// A control group with a memory limit, of version 1 or 2.
 pub struct Group {
     folder: PathBuf,
     version_2: bool,
@@ -58,8 +58,7 @@ impl Group {
         let (top, version_2) = match mount("cgroup ") {
             Some(top) => (top, false),
             None => (
-                mount("cgroup2 ")
-                    .expect("this test limits memory by a control group, and none are mounted"),
+                mount("cgroup2 ").expect("this test needs a mounted control group hierarchy"),
                 true,
             ),
         };
@@ -72,7 +71,7 @@ impl Group {
         let (memory, swap, no_swap) = if version_2 {
             ("memory.max", "memory.swap.max", 0)
         } else {
-            // There it is memory and swap together.
+            // In version 1, this is the limit of memory and swap together.
             (
                 "memory.limit_in_bytes",
                 "memory.memsw.limit_in_bytes",
@@ -80,7 +79,7 @@ impl Group {
             )
         };
         fs::write(group.folder.join(memory), MEMORY.to_string()).unwrap();
-        // Not every kernel counts swap.
+        // Fails on kernels without swap accounting.
         let _ = fs::write(group.folder.join(swap), no_swap.to_string());
         group
     }
@@ -101,7 +100,7 @@ impl Group {
         fs::read_to_string(self.folder.join(file)).unwrap()
     }
 
-    /// How many were killed for want of memory.
+    /// The number of processes that the OOM killer ended.
     fn killed(&self) -> u64 {
         let events = self.read("memory.oom_control", "memory.events");
         let count = events
@@ -110,8 +109,8 @@ impl Group {
         count.unwrap().parse().unwrap()
     }
 
-    /// Neither killed nor near to it.
-    pub fn assert_lives(&self, service: &mut Service) {
+    /// Asserts that the service runs, and stayed well below the memory limit.
+    pub fn assert_running(&self, service: &mut Service) {
         assert_eq!(self.killed(), 0);
         assert!(service.child.try_wait().unwrap().is_none());
         let peak = self.read("memory.max_usage_in_bytes", "memory.peak");
@@ -122,7 +121,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // A process that was just killed leaves it by and by.
+        // A killed process remains in the group for a moment.
         for _ in 0..50 {
             if fs::remove_dir(&self.folder).is_ok() {
                 break;
@@ -132,12 +131,12 @@ impl Drop for Group {
     }
 }
 
-/// The number of connections that the service has room for, as it says.
-fn room(service: &Service) -> usize {
+/// The limit of connections that the service logged.
+fn connection_limit(service: &Service) -> usize {
     let log = service.log();
     let line = log
         .iter()
-        .find(|line| line["message"] == "room for connections")
+        .find(|line| line["message"] == "limited connections")
         .unwrap();
     assert!(line["memory"].as_u64().unwrap() <= MEMORY, "{line}");
     line["connections"].as_u64().unwrap().try_into().unwrap()
@@ -145,27 +144,27 @@ fn room(service: &Service) -> usize {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// An answer, and the connection stays.
+    /// A response, and the connection stays open.
     Kept,
-    /// An answer, and it ends as announced.
-    Brief,
-    /// 503.
-    TurnedAway,
-    /// An end without a word.
+    /// A response, and the connection is closed as announced.
     Closed,
-    /// An error of the connection.
+    /// A 503 response.
+    Rejected,
+    /// The connection was closed without a response.
+    NoResponse,
+    /// A connection error.
     Failed,
-    /// Neither answer nor end.
-    Hung,
+    /// A timeout.
+    TimedOut,
 }
 
-/// A client on a connection of its own; source ports are counted for each address of the target.
+/// A client with one connection. Clients use several target addresses, because each has its own range of source ports.
 pub struct Client {
     socket: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// An answer: its status, and whether it announces the end.
+/// The status of a response, and whether the connection is closed after it.
 struct Answer {
     status: u16,
     closes: bool,
@@ -183,8 +182,8 @@ impl Client {
         })
     }
 
-    /// Asks and reads a whole answer; none where the connection ended before the answer began.
-    async fn ask(&mut self, path: &str) -> std::io::Result<Option<Answer>> {
+    /// Sends a request and reads the response; `None` if the connection is closed before the response starts.
+    async fn get(&mut self, path: &str) -> std::io::Result<Option<Answer>> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: api\r\n\r\n");
         self.socket.write_all(request.as_bytes()).await?;
         loop {
@@ -215,15 +214,15 @@ impl Client {
     }
 
     async fn outcome(&mut self) -> Outcome {
-        match timeout(LONG, self.ask("/health")).await {
-            Err(_) => Outcome::Hung,
+        match timeout(LONG, self.get("/health")).await {
+            Err(_) => Outcome::TimedOut,
             Ok(Err(_)) => Outcome::Failed,
-            Ok(Ok(None)) => Outcome::Closed,
-            Ok(Ok(Some(Answer { status: 503, .. }))) => Outcome::TurnedAway,
+            Ok(Ok(None)) => Outcome::NoResponse,
+            Ok(Ok(Some(Answer { status: 503, .. }))) => Outcome::Rejected,
             Ok(Ok(Some(Answer { status, closes }))) => {
                 assert_eq!(status, 200);
                 if closes {
-                    Outcome::Brief
+                    Outcome::Closed
                 } else {
                     Outcome::Kept
                 }
@@ -232,7 +231,7 @@ impl Client {
     }
 }
 
-/// What each of so many clients comes to, all at once.
+/// Runs `size` clients concurrently, and returns their results.
 pub async fn crowd<T: 'static, F: Future<Output = T> + 'static>(
     size: usize,
     client: impl Fn(usize) -> F,
@@ -244,23 +243,23 @@ pub async fn crowd<T: 'static, F: Future<Output = T> + 'static>(
         .collect()
 }
 
-/// A client that asks once. It leaves if it is turned away, and otherwise stays until its value is dropped.
+/// Sends one request. A rejected client disconnects, others stay connected until they are dropped.
 pub async fn visit(number: usize, port: u16) -> (Outcome, Option<Client>) {
     let Some(mut client) = Client::connect(number, port).await else {
         return (Outcome::Failed, None);
     };
     match client.outcome().await {
-        Outcome::TurnedAway => (Outcome::TurnedAway, None),
+        Outcome::Rejected => (Outcome::Rejected, None),
         outcome => (outcome, Some(client)),
     }
 }
 
-/// Asks on a connection of its own, until it is answered well.
-pub async fn answers(port: u16) {
+/// Retries on new connections until a request succeeds.
+pub async fn wait_until_served(port: u16) {
     let start = Instant::now();
     loop {
         let mut client = Client::connect(0, port).await.unwrap();
-        if matches!(client.outcome().await, Outcome::Kept | Outcome::Brief) {
+        if matches!(client.outcome().await, Outcome::Kept | Outcome::Closed) {
             break;
         }
         assert!(start.elapsed() < Duration::from_secs(20));
@@ -269,13 +268,13 @@ pub async fn answers(port: u16) {
 }
 
 #[actix_web::test]
-async fn fifteen_thousand_clients_at_once_do_not_kill_the_service_in_64_mib() {
+async fn survives_fifteen_thousand_concurrent_clients_with_64_mib() {
     let _turn = turn().await;
     let group = Group::new("clients");
     let mut service = group.start();
-    let (port, room) = (service.port, room(&service));
+    let (port, limit) = (service.port, connection_limit(&service));
 
-    // One who was there before, and goes on asking.
+    // An earlier client that continues to send requests.
     let over = Rc::new(AtomicBool::new(false));
     let before = rt::spawn({
         let over = over.clone();
@@ -300,24 +299,24 @@ async fn fifteen_thousand_clients_at_once_do_not_kill_the_service_in_64_mib() {
     for (outcome, _) in &all {
         *outcomes.entry(*outcome).or_insert(0_usize) += 1;
     }
-    group.assert_lives(&mut service);
+    group.assert_running(&mut service);
     assert!(longest < Duration::from_secs(5), "{longest:?}");
     let count = |outcome| outcomes.get(&outcome).copied().unwrap_or(0);
-    assert_eq!(count(Outcome::Hung), 0, "{outcomes:?}");
-    // Where more leave at once than can be seen off, some are hung up on.
+    assert_eq!(count(Outcome::TimedOut), 0, "{outcomes:?}");
+    // If too many clients are rejected at once, some connections are reset.
     assert!(count(Outcome::Failed) < 150, "{outcomes:?}");
-    assert!(count(Outcome::Kept) >= room / 2, "{outcomes:?}");
+    assert!(count(Outcome::Kept) >= limit / 2, "{outcomes:?}");
     drop(all);
-    answers(port).await;
+    wait_until_served(port).await;
 }
 
 #[actix_web::test]
-async fn as_many_as_there_is_room_for_with_endless_heads_do_not_kill_the_service() {
+async fn survives_endless_request_heads_on_all_connections() {
     let _turn = turn().await;
     let group = Group::new("heads");
     let mut service = group.start();
-    let (port, room) = (service.port, room(&service));
-    let ended = crowd(room, move |number| async move {
+    let (port, limit) = (service.port, connection_limit(&service));
+    let ended = crowd(limit, move |number| async move {
         let Some(mut client) = Client::connect(number, port).await else {
             return true;
         };
@@ -326,7 +325,7 @@ async fn as_many_as_there_is_room_for_with_endless_heads_do_not_kill_the_service
             .write_all(b"GET /health HTTP/1.1\r\nX: ")
             .await;
         let trickle = async {
-            // All at once, then as much as goes.
+            // More than the limit of a request head.
             for _ in 0..128 {
                 if client.socket.write_all(&[b'x'; 1024]).await.is_err() {
                     break;
@@ -338,18 +337,18 @@ async fn as_many_as_there_is_room_for_with_endless_heads_do_not_kill_the_service
         timeout(LONG, trickle).await.is_ok()
     })
     .await;
-    group.assert_lives(&mut service);
+    group.assert_running(&mut service);
     assert!(ended.into_iter().all(|ended| ended));
-    answers(port).await;
+    wait_until_served(port).await;
 }
 
 #[actix_web::test]
-async fn as_many_as_there_is_room_for_who_never_read_do_not_kill_the_service() {
+async fn survives_clients_that_never_read_on_all_connections() {
     let _turn = turn().await;
     let group = Group::new("readers");
     let mut service = group.start();
-    let (port, room) = (service.port, room(&service));
-    let clients = crowd(room, move |number| async move {
+    let (port, limit) = (service.port, connection_limit(&service));
+    let clients = crowd(limit, move |number| async move {
         let mut client = Client::connect(number, port).await?;
         let asks = async {
             let requests = "GET /openapi.json HTTP/1.1\r\nHost: api\r\n\r\n".repeat(100);
@@ -359,13 +358,13 @@ async fn as_many_as_there_is_room_for_who_never_read_do_not_kill_the_service() {
         Some(client)
     })
     .await;
-    group.assert_lives(&mut service);
+    group.assert_running(&mut service);
     drop(clients);
-    answers(port).await;
+    wait_until_served(port).await;
 }
 
 #[actix_web::test]
-async fn a_drain_under_load_loses_no_request() {
+async fn loses_no_request_during_a_shutdown_under_load() {
     let _turn = turn().await;
     let mut service = {
         let mut command = Command::new(env!("CARGO_BIN_EXE_api"));
@@ -375,16 +374,16 @@ async fn a_drain_under_load_loses_no_request() {
     let port = service.port;
     let clients = rt::spawn(crowd(64, move |number| async move {
         let mut answers = 0_usize;
-        // Whoever balances load asks this, and sends nobody any more once it is not 200.
+        // Like a load balancer, stops sending requests when `/readyz` fails.
         while let Some(mut client) = Client::connect(number, port).await {
-            let ready = client.ask("/readyz").await.unwrap().unwrap();
+            let ready = client.get("/readyz").await.unwrap().unwrap();
             answers += 1;
             if ready.status != 200 {
                 return answers;
             }
             let mut closes = ready.closes;
             while !closes {
-                let answer = client.ask("/health").await.unwrap().unwrap();
+                let answer = client.get("/health").await.unwrap().unwrap();
                 assert_eq!(answer.status, 200);
                 closes = answer.closes;
                 answers += 1;

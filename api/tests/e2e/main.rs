@@ -1,8 +1,8 @@
-//! The real program on a real machine: real servers, a real browser, a memory limit. Needs root on Debian or Ubuntu.
+//! Tests of the program with real servers, a real browser and a memory limit. They need root on Debian or Ubuntu.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "helpers of tests fail by panicking, too"
+    reason = "test helpers may panic"
 )]
 
 mod browser;

@@ -1,48 +1,48 @@
-//! The soak: kills at random moments and crowds of clients, for as long as is wished. `just test` runs a slice of it, `just soak` more.
+//! Soak tests: kills at random moments and crowds of clients. `just test` runs them briefly, `just soak` for longer.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::{
-    load::{Group, Outcome, answers, crowd, turn, visit},
+    load::{Group, Outcome, crowd, turn, visit, wait_until_served},
     store::Killed,
 };
 
-/// How long each part of the soak goes on, in seconds; `just soak` sets it.
+/// The duration of each soak test in seconds; `just soak` sets this variable.
 const SECONDS: &str = "SOAK_SECONDS";
 
-/// In `just test` each part here has so long. The soak of `ci` has the rest of the two minutes.
-const SLICE: u64 = 45;
+/// The default duration, for `just test`. The soak test of `ci` uses the rest of the two minutes.
+const DEFAULT_SECONDS: u64 = 45;
 
-/// When a part that begins now has to end.
+/// When a test that starts now must end.
 fn end() -> Instant {
-    let seconds = std::env::var(SECONDS).map_or(SLICE, |it| it.parse().unwrap());
+    let seconds = std::env::var(SECONDS).map_or(DEFAULT_SECONDS, |it| it.parse().unwrap());
     Instant::now() + Duration::from_secs(seconds)
 }
 
 #[expect(
     clippy::print_stdout,
-    reason = "the runner shows it, also where all is well"
+    reason = "the test runner shows the output of these tests"
 )]
 fn note(text: &str) {
     println!("{text}");
 }
 
 #[test]
-fn the_store_survives_kills_at_random() {
+fn store_survives_random_kills() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let seed = std::env::var("SEED").map_or(now.unwrap().as_secs(), |it| it.parse().unwrap());
-    note(&format!("SEED={seed} brings the same moments again"));
+    note(&format!("set SEED={seed} to repeat the same moments"));
     fastrand::seed(seed);
     let end = end();
     let mut store = Killed::new();
     while Instant::now() < end {
-        store.again();
+        store.kill_once();
     }
     note(&format!("{} kills", store.rounds));
 }
 
 #[actix_web::test]
-async fn the_service_serves_crowds_of_ten_thousand_clients() {
+async fn serves_crowds_of_ten_thousand_clients() {
     const CLIENTS: usize = 10_000;
     let _turn = turn().await;
     let group = Group::new("soak");
@@ -52,14 +52,14 @@ async fn the_service_serves_crowds_of_ten_thousand_clients() {
     while Instant::now() < end {
         let all = crowd(CLIENTS, move |number| visit(number, port)).await;
         let count = |wanted| all.iter().filter(|(outcome, _)| *outcome == wanted).count();
-        assert_eq!(count(Outcome::Hung), 0);
-        // Where more leave at once than can be seen off, some are hung up on.
+        assert_eq!(count(Outcome::TimedOut), 0);
+        // If too many clients are rejected at once, some connections are reset.
         let failed = count(Outcome::Failed);
         assert!(failed < CLIENTS / 100, "{failed} of {CLIENTS}");
         assert!(count(Outcome::Kept) > 0);
         drop(all);
-        answers(port).await;
-        group.assert_lives(&mut service);
+        wait_until_served(port).await;
+        group.assert_running(&mut service);
         crowds += 1;
     }
     note(&format!("{crowds} crowds of {CLIENTS} clients"));

@@ -1,4 +1,4 @@
-//! The store of the history where the world is against it: killed at any moment, on a disk that is full.
+//! The history store under adverse conditions: kills at any moment, full and read-only disks.
 
 use std::{
     collections::BTreeSet,
@@ -26,10 +26,10 @@ use crate::harness::Service;
 
 const CHECKS: usize = 20;
 
-/// How many samples the writer adds before it writes.
+/// The number of samples that the writer adds before each write.
 const BATCH: u64 = 50;
 
-/// Where the writer writes, and how many milliseconds it waits in between; nobody else has them in its environment.
+/// The variables for the directory of the writer and its pause in milliseconds; only the writer process has them.
 const DIRECTORY: &str = "TEST_STORE_DIRECTORY";
 const PAUSE: &str = "TEST_STORE_PAUSE";
 
@@ -39,7 +39,7 @@ fn names() -> Vec<String> {
         .collect()
 }
 
-/// Not a test but the process that is killed: this program, run again.
+/// Not a test, but the process that is killed: the tests run this program again with only this function.
 #[test]
 fn writer() {
     let Some(directory) = std::env::var_os(DIRECTORY) else {
@@ -50,7 +50,7 @@ fn writer() {
     let store = Store::open(Path::new(&directory), names()).unwrap();
     for batch in 1_u64.. {
         for _ in 0..BATCH {
-            // All over the last day, so that the file grows.
+            // Spread over the last day, so that the file grows.
             let at = SystemTime::now() - Duration::from_secs(fastrand::u64(..20 * 60 * 60));
             let latency = fastrand::u8(..) > 20;
             let latency = latency.then(|| Duration::from_micros(fastrand::u64(100..1_000_000)));
@@ -62,11 +62,11 @@ fn writer() {
     }
 }
 
-/// The process that writes; killed where a test ends before it did.
+/// The writer process, which is killed when dropped.
 struct Writer {
     child: Child,
     log: Lines<BufReader<ChildStdout>>,
-    /// How many samples it said were written.
+    /// The number of samples that it reported as written.
     written: u64,
 }
 
@@ -87,7 +87,7 @@ impl Writer {
         }
     }
 
-    /// The next line of its log; what the test's frame says is none.
+    /// The next log line; skips the output of the test framework.
     fn next(&mut self) -> Option<Value> {
         let line: Value = self
             .log
@@ -99,11 +99,11 @@ impl Writer {
         Some(line)
     }
 
-    /// Waits until it has tried to write, with the outcome that is waited for; gives the other lines until then.
+    /// Waits for a write attempt with this outcome, and returns the other log lines until then.
     fn flushed(&mut self, outcome: impl Fn(bool) -> bool) -> Vec<Value> {
         let mut others = Vec::new();
         loop {
-            let line = self.next().expect("the writer goes on");
+            let line = self.next().expect("the writer is running");
             match line["written"].as_bool() {
                 None => others.push(line),
                 Some(written) if outcome(written) => return others,
@@ -112,7 +112,7 @@ impl Writer {
         }
     }
 
-    /// Kills it, and gives how many samples it said were written.
+    /// Kills the process, and returns the number of samples that it reported as written.
     fn kill(mut self) -> u64 {
         self.child.kill().unwrap();
         while self.next().is_some() {}
@@ -127,7 +127,7 @@ impl Drop for Writer {
     }
 }
 
-/// How many samples the file in `directory` has.
+/// The number of samples in the file in `directory`.
 fn count(directory: &Path) -> u64 {
     let checks = names().into_iter().map(|name| Check {
         name,
@@ -152,7 +152,7 @@ fn count(directory: &Path) -> u64 {
                 .sum()
         })
         .into();
-    // Hours and days agree; only the shortest window has not all of them.
+    // Hours and days agree; only the shortest window does not contain all samples.
     assert!(counts.len() <= 2, "{counts:?}");
     assert_eq!(board.store_state(), StoreState::Disk);
     counts.last().copied().unwrap()
@@ -165,10 +165,10 @@ fn files(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// A store whose writer is killed again and again.
+/// A store whose writer is killed repeatedly.
 pub struct Killed {
     directory: TempDir,
-    /// How many samples are in it.
+    /// The number of samples in the store.
     known: u64,
     pub rounds: u64,
 }
@@ -182,22 +182,22 @@ impl Killed {
         }
     }
 
-    /// Kills the writer at a random moment: all that was written is there, and each batch whole.
-    pub fn again(&mut self) {
+    /// Kills the writer at a random moment, and asserts that no reported write is lost and every batch is complete.
+    pub fn kill_once(&mut self) {
         let mut writer = Writer::start(self.directory.path(), Duration::ZERO);
         if !self.rounds.is_multiple_of(4) {
             writer.flushed(|_| true);
         }
-        // Else it may be killed while it opens.
+        // Otherwise it may be killed while it opens the file.
         thread::sleep(Duration::from_millis(fastrand::u64(..60)));
         let written = writer.kill();
         let (known, found) = (self.known, count(self.directory.path()));
         assert!(
-            // The last batch may have been written, and nobody heard of it.
+            // The last batch may have been written without a report.
             [0, BATCH]
                 .map(|more| known + written + more)
                 .contains(&found),
-            "{known} and {written} were written, {found} are there"
+            "{known} and {written} were written, but {found} were found"
         );
         self.known = found;
         let files = files(self.directory.path());
@@ -210,15 +210,15 @@ impl Killed {
 }
 
 #[test]
-fn whenever_it_is_killed_all_that_was_written_is_there_and_each_batch_whole() {
+fn a_kill_loses_no_reported_write_and_splits_no_batch() {
     let mut store = Killed::new();
     for _ in 0..40 {
-        store.again();
+        store.kill_once();
     }
     assert!(store.known > 40 * BATCH / 2);
 }
 
-/// A disk of a few hundred KiB.
+/// A file system of 600 KiB.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
@@ -233,13 +233,13 @@ impl SmallDisk {
         Self(directory)
     }
 
-    /// Leaves no room on it.
+    /// Fills the disk.
     fn fill(&self) {
         let mut file = File::create(self.filler()).unwrap();
         while file.write_all(&[1; 512]).is_ok() {}
     }
 
-    fn make_room(&self) {
+    fn free_space(&self) {
         fs::remove_file(self.filler()).unwrap();
     }
 
@@ -262,7 +262,7 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn on_a_full_disk_it_goes_on_in_memory_says_so_once_and_writes_all_when_there_is_room() {
+fn keeps_samples_in_memory_while_the_disk_is_full_and_writes_them_later() {
     let disk = SmallDisk::mount();
     let mut writer = Writer::start(&disk.data(), Duration::from_millis(20));
     writer.flushed(|written| written);
@@ -277,19 +277,16 @@ fn on_a_full_disk_it_goes_on_in_memory_says_so_once_and_writes_all_when_there_is
         assert_eq!(log[0]["level"], "ERROR");
         let message = log[0]["message"].as_str().unwrap();
         assert!(
-            message.starts_with("the history cannot be written"),
+            message.starts_with("cannot write the history to disk"),
             "{message}"
         );
         let reason = log[0]["reason"].as_str().unwrap();
         assert!(reason.contains("No space left"), "{reason}");
 
-        disk.make_room();
+        disk.free_space();
         let log = writer.flushed(|written| written);
         assert_eq!(log.len(), 1, "{log:?}");
-        assert_eq!(
-            log[0]["message"],
-            "the history is written to the disk again"
-        );
+        assert_eq!(log[0]["message"], "writing the history to disk again");
         assert_eq!(log[0]["lost"], 0);
     }
     let written = writer.kill();
@@ -306,24 +303,24 @@ fn on_a_full_disk_it_goes_on_in_memory_says_so_once_and_writes_all_when_there_is
 }
 
 #[test]
-fn a_disk_that_is_full_from_the_start_is_tried_until_there_is_room() {
+fn retries_a_disk_that_is_full_at_the_start() {
     let disk = SmallDisk::mount();
     disk.fill();
     let store = Store::open(&disk.data(), names()).unwrap();
     store.add(0, Sample::new(SystemTime::now(), None));
     assert!(!store.flush());
     assert!(matches!(store.state(), StoreState::Failing { .. }));
-    disk.make_room();
+    disk.free_space();
     assert!(store.flush());
     assert_eq!(store.state(), StoreState::Disk);
     drop(store);
     assert_eq!(count(&disk.data()), 1);
 
-    // Also where the file is there.
+    // The same with an existing file.
     disk.fill();
     let store = Store::open(&disk.data(), names()).unwrap();
     store.add(0, Sample::new(SystemTime::now(), None));
-    disk.make_room();
+    disk.free_space();
     assert!(store.flush());
     drop(store);
     assert_eq!(count(&disk.data()), 2);
@@ -335,7 +332,7 @@ fn a_disk_that_is_full_from_the_start_is_tried_until_there_is_room() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_an_error() {
+fn rejects_a_read_only_directory() {
     let disk = SmallDisk::mount();
     let read_only = Command::new("mount")
         .args(["-o", "remount,ro"])
@@ -351,7 +348,7 @@ fn a_directory_that_cannot_be_written_is_an_error() {
     );
 }
 
-/// The program with a data directory and a check that asks often.
+/// Starts the program with a data directory and a check with a short interval.
 fn program(directory: &Path) -> Service {
     let configuration = format!(
         "data-dir = {:?}\n[[checks]]\nname = \"cache\"\ntcp = \"127.0.0.1:1\"\ninterval = \"1s\"\n",
@@ -360,9 +357,9 @@ fn program(directory: &Path) -> Service {
     Service::start(&configuration, &[])
 }
 
-/// How many samples it has of its check, once there are `least`.
-async fn samples(service: &Service, least: u64) -> u64 {
-    // Another test may have named it already.
+/// Waits until the check has at least `minimum` samples, and returns their number.
+async fn samples(service: &Service, minimum: u64) -> u64 {
+    // Fails if another test has already installed it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     loop {
         let response = reqwest::get(service.url("/api/v1/checks/cache/history"))
@@ -370,7 +367,7 @@ async fn samples(service: &Service, least: u64) -> u64 {
             .unwrap();
         let history: Value = response.json().await.unwrap();
         let samples = history["samples"].as_u64().unwrap();
-        if samples >= least {
+        if samples >= minimum {
             return samples;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -378,7 +375,7 @@ async fn samples(service: &Service, least: u64) -> u64 {
 }
 
 #[actix_web::test]
-async fn the_program_keeps_its_history_when_it_ends_and_most_of_it_when_it_is_killed() {
+async fn program_keeps_its_history_after_a_shutdown_and_most_of_it_after_a_kill() {
     let directory = tempdir().unwrap();
     let mut service = program(directory.path());
     let before = samples(&service, 2).await;
@@ -388,7 +385,7 @@ async fn the_program_keeps_its_history_when_it_ends_and_most_of_it_when_it_is_ki
     let mut service = program(directory.path());
     let kept = samples(&service, 0).await;
     assert!(kept >= before);
-    // Twelve seconds: what came first is written.
+    // After twelve seconds, the first samples are written.
     samples(&service, kept + 12).await;
     service.child.kill().unwrap();
     service.child.wait().unwrap();
@@ -401,7 +398,7 @@ async fn the_program_keeps_its_history_when_it_ends_and_most_of_it_when_it_is_ki
 }
 
 #[actix_web::test]
-async fn the_program_says_where_it_set_aside_what_it_cannot_read() {
+async fn program_logs_where_it_moved_an_unreadable_file() {
     let directory = tempdir().unwrap();
     let file = directory.path().join("history.redb");
     fs::write(&file, "the diary of another program").unwrap();

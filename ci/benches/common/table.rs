@@ -1,6 +1,6 @@
-//! What a bench prints: a line for each figure, with its bound.
+//! Prints the results of a benchmark: a line for each figure, with its bound.
 
-/// The figures of one bench.
+/// The results of a benchmark.
 #[derive(Default)]
 pub struct Table {
     /// Whether a bound was missed.
@@ -8,7 +8,7 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn say(&self, what: &str, figure: impl std::fmt::Display) {
+    pub fn print(&self, what: &str, figure: impl std::fmt::Display) {
         println!("{what:<58} {figure:>14}");
     }
 

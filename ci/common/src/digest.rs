@@ -1,4 +1,4 @@
-//! SHA-256 digests as OCI writes them: `sha256:` and 64 hexadecimal digits.
+//! SHA-256 digests in the OCI notation: `sha256:` and 64 hexadecimal digits.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -6,16 +6,16 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-/// `sha256:` and the hexadecimal digest of `bytes`.
+/// Returns the digest of `bytes`, as in `sha256:2cf2…`.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// The digest of the file at `path`, as [`sha256`] writes it.
+/// Returns the digest of the file at `path`, in the notation of [`sha256`].
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the file cannot be read.
 pub fn sha256_of_file(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();

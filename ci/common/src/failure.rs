@@ -1,4 +1,4 @@
-//! What can go wrong, and the exit code that says so.
+//! Failures and their exit codes.
 
 use std::fmt;
 
@@ -9,26 +9,26 @@ use serde::Serialize;
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum ExitCode {
-    /// Every gate passed (and the image was published, where it was to be).
+    /// Every gate passed, and the image was published if the run publishes.
     Success = 0,
-    /// A gate failed: tests, format, lint, build, smoke, or a scan that saw nothing.
+    /// A gate failed: tests, format, lint, build, smoke test, or a scan that found no packages.
     GateFailed = 1,
-    /// Wrong usage or settings.
+    /// Invalid usage or settings.
     Usage = 2,
-    /// No engine, registry, network or vulnerability database.
+    /// The engine, registry, network or vulnerability database is unavailable.
     Environment = 3,
-    /// Publishing refused: not allowed here, tag taken by another digest, no permission.
+    /// Publishing was refused: not allowed here, the tag exists with another digest, or no permission.
     PublishRefused = 4,
-    /// A fixable vulnerability of high or critical severity.
+    /// The scan found a fixable vulnerability of high or critical severity.
     Vulnerable = 5,
     /// A time limit was reached.
     TimedOut = 124,
-    /// Cancelled by SIGINT or SIGTERM.
+    /// The run was cancelled by SIGINT or SIGTERM.
     Cancelled = 130,
 }
 
 impl ExitCode {
-    /// With several failures the first that applies of these is the exit code of the run.
+    /// If several steps fail, the run exits with the first of these codes that occurred.
     const PRECEDENCE: [Self; 7] = [
         Self::Cancelled,
         Self::TimedOut,
@@ -39,7 +39,7 @@ impl ExitCode {
         Self::Usage,
     ];
 
-    /// The exit code of a run in which all of `codes` happened.
+    /// Returns the exit code of a run in which all of `codes` occurred.
     #[must_use]
     pub fn of_all(codes: impl IntoIterator<Item = Self>) -> Self {
         let codes: Vec<Self> = codes.into_iter().collect();
@@ -56,22 +56,22 @@ impl std::process::Termination for ExitCode {
     }
 }
 
-/// A failure as the person at the terminal needs it: what, the output that matters, and what to do next.
+/// A failure as the user sees it: the message, the relevant output and a suggested fix.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit code that this failure asks for.
+    /// The exit code of a run that has only this failure.
     pub code: ExitCode,
-    /// What failed, in one sentence.
+    /// What failed: lower case, no full stop.
     pub message: String,
-    /// What the failed program said, where it said something that matters.
+    /// The relevant output of the failed program.
     pub output: Option<String>,
-    /// What to do next.
+    /// The suggested fix: an imperative sentence.
     pub hint: Option<String>,
     source: Option<eyre::Report>,
 }
 
 impl Failure {
-    /// A failure that ends the run with `code`.
+    /// Creates a failure with the exit code `code`.
     pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -82,47 +82,47 @@ impl Failure {
         }
     }
 
-    /// A gate failed (exit 1).
+    /// Creates a failure of a gate (exit code 1).
     pub fn gate(message: impl Into<String>) -> Self {
         Self::new(ExitCode::GateFailed, message)
     }
 
-    /// Wrong usage or settings (exit 2).
+    /// Creates a failure for invalid usage or settings (exit code 2).
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(ExitCode::Usage, message)
     }
 
-    /// The surroundings do not have what the run needs (exit 3).
+    /// Creates a failure for a missing engine, network, registry, file or program (exit code 3).
     pub fn environment(message: impl Into<String>) -> Self {
         Self::new(ExitCode::Environment, message)
     }
 
-    /// Publishing is not allowed (exit 4).
+    /// Creates a failure for a publish that is not allowed (exit code 4).
     pub fn refused(message: impl Into<String>) -> Self {
         Self::new(ExitCode::PublishRefused, message)
     }
 
-    /// The run was cancelled (exit 130).
+    /// Creates the failure of a cancelled run (exit code 130).
     #[must_use]
     pub fn cancelled() -> Self {
         Self::new(ExitCode::Cancelled, "cancelled")
     }
 
-    /// Adds what to do next.
+    /// Adds a suggested fix.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds what the failed program said.
+    /// Adds the output of the failed program.
     #[must_use]
     pub fn output(mut self, output: impl Into<String>) -> Self {
         self.output = Some(output.into());
         self
     }
 
-    /// Adds the error behind this one.
+    /// Adds the error that caused this failure.
     #[must_use]
     pub fn because(mut self, source: impl Into<eyre::Report>) -> Self {
         self.source = Some(source.into());
@@ -130,7 +130,7 @@ impl Failure {
     }
 }
 
-/// The message and the whole chain of causes, on one line.
+/// Formats the message and the chain of causes on one line.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -143,12 +143,12 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Turns any error into a [`Failure`] at the place that knows what was being done.
+/// Converts an error into a [`Failure`] with a message about the failed operation.
 pub trait OrFail<T> {
-    /// The error becomes the cause of an [`ExitCode::Environment`] failure.
+    /// Makes the error the cause of an [`ExitCode::Environment`] failure with this message.
     ///
     /// # Errors
-    /// When `self` is one.
+    /// When `self` is an error.
     fn or_environment(self, message: impl Into<String>) -> Result<T, Failure>;
 }
 
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documented_order_decides_between_several_failures() {
+    fn several_failures_exit_with_the_code_of_highest_precedence() {
         use ExitCode::*;
         assert_eq!(ExitCode::of_all([]), Success);
         assert_eq!(ExitCode::of_all([Vulnerable, GateFailed]), GateFailed);

@@ -1,4 +1,4 @@
-//! Folders of this host: copied as they are, and their digest.
+//! Copies, digests and tar archives of directories.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType};
 use walkdir::WalkDir;
 
-/// The text of this file: what is made with its functions may differ when it changes.
+/// The source of this file. Cache keys include it, because a change may change the output of these functions.
 pub const SOURCE: &[u8] = include_bytes!("file_tree.rs");
 
-/// Copies everything below `from` into the new folder `to`; `keep` is asked with the path relative to `from`, and a
-/// folder that is not kept takes everything below it along. Devices and sockets are left out.
+/// Copies everything below `from` into the directory `to`, except for devices and sockets. `keep` decides by the path relative to
+/// `from`; if it rejects a directory, everything below is skipped.
 pub fn copy(from: &Path, to: &Path, keep: impl Fn(&Path) -> bool) -> io::Result<()> {
     let relative = |path: &Path| path.strip_prefix(from).unwrap_or(path).to_owned();
     fs::create_dir_all(to)?;
@@ -36,7 +36,7 @@ pub fn copy(from: &Path, to: &Path, keep: impl Fn(&Path) -> bool) -> io::Result<
     Ok(())
 }
 
-/// Removes everything in a folder, but not the folder; nothing happens where there is none.
+/// Removes the contents of a directory but keeps the directory. Does nothing if it does not exist.
 pub fn empty(folder: &Path) -> io::Result<()> {
     if !folder.is_dir() {
         return Ok(());
@@ -52,9 +52,9 @@ pub fn empty(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The digest of all that a container sees of a folder: names, kinds, rights, content; not whose it is, nor any time.
+/// Returns a digest of names, file types, permissions and contents below a directory. Owners and times do not count.
 pub fn digest(folder: &Path) -> io::Result<String> {
-    let mut sum = Sum(Sha256::new());
+    let mut sum = HashWriter(Sha256::new());
     let mut tar = Builder::new(&mut sum);
     append(&mut tar, folder)?;
     tar.finish()?;
@@ -62,7 +62,7 @@ pub fn digest(folder: &Path) -> io::Result<String> {
     Ok(format!("sha256:{}", hex::encode(sum.0.finalize())))
 }
 
-/// Writes everything below a folder into a tar: sorted, root's, without times.
+/// Appends everything below a directory to a tar archive, sorted by name, owned by root and without times.
 pub fn append<W: Write>(tar: &mut Builder<W>, folder: &Path) -> io::Result<()> {
     for entry in WalkDir::new(folder).min_depth(1).sort_by_file_name() {
         let entry = entry?;
@@ -87,7 +87,7 @@ pub fn append<W: Write>(tar: &mut Builder<W>, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A tar header with nothing in it that depends on the machine or the day.
+/// Returns a reproducible tar header: owned by root, with the modification time 0.
 #[must_use]
 pub fn header(size: u64, mode: u32) -> tar::Header {
     let mut header = tar::Header::new_ustar();
@@ -99,9 +99,9 @@ pub fn header(size: u64, mode: u32) -> tar::Header {
     header
 }
 
-struct Sum(Sha256);
+struct HashWriter(Sha256);
 
-impl Write for Sum {
+impl Write for HashWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_that_of_names_rights_and_content() {
+    fn digest_depends_on_names_permissions_and_contents() {
         let of = |folder: &tempfile::TempDir| digest(folder.path()).expect("a digest");
         let one = of(&sample(["a", "b", "c"], 0o700));
         assert_eq!(
@@ -140,7 +140,7 @@ mod tests {
             of(&sample(["c", "b", "a"], 0o700)),
             "the order of creation"
         );
-        assert_ne!(one, of(&sample(["a", "b", "c"], 0o755)), "rights");
+        assert_ne!(one, of(&sample(["a", "b", "c"], 0o755)), "permissions");
         assert_ne!(one, of(&sample(["a", "b", "d"], 0o700)), "a name");
         let other = sample(["a", "b", "c"], 0o700);
         fs::write(other.path().join("a"), "another").expect("a file");
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_the_same_but_for_what_is_left_out() {
+    fn copy_contains_everything_that_is_not_excluded() {
         let (from, to) = (
             sample(["a", "b", "c"], 0o750),
             tempfile::tempdir().expect("a folder"),

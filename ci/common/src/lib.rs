@@ -1,4 +1,4 @@
-//! What `ci` and the tests of the workspace share. Nothing here knows of a pipeline.
+//! Code that `ci` and the tests of the workspace share. It does not depend on the pipeline.
 
 pub mod digest;
 pub mod failure;

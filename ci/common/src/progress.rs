@@ -1,21 +1,21 @@
-//! What long preparations say while they run. Only `report` prints it.
+//! Progress of long-running preparations. Only the `report` module prints it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Hears of each part of a long preparation.
+/// Receives the progress of a long-running preparation.
 pub trait Progress: Send + Sync {
-    /// A part that takes more than a moment begins; `what` says how long it usually takes.
+    /// Called when a part begins. `what` describes it and states its usual duration.
     fn begin(&self, what: &str);
-    /// One line of the output of the tool that is at work.
+    /// Called for each line of output of the current tool.
     fn line(&self, line: &str);
-    /// The part ended well.
+    /// Called when the part has succeeded.
     fn done(&self, what: &str, took: Duration);
-    /// Something that the user has to know, now.
+    /// Called with a message that the user should see immediately.
     fn notice(&self, text: &str);
 }
 
-/// Says nothing.
+/// Discards all progress.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -26,12 +26,12 @@ impl Progress for Silent {
     fn notice(&self, _: &str) {}
 }
 
-/// Keeps the last notice, for whoever makes something else of it.
+/// Keeps only the last notice, for callers that report it in another way.
 #[derive(Debug, Default)]
 pub struct LastNotice(Mutex<String>);
 
 impl LastNotice {
-    /// Its text; empty where there was none.
+    /// Returns the last notice, or an empty string if there was none.
     #[must_use]
     pub fn into_text(self) -> String {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)

@@ -1,4 +1,4 @@
-//! `ci cache`: into the engine, or out of it, and nothing else.
+//! `ci cache`: restores caches into the engine, or saves them, without running any step.
 
 use std::sync::Arc;
 
@@ -10,10 +10,11 @@ use crate::settings::{CacheCommand, Invocation};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure};
 
-/// Does what `ci cache` was told to.
+/// Runs `ci cache save` or `ci cache restore`.
 ///
 /// # Errors
-/// Those of the plan and of the engine, and what could not be carried (exit 3).
+/// When the settings are invalid (exit code 2), the engine is unavailable, or a cache cannot be restored or saved (exit code
+/// 3).
 pub async fn run(
     invocation: &Invocation,
     command: &CacheCommand,
@@ -25,15 +26,15 @@ pub async fn run(
     let Some(report) = ended.cache else {
         return Ok(ExitCode::Success);
     };
-    reporter.carried(&report)?;
+    reporter.cache_result(&report)?;
     match (report.failures.first(), command) {
         (Some(failure), _) => Err(Failure::environment(failure.clone())),
         (None, CacheCommand::Save { .. }) if report.read_only => {
             Err(Failure::environment(format!(
-                "the cache in {} is main's, and is not written by this run, which is {}'s",
+                "the cache in {} belongs to main and is read-only for this run ({})",
                 report.folder, report.domain
             ))
-            .hint("Only a push to main writes it; save into a folder of your own."))
+            .hint("Save to another directory; only a push to main can write to this one."))
         }
         _ => Ok(ExitCode::Success),
     }

@@ -1,4 +1,4 @@
-//! `ci doctor`: what a run would use here, and every problem with its remedy.
+//! `ci doctor`: checks this machine's setup and suggests fixes.
 
 use crate::engine::choice::Choice;
 use crate::engine::embedded;
@@ -17,11 +17,10 @@ use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure};
 use common::provision;
 
-/// Looks around, changes nothing.
+/// Checks the setup without changing anything. Problems of the machine are printed, and the exit code is 3.
 ///
 /// # Errors
-/// When what was said on the command line is not valid. Problems of the machine are no errors of the doctor: they are
-/// printed, and the exit code is 3.
+/// When a setting is invalid (exit code 2).
 pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let github = GitHub::from_env();
     let mut findings = Findings::default();
@@ -34,10 +33,10 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             let state = if checkout.is_clean() {
                 "clean"
             } else {
-                "with uncommitted changes: it cannot be published"
+                "with uncommitted changes, which cannot be published"
             };
             findings.good("git", format!("commit {}, {state}", checkout.commit.sha));
-            let inside = project::below(&checkout.root, &directory)?;
+            let inside = project::path_below_root(&checkout.root, &directory)?;
             match Project::find(&checkout.root, &inside) {
                 Ok(found) => {
                     root = checkout.root.join(&found.folder);
@@ -53,7 +52,7 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         Err(failure) => findings.bad("git", failure.to_string(), failure.hint.unwrap_or_default()),
     }
     let file = std::fs::read_to_string(root.join(FILE)).ok();
-    // Without a workspace there is no service, but everything else can be looked at.
+    // Without a workspace everything but the service can still be checked.
     let known = project.is_some();
     let project = project.unwrap_or_else(placeholder);
     let settings = invocation.settings(&root, &project, file.as_deref(), &github)?;
@@ -67,13 +66,13 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         } = &settings.service;
         findings.good(
             "service",
-            format!("{binary} of the package {package}: GET {health} on port {port}"),
+            format!("{binary} of package {package}: GET {health} on port {port}"),
         );
     }
     findings.good(
         "publish",
         format!(
-            "{}; to {}/{}",
+            "{}; repository {}/{}",
             publishing(&github),
             settings.registry,
             settings.repository
@@ -86,23 +85,23 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         None,
         registry::Access::Read,
     )?
-    .reach()
+    .check_reachable()
     .await;
     findings.note(
         "registry",
         match reached {
-            Ok(()) => format!("{} answers", settings.registry),
-            Err(failure) => format!("{failure}: nothing can be published there from here"),
+            Ok(()) => format!("{} is reachable", settings.registry),
+            Err(failure) => format!("{failure}; this machine cannot publish there"),
         },
     );
 
     let named = match &settings.engine {
         Choice::Url(url) => Some(url.clone()),
-        Choice::Auto => find::named(),
+        Choice::Auto => find::from_environment(),
         Choice::Docker | Choice::Embedded => None,
     };
     match (&settings.engine, named) {
-        (_, Some(name)) => match find::listens(&name).await {
+        (_, Some(name)) => match find::check_url(&name).await {
             Ok(()) => findings.good("engine", name),
             Err(failure) => findings.bad(
                 "engine",
@@ -113,16 +112,16 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         (Choice::Embedded, None) => findings.embedded(""),
         (choice, None) => match (choice, runtime::examine().await) {
             (_, Ok((runtime, Readiness::Ready))) => {
-                findings.good("engine", format!("Dagger's own way, in {}", runtime.name));
+                findings.good("engine", format!("Dagger's engine in {}", runtime.name));
             }
             (_, Ok((runtime, Readiness::NotPulled))) => {
                 let name = runtime.name;
                 findings.note(
                     "engine",
-                    format!("{name} answers; a run pulls Dagger's engine with it, and sees whether it may run"),
+                    format!("{name} is available; a run will pull Dagger's engine image and try to start it"),
                 );
             }
-            (Choice::Docker, Err(why)) => findings.bad("engine", why, runtime::REMEDY.into()),
+            (Choice::Docker, Err(why)) => findings.bad("engine", why, runtime::FIX.into()),
             (_, Err(why)) => findings.embedded(&format!(" ({why})")),
         },
     }
@@ -149,14 +148,14 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     }
     if let Ok(status) = embedded::status().await {
         let state = if status.healthy {
-            "runs"
+            "running"
         } else {
-            "does not run"
+            "not running"
         };
         findings.good(
             "embedded",
             format!(
-                "the engine {} {state}; state {} MB",
+                "engine {} {state}; state {} MB",
                 status.version,
                 status.state_bytes >> 20
             ),
@@ -165,13 +164,13 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     match free_space(&root) {
         Some(free) if free < MIN_FREE => findings.bad(
             "disk",
-            format!("{} MB are free", free >> 20),
+            format!("{} MB free", free >> 20),
             format!(
-                "Free some space: images and caches want {} GB.",
+                "Free some space: images and caches need {} GB.",
                 MIN_FREE >> 30
             ),
         ),
-        Some(free) => findings.good("disk", format!("{} GB are free", free >> 30)),
+        Some(free) => findings.good("disk", format!("{} GB free", free >> 30)),
         None => {}
     }
     report::data(&findings.text);
@@ -182,16 +181,16 @@ pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     })
 }
 
-/// What `ci doctor` says of publishing here.
+/// Whether a run would publish.
 fn publishing(github: &GitHub) -> &'static str {
     match github.event() {
-        Event::Push => "this is a push to main on GitHub Actions: a run means to publish",
-        Event::PullRequest => "this is a pull request: a run ends after its gates",
-        Event::Local => "this is a local run: it ends after its gates",
+        Event::Push => "push to main on GitHub Actions: a run publishes",
+        Event::PullRequest => "pull request: a run ends after the gates",
+        Event::Local => "local run: a run ends after the gates",
     }
 }
 
-/// Stands for the workspace where there is none.
+/// A project for the settings when there is no workspace.
 fn placeholder() -> Project {
     Project {
         packages: vec![Package {
@@ -203,7 +202,7 @@ fn placeholder() -> Project {
     }
 }
 
-/// What a first run takes on the disk, about: 5 GiB.
+/// The approximate disk space of a first run, in bytes.
 const MIN_FREE: u64 = 5 << 30;
 
 #[cfg(unix)]
@@ -212,7 +211,7 @@ fn free_space(path: &std::path::Path) -> Option<u64> {
     Some(wide(stat.blocks_available()).saturating_mul(wide(stat.fragment_size())))
 }
 
-/// These numbers have other widths on other systems.
+/// The integer types of `statvfs` differ between systems.
 #[cfg(unix)]
 fn wide(number: impl Into<u64>) -> u64 {
     number.into()
@@ -234,22 +233,22 @@ impl Findings {
         self.text += &format!("ok       {about:<10} {what}\n");
     }
 
-    /// Not good, but no run of this machine's own needs it.
+    /// Adds information that does not affect local runs.
     fn note(&mut self, about: &str, what: String) {
         self.text += &format!("note     {about:<10} {what}\n");
     }
 
-    /// The embedded engine is the one, and `why`.
+    /// Reports that the embedded engine is used because of `why`, and what it lacks.
     fn embedded(&mut self, why: &str) {
-        self.good("engine", format!("the embedded one{why}"));
+        self.good("engine", format!("embedded{why}"));
         for missing in embedded::missing() {
             let what = format!("{} is missing", missing.what);
-            self.bad("engine", what, missing.remedy);
+            self.bad("engine", what, missing.fix);
         }
     }
 
-    fn bad(&mut self, about: &str, what: String, remedy: String) {
+    fn bad(&mut self, about: &str, what: String, fix: String) {
         self.problems += 1;
-        self.text += &format!("problem  {about:<10} {what}\n                    {remedy}\n");
+        self.text += &format!("problem  {about:<10} {what}\n                    {fix}\n");
     }
 }

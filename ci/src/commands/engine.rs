@@ -1,14 +1,14 @@
-//! `ci engine …`: what is done with the embedded engine by hand.
+//! `ci engine`: manages the embedded engine.
 
 use crate::engine::embedded::{self, Kept, Status};
 use crate::report::{self, Reporter};
 use crate::settings::EngineCommand;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// Does what `ci engine` was told to.
+/// Runs a command of `ci engine`.
 ///
 /// # Errors
-/// Those of the command.
+/// When the command fails.
 pub async fn run(
     command: EngineCommand,
     format: Option<&str>,
@@ -16,21 +16,21 @@ pub async fn run(
 ) -> Result<ExitCode, Failure> {
     match command {
         EngineCommand::Up => {
-            let running = embedded::up(&report::ask, reporter).await?;
+            let running = embedded::up(&report::confirm, reporter).await?;
             let how = if running.started_now {
                 "started"
             } else {
-                "was running"
+                "already running"
             };
-            reporter.header(&format!("the embedded engine {} {how}", running.version));
+            reporter.header(&format!("embedded engine {} {how}", running.version));
             report::data(&format!("{}\n", running.runner_host));
         }
         EngineCommand::Down => {
             let down = embedded::down(reporter).await?;
-            let what = if down.stopped == 0 {
-                "no engine was running".to_owned()
-            } else {
-                format!("ended {}", down.stopped)
+            let what = match down.stopped {
+                0 => "no engine was running".to_owned(),
+                1 => "stopped 1 engine".to_owned(),
+                more => format!("stopped {more} engines"),
             };
             reporter.header(&what);
             for line in down.removed {
@@ -42,7 +42,7 @@ pub async fn run(
             report::data(&match format {
                 Some("json") => {
                     serde_json::to_string_pretty(&status)
-                        .or_environment("the status cannot be written as JSON")?
+                        .or_environment("cannot serialize the status")?
                         + "\n"
                 }
                 _ => status_text(&status),
@@ -54,7 +54,7 @@ pub async fn run(
                 reporter.header(&format!("removed {name}, {}", megabytes(*bytes)));
             }
             for line in &pruned.in_use {
-                reporter.header(&format!("left {line}"));
+                reporter.header(&format!("kept {line}"));
             }
             let all: u64 = pruned.freed.iter().map(|kept| kept.bytes).sum();
             reporter.header(&format!("freed {}", megabytes(all)));
@@ -65,10 +65,10 @@ pub async fn run(
 
 fn status_text(status: &Status) -> String {
     let state = match (status.pid, status.healthy) {
-        (Some(pid), true) => format!("runs, process {pid}"),
-        (Some(pid), false) => format!("does not answer, process {pid}"),
-        (None, _) if status.built => "does not run".to_owned(),
-        (None, _) => "is not built".to_owned(),
+        (Some(pid), true) => format!("running, process {pid}"),
+        (Some(pid), false) => format!("not responding, process {pid}"),
+        (None, _) if status.built => "not running".to_owned(),
+        (None, _) => "not built".to_owned(),
     };
     let mut lines = vec![("engine", format!("{} {state}", status.version))];
     if let Some(uptime) = status.uptime {

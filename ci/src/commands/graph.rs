@@ -1,4 +1,4 @@
-//! `ci graph`: the pipeline's own graph, drawn from what the steps themselves say they need.
+//! `ci graph`: draws the pipeline's steps and their dependencies.
 
 use crate::model::config_file::FILE;
 use crate::model::step::Step;
@@ -9,13 +9,13 @@ use crate::source::project::{self, Project};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure};
 
-/// Draws the steps of the project that is here; where there is none, those that every project has.
+/// Draws the steps of the current project, or those of every project if there is none.
 ///
 /// # Errors
-/// When `--format` is not one of its formats (exit 2).
+/// When `--format` is unknown (exit code 2).
 pub fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    let steps = steps_here(invocation).unwrap_or_else(|failure| {
-        tracing::debug!("no project is here: {failure}");
+    let steps = project_steps(invocation).unwrap_or_else(|failure| {
+        tracing::debug!("no project: {failure}");
         let always = Step::all().iter().copied();
         always.filter(|step| !step.definition().optional).collect()
     });
@@ -23,13 +23,13 @@ pub fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     Ok(ExitCode::Success)
 }
 
-fn steps_here(invocation: &Invocation) -> Result<Vec<Step>, Failure> {
+fn project_steps(invocation: &Invocation) -> Result<Vec<Step>, Failure> {
     let directory = invocation.directory()?;
     let root = Checkout::discover(&directory)?.root;
-    let project = Project::find(&root, &project::below(&root, &directory)?)?;
+    let project = Project::find(&root, &project::path_below_root(&root, &directory)?)?;
     let folder = root.join(&project.folder);
     let file = std::fs::read_to_string(folder.join(FILE)).ok();
-    // The format that is asked for is the graph's, and none of a run.
+    // --format has the graph's format, which is not valid for a run.
     let settings = invocation.without_format().settings(
         &folder,
         &project,
@@ -49,7 +49,7 @@ fn draw(drawing: Drawing, steps: &[Step]) -> String {
     }
 }
 
-/// What each of `steps` needs of them.
+/// The steps among `steps` that `step` needs.
 fn needs(step: Step, steps: &[Step]) -> Vec<Step> {
     let mut needs = step.needs();
     needs.retain(|need| steps.contains(need));
@@ -60,7 +60,7 @@ fn edges(steps: &[Step]) -> Vec<(Step, Step)> {
     let mut edges = Vec::new();
     for step in steps {
         let needs = needs(*step, steps);
-        // What a need of a need says already is left out of the picture.
+        // Omits transitive dependencies.
         let direct = |need: &&Step| !needs.iter().any(|other| other.needs().contains(need));
         edges.extend(needs.iter().filter(direct).map(|need| (*need, *step)));
     }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_is_drawn() {
+    fn draws_every_step() {
         for drawing in [Drawing::Mermaid, Drawing::Dot, Drawing::Json] {
             let text = draw(drawing, Step::all());
             for step in Step::all() {

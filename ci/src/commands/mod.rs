@@ -1,4 +1,4 @@
-//! The subcommands, one a file.
+//! The subcommands, one per file.
 
 mod cache;
 mod doctor;
@@ -13,10 +13,10 @@ use crate::run::stopper::Stopper;
 use crate::settings::{Command, Invocation};
 use common::failure::{ExitCode, Failure};
 
-/// Does what the command line says.
+/// Runs the command.
 ///
 /// # Errors
-/// Those of the command.
+/// When the command fails.
 pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
     let stopper = Stopper::default();
     stopper.stop_on_signals()?;
@@ -37,7 +37,7 @@ pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
                 .await
         }
         Command::Cache { command } => cache::run(&invocation, command, &stopper).await,
-        // The whole pipeline, or one of its steps.
+        // The whole pipeline or one of its steps.
         _ => run::run(&invocation, &stopper).await,
     }
 }

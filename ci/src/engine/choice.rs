@@ -1,24 +1,23 @@
-//! What `--engine` says.
+//! The value of `--engine`.
 
 use std::str::FromStr;
 
 use common::failure::Failure;
 
-/// What `--engine` says.
+/// The value of `--engine`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// The first that is there: an open session, a URL in the environment, a container runtime, the embedded engine.
+    /// The first of these that is available: an open session, a URL in the environment, a container runtime, the embedded engine.
     #[default]
     Auto,
     /// A container runtime that Dagger's CLI drives.
     Docker,
-    /// The embedded engine.
     Embedded,
-    /// An engine that runs already.
+    /// The URL of a running engine.
     Url(String),
 }
 
-/// The URLs that Dagger's CLI takes.
+/// The URL schemes that Dagger's CLI supports.
 const SCHEMES: [&str; 8] = [
     "unix",
     "tcp",
@@ -65,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_is_a_word_or_a_url_that_the_cli_takes() {
+    fn accepts_keywords_and_urls_that_the_cli_supports() {
         assert_eq!("auto".parse::<Choice>().unwrap(), Choice::Auto);
         for url in [
             "unix:///run/engine.sock",

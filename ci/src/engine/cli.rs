@@ -9,14 +9,14 @@ use common::pins;
 use common::progress::Progress;
 use common::provision;
 
-/// Dagger's CLI, of the version that everything else has: the one that `_EXPERIMENTAL_DAGGER_CLI_BIN` names, one that was
-/// built here before, the released one, or one that is built now.
-pub async fn path(narrator: &dyn Progress) -> Result<PathBuf, Failure> {
+/// Returns the path of Dagger's CLI in the pinned version: the file in `_EXPERIMENTAL_DAGGER_CLI_BIN`, an earlier build on this
+/// machine, the released binary, or a new build, in this order.
+pub async fn path(progress: &dyn Progress) -> Result<PathBuf, Failure> {
     if let Some(named) =
         std::env::var_os("_EXPERIMENTAL_DAGGER_CLI_BIN").filter(|named| !named.is_empty())
     {
         let named = PathBuf::from(named);
-        // The SDK would fall through to a download without a word.
+        // The SDK would silently download the CLI instead.
         if !named.is_file() {
             return Err(Failure::usage(format!(
                 "_EXPERIMENTAL_DAGGER_CLI_BIN names {}, which is not a file",
@@ -31,26 +31,27 @@ pub async fn path(narrator: &dyn Progress) -> Result<PathBuf, Failure> {
     let dest = provision::cache_root()?
         .join(format!("dagger-download-{}", pins::DAGGER))
         .join("dagger");
-    let downloaded = provision::once(&dest, narrator, "the download of Dagger's CLI", download);
+    let downloaded =
+        provision::build_once(&dest, progress, "the download of Dagger's CLI", download);
     match tokio::time::timeout(Duration::from_secs(300), downloaded).await {
         Ok(Ok(cli)) => Ok(cli),
         Ok(Err(failure)) => {
             tracing::debug!("{failure}");
-            narrator.notice("Dagger's CLI cannot be downloaded: building it");
-            embedded::cli(narrator).await
+            progress.notice("cannot download Dagger's CLI: building it from source");
+            embedded::cli(progress).await
         }
-        Err(elapsed) => Err(elapsed).or_environment("the download of Dagger's CLI did not end"),
+        Err(elapsed) => Err(elapsed).or_environment("the download of Dagger's CLI timed out"),
     }
 }
 
-/// The released CLI, with the published check sum. The SDK's own way writes it in place, where what is half-written counts
-/// as whole ever after.
+/// Downloads the released CLI and verifies the published checksum. The SDK's own downloader writes the file in place, so that an
+/// interrupted download would be used as if it were complete.
 async fn download(target: PathBuf) -> Result<(), Failure> {
     let released = dagger_sdk::core::downloader::Downloader::new(pins::DAGGER.to_owned());
     let cannot = "cannot download Dagger's CLI";
     let sums = async {
-        let answer = reqwest::get(released.checksum_url()).await?;
-        answer.error_for_status()?.text().await
+        let response = reqwest::get(released.checksum_url()).await?;
+        response.error_for_status()?.text().await
     };
     let sums = sums.await.or_environment(cannot)?;
     let mut program = Vec::new();
@@ -65,7 +66,7 @@ async fn download(target: PathBuf) -> Result<(), Failure> {
         .any(|line| line.split_whitespace().eq([sum.as_str(), name]))
     {
         return Err(Failure::environment(format!(
-            "{cannot}: {name} has another check sum"
+            "{cannot}: checksum mismatch for {name}"
         )));
     }
     std::fs::write(&target, program).or_environment(cannot)?;

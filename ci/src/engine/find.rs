@@ -1,4 +1,4 @@
-//! Which Dagger engine a run uses.
+//! Finds the Dagger engine that a run uses.
 
 use std::time::Duration;
 
@@ -14,26 +14,24 @@ use common::failure::{Failure, OrFail};
 use common::progress::Progress;
 use common::provision::{self, Consent};
 
-/// How long what listens on a URL may take to answer like an engine.
+/// How long the server at a URL may take to answer like an engine.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// An engine, found.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    /// What it is, for people and the report: `session`, the container runtime's name, `embedded`, or its URL.
+    /// For messages and the report: `session`, the container runtime's name, `embedded`, or the engine's URL.
     pub name: String,
-    /// How it is reached.
     pub endpoint: Endpoint,
 }
 
-/// Finds the engine that `choice` asks for, and makes it where it has to be made.
+/// Finds the engine that `choice` selects, and builds or starts it if necessary.
 ///
 /// # Errors
-/// When there is none and none can be had (exit 3), with the choices that are left.
+/// When no engine is available (exit code 3); the hint lists the alternatives.
 pub async fn find(
     choice: &Choice,
     consent: Consent<'_>,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<Engine, Failure> {
     match choice {
         Choice::Auto => {
@@ -41,43 +39,41 @@ pub async fn find(
                 return Ok(engine);
             }
             if let Some(url) = runner_host() {
-                return at_url(&url, narrator).await;
+                return use_url(&url, progress).await;
             }
-            match runtime::usable(narrator).await {
-                Ok(runtime) => in_runtime(runtime, narrator).await,
+            match runtime::find_usable(progress).await {
+                Ok(runtime) => use_runtime(runtime, progress).await,
                 Err(why) => {
-                    narrator.notice(&format!("{why}: taking the embedded engine"));
-                    in_this_machine(consent, narrator).await
+                    progress.notice(&format!("{why}: falling back to the embedded engine"));
+                    use_embedded(consent, progress).await
                 }
             }
         }
         Choice::Docker => {
-            let runtime = runtime::usable(narrator).await.map_err(|why| {
-                Failure::environment(format!(
-                    "there is no container runtime that can run an engine: {why}"
-                ))
-                .hint(runtime::REMEDY)
+            let runtime = runtime::find_usable(progress).await.map_err(|why| {
+                Failure::environment(format!("no container runtime can run an engine: {why}"))
+                    .hint(runtime::FIX)
             })?;
-            in_runtime(runtime, narrator).await
+            use_runtime(runtime, progress).await
         }
-        Choice::Embedded => in_this_machine(consent, narrator).await,
-        Choice::Url(url) => at_url(url, narrator).await,
+        Choice::Embedded => use_embedded(consent, progress).await,
+        Choice::Url(url) => use_url(url, progress).await,
     }
 }
 
-/// Whether `choice` may come to an engine that this machine has to build first.
+/// Whether `choice` may select the embedded engine while its programs are not built yet.
 #[must_use]
-pub fn builds_first(choice: &Choice) -> bool {
+pub fn may_build_engine(choice: &Choice) -> bool {
     match choice {
-        Choice::Auto => named().is_none() && !embedded::is_built(),
+        Choice::Auto => from_environment().is_none() && !embedded::is_built(),
         Choice::Embedded => !embedded::is_built(),
         Choice::Docker | Choice::Url(_) => false,
     }
 }
 
-/// The engine that the environment names before anything on this machine is looked at: an open session, or a URL.
+/// The engine that the environment variables select, by name: an open session or a URL. It precedes anything on this machine.
 #[must_use]
-pub fn named() -> Option<String> {
+pub fn from_environment() -> Option<String> {
     open_session()
         .map(|engine| engine.name)
         .or_else(runner_host)
@@ -98,15 +94,15 @@ fn runner_host() -> Option<String> {
         .filter(|url| !url.is_empty())
 }
 
-async fn in_runtime(runtime: Runtime, narrator: &dyn Progress) -> Result<Engine, Failure> {
+async fn use_runtime(runtime: Runtime, progress: &dyn Progress) -> Result<Engine, Failure> {
     Ok(Engine {
         name: runtime.name.to_owned(),
-        endpoint: runtime.endpoint(narrator).await?,
+        endpoint: runtime.endpoint(progress).await?,
     })
 }
 
-async fn in_this_machine(consent: Consent<'_>, narrator: &dyn Progress) -> Result<Engine, Failure> {
-    let running = embedded::up(consent, narrator).await?;
+async fn use_embedded(consent: Consent<'_>, progress: &dyn Progress) -> Result<Engine, Failure> {
+    let running = embedded::up(consent, progress).await?;
     Ok(Engine {
         name: "embedded".into(),
         endpoint: Endpoint::Cli {
@@ -117,22 +113,24 @@ async fn in_this_machine(consent: Consent<'_>, narrator: &dyn Progress) -> Resul
     })
 }
 
-/// Whether an engine answers at `url`, as far as that can be known at once; the rest is for the CLI to try.
+/// Checks that an engine answers at `url`, as far as that is possible without Dagger's CLI.
 ///
 /// # Errors
-/// When nobody listens there, what listens is no engine, or the program is missing that would connect to it (exit 3).
-pub async fn listens(url: &str) -> Result<(), Failure> {
+/// When no engine answers there, or the program that connects to it is missing (exit code 3).
+pub async fn check_url(url: &str) -> Result<(), Failure> {
     let (scheme, place) = url.split_once("://").unwrap_or_default();
     let answered = match scheme {
-        "unix" => tokio::time::timeout(ANSWER, answers(UnixStream::connect(place))).await,
-        "tcp" => tokio::time::timeout(ANSWER, answers(TcpStream::connect(place))).await,
-        "kube-pod" => return need(url, "kubectl"),
-        "ssh" => return need(url, "ssh"),
+        "unix" => tokio::time::timeout(ANSWER, speaks_http2(UnixStream::connect(place))).await,
+        "tcp" => tokio::time::timeout(ANSWER, speaks_http2(TcpStream::connect(place))).await,
+        "kube-pod" => return require_program(url, "kubectl"),
+        "ssh" => return require_program(url, "ssh"),
         _ => return Ok(()),
     };
     let failure = match answered {
         Ok(Ok(true)) => return Ok(()),
-        Ok(Ok(false)) => Failure::environment(format!("what listens on {url} is no Dagger engine")),
+        Ok(Ok(false)) => {
+            Failure::environment(format!("the server at {url} is not a Dagger engine"))
+        }
         Ok(Err(error)) => {
             Failure::environment(format!("no engine listens on {url}")).because(error)
         }
@@ -144,8 +142,8 @@ pub async fn listens(url: &str) -> Result<(), Failure> {
     Err(failure.hint("Start that engine, or choose another with --engine."))
 }
 
-/// Whether what is connected to speaks HTTP/2 at once, as an engine does.
-async fn answers<S: AsyncRead + AsyncWrite + Unpin>(
+/// Whether the server answers HTTP/2 without an upgrade, as an engine does.
+async fn speaks_http2<S: AsyncRead + AsyncWrite + Unpin>(
     connect: impl Future<Output = std::io::Result<S>>,
 ) -> std::io::Result<bool> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -157,41 +155,40 @@ async fn answers<S: AsyncRead + AsyncWrite + Unpin>(
         stream.write_all(&EMPTY_SETTINGS).await?;
         stream.read_exact(&mut header).await
     };
-    // The type of the first frame; one that hangs up has no frames.
+    // Compares the type of the first frame; a server that closes the connection sends none.
     Ok(exchange.await.is_ok() && header[3] == EMPTY_SETTINGS[3])
 }
 
-/// The version that the engine says it has. The CLI refuses what is too old for it, and no more.
+/// Queries the engine's version. The CLI only refuses engines that are too old for it.
 ///
 /// # Errors
-/// When the engine does not say (exit 3).
+/// When the query fails (exit code 3).
 pub async fn version(client: &dagger_sdk::DaggerConn) -> Result<String, Failure> {
     let version = client
         .version()
         .await
-        .or_environment("the engine does not say its version")?;
+        .or_environment("cannot query the engine's version")?;
     Ok(version.trim_start_matches('v').to_owned())
 }
 
-fn need(url: &str, program: &str) -> Result<(), Failure> {
+fn require_program(url: &str, program: &str) -> Result<(), Failure> {
     if provision::find_program(program).is_some() {
         return Ok(());
     }
-    Err(Failure::environment(format!(
-        "{url} is reached through {program}, which is not on the PATH"
-    ))
-    .hint(format!(
-        "Install {program}, or choose another engine with --engine."
-    )))
+    Err(
+        Failure::environment(format!("{url} requires {program}, which is not on PATH")).hint(
+            format!("Install {program}, or choose another engine with --engine."),
+        ),
+    )
 }
 
-async fn at_url(url: &str, narrator: &dyn Progress) -> Result<Engine, Failure> {
-    // The CLI would wait for one that never answers.
-    listens(url).await?;
+async fn use_url(url: &str, progress: &dyn Progress) -> Result<Engine, Failure> {
+    // The CLI would wait forever for an engine that does not answer.
+    check_url(url).await?;
     Ok(Engine {
         name: url.to_owned(),
         endpoint: Endpoint::Cli {
-            cli: cli::path(narrator).await?,
+            cli: cli::path(progress).await?,
             runner_host: Some(url.to_owned()),
             patience: Duration::from_secs(60),
         },

@@ -1,8 +1,8 @@
-//! The GraphQL client below the SDK: it says which step a query belongs to, and loses nothing of an error.
+//! The GraphQL client below the SDK. It attributes each query to a step and preserves the details of errors.
 //!
-//! The SDK's own ends every query after 1,000 s and cannot read the extensions of an error, which is where the engine
-//! says with what exit code and output a command failed. And it panics over an error where one object is the argument of
-//! another, as a folder is of a container.
+//! The SDK's own client ends every query after 1,000 s and drops the extensions of an error, which carry the exit code and the
+//! output of a failed command. It also panics if an object that is passed as an argument to another one cannot be evaluated, for
+//! example a directory that is mounted into a container.
 
 use std::sync::Arc;
 
@@ -16,14 +16,13 @@ use tokio::sync::mpsc;
 use super::telemetry::TraceContext;
 use common::failure::Failure;
 
-/// Where the session listens.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
     pub port: u16,
     pub token: String,
 }
 
-/// A client of the SDK whose queries carry `trace` as their W3C trace context.
+/// Creates an SDK client whose queries carry `trace` as their W3C trace context.
 pub(super) fn client(http: &reqwest::Client, address: &Address, trace: TraceContext) -> DaggerConn {
     Query {
         proc: None,
@@ -43,7 +42,7 @@ struct Client {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Response {
     data: Option<serde_json::Value>,
     #[serde(default)]
     errors: Vec<QueryError>,
@@ -69,20 +68,22 @@ struct Extensions {
 }
 
 tokio::task_local! {
-    /// Takes the error that the SDK would panic over.
-    static BROKEN: mpsc::Sender<GraphQLError>;
+    /// Receives the error on which the SDK would panic.
+    static PANICKING: mpsc::Sender<GraphQLError>;
 }
 
-/// `work`, unless the engine fails at something where the SDK would panic.
+/// Runs `work`, and returns an error if a query fails on which the SDK would panic.
 ///
 /// # Errors
-/// Those of `work`; or what the engine said.
-pub async fn unbroken<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let (sender, mut broken) = mpsc::channel(1);
+/// Those of `work`, or the error of that query.
+pub async fn catch_query_panics<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let (sender, mut errors) = mpsc::channel(1);
     tokio::select! {
-        result = BROKEN.scope(sender, work) => result,
-        Some(error) = broken.recv() => {
-            Err(EngineError::from(DaggerError::Query(error)).into_environment("cannot go on"))
+        result = PANICKING.scope(sender, work) => result,
+        Some(error) = errors.recv() => {
+            Err(EngineError::from(DaggerError::Query(error)).into_environment("a query failed"))
         }
     }
 }
@@ -90,27 +91,27 @@ pub async fn unbroken<T>(work: impl Future<Output = Result<T, Failure>>) -> Resu
 #[async_trait]
 impl GraphQLClient for Client {
     async fn query(&self, query: &str) -> Result<Option<serde_json::Value>, GraphQLError> {
-        let answer = self.ask(query).await;
-        // For the id of what it is to hand over as an argument, and unwraps the answer.
-        match (answer, BROKEN.try_with(mpsc::Sender::clone)) {
-            (Err(error), Ok(broken)) if asks_for_an_id(query) => {
-                // The first error counts.
-                let _ = broken.try_send(error);
-                // Whoever listens drops this future.
+        let result = self.send(query).await;
+        // The SDK queries the ID of an object that is passed as an argument, and unwraps the result.
+        match (result, PANICKING.try_with(mpsc::Sender::clone)) {
+            (Err(error), Ok(errors)) if is_id_query(query) => {
+                // Only the first error is reported.
+                let _ = errors.try_send(error);
+                // The receiver drops this future.
                 std::future::pending().await
             }
-            (answer, _) => answer,
+            (result, _) => result,
         }
     }
 }
 
-fn asks_for_an_id(query: &str) -> bool {
+fn is_id_query(query: &str) -> bool {
     query.trim_end_matches('}').ends_with("{id")
 }
 
 impl Client {
-    async fn ask(&self, query: &str) -> Result<Option<serde_json::Value>, GraphQLError> {
-        let lost = |error: reqwest::Error| {
+    async fn send(&self, query: &str) -> Result<Option<serde_json::Value>, GraphQLError> {
+        let http_error = |error: reqwest::Error| {
             GraphQLError::HttpError(format!("{:#}", eyre::Report::new(error.without_url())))
         };
         let response = self
@@ -121,36 +122,35 @@ impl Client {
             .json(&serde_json::json!({ "query": query }))
             .send()
             .await
-            .map_err(lost)?;
+            .map_err(http_error)?;
         let status = response.status();
-        let body = response.bytes().await.map_err(lost)?;
-        let answer: Answer = serde_json::from_slice(&body).map_err(|_| {
+        let body = response.bytes().await.map_err(http_error)?;
+        let answer: Response = serde_json::from_slice(&body).map_err(|_| {
             GraphQLError::HttpError(format!(
-                "the session answered {status}: {}",
+                "the session returned {status}: {}",
                 String::from_utf8_lossy(&body).trim()
             ))
         })?;
         if answer.errors.is_empty() {
             return Ok(answer.data);
         }
-        // The SDK's error types hold a text and nothing else; [`EngineError`] reads this one back.
+        // The SDK's error types hold only a string; [`EngineError`] parses this one.
         Err(GraphQLError::HttpError(
             serde_json::to_string(&answer.errors).unwrap_or_default(),
         ))
     }
 }
 
-/// What the engine said went wrong.
+/// An error that the engine returned.
 #[derive(Debug)]
 pub enum EngineError {
-    /// A command in a container ended with another code than 0.
+    /// A command in a container exited with a code other than 0.
     Exec {
-        /// The code it ended with.
         exit_code: i64,
-        /// What it wrote, standard output first.
+        /// Standard output, followed by standard error.
         output: String,
     },
-    /// The engine could not do what it was asked to.
+    /// Any other failed query.
     Query(String),
 }
 
@@ -193,19 +193,19 @@ impl From<DaggerError> for EngineError {
 }
 
 impl EngineError {
-    /// A failure of the engine or of what lies around it, whatever it was that failed.
+    /// Converts any engine error to a failure with exit code 3. `doing` is the start of the message: `cannot pull X`.
     #[must_use]
     pub fn into_environment(self, doing: &str) -> Failure {
         match self {
             Self::Exec { exit_code, output } => {
-                Failure::environment(format!("{doing}: the command ended with exit code {exit_code}")).output(output)
+                Failure::environment(format!("{doing}: the command exited with code {exit_code}")).output(output)
             }
             Self::Query(text) if text.contains("no space left on device") => {
                 Failure::environment(format!("{doing}: the engine's disk is full: {text}"))
-                    .hint("Free some space; `ci engine prune` frees what can be made again.")
+                    .hint("Free some disk space, for example with `ci engine prune`.")
             }
-            Self::Query(text) => Failure::environment(format!("{doing}: the engine said: {text}"))
-                .hint("Run `ci doctor`; where the engine is gone, `ci engine down` and another run start it anew."),
+            Self::Query(text) => Failure::environment(format!("{doing}: engine error: {text}"))
+                .hint("Run `ci doctor`. If the engine has died, run `ci engine down` and start again."),
         }
     }
 }
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_exec_error_keeps_its_exit_code_and_output() {
+    fn exec_error_keeps_exit_code_and_output() {
         let text = r#"[{"message":"exit code: 3","extensions":{"_type":"EXEC_ERROR","cmd":["sh"],"exitCode":3,"stdout":"out\n","stderr":"err\n"}}]"#;
         let error = EngineError::from(DaggerError::Query(GraphQLError::HttpError(text.into())));
         assert!(
@@ -224,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn only_a_query_for_an_id_is_one() {
-        assert!(asks_for_an_id("query{host{directory(path:\"/x\"){id}}}"));
-        assert!(!asks_for_an_id(
+    fn recognizes_id_queries() {
+        assert!(is_id_query("query{host{directory(path:\"/x\"){id}}}"));
+        assert!(!is_id_query(
             "query{container{withNewFile(contents:\"{id}\"){exitCode}}}"
         ));
     }
 
     #[test]
-    fn any_other_error_keeps_its_words() {
+    fn other_errors_keep_their_message() {
         for text in [
             "connection refused",
             r#"[{"message":"connection refused"}]"#,

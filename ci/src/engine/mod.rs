@@ -1,10 +1,10 @@
-//! Which Dagger engine a run uses, and the session with it.
+//! Selects a Dagger engine and opens the session with it.
 
-pub mod choice;
+pub(crate) mod choice;
 mod cli;
-pub mod embedded;
-pub mod find;
-pub mod graphql;
-pub mod runtime;
+pub(crate) mod embedded;
+pub(crate) mod find;
+pub(crate) mod graphql;
+pub(crate) mod runtime;
 pub mod session;
 pub mod telemetry;

@@ -1,7 +1,7 @@
-//! Container runtimes: which one is here, whether it can really run Dagger's engine, and how it is given an image.
+//! Container runtimes: finds one that can run Dagger's engine, and loads images into it.
 //!
-//! Dagger's CLI asks a runtime for its version and no more. Where the engine's image cannot be had, or its container is
-//! refused, the CLI waits for an engine that never comes.
+//! Dagger's CLI only checks the version of a runtime. If the engine's image cannot be pulled or its container cannot start, the
+//! CLI waits forever.
 
 use std::path::Path;
 use std::pin::pin;
@@ -18,41 +18,41 @@ use common::pins;
 use common::progress::Progress;
 use common::provision;
 
-/// How long a runtime may take to say that it is there.
+/// How long a runtime may take to answer its liveness check.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a registry may take to say anything.
+/// How long a registry may take until its first answer.
 const REGISTRY: Duration = Duration::from_secs(10);
-/// How long a pull that has begun may be silent: a large layer on a slow line is one line of output.
+/// How long a pull may print nothing: a large layer on a slow connection is one line of output.
 const STALLED: Duration = Duration::from_secs(600);
-/// How long one that is there may take to look something up: a busy disk is no reason to do without it.
-const LOOK: Duration = Duration::from_secs(30);
-/// How long the trial container may take: some storage copies the whole image for it.
+/// How long a running runtime may take to answer a query; a busy disk slows it down.
+const QUERY: Duration = Duration::from_secs(30);
+/// How long the trial container may take: some storage drivers copy the whole image for it.
 const TRIAL: Duration = Duration::from_secs(60);
 
-/// What somebody can do whose container runtime cannot run an engine.
-pub const REMEDY: &str = "Start a container runtime that can pull Dagger's engine and run privileged containers, or take --engine embedded or \
+/// The hint for a container runtime that cannot run an engine.
+pub const FIX: &str = "Start a container runtime that can pull Dagger's engine and run privileged containers, or use --engine embedded or \
      --engine URL.";
 
 /// A container runtime that Dagger's CLI drives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Runtime {
-    /// The name of its program.
+    /// The name of the runtime's program.
     pub name: &'static str,
-    /// What the CLI calls it.
+    /// The CLI's name for the runtime.
     driver: &'static str,
-    /// Fails where the program is here and what does its work is not.
-    alive: &'static [&'static str],
-    /// Apple's runtime has a machine for each container and no such option.
+    /// The arguments of a command that fails if the program is installed but its daemon does not run.
+    liveness_check: &'static [&'static str],
+    /// Apple's runtime starts a virtual machine for each container and has no such option.
     privileged: bool,
 }
 
-/// All of them, in the CLI's own order.
+/// All supported runtimes, in the CLI's order.
 const RUNTIMES: [Runtime; 5] = [
     like_docker("docker"),
     Runtime {
         name: "container",
         driver: "apple",
-        alive: &["system", "status"],
+        liveness_check: &["system", "status"],
         privileged: false,
     },
     like_docker("podman"),
@@ -64,57 +64,57 @@ const fn like_docker(name: &'static str) -> Runtime {
     Runtime {
         name,
         driver: name,
-        alive: &["version"],
+        liveness_check: &["version"],
         privileged: true,
     }
 }
 
-/// What is known of a runtime.
+/// Whether a runtime can run an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// It runs an engine, or has shown that it can.
+    /// The runtime runs the engine, or has run a trial container.
     Ready,
-    /// It has to pull the engine's image before anybody can know.
+    /// The runtime must pull the engine's image before it can be tested.
     NotPulled,
 }
 
-/// The first runtime that can run an engine. The engine runs in it afterwards.
+/// Finds the first runtime that can run an engine, and starts the engine in it.
 ///
 /// # Errors
-/// Why none can, in a sentence for people.
-pub async fn usable(narrator: &dyn Progress) -> Result<Runtime, String> {
-    first(async |runtime| {
-        runtime.check(Some(narrator)).await?;
-        runtime.start(narrator).await
+/// When no runtime can; the message says why for each.
+pub async fn find_usable(progress: &dyn Progress) -> Result<Runtime, String> {
+    find_first(async |runtime| {
+        runtime.check(Some(progress)).await?;
+        runtime.start(progress).await
     })
     .await
     .map(|(runtime, ())| runtime)
 }
 
-/// The runtime that [`usable`] would take, as far as that can be known without changing anything.
+/// Finds the runtime that [`find_usable`] would use, without changing anything.
 ///
 /// # Errors
-/// Why none can run an engine, in a sentence for people.
+/// When no runtime can run an engine; the message says why for each.
 pub async fn examine() -> Result<(Runtime, Readiness), String> {
-    first(async |runtime| runtime.check(None).await).await
+    find_first(async |runtime| runtime.check(None).await).await
 }
 
-/// The local container runtime that an image can be loaded into.
+/// Finds a local container runtime into which an image can be loaded.
 ///
 /// # Errors
-/// When there is none (exit 3).
-pub async fn loader() -> Result<Runtime, Failure> {
-    first(async |runtime| runtime.answers().await)
+/// When no runtime answers (exit code 3).
+pub async fn find_loader() -> Result<Runtime, Failure> {
+    find_first(async |runtime| runtime.check_alive().await)
         .await
         .map(|(runtime, ())| runtime)
         .map_err(|why| {
-            Failure::environment(format!("the image cannot be loaded: {why}"))
-                .hint("Start a container runtime, or take the archive: --output FILE.")
+            Failure::environment(format!("cannot load the image: {why}"))
+                .hint("Start a container runtime, or write an archive with --output FILE.")
         })
 }
 
-/// The first runtime of this machine that passes, or what is wrong with each.
-async fn first<T>(
+/// Returns the first installed runtime that passes `check`, or the reasons why each fails.
+async fn find_first<T>(
     check: impl AsyncFn(Runtime) -> Result<T, String>,
 ) -> Result<(Runtime, T), String> {
     let mut why = Vec::new();
@@ -128,42 +128,42 @@ async fn first<T>(
         }
     }
     if why.is_empty() {
-        return Err("no container runtime is here".into());
+        return Err("no container runtime is installed".into());
     }
     Err(why.join("; "))
 }
 
 impl Runtime {
-    /// The URL by which the CLI starts the engine in this runtime and in no other.
+    /// The URL with which the CLI starts the engine in this runtime only.
     #[must_use]
     pub fn runner_host(&self) -> String {
         format!("image+{}://{}", self.driver, pins::DAGGER_IMAGE)
     }
 
-    /// How the engine in this runtime is reached.
+    /// How to connect to the engine in this runtime.
     ///
     /// # Errors
-    /// When there is no CLI and none can be made (exit 3).
-    pub async fn endpoint(&self, narrator: &dyn Progress) -> Result<Endpoint, Failure> {
+    /// When Dagger's CLI can be neither downloaded nor built (exit code 3).
+    pub async fn endpoint(&self, progress: &dyn Progress) -> Result<Endpoint, Failure> {
         Ok(Endpoint::Cli {
-            cli: cli::path(narrator).await?,
+            cli: cli::path(progress).await?,
             runner_host: Some(self.runner_host()),
             patience: Duration::from_secs(120),
         })
     }
 
-    /// Loads the OCI archive of an image, under `name`.
+    /// Loads the OCI archive of an image and tags it as `name`.
     ///
     /// # Errors
-    /// When the runtime does not take it (exit 3).
+    /// When the runtime cannot load or tag the image (exit code 3).
     pub async fn load(&self, archive: &Path, name: &str) -> Result<(), Failure> {
         let mut load = provision::command(self.name);
         load.args(["image", "load", "--input"]).arg(archive);
-        let said = provision::output(load, &format!("{} image load", self.name)).await?;
-        let loaded = match loaded(&said) {
+        let output = provision::output(load, &format!("{} image load", self.name)).await?;
+        let loaded = match parse_loaded(&output) {
             Some(loaded) => loaded.to_owned(),
             None => crate::image::archive::read_config_digest(archive)
-                .or_environment("the archive cannot be read")?,
+                .or_environment("cannot read the archive")?,
         };
         let mut tag = provision::command(self.name);
         tag.args(["image", "tag", &loaded, name]);
@@ -171,60 +171,64 @@ impl Runtime {
         Ok(())
     }
 
-    /// Whether this runtime can run an engine. Without a narrator nothing is pulled.
-    async fn check(self, narrator: Option<&dyn Progress>) -> Result<Readiness, String> {
-        self.answers().await?;
-        if self.runs_the_engine().await {
+    /// Whether this runtime can run an engine. Without `progress`, nothing is pulled.
+    async fn check(self, progress: Option<&dyn Progress>) -> Result<Readiness, String> {
+        self.check_alive().await?;
+        if self.is_running_engine().await {
             return Ok(Readiness::Ready);
         }
-        if !self.has_the_image().await? {
-            match narrator {
-                Some(narrator) => self.pull(narrator).await?,
+        if !self.has_image().await? {
+            match progress {
+                Some(progress) => self.pull(progress).await?,
                 None => return Ok(Readiness::NotPulled),
             }
         }
-        self.try_the_image().await?;
+        self.run_trial_container().await?;
         Ok(Readiness::Ready)
     }
 
-    async fn answers(self) -> Result<(), String> {
-        match self.ask(self.alive, ANSWER).await {
+    async fn check_alive(self) -> Result<(), String> {
+        match self.run(self.liveness_check, ANSWER).await {
             Ok(_) => Ok(()),
-            Err(Said::Refused(words)) => {
-                Err(format!("is here, but not usable ({})", reason(&words)))
-            }
-            Err(Said::Nothing) => Err(format!(
-                "is here, but did not answer within {} s",
+            Err(CommandError::Failed(output)) => Err(format!(
+                "is installed, but not usable ({})",
+                error_line(&output)
+            )),
+            Err(CommandError::TimedOut) => Err(format!(
+                "is installed, but did not answer within {} s",
                 ANSWER.as_secs()
             )),
         }
     }
 
-    async fn runs_the_engine(self) -> bool {
-        match self.engine().await {
-            // Between two of its ends it is a running container, too.
+    async fn is_running_engine(self) -> bool {
+        match self.inspect_engine().await {
+            // A container in a crash loop is briefly running, too.
             Some(engine) if engine.running && engine.restarts > 0 => {
                 tokio::time::sleep(Duration::from_secs(2)).await;
-                self.engine().await == Some(engine)
+                self.inspect_engine().await == Some(engine)
             }
             engine => engine.is_some_and(|engine| engine.running),
         }
     }
 
-    /// The engine's container, where there is one.
-    async fn engine(self) -> Option<Container> {
-        let about = self.ask(&["inspect", &container()], LOOK).await.ok()?;
-        Container::inspected(&about)
+    /// Returns the state of the engine's container, if it exists.
+    async fn inspect_engine(self) -> Option<Container> {
+        let output = self
+            .run(&["inspect", &container_name()], QUERY)
+            .await
+            .ok()?;
+        Container::parse(&output)
     }
 
-    /// Lets the CLI start the engine, where none runs yet: one that ends again and again would be waited for.
-    async fn start(self, narrator: &dyn Progress) -> Result<(), String> {
-        if self.runs_the_engine().await {
+    /// Lets the CLI start the engine if it does not run yet. The CLI alone would wait forever for an engine in a crash loop.
+    async fn start(self, progress: &dyn Progress) -> Result<(), String> {
+        if self.is_running_engine().await {
             return Ok(());
         }
-        let before = self.engine().await;
+        let before = self.inspect_engine().await;
         let opening = async {
-            let endpoint = self.endpoint(narrator).await?;
+            let endpoint = self.endpoint(progress).await?;
             Session::open(&endpoint, &Telemetry::start().await?).await
         };
         tokio::select! {
@@ -233,83 +237,92 @@ impl Runtime {
                     session.close().await;
                     Ok(())
                 }
-                Err(failure) => Err(format!("does not start the engine ({failure})")),
+                Err(failure) => Err(format!("cannot start the engine ({failure})")),
             },
-            () = self.fails(before.map_or(0, |engine| engine.restarts)) => {
-                let name = container();
-                let last = match self.ask(&["logs", "--tail", "1", &name], LOOK).await {
-                    Ok(said) | Err(Said::Refused(said)) => said,
-                    Err(Said::Nothing) => String::new(),
+            () = self.wait_for_crash_loop(before.map_or(0, |engine| engine.restarts)) => {
+                let name = container_name();
+                let last = match self.run(&["logs", "--tail", "1", &name], QUERY).await {
+                    Ok(output) | Err(CommandError::Failed(output)) => output,
+                    Err(CommandError::TimedOut) => String::new(),
                 };
-                // The runtime would go on with it for ever.
+                // The runtime would restart it forever.
                 if before.is_none() {
-                    let _ = self.ask(&["rm", "--force", "--volumes", &name], LOOK).await;
+                    let _ = self.run(&["rm", "--force", "--volumes", &name], QUERY).await;
                 }
-                Err(format!("starts the engine, which ends at once ({})", reason(&last)))
+                Err(format!("starts the engine, but it exits immediately ({})", error_line(&last)))
             }
         }
     }
 
-    /// Returns when the engine's container has been started again for the third time.
-    async fn fails(self, before: u64) {
+    /// Returns when the engine's container has been restarted three times.
+    async fn wait_for_crash_loop(self, before: u64) {
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let restarts = self.engine().await.map_or(0, |engine| engine.restarts);
+            let restarts = self
+                .inspect_engine()
+                .await
+                .map_or(0, |engine| engine.restarts);
             if restarts >= before + 3 {
                 return;
             }
         }
     }
 
-    async fn has_the_image(self) -> Result<bool, String> {
+    async fn has_image(self) -> Result<bool, String> {
         match self
-            .ask(&["image", "inspect", pins::DAGGER_IMAGE], LOOK)
+            .run(&["image", "inspect", pins::DAGGER_IMAGE], QUERY)
             .await
         {
             Ok(_) => Ok(true),
-            Err(Said::Refused(words)) => {
-                let lower = words.to_lowercase();
-                // The CLI goes by these words, too.
+            Err(CommandError::Failed(output)) => {
+                let lower = output.to_lowercase();
+                // The CLI matches the same messages.
                 let absent = ["no such image", "image not known"];
                 if !self.privileged || absent.iter().any(|word| lower.contains(word)) {
                     Ok(false)
                 } else {
-                    Err(format!("cannot show its images ({})", reason(&words)))
+                    Err(format!(
+                        "cannot inspect its images ({})",
+                        error_line(&output)
+                    ))
                 }
             }
-            Err(Said::Nothing) => Err("does not answer for its images".into()),
+            Err(CommandError::TimedOut) => Err(format!(
+                "did not inspect its images within {} s",
+                QUERY.as_secs()
+            )),
         }
     }
 
-    /// Pulls the engine's image: with little patience until the registry answers, with much as long as it goes on.
-    async fn pull(self, narrator: &dyn Progress) -> Result<(), String> {
+    /// Pulls the engine's image, with a short limit until the registry answers and a long one while the pull progresses.
+    async fn pull(self, progress: &dyn Progress) -> Result<(), String> {
         let image = pins::DAGGER_IMAGE;
         let what = format!("pulling {image} with {} (the first time only)", self.name);
         let begun = Instant::now();
-        narrator.begin(&what);
-        let heard = Heard {
-            narrator,
+        progress.begin(&what);
+        let watched = PullProgress {
+            progress,
             last: Mutex::new(None),
         };
         let mut pull = provision::command(self.name);
         pull.args(["image", "pull", image]);
-        let mut pulling = pin!(provision::run(pull, "the pull", &heard));
+        let mut pulling = pin!(provision::run(pull, "the pull", &watched));
         loop {
-            let limit = heard.limit(begun);
+            let limit = watched.limit(begun);
             match timeout_at(limit, &mut pulling).await {
                 Ok(Ok(())) => {
-                    narrator.done(&what, begun.elapsed());
+                    progress.done(&what, begun.elapsed());
                     return Ok(());
                 }
                 Ok(Err(failure)) => {
-                    let words = failure.output.unwrap_or_default();
-                    return Err(format!("cannot pull {image} ({})", reason(&words)));
+                    let output = failure.output.unwrap_or_default();
+                    return Err(format!("cannot pull {image} ({})", error_line(&output)));
                 }
-                Err(_) if heard.limit(begun) > limit => {}
+                Err(_) if watched.limit(begun) > limit => {}
                 Err(_) => {
-                    let silence = limit.duration_since(heard.last().unwrap_or(begun));
+                    let silence = limit.duration_since(watched.last().unwrap_or(begun));
                     return Err(format!(
-                        "cannot pull {image} (nothing came for {} s)",
+                        "cannot pull {image} (no progress for {} s)",
                         silence.as_secs()
                     ));
                 }
@@ -317,52 +330,54 @@ impl Runtime {
         }
     }
 
-    /// Runs a container as the CLI would, for a moment: some machines refuse what the engine needs.
-    async fn try_the_image(self) -> Result<(), String> {
+    /// Runs a privileged container for a moment, as the CLI would: some machines do not permit it.
+    async fn run_trial_container(self) -> Result<(), String> {
         let image = pins::DAGGER_IMAGE;
         let mut run = vec!["run", "--rm", "--entrypoint", "true"];
         if self.privileged {
             run.push("--privileged");
         }
         run.push(image);
-        match self.ask(&run, TRIAL).await {
+        match self.run(&run, TRIAL).await {
             Ok(_) => Ok(()),
-            Err(Said::Refused(words)) => Err(format!(
+            Err(CommandError::Failed(output)) => Err(format!(
                 "cannot run a privileged container of {image} ({})",
-                reason(&words)
+                error_line(&output)
             )),
-            Err(Said::Nothing) => Err(format!(
+            Err(CommandError::TimedOut) => Err(format!(
                 "did not run a privileged container of {image} within {} s",
                 TRIAL.as_secs()
             )),
         }
     }
 
-    async fn ask(self, arguments: &[&str], limit: Duration) -> Result<String, Said> {
+    async fn run(self, arguments: &[&str], limit: Duration) -> Result<String, CommandError> {
         let mut command = provision::command(self.name);
         command.args(arguments);
         match timeout(limit, provision::output(command, self.name)).await {
             Ok(Ok(output)) => Ok(output),
-            Ok(Err(failure)) => Err(Said::Refused(failure.output.unwrap_or(failure.message))),
-            Err(_) => Err(Said::Nothing),
+            Ok(Err(failure)) => Err(CommandError::Failed(
+                failure.output.unwrap_or(failure.message),
+            )),
+            Err(_) => Err(CommandError::TimedOut),
         }
     }
 }
 
-/// What a runtime said that did not do what it was asked for.
-enum Said {
-    Refused(String),
-    Nothing,
+enum CommandError {
+    /// The output of a command that failed.
+    Failed(String),
+    TimedOut,
 }
 
-/// What the CLI calls the container that it makes of it.
-fn container() -> String {
+/// The name that the CLI gives the engine's container.
+fn container_name() -> String {
     format!("dagger-engine-v{}", pins::DAGGER)
 }
 
-/// The line that says what went wrong: runtimes add advice below it.
-fn reason(words: &str) -> &str {
-    let mut lines = words
+/// Extracts the line with the error: runtimes print advice below it.
+fn error_line(output: &str) -> &str {
+    let mut lines = output
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && *line != "[]");
@@ -370,27 +385,26 @@ fn reason(words: &str) -> &str {
         .clone()
         .find(|line| line.to_lowercase().contains("error"))
         .or_else(|| lines.next_back())
-        .unwrap_or("it failed without a word")
+        .unwrap_or("no error message")
 }
 
-/// What is known of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Container {
     running: bool,
-    /// How often it has been started again, where the runtime counts that.
+    /// How often the runtime has restarted it; 0 if the runtime does not count restarts.
     restarts: u64,
 }
 
 impl Container {
-    /// Reads what `inspect` says, as Docker and those like it have it, or Apple.
-    fn inspected(text: &str) -> Option<Self> {
-        let about: serde_json::Value = serde_json::from_str(text).ok()?;
-        let state = about
+    /// Parses the output of `inspect`, in Docker's or Apple's format.
+    fn parse(text: &str) -> Option<Self> {
+        let containers: serde_json::Value = serde_json::from_str(text).ok()?;
+        let state = containers
             .pointer("/0/State/Status")
-            .or_else(|| about.pointer("/0/status"))?;
+            .or_else(|| containers.pointer("/0/status"))?;
         Some(Self {
             running: state == "running",
-            restarts: about
+            restarts: containers
                 .pointer("/0/RestartCount")
                 .and_then(serde_json::Value::as_u64)
                 .unwrap_or_default(),
@@ -398,21 +412,22 @@ impl Container {
     }
 }
 
-/// What `image load` has loaded: an id or a name, whatever this runtime and its image store go by.
-fn loaded(said: &str) -> Option<&str> {
-    said.lines()
+/// Parses the output of `image load` for the ID or the name of the loaded image; the format depends on the runtime.
+fn parse_loaded(output: &str) -> Option<&str> {
+    output
+        .lines()
         .rev()
         .find(|line| line.contains("Loaded image"))
         .and_then(|line| line.split_whitespace().next_back())
 }
 
-/// Hears a pull, and notes when it last got on.
-struct Heard<'a> {
-    narrator: &'a dyn Progress,
+/// Passes on the output of a pull and records when it last progressed.
+struct PullProgress<'a> {
+    progress: &'a dyn Progress,
     last: Mutex<Option<Instant>>,
 }
 
-impl Heard<'_> {
+impl PullProgress<'_> {
     fn last(&self) -> Option<Instant> {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -422,28 +437,28 @@ impl Heard<'_> {
     }
 }
 
-impl Progress for Heard<'_> {
+impl Progress for PullProgress<'_> {
     fn begin(&self, what: &str) {
-        self.narrator.begin(what);
+        self.progress.begin(what);
     }
 
     fn line(&self, line: &str) {
         if !is_attempt(line) {
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        self.narrator.line(line);
+        self.progress.line(line);
     }
 
     fn done(&self, what: &str, took: Duration) {
-        self.narrator.done(what, took);
+        self.progress.done(what, took);
     }
 
     fn notice(&self, text: &str) {
-        self.narrator.notice(text);
+        self.progress.notice(text);
     }
 }
 
-/// What runtimes print before the registry has answered: podman the first and the last, nerdctl the others.
+/// Whether the line is printed before the registry answers: podman prints the first and the last of these, nerdctl the others.
 fn is_attempt(line: &str) -> bool {
     ["Trying to pull", "resolving", "elapsed:", "retrying in"]
         .iter()
@@ -455,40 +470,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cli_is_told_which_runtime_and_which_image() {
+    fn runner_host_names_the_runtime_and_the_image() {
         let hosts: Vec<_> = RUNTIMES.iter().map(Runtime::runner_host).collect();
         assert_eq!(hosts[0], format!("image+docker://{}", pins::DAGGER_IMAGE));
         assert_eq!(hosts[1], format!("image+apple://{}", pins::DAGGER_IMAGE));
     }
 
     #[test]
-    fn the_reason_is_the_line_with_the_error_and_not_the_advice_below_it() {
+    fn extracts_the_error_line_without_the_advice_below_it() {
         let docker = "docker: Error response from daemon: unable to apply caps: unknown.\n\nRun 'docker run --help' for more information\n";
-        assert!(reason(docker).ends_with("unable to apply caps: unknown."));
+        assert!(error_line(docker).ends_with("unable to apply caps: unknown."));
         assert_eq!(
-            reason("[]\nCannot connect to the daemon\n"),
+            error_line("[]\nCannot connect to the daemon\n"),
             "Cannot connect to the daemon"
         );
-        assert!(!reason("").is_empty());
+        assert!(!error_line("").is_empty());
     }
 
     #[test]
-    fn a_container_that_is_started_again_and_again_does_not_run() {
+    fn restarting_container_does_not_count_as_running() {
         for text in [
             r#"[{"State": {"Status": "running"}, "RestartCount": 0}]"#,
             r#"[{"status": "running"}]"#,
         ] {
-            assert!(Container::inspected(text).is_some_and(|container| container.running));
+            assert!(Container::parse(text).is_some_and(|container| container.running));
         }
-        let ends = r#"[{"State": {"Status": "restarting", "Running": true}, "RestartCount": 4}]"#;
-        let ends = Container::inspected(ends).expect("a container");
-        assert!(!ends.running && ends.restarts == 4);
-        assert!(Container::inspected("[]").is_none() && Container::inspected("").is_none());
+        let restarting =
+            r#"[{"State": {"Status": "restarting", "Running": true}, "RestartCount": 4}]"#;
+        let container = Container::parse(restarting).expect("a container");
+        assert!(!container.running && container.restarts == 4);
+        assert!(Container::parse("[]").is_none() && Container::parse("").is_none());
     }
 
     #[test]
-    fn what_was_loaded_is_named_by_its_runtime() {
-        for (said, what) in [
+    fn parses_the_loaded_image_of_each_runtime() {
+        for (output, image) in [
             ("Loaded image ID: sha256:abc\n", Some("sha256:abc")),
             (
                 "Getting image source signatures\nLoaded image: localhost/x:1\n",
@@ -500,12 +516,12 @@ mod tests {
             ),
             ("", None),
         ] {
-            assert_eq!(loaded(said), what);
+            assert_eq!(parse_loaded(output), image);
         }
     }
 
     #[test]
-    fn only_what_comes_from_the_registry_is_progress() {
+    fn only_answers_of_the_registry_count_as_progress() {
         for line in [
             "Trying to pull x...",
             "x: resolving |---|",

@@ -1,7 +1,7 @@
-//! The session with an engine: a `dagger session` process whose life, output and end are ours.
+//! The session with an engine: a `dagger session` process that this module starts, monitors and stops.
 //!
-//! The SDK's `connect` hides why it failed, skips its shutdown on an error and waits without a limit for a CLI whose
-//! engine is gone.
+//! The SDK's `connect` hides the cause of a failure, skips its shutdown on an error and waits without a limit for a CLI that has
+//! lost its engine.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,28 +20,28 @@ use super::telemetry::{Telemetry, TraceContext};
 use common::failure::{Failure, OrFail};
 use common::provision;
 
-/// How an engine is reached.
+/// How to connect to an engine.
 #[derive(Clone, Debug)]
 pub enum Endpoint {
-    /// A session that somebody else has opened (`dagger run`): port and token.
+    /// A session that another process has opened (`dagger run`).
     Session {
-        /// `DAGGER_SESSION_PORT`.
+        /// From `DAGGER_SESSION_PORT`.
         port: u16,
-        /// `DAGGER_SESSION_TOKEN`.
+        /// From `DAGGER_SESSION_TOKEN`.
         token: String,
     },
-    /// Through Dagger's CLI.
+    /// A new session that Dagger's CLI opens.
     Cli {
-        /// The CLI's file.
+        /// The path of the CLI.
         cli: PathBuf,
-        /// The engine's URL; without one the CLI starts an engine in a container runtime.
+        /// The engine's URL. Without one, the CLI starts an engine in a container runtime.
         runner_host: Option<String>,
-        /// How long the engine may take to answer the first time.
+        /// How long the engine may take until its first answer.
         patience: Duration,
     },
 }
 
-/// What the clients of an open session need.
+/// The address of an open session, from which clients are created.
 #[derive(Clone)]
 pub struct Connection {
     address: Address,
@@ -49,7 +49,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The SDK's client, for the queries of one step.
+    /// Creates an SDK client for the queries of one step.
     #[must_use]
     pub fn client(&self, trace: TraceContext) -> DaggerConn {
         graphql::client(&self.http, &self.address, trace)
@@ -60,15 +60,15 @@ impl Connection {
 pub struct Session {
     connection: Connection,
     child: Option<Child>,
-    /// The engine's socket, where that is on this machine.
+    /// The engine's socket, if the engine runs on this machine.
     socket: Option<PathBuf>,
     watch: Option<JoinHandle<()>>,
 }
 
-/// An engine that is well answers within milliseconds; one that is busy may take a little.
+/// A healthy engine answers within milliseconds, a busy one may take longer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// An engine that leaves as many questions in a row without an answer is taken for lost: half a minute of silence.
-const SILENT: u32 = 6;
+/// The engine counts as lost after so many failed probes in a row, which take half a minute.
+const MAX_FAILED_PROBES: u32 = 6;
 
 #[derive(Deserialize)]
 struct ConnectParams {
@@ -77,18 +77,18 @@ struct ConnectParams {
 }
 
 impl Session {
-    /// Opens a session; what the engine does in it is reported to `telemetry`.
+    /// Opens a session whose engine reports to `telemetry`.
     ///
     /// # Errors
-    /// When the CLI does not start, or the engine does not answer in time; with what the CLI said.
+    /// When the CLI does not start or the engine does not answer in time; the failure carries the end of the CLI's output.
     pub async fn open(endpoint: &Endpoint, telemetry: &Telemetry) -> Result<Self, Failure> {
         let http = reqwest::Client::builder()
             .no_proxy()
-            // Its other end is on this machine. A query may be silent for as long as a build takes, and a machine that was
-            // busy, paused or asleep meanwhile is no reason to give it up.
+            // The server is on this machine. A query is silent for as long as a build takes, and must survive a machine that was
+            // suspended meanwhile.
             .tcp_keepalive(None)
             .build()
-            .or_environment("cannot make an HTTP client")?;
+            .or_environment("cannot create an HTTP client")?;
         match endpoint {
             Endpoint::Session { port, token } => Ok(Self {
                 connection: Connection {
@@ -111,14 +111,14 @@ impl Session {
                 command
                     .args(["session", "--label", "dagger.io/sdk.name:rust", "--label"])
                     .arg(format!("dagger.io/sdk.version:{}", common::pins::DAGGER))
-                    // The session ends when this pipe closes: also when ci is killed.
+                    // The session ends when this pipe closes, even if ci is killed.
                     .stdin(Stdio::piped())
                     .stdout(Stdio::piped())
                     .stderr(Stdio::piped())
                     .env("DO_NOT_TRACK", "1")
                     .env("DAGGER_NO_NAG", "1")
                     .env("OTEL_EXPORTER_OTLP_ENDPOINT", telemetry.endpoint())
-                    // Logs are sent only where they have an endpoint of their own.
+                    // The CLI sends logs only if they have an endpoint of their own.
                     .env(
                         "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
                         format!("{}/v1/logs", telemetry.endpoint()),
@@ -134,22 +134,23 @@ impl Session {
                 let mut child = command
                     .spawn()
                     .or_environment(format!("cannot start Dagger's CLI at {}", cli.display()))?;
-                let said = Said::default();
+                let tail = StderrTail::default();
                 if let Some(stderr) = child.stderr.take() {
-                    said.clone().listen(stderr);
+                    tail.clone().collect(stderr);
                 }
                 let stdout = child.stdout.take();
-                let first = tokio::time::timeout(*patience, first_line(stdout)).await;
+                let params = tokio::time::timeout(*patience, read_params(stdout)).await;
                 let engine = runner_host.as_deref().unwrap_or("the container runtime");
-                let Ok(Some(params)) = first else {
-                    let how = if first.is_err() {
-                        format!("did not answer within {} s", patience.as_secs())
+                let Ok(Some(params)) = params else {
+                    let message = if params.is_err() {
+                        let limit = patience.as_secs();
+                        format!("the Dagger engine at {engine} did not answer within {limit} s")
                     } else {
-                        "could not be connected to".to_owned()
+                        format!("cannot connect to the Dagger engine at {engine}")
                     };
-                    return Err(Failure::environment(format!("the Dagger engine at {engine} {how}"))
-                        .output(said.text())
-                        .hint("Run `ci doctor`. --engine chooses another engine: embedded, docker, or a URL."));
+                    return Err(Failure::environment(message)
+                        .output(tail.text())
+                        .hint("Run `ci doctor`, or choose another engine with --engine: embedded, docker, or a URL."));
                 };
                 Ok(Self {
                     connection: Connection {
@@ -170,34 +171,34 @@ impl Session {
         }
     }
 
-    /// What its clients need.
+    /// The connection that clients of this session share.
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// Calls `lost` when an engine on this machine does not answer any more: a frozen one would hold a query for ever. One
-    /// elsewhere is the CLI's to watch.
+    /// Calls `lost` when an engine on this machine stops answering; a frozen engine would block a query forever. The CLI itself
+    /// monitors remote engines.
     pub fn watch(&mut self, lost: impl FnOnce() + Send + 'static) {
         let Some(socket) = self.socket.clone() else {
             return;
         };
         self.watch = Some(tokio::spawn(async move {
-            let mut silent = 0;
-            // Counted and not timed: whoever freezes the whole machine freezes the clock's reader, too.
-            while silent < SILENT {
+            let mut failed = 0;
+            // Counts probes instead of measuring time, because a suspended machine must not count as a lost engine.
+            while failed < MAX_FAILED_PROBES {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                silent = if answers(&socket).await {
+                failed = if answers(&socket).await {
                     0
                 } else {
-                    silent + 1
+                    failed + 1
                 };
             }
             lost();
         }));
     }
 
-    /// Ends the session: politely at first, and certainly within ten seconds.
+    /// Closes the session, and kills its process if it does not exit within ten seconds.
     pub async fn close(mut self) {
         if let Some(watch) = self.watch.take() {
             watch.abort();
@@ -208,22 +209,22 @@ impl Session {
             .await
             .is_err()
         {
-            // Its engine is gone; kill_on_drop ends it.
-            tracing::debug!("the session did not end by itself");
+            // The engine is gone; kill_on_drop ends the process.
+            tracing::debug!("the session did not exit by itself");
         }
     }
 }
 
-/// Whether an engine answers on its socket now.
+/// Whether an engine answers on the socket within [`ANSWER`].
 pub(super) async fn answers(socket: &Path) -> bool {
     matches!(
-        tokio::time::timeout(ANSWER, ask(socket)).await,
+        tokio::time::timeout(ANSWER, probe(socket)).await,
         Ok(Ok(true))
     )
 }
 
-/// Whether something that speaks HTTP answers on the socket.
-async fn ask(socket: &Path) -> std::io::Result<bool> {
+/// Whether an HTTP server answers on the socket.
+async fn probe(socket: &Path) -> std::io::Result<bool> {
     let mut stream = UnixStream::connect(socket).await?;
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
@@ -233,7 +234,7 @@ async fn ask(socket: &Path) -> std::io::Result<bool> {
     Ok(&start == b"HTTP/")
 }
 
-async fn first_line(
+async fn read_params(
     stdout: Option<impl AsyncRead + Unpin + Send + 'static>,
 ) -> Option<ConnectParams> {
     let mut lines = BufReader::new(stdout?).lines();
@@ -243,17 +244,17 @@ async fn first_line(
             break params;
         }
     };
-    // A full pipe would stop the session.
+    // A full pipe would block the session.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     Some(params)
 }
 
 /// The last lines of the session's standard error.
 #[derive(Clone, Default)]
-struct Said(Arc<Mutex<provision::Tail>>);
+struct StderrTail(Arc<Mutex<provision::Tail>>);
 
-impl Said {
-    fn listen(self, stderr: impl AsyncRead + Unpin + Send + 'static) {
+impl StderrTail {
+    fn collect(self, stderr: impl AsyncRead + Unpin + Send + 'static) {
         tokio::spawn(async move {
             let mut lines = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = lines.next_line().await {
@@ -277,12 +278,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_of_the_dead_or_of_the_silent_is_no_engine() {
+    async fn dead_or_silent_socket_is_not_an_engine() {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("engine.sock");
         let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
         let limit = Duration::from_millis(200);
-        assert!(tokio::time::timeout(limit, ask(&socket)).await.is_err());
+        assert!(tokio::time::timeout(limit, probe(&socket)).await.is_err());
         drop(listener);
         assert!(!answers(&socket).await);
     }

@@ -1,6 +1,8 @@
-//! What the engine reports of a run: a receiver of its OTLP logs and spans, sorted by the step they belong to.
+//! Receives the engine's OTLP logs and spans, and attributes them to steps.
 //!
-//! Each step's queries carry a [W3C trace context] of their own; what the engine does for them has that trace id.
+//! The queries of each step carry a [W3C trace context] of their own, and the engine reports its work with that trace ID.
+//!
+//! The OpenTelemetry crates export and do not receive: only their messages (`opentelemetry-proto`) are used here.
 //!
 //! [W3C trace context]: https://www.w3.org/TR/trace-context/
 
@@ -32,7 +34,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// The `number`-th of this receiver.
+    /// The `number`-th trace context of this receiver.
     fn numbered(receiver: [u8; 8], number: u64) -> Self {
         let mut trace = [0; 16];
         trace[..8].copy_from_slice(&receiver);
@@ -52,25 +54,25 @@ impl TraceContext {
     }
 }
 
-/// The calls whose output is that of a command in a container.
+/// The calls whose output is the output of a command in a container.
 const COMMANDS: [&str; 2] = ["Container.withExec", "Container.asService"];
 
-/// Hears the lines that the containers of a step write, as they come.
+/// Is called with each line that a step's containers print.
 pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 
 #[derive(Default)]
 struct Trace {
     listener: Option<Listener>,
-    /// The beginning of a line whose end has not come yet, by span and stream.
+    /// The beginning of an incomplete line, by span and stream.
     pending: HashMap<(Vec<u8>, i64), String>,
-    /// The whole lines, each with its span.
+    /// The complete lines, each with its span.
     lines: Vec<(Vec<u8>, String)>,
-    /// Whether a span is that of a command; those of other calls carry the call's answer as if it were output.
+    /// Whether a span is a command. Other calls report their result as if it were output.
     commands: HashMap<Vec<u8>, bool>,
-    /// Whether each command that ran in a container was taken from the cache.
+    /// Whether the result of each container command came from the cache.
     execs: HashMap<Vec<u8>, bool>,
-    /// The commands that have ended, and what the engine says of their end.
-    ended: HashMap<String, String>,
+    /// The status messages of the commands that have exited; empty after success.
+    exited: HashMap<String, String>,
 }
 
 impl Trace {
@@ -97,8 +99,7 @@ impl Trace {
         }
     }
 
-    /// Whether what comes from a span is a command's output. What is not known is taken for it: better too much than too
-    /// little.
+    /// Whether a span's lines are the output of a command. Unknown spans count as commands, because losing output is worse.
     fn is_output(&self, span: &[u8]) -> bool {
         self.commands.get(span).copied().unwrap_or(true)
     }
@@ -122,12 +123,12 @@ impl Shared {
     }
 }
 
-/// The receiver; it listens on loopback for as long as it lives.
+/// An OTLP receiver on loopback. It listens until the process exits.
 #[derive(Clone)]
 pub struct Telemetry {
     shared: Arc<Shared>,
     address: SocketAddr,
-    /// A number that no other receiver has.
+    /// A random ID, so that no two receivers share a trace ID.
     receiver: [u8; 8],
 }
 
@@ -144,7 +145,7 @@ impl Telemetry {
             .local_addr()
             .or_environment("cannot listen on loopback")?;
         let mut receiver = [0; 8];
-        getrandom::fill(&mut receiver).or_environment("this machine has no random numbers")?;
+        getrandom::fill(&mut receiver).or_environment("cannot generate random numbers")?;
         let shared = Arc::new(Shared::default());
         let router = Router::new()
             .route("/v1/logs", post(logs))
@@ -160,13 +161,13 @@ impl Telemetry {
         })
     }
 
-    /// The base URL, as `OTEL_EXPORTER_OTLP_ENDPOINT` wants it.
+    /// The base URL for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// A trace context for a step; `listener` hears its lines.
+    /// Creates a trace context for a step; `listener` is called with each line of its output.
     #[must_use]
     pub fn trace(&self, listener: Option<Listener>) -> TraceContext {
         let number = self.shared.last_trace.fetch_add(1, Ordering::Relaxed) + 1;
@@ -181,7 +182,7 @@ impl Telemetry {
         context
     }
 
-    /// All that the containers of the step have written up to now.
+    /// The output of the step's containers so far.
     #[must_use]
     pub fn log(&self, context: TraceContext) -> String {
         self.shared
@@ -191,7 +192,7 @@ impl Telemetry {
             .unwrap_or_default()
     }
 
-    /// Whether every command of the step was taken from the engine's cache; false where the engine said nothing.
+    /// Whether the results of all commands of the step came from the engine's cache; false if the engine reported no command.
     #[must_use]
     pub fn cached(&self, context: TraceContext) -> bool {
         self.shared
@@ -202,16 +203,16 @@ impl Telemetry {
             })
     }
 
-    /// What the engine says of the end of a command, once it has ended: nothing where it ended well.
+    /// The engine's status message for a command that has exited; empty after success, `None` while it runs.
     #[must_use]
-    pub fn ended(&self, context: TraceContext, command: &str) -> Option<String> {
+    pub fn exit_message(&self, context: TraceContext, command: &str) -> Option<String> {
         self.shared
             .traces()
             .get(&context.trace)
-            .and_then(|trace| trace.ended.get(command).cloned())
+            .and_then(|trace| trace.exited.get(command).cloned())
     }
 
-    /// Waits until nothing new has come for a moment, and at most `limit`: the engine sends in batches.
+    /// Waits until no more reports arrive, but at most for `limit`: the engine sends in batches.
     pub async fn settle(&self, limit: Duration) {
         let quiet = Duration::from_millis(150);
         let all = async {
@@ -241,7 +242,7 @@ async fn logs(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         else {
             continue;
         };
-        // Only what a command wrote; the engine's own messages carry no stream.
+        // Only the output of commands has a stream; the engine's own messages have none.
         let Some(Value::IntValue(stream)) = attribute(&record.attributes, "stdio.stream") else {
             continue;
         };
@@ -286,14 +287,14 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         trace
             .commands
             .insert(span.span_id.clone(), COMMANDS.contains(&&*span.name));
-        // A span comes twice: when it begins, and when it has ended.
+        // The engine sends a span twice: at its start and at its end.
         if let (Some(command), 1..) = (span.name.strip_prefix("exec "), span.end_time_unix_nano) {
-            let how = span.status.map(|status| status.message);
+            let message = span.status.map(|status| status.message);
             trace
-                .ended
-                .insert(command.to_owned(), how.unwrap_or_default());
+                .exited
+                .insert(command.to_owned(), message.unwrap_or_default());
         }
-        // The call ends at once; the span with an effect's id is the work itself.
+        // The call returns immediately; the span with an effect ID covers the work itself.
         if span.name.ends_with("Container.withExec")
             && attribute(&span.attributes, "dagger.io/effect.id").is_some()
         {
@@ -322,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_put_together_by_stream() {
+    fn joins_lines_by_stream() {
         let mut trace = Trace::default();
         trace.write((vec![1], 1), "one ", false);
         trace.write((vec![1], 2), "other\n", false);
@@ -332,20 +333,17 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_a_call_is_no_output() {
+    fn result_of_a_call_is_not_output() {
         let mut trace = Trace::default();
         trace.write((vec![1], 1), "of a command\n", false);
         trace.write((vec![2], 1), "of a call\n", false);
-        trace.write((vec![3], 1), "of something that is not known\n", false);
+        trace.write((vec![3], 1), "of an unknown span\n", false);
         trace.commands.extend([(vec![1], true), (vec![2], false)]);
-        assert_eq!(
-            trace.log(),
-            "of a command\nof something that is not known\n"
-        );
+        assert_eq!(trace.log(), "of a command\nof an unknown span\n");
     }
 
     #[test]
-    fn no_two_steps_share_a_trace() {
+    fn trace_ids_are_unique() {
         let header = TraceContext::numbered([7; 8], 1).header();
         assert_eq!(header.len(), 55);
         assert_ne!(header, TraceContext::numbered([7; 8], 2).header());

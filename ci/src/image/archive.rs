@@ -1,7 +1,10 @@
-//! Deterministic OCI archives: the same content gives the same bytes, on every machine and day.
+//! Reproducible OCI archives: the same content results in the same bytes.
 //!
-//! An archive is a tar of an [OCI image layout] with one image of one layer, and a `manifest.json` beside it, so that
-//! `docker load` and Trivy read the very file that the registry gets its blobs from.
+//! An archive is a tar file of an [OCI image layout] with one image. It also contains a `manifest.json`, so that `docker load`
+//! and Trivy can read the file whose blobs are pushed to the registry.
+//!
+//! Crates that write OCI layouts set times or choose the order of entries. Here both must follow from the commit alone, so `tar` and
+//! `oci-spec` are used directly.
 //!
 //! [OCI image layout]: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
 
@@ -25,14 +28,14 @@ use common::file_tree::header;
 /// The platform of an image, as the OCI image specification spells it (`linux/amd64`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Platform {
-    /// `linux`.
+    /// The operating system: always `linux`.
     pub os: String,
-    /// `amd64`, `arm64`, …: Go's name of the architecture.
+    /// The architecture as Go names it: `amd64` or `arm64`.
     pub architecture: String,
 }
 
 impl Platform {
-    /// The platform of this machine.
+    /// Returns the platform of the containers on this machine.
     #[must_use]
     pub fn here() -> Self {
         Self {
@@ -45,16 +48,16 @@ impl Platform {
         }
     }
 
-    /// What is published where nothing else is said.
+    /// Returns the default platform of published images: `linux/amd64`.
     #[must_use]
-    pub fn published() -> Self {
+    pub fn default_published() -> Self {
         Self {
             os: "linux".into(),
             architecture: "amd64".into(),
         }
     }
 
-    /// The compiler's name of it.
+    /// Returns the target triple of the compiler.
     #[must_use]
     pub fn target(&self) -> &'static str {
         match self.architecture.as_str() {
@@ -74,61 +77,59 @@ impl std::str::FromStr for Platform {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        // An engine adds the variant of the architecture, of which these two have one each.
+        // The engine appends the variant of arm64, which is always v8.
         match text.split('/').collect::<Vec<_>>()[..] {
             ["linux", architecture @ ("amd64" | "arm64")]
             | ["linux", architecture @ "arm64", "v8"] => Ok(Self {
                 os: "linux".into(),
                 architecture: architecture.into(),
             }),
-            _ => Err(
-                Failure::usage(format!("`{text}` is not a platform that ci builds for"))
-                    .hint("It builds for linux/amd64 and linux/arm64."),
-            ),
+            _ => Err(Failure::usage(format!("unsupported platform `{text}`"))
+                .hint("Use linux/amd64 or linux/arm64.")),
         }
     }
 }
 
-/// What an image's configuration says beside its layer.
+/// The configuration of an image, apart from its layers.
 #[derive(Clone, Debug, Default)]
 pub struct ImageConfig {
     /// The program and its fixed arguments.
     pub entrypoint: Vec<String>,
-    /// The environment, in order.
+    /// The environment variables, in order.
     pub env: Vec<(String, String)>,
     /// `uid:gid`, numeric.
     pub user: Option<String>,
-    /// The working directory.
+    /// The absolute path of the working directory.
     pub working_dir: Option<String>,
-    /// The labels.
+    /// The labels, by name.
     pub labels: BTreeMap<String, String>,
-    /// `8000/tcp`.
+    /// The exposed ports, as in `8000/tcp`.
     pub exposed_ports: Vec<String>,
-    /// Seconds since the epoch; the commit's time, never the day's.
+    /// The commit time in seconds since the epoch, so that the image is reproducible.
     pub created: i64,
-    /// The platform that the content is for.
+    /// The platform of the binaries in the image.
     pub platform: Platform,
 }
 
-/// How the layer is stored.
+/// The compression of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// As it is: quick to write, for archives that stay on this machine.
+    /// No compression: fast, for archives that stay on this machine.
     None,
-    /// gzip, without name or time in its header.
+    /// gzip, without file name or time in the header.
     Gzip,
 }
 
-/// The digests of an archive's parts; each is `sha256:` and 64 hexadecimal digits.
+/// The digests of the parts of an archive, each as in `sha256:2cf2…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArchiveInfo {
-    /// The image's digest: that of its manifest.
+    /// The digest of the image, which is the digest of its manifest.
     pub digest: String,
-    /// The size of its manifest, in bytes.
+    /// The size of the manifest, in bytes.
     pub size: u64,
-    /// The digest of the image's configuration; Trivy's `ImageID`.
+    /// The digest of the image configuration, which Trivy reports as `ImageID`.
     pub config: String,
-    /// The digest of the layer as it is stored.
+    /// The digest of the stored, possibly compressed layer.
     pub layer: String,
     /// The digest of the uncompressed layer.
     pub diff_id: String,
@@ -136,22 +137,21 @@ pub struct ArchiveInfo {
     pub file: String,
 }
 
-/// An image to put a layer on: what is read of its layout.
+/// A base image, read from its OCI layout.
 #[derive(Clone, Debug)]
 pub struct Base {
-    /// The digest of its manifest.
+    /// The digest of the manifest.
     pub digest: String,
-    /// The folder of the layout.
     layout: PathBuf,
     layers: Vec<Descriptor>,
     config: ImageConfiguration,
 }
 
 impl Base {
-    /// Reads the layout of one image, in OCI's or Docker's terms.
+    /// Reads the layout of one image with OCI or Docker media types.
     ///
     /// # Errors
-    /// When it is not one, or a blob has not the digest that it is named by.
+    /// When the layout is invalid, has several images, or a blob does not match its digest.
     pub fn read(layout: &Path) -> io::Result<Self> {
         let blob = |digest: &str| {
             let content = std::fs::read(layout.join(blob_path(digest)))?;
@@ -159,7 +159,7 @@ impl Base {
                 Ok(content)
             } else {
                 Err(io::Error::other(format!(
-                    "the blob {digest} has another digest"
+                    "digest mismatch of blob {digest}"
                 )))
             }
         };
@@ -167,7 +167,7 @@ impl Base {
             .map_err(io::Error::other)?;
         let [image] = index.manifests().as_slice() else {
             return Err(io::Error::other(format!(
-                "it holds {} images, not one",
+                "the layout contains {} images instead of one",
                 index.manifests().len()
             )));
         };
@@ -182,7 +182,7 @@ impl Base {
             .iter()
             .map(|layer| {
                 let mut layer = layer.clone();
-                // Docker's names of the same things.
+                // Convert Docker media types to the equivalent OCI media types.
                 let kind = match layer.media_type().to_string().as_str() {
                     "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
                         MediaType::ImageLayerGzip
@@ -198,13 +198,15 @@ impl Base {
                         Ok(layer)
                     }
                     other => Err(io::Error::other(format!(
-                        "it has a layer of the type {other}"
+                        "unsupported layer media type {other}"
                     ))),
                 }
             })
             .collect::<io::Result<Vec<_>>>()?;
         if layers.len() != config.rootfs().diff_ids().len() {
-            return Err(io::Error::other("its configuration is of other layers"));
+            return Err(io::Error::other(
+                "the configuration does not match the layers of the manifest",
+            ));
         }
         Ok(Self {
             digest,
@@ -214,7 +216,7 @@ impl Base {
         })
     }
 
-    /// The environment that it sets, in order.
+    /// Returns the environment variables of the image, in order.
     #[must_use]
     pub fn env(&self) -> Vec<(String, String)> {
         let env = self
@@ -229,7 +231,7 @@ impl Base {
             .collect()
     }
 
-    /// Copies its layers, each once, and proves while it does that they are what they are named by.
+    /// Copies each distinct layer and verifies its digest.
     fn append_layers<W: Write>(&self, tar: &mut tar::Builder<W>) -> io::Result<()> {
         let mut written = Vec::new();
         for layer in &self.layers {
@@ -247,7 +249,7 @@ impl Base {
             tar.append_data(&mut header, &path, &mut hashing)?;
             if format!("sha256:{}", hex::encode(hashing.hasher.finalize())) != digest {
                 return Err(io::Error::other(format!(
-                    "the layer {digest} of the base image has another digest"
+                    "digest mismatch of layer {digest} of the base image"
                 )));
             }
             written.push(digest);
@@ -255,7 +257,7 @@ impl Base {
         Ok(())
     }
 
-    /// Whether it is for this platform.
+    /// Returns whether the image is for this platform.
     #[must_use]
     pub fn is_for(&self, platform: &Platform) -> bool {
         self.config.os().to_string() == platform.os
@@ -263,10 +265,10 @@ impl Base {
     }
 }
 
-/// Writes the archive of an image to `dest`: the layers of `base`, and one more, whose entries `fill` writes.
+/// Writes an image archive to `dest`, with the layers of `base` and a new layer whose entries `fill` appends.
 ///
 /// # Errors
-/// When a file cannot be read or written, or `config` cannot be expressed in OCI's terms.
+/// When a file cannot be read or written, or `config` is invalid.
 pub fn write_archive(
     dest: &Path,
     base: Option<&Base>,
@@ -327,7 +329,7 @@ pub fn write_archive(
     }]);
 
     let temporary = tempfile::NamedTempFile::new_in(directory)?;
-    let mut hashing = Hashing::new(BufWriter::new(temporary));
+    let mut hashing = HashingWriter::new(BufWriter::new(temporary));
     {
         let mut tar = tar::Builder::new(&mut hashing);
         append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -370,7 +372,7 @@ pub fn write_archive(
     })
 }
 
-/// The image digest that the archive at `path` names in its `index.json`.
+/// Returns the image digest from the `index.json` of the archive at `path`.
 ///
 /// # Errors
 /// When the file is not an OCI archive with exactly one image.
@@ -380,13 +382,13 @@ pub fn read_digest(path: &Path) -> io::Result<String> {
     match index.manifests().as_slice() {
         [image] => Ok(image.digest().to_string()),
         images => Err(io::Error::other(format!(
-            "the archive holds {} images, not one",
+            "the archive contains {} images instead of one",
             images.len()
         ))),
     }
 }
 
-/// The digest of the configuration of the one image in the archive at `path`: the id by which Docker knows it.
+/// Returns the digest of the image configuration in the archive at `path`, which Docker uses as the image id.
 ///
 /// # Errors
 /// When the file is not an OCI archive with exactly one image.
@@ -396,10 +398,10 @@ pub fn read_config_digest(path: &Path) -> io::Result<String> {
     Ok(manifest.config().digest().to_string())
 }
 
-/// The content of one entry of the archive at `path`.
+/// Returns the content of one entry of the archive at `path`.
 ///
 /// # Errors
-/// When there is no such entry.
+/// When the file cannot be read or has no such entry.
 pub fn read_entry(path: &Path, name: &str) -> io::Result<Vec<u8>> {
     let mut archive = tar::Archive::new(BufReader::new(File::open(path)?));
     for entry in archive.entries()? {
@@ -412,11 +414,11 @@ pub fn read_entry(path: &Path, name: &str) -> io::Result<Vec<u8>> {
     }
     Err(io::Error::new(
         io::ErrorKind::NotFound,
-        format!("no {name} in the archive"),
+        format!("the archive has no entry {name}"),
     ))
 }
 
-/// The path of the blob with `digest` in an OCI layout.
+/// Returns the path of the blob with `digest` in an OCI layout.
 #[must_use]
 pub fn blob_path(digest: &str) -> String {
     format!("blobs/{}", digest.replacen(':', "/", 1))
@@ -434,7 +436,7 @@ fn write_layer(
     compression: Compression,
     fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
 ) -> io::Result<Layer> {
-    let stored = Hashing::new(BufWriter::new(tempfile::tempfile_in(directory)?));
+    let stored = HashingWriter::new(BufWriter::new(tempfile::tempfile_in(directory)?));
     let (stored, diff_id) = match compression {
         Compression::None => {
             let mut plain = stored;
@@ -443,12 +445,12 @@ fn write_layer(
             (plain, diff_id)
         }
         Compression::Gzip => {
-            // The operating system's byte is 255 ("unknown"), so that it is the same everywhere.
+            // The operating system is always 255 ("unknown"), so that the header is reproducible.
             let gzip = GzBuilder::new()
                 .mtime(0)
                 .operating_system(255)
                 .write(stored, Level::best());
-            let mut plain = Hashing::new(gzip);
+            let mut plain = HashingWriter::new(gzip);
             fill_tar(&mut plain, fill)?;
             let (gzip, diff_id) = plain.finish();
             (gzip.finish()?, diff_id)
@@ -487,10 +489,10 @@ fn configuration(
     base: Option<&Base>,
     diff_id: &str,
 ) -> io::Result<ImageConfiguration> {
-    let below = base.map(|base| &base.config);
-    let mut diff_ids = below.map_or_else(Vec::new, |it| it.rootfs().diff_ids().clone());
+    let base_config = base.map(|base| &base.config);
+    let mut diff_ids = base_config.map_or_else(Vec::new, |it| it.rootfs().diff_ids().clone());
     diff_ids.push(diff_id.to_owned());
-    let mut history = below
+    let mut history = base_config
         .and_then(|it| it.history().clone())
         .unwrap_or_default();
     let created = jiff::Timestamp::from_second(config.created)
@@ -513,7 +515,7 @@ fn configuration(
         process = process.working_dir(directory.clone());
     }
     let mut process = process.build().map_err(io::Error::other)?;
-    // oci-spec keeps labels in a HashMap, whose order changes with every run: `to_json` sorts all keys.
+    // oci-spec keeps labels in a HashMap, which has no stable order; `to_json` sorts the keys.
     process.set_labels(Some(config.labels.clone().into_iter().collect()));
     history.push(
         HistoryBuilder::default()
@@ -549,7 +551,7 @@ pub(crate) fn descriptor(media_type: MediaType, digest: &str, size: u64) -> io::
         .map_err(io::Error::other)
 }
 
-/// JSON with its keys in order, whatever map they came from.
+/// Serializes as JSON with sorted keys, so that the result is reproducible.
 pub(crate) fn to_json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     let value: serde_json::Value = serde_json::to_value(value).map_err(io::Error::other)?;
     serde_json::to_vec(&value).map_err(io::Error::other)
@@ -568,12 +570,12 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-struct Hashing<W> {
+struct HashingWriter<W> {
     inner: W,
     hasher: Sha256,
 }
 
-impl<W> Hashing<W> {
+impl<W> HashingWriter<W> {
     fn new(inner: W) -> Self {
         Self {
             inner,
@@ -591,7 +593,7 @@ impl<W> Hashing<W> {
     }
 }
 
-impl<W: Write> Write for Hashing<W> {
+impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(bytes)?;
         self.hasher.update(&bytes[..written]);
@@ -642,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_content_gives_the_same_bytes() {
+    fn same_content_results_in_the_same_bytes() {
         for compression in [Compression::None, Compression::Gzip] {
             let (_a, first) = write("a.tar", compression);
             let (_b, second) = write("b.tar", compression);
@@ -651,14 +653,14 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_goes_on_top_of_a_base_whose_blobs_stay_as_they_are() {
+    fn appends_a_layer_and_keeps_the_blobs_of_the_base_image() {
         let (directory, below) = write("base.tar", Compression::Gzip);
         let layout = directory.path().join("layout");
         let archive = File::open(directory.path().join("base.tar")).unwrap();
         tar::Archive::new(archive).unpack(&layout).unwrap();
         let base = Base::read(&layout).unwrap();
         assert_eq!(base.digest, below.digest);
-        assert!(base.is_for(&Platform::published()));
+        assert!(base.is_for(&Platform::default_published()));
         let dest = directory.path().join("image.tar");
         let fill = |layer: &mut tar::Builder<&mut dyn Write>| {
             layer.append_data(&mut header(3, 0o644), "extra", &b"abc"[..])
@@ -686,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn every_blob_has_the_digest_that_it_is_named_by() {
+    fn every_blob_matches_its_digest() {
         let (directory, info) = write("a.tar", Compression::Gzip);
         let archive = directory.path().join("a.tar");
         for digest in [&info.digest, &info.config, &info.layer] {
@@ -702,7 +704,7 @@ mod tests {
     }
 
     #[test]
-    fn created_is_the_time_that_was_given() {
+    fn created_is_the_given_time() {
         let (directory, info) = write("a.tar", Compression::Gzip);
         let config = read_entry(&directory.path().join("a.tar"), &blob_path(&info.config)).unwrap();
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap();

@@ -1,4 +1,4 @@
-//! Artifacts that refer to an image: its papers, as the OCI specifications store them beside it.
+//! The attestations of an image, stored as OCI referrers.
 //!
 //! [Guidance on artifacts](https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidelines-for-artifact-usage).
 
@@ -12,30 +12,30 @@ use oci_spec::image::{Descriptor, ImageIndexBuilder, ImageManifestBuilder, Media
 use crate::image::archive::{self, ArchiveInfo};
 use common::digest;
 
-/// The media type of a CycloneDX bill of materials.
+/// The media type of a CycloneDX SBOM.
 pub const CYCLONEDX: &str = "application/vnd.cyclonedx+json";
 /// The media type of an in-toto statement.
 pub const IN_TOTO: &str = "application/vnd.in-toto+json";
-/// The configuration of an artifact that has none.
+/// The config blob of an artifact without configuration.
 const EMPTY: &[u8] = b"{}";
 
-/// A paper of an image.
+/// An attestation of an image.
 #[derive(Clone, Debug)]
-pub struct Paper {
-    /// What it is, as a registry lists it: [`CYCLONEDX`] or [`IN_TOTO`].
+pub struct Attestation {
+    /// The artifact type: [`CYCLONEDX`] or [`IN_TOTO`].
     pub kind: &'static str,
-    /// What a registry says of it in its list.
+    /// The annotations of the manifest, which a registry includes in its list of referrers.
     pub annotations: BTreeMap<String, String>,
-    /// Its bytes.
+    /// The content of the only layer.
     pub content: Vec<u8>,
 }
 
-impl Paper {
-    /// Writes it as the OCI layout of an artifact of this time, whose `subject` is `image`, into an empty folder; returns the
-    /// digest of its manifest.
+impl Attestation {
+    /// Writes the attestation to an empty directory, as an OCI layout of an artifact with `image` as its `subject`. Returns the
+    /// digest of the manifest.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// When the directory cannot be written.
     pub fn write_layout(
         &self,
         folder: &Path,
@@ -85,7 +85,7 @@ impl Paper {
     }
 }
 
-/// The tag under which a registry without the referrers API keeps the list of what refers to `digest`.
+/// Returns the tag of the referrers list of `digest` in a registry without the referrers API.
 ///
 /// [Referrers tag schema](https://github.com/opencontainers/distribution-spec/blob/main/spec.md#referrers-tag-schema).
 #[must_use]
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_paper_refers_to_its_image_and_has_the_same_digest_each_time() {
+    fn attestation_refers_to_its_image_and_has_a_reproducible_digest() {
         let image = ArchiveInfo {
             digest: digest::sha256(b"image"),
             size: 5,
@@ -107,7 +107,7 @@ mod tests {
             diff_id: digest::sha256(b""),
             file: digest::sha256(b""),
         };
-        let paper = Paper {
+        let attestation = Attestation {
             kind: IN_TOTO,
             annotations: [("a", "1"), ("b", "2"), ("c", "3")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -116,7 +116,7 @@ mod tests {
         };
         let digests = [0, 1].map(|_| {
             let folder = tempfile::tempdir().unwrap();
-            let digest = paper
+            let digest = attestation
                 .write_layout(folder.path(), &image, jiff::Timestamp::UNIX_EPOCH)
                 .unwrap();
             let bytes = fs::read(folder.path().join(archive::blob_path(&digest))).unwrap();

@@ -1,10 +1,10 @@
-//! The labels of an image that other commands read again.
+//! The image labels that other commands read.
 
-/// The commit: its full SHA.
+/// The full SHA of the commit.
 ///
 /// [OCI annotation keys](https://github.com/opencontainers/image-spec/blob/main/annotations.md#pre-defined-annotation-keys).
 pub const REVISION: &str = "org.opencontainers.image.revision";
-/// The compiler and its version.
+/// The name and version of the compiler.
 pub const COMPILER: &str = "io.github.upwind1647.infrastructure-lab.compiler";
-/// The linker and its version.
+/// The name and version of the linker.
 pub const LINKER: &str = "io.github.upwind1647.infrastructure-lab.linker";

@@ -1,4 +1,4 @@
-//! The image as OCI has it: its archive, its labels, what refers to it, and the registry that it is in.
+//! OCI images: archives, labels, attestations and the registry client.
 
 pub mod archive;
 pub mod attestations;

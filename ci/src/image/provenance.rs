@@ -1,7 +1,7 @@
-//! How an image came to be: an in-toto statement with SLSA provenance.
+//! The provenance of an image: an in-toto statement with SLSA provenance.
 //!
 //! [Statement](https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md),
-//! [SLSA provenance v1](https://slsa.dev/spec/v1.0/provenance). `ci/docs/provenance.md` says what the parameters mean.
+//! [SLSA provenance v1](https://slsa.dev/spec/v1.0/provenance). `ci/docs/provenance.md` describes the parameters.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,38 +13,38 @@ use common::digest;
 use common::failure::{Failure, OrFail};
 use common::pins;
 
-/// The name of its file in the report directory.
+/// The file name in the report directory.
 pub const FILE: &str = "provenance.intoto.json";
-/// The type of the predicate.
+/// The predicate type of SLSA provenance.
 pub const PREDICATE: &str = "https://slsa.dev/provenance/v1";
-/// The name under which the toolchain's image is among the dependencies.
+/// The name of the toolchain image in the resolved dependencies.
 pub const TOOLCHAIN: &str = "toolchain";
-/// The name under which the base image is among the dependencies.
+/// The name of the base image in the resolved dependencies.
 pub const BASE: &str = "base";
 
-/// Where the types of the builds are described.
+/// The build type: a link to its description.
 const BUILD_TYPE: &str = concat!(
     env!("CARGO_PKG_REPOSITORY"),
     "/blob/main/ci/docs/provenance.md#image-v1"
 );
-/// Who builds where GitHub does not.
+/// The builder id of builds outside of GitHub Actions.
 const ELSEWHERE: &str = concat!(
     env!("CARGO_PKG_REPOSITORY"),
     "/blob/main/ci/docs/provenance.md#not-on-github"
 );
 
-/// An in-toto statement, version 1.
+/// An in-toto statement, version 1, about one image.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Statement {
     /// `https://in-toto.io/Statement/v1`.
     #[serde(rename = "_type")]
     pub kind: String,
-    /// What it is about.
+    /// The image, by digest.
     pub subject: Vec<ResourceDescriptor>,
     /// [`PREDICATE`].
     pub predicate_type: String,
-    /// What it says.
+    /// The provenance of the image.
     pub predicate: Provenance,
 }
 
@@ -52,9 +52,9 @@ pub struct Statement {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Provenance {
-    /// What was built, of what.
+    /// What was built, and from which inputs.
     pub build_definition: BuildDefinition,
-    /// Who built it, and when.
+    /// The builder and the time of the build.
     pub run_details: RunDetails,
 }
 
@@ -62,83 +62,79 @@ pub struct Provenance {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildDefinition {
-    /// How the parameters are to be read.
+    /// A link to the meaning of the parameters.
     pub build_type: String,
-    /// What the image is a function of, beside the dependencies.
+    /// The inputs that the caller chose.
     pub external_parameters: Parameters,
-    /// What the builder chose.
+    /// The inputs that the builder chose.
     pub internal_parameters: BTreeMap<String, String>,
-    /// Everything that went into the build, by digest.
+    /// Everything that the build used, by digest.
     pub resolved_dependencies: Vec<ResourceDescriptor>,
 }
 
-/// What the image is a function of, beside the dependencies.
+/// The inputs, in addition to the dependencies, that determine the image.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Parameters {
-    /// The repository of the sources, where the settings or the package name it.
+    /// The URL of the source repository, if the settings or the package name it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The full SHA of the commit.
     pub revision: String,
-    /// Whether the working tree was that commit's.
+    /// Whether the working tree had no uncommitted changes.
     pub clean: bool,
-    /// The Cargo package.
+    /// The name of the Cargo package.
     pub package: String,
-    /// Its binary.
+    /// The name of the binary in the package.
     pub binary: String,
-    /// `linux/amd64`.
+    /// The platform of the image, as in `linux/amd64`.
     pub platform: String,
 }
 
-/// Who built it, and when.
+/// The builder and the time of the build.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RunDetails {
-    /// Who.
-    pub builder: Builder,
-    /// When, and in which run.
-    pub metadata: Metadata,
+    pub(crate) builder: Builder,
+    pub(crate) metadata: Metadata,
 }
 
-/// Who built it.
+/// The builder of an image.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Builder {
-    /// The workflow at its commit's ref, where GitHub ran it.
+    /// The URI of the GitHub workflow and its ref, or a link for builds elsewhere.
     pub id: String,
-    /// The versions of its parts.
+    /// The versions of `ci` and Dagger.
     pub version: BTreeMap<String, String>,
 }
 
-/// The run.
+/// The run that built the image.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
-    /// Its page on GitHub.
+    /// The URL of the workflow run on GitHub.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub invocation_id: Option<String>,
-    /// When the build began.
-    pub started_on: jiff::Timestamp,
-    /// When the image was whole.
-    pub finished_on: jiff::Timestamp,
+    pub(crate) started_on: jiff::Timestamp,
+    pub(crate) finished_on: jiff::Timestamp,
 }
 
-/// Something by its digest.
+/// An artifact, identified by its digest.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceDescriptor {
-    /// What it is called here.
+    /// The name within this statement.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Where it is from.
+    /// The location or package URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-    /// Its digests, by algorithm.
+    /// The hexadecimal digest by algorithm.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub digest: BTreeMap<String, String>,
 }
 
 impl ResourceDescriptor {
-    /// Something with an OCI digest, `sha256:…`.
+    /// Describes an artifact with an OCI digest, `sha256:…`.
     #[must_use]
     pub fn new(name: &str, uri: Option<String>, digest: &str) -> Self {
         let digest = digest.split_once(':').unwrap_or(("sha256", digest));
@@ -149,8 +145,9 @@ impl ResourceDescriptor {
         }
     }
 
-    /// An image, by its [package URL](https://github.com/package-url/purl-spec/blob/main/types-doc/oci-definition.md).
-    /// `name` is what it is called here, `image` is `docker.io/library/rust:1.95.0`, with or without its digest.
+    /// Describes an image by its [package URL](https://github.com/package-url/purl-spec/blob/main/types-doc/oci-definition.md).
+    /// `name` is the name within the statement; `image` is a reference such as `docker.io/library/rust:1.95.0`, with or without a
+    /// digest.
     #[must_use]
     pub fn image(name: &str, image: &str, digest: &str) -> Self {
         let without = image.split('@').next().unwrap_or(image);
@@ -169,27 +166,24 @@ impl ResourceDescriptor {
     }
 }
 
-/// What is known of a build when its image is whole.
+/// The facts about a finished build.
 #[derive(Debug)]
 pub struct Build<'a> {
-    /// What the image is called, without a tag, and its digest.
+    /// The image name without a tag, and the image digest.
     pub subject: (String, &'a str),
-    /// The sources.
-    pub checkout: &'a Checkout,
-    /// What the image is a function of, beside them.
-    pub parameters: Parameters,
-    /// The images that it was made with and on.
+    pub(crate) checkout: &'a Checkout,
+    pub(crate) parameters: Parameters,
+    /// The toolchain image and the base image.
     pub images: Vec<ResourceDescriptor>,
-    /// The content of Cargo.lock: every crate and its digest.
+    /// The content of Cargo.lock.
     pub lockfile: &'a [u8],
-    /// The engine, and the event.
+    /// The internal parameters: the engine and the event.
     pub internal: BTreeMap<String, String>,
-    /// When the build began.
-    pub started: jiff::Timestamp,
+    pub(crate) started: jiff::Timestamp,
 }
 
 impl Build<'_> {
-    /// The statement about it; GitHub's part of it is read by `var` from the environment.
+    /// Creates the statement. `var` reads the variables of GitHub Actions.
     #[must_use]
     pub fn statement(self, var: impl Fn(&str) -> Option<String>) -> Statement {
         let var = |name| var(name).filter(|value| !value.is_empty());
@@ -266,21 +260,21 @@ impl Build<'_> {
 }
 
 impl Statement {
-    /// Its JSON text.
+    /// Serializes the statement as JSON.
     ///
     /// # Errors
-    /// When it cannot be put into JSON.
-    pub fn text(&self) -> Result<Vec<u8>, Failure> {
-        let mut text = serde_json::to_vec_pretty(self)
-            .or_environment("the provenance cannot be written as JSON")?;
+    /// When serialization fails.
+    pub fn to_json(&self) -> Result<Vec<u8>, Failure> {
+        let mut text =
+            serde_json::to_vec_pretty(self).or_environment("cannot serialize the provenance")?;
         text.push(b'\n');
         Ok(text)
     }
 
-    /// Reads the one in the report directory.
+    /// Reads the statement from the report directory.
     ///
     /// # Errors
-    /// When there is none, or it is none.
+    /// When the file is missing or invalid (exit code 3).
     pub fn read(report_dir: &Path) -> Result<Self, Failure> {
         let path = report_dir.join(FILE);
         let cannot = || format!("cannot read {}", path.display());
@@ -288,7 +282,7 @@ impl Statement {
         serde_json::from_slice(&text).or_environment(cannot())
     }
 
-    /// The digest of the dependency that is called `name`: `sha256:…`.
+    /// Returns the digest of the dependency with this name: `sha256:…`.
     #[must_use]
     pub fn dependency(&self, name: &str) -> Option<String> {
         let dependencies = &self.predicate.build_definition.resolved_dependencies;
@@ -303,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_named_by_its_package_url() {
+    fn image_descriptor_has_a_package_url() {
         let uri = |image| {
             ResourceDescriptor::image("x", image, "sha256:ab")
                 .uri

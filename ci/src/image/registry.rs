@@ -1,4 +1,7 @@
-//! The questions that `ci` itself asks a registry: may I write, what is there, and what refers to it. It pushes nothing.
+//! A registry client that reads manifests, blobs and referrers, and checks write access. It does not push.
+//!
+//! `oci-client` would hand the credentials to any authentication realm that a registry names; this client sends them to the registry's
+//! own host only.
 //!
 //! [OCI distribution specification](https://github.com/opencontainers/distribution-spec/blob/main/spec.md).
 
@@ -20,32 +23,32 @@ use crate::trust::authority::Credential;
 use common::digest;
 use common::failure::{Failure, OrFail};
 
-/// How long one question may take.
-const LIMIT: Duration = Duration::from_secs(30);
-/// How often a question is asked again that failed for a reason that passes.
-const AGAIN: usize = 3;
-/// A registry that wants to be left alone for longer is not waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The manifests that an image or an index may have.
+/// The timeout of one request.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The number of retries after a transient error.
+const RETRIES: usize = 3;
+/// The longest `Retry-After` that is accepted.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// The accepted media types of manifests and indexes.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// The most that a manifest or a configuration may have, in bytes: as much as registries have to take.
-const MOST: u64 = 4 << 20;
-/// How long a blob may take.
-const BLOB_LIMIT: Duration = Duration::from_secs(600);
+/// The size limit of a manifest or a configuration, in bytes: the size that the specification requires registries to accept.
+const MAX_SMALL_BODY: u64 = 4 << 20;
+/// The timeout of a blob download.
+const BLOB_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What a client means to do.
+/// The access that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Only look.
+    /// Pull only.
     Read,
-    /// Publish. A token to read alone is denied for a repository that does not exist yet.
+    /// Pull and push. Registries deny pull-only tokens for a repository that does not exist yet.
     Write,
 }
 
 impl Access {
-    /// The actions of a token's scope.
+    /// Returns the actions for the scope of a token request.
     const fn actions(self) -> &'static str {
         match self {
             Self::Read => "pull",
@@ -54,23 +57,22 @@ impl Access {
     }
 }
 
-/// A manifest, as its registry hands it out.
+/// A manifest from a registry.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// The digest of its bytes.
+    /// The digest, computed from the bytes.
     pub digest: String,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Manifest {
-    /// It, read.
+    /// Parses the manifest as JSON.
     ///
     /// # Errors
-    /// When it is not the JSON that it should be.
+    /// When the JSON is invalid or has another type (exit code 1).
     pub fn read<T: serde::de::DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.bytes).map_err(|error| {
-            Failure::gate(format!("the manifest {} cannot be read", self.digest)).because(error)
+            Failure::gate(format!("cannot parse manifest {}", self.digest)).because(error)
         })
     }
 }
@@ -78,20 +80,20 @@ impl Manifest {
 /// A client of one repository in one registry.
 pub struct Client<'a> {
     http: reqwest::Client,
-    /// Follows a registry to where its blobs lie, and knows no credential.
-    elsewhere: reqwest::Client,
+    /// Follows redirects to blob storage, without the credential.
+    blob_storage: reqwest::Client,
     access: Access,
     registry: &'a Registry,
     repository: &'a Repository,
     credential: Option<&'a Credential>,
 }
 
-/// What becomes of an answer's body.
+/// How the body of a response is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Body {
-    /// It is read at once, and asked for again where it breaks off.
+    /// Completely; the request is retried if the connection breaks.
     Small,
-    /// The caller reads it, or nobody does.
+    /// By the caller, or not at all.
     Streamed,
 }
 
@@ -102,10 +104,10 @@ enum Authorization {
 }
 
 impl<'a> Client<'a> {
-    /// A client; nothing is asked yet.
+    /// Creates a client without sending a request.
     ///
     /// # Errors
-    /// When no HTTP client can be made.
+    /// When the HTTP client cannot be created (exit code 3).
     pub fn new(
         registry: &'a Registry,
         repository: &'a Repository,
@@ -123,12 +125,12 @@ impl<'a> Client<'a> {
                 client.https_only(true)
             }
             .build()
-            .or_environment("cannot make an HTTP client")
+            .or_environment("cannot create an HTTP client")
         };
         Ok(Self {
-            // A redirect could carry the credential to another host.
-            http: client(LIMIT, reqwest::redirect::Policy::none())?,
-            elsewhere: client(BLOB_LIMIT, reqwest::redirect::Policy::limited(5))?,
+            // A redirect could send the credential to another host.
+            http: client(TIMEOUT, reqwest::redirect::Policy::none())?,
+            blob_storage: client(BLOB_TIMEOUT, reqwest::redirect::Policy::limited(5))?,
             access,
             registry,
             repository,
@@ -136,56 +138,56 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Asks whether there is a registry at all, without any credential.
+    /// Checks that the registry answers, without the credential.
     ///
     /// # Errors
-    /// When it cannot be reached (exit 3).
-    pub async fn reach(&self) -> Result<(), Failure> {
-        // Once: whoever asks wants to know how it is now.
-        let asked = self.http.get(self.url("/v2/")?).send().await;
-        asked.map(drop).map_err(|error| self.unreachable(error))
+    /// When the registry cannot be reached (exit code 3).
+    pub async fn check_reachable(&self) -> Result<(), Failure> {
+        // Without retries, because the caller wants the current state.
+        let response = self.http.get(self.url("/v2/")?).send().await;
+        response.map(drop).map_err(|error| self.unreachable(error))
     }
 
-    /// The token that the registry gives for the credential; none where it takes the credential itself.
+    /// Returns the token that the registry issues for the credential, or `None` if it accepts the credential itself.
     ///
     /// # Errors
-    /// When the registry refuses (exit 4) or cannot be reached (exit 3).
-    pub async fn token(&self) -> Result<Option<SecretString>, Failure> {
+    /// When the registry refuses (exit code 4) or cannot be reached (exit code 3).
+    pub async fn fetch_token(&self) -> Result<Option<SecretString>, Failure> {
         Ok(match self.authorization().await? {
             Authorization::Bearer(token) => Some(token),
             Authorization::Basic | Authorization::None => None,
         })
     }
 
-    /// Proves that this run may write, without writing: an upload is begun and cancelled.
+    /// Checks that the credential allows a push, by starting and cancelling an upload.
     ///
     /// # Errors
-    /// When the registry refuses (exit 4) or cannot be reached (exit 3).
-    pub async fn prove_write(&self) -> Result<(), Failure> {
+    /// When the registry refuses (exit code 4) or cannot be reached (exit code 3).
+    pub async fn check_write_access(&self) -> Result<(), Failure> {
         let url = self.url(&format!("/v2/{}/blobs/uploads/", self.repository))?;
         let authorization = self.authorization().await?;
-        let answer = self
+        let response = self
             .send(self.http.post(url.clone()), &authorization)
             .await?;
-        if answer.status() != StatusCode::ACCEPTED {
-            return Err(self.refusal("does not let this run write", answer).await);
+        if response.status() != StatusCode::ACCEPTED {
+            return Err(self.refusal("cannot write to", response).await);
         }
-        let location = answer
+        let location = response
             .headers()
             .get(LOCATION)
             .and_then(|location| url.join(location.to_str().ok()?).ok());
         if let Some(location) = location.filter(|location| location.origin() == url.origin()) {
-            // Best effort: an upload that is not cancelled is forgotten by the registry in time.
+            // Best effort: the registry expires an upload that is not cancelled.
             let cancelled = self.send(self.http.delete(location), &authorization).await;
-            tracing::debug!(cancelled = cancelled.is_ok(), "the trial upload");
+            tracing::debug!(cancelled = cancelled.is_ok(), "cancelled the trial upload");
         }
         Ok(())
     }
 
-    /// The manifest that `name`, a tag or a digest, names, or none.
+    /// Returns the manifest with the tag or digest `name`, or `None` if it does not exist.
     ///
     /// # Errors
-    /// When the registry refuses (exit 4), cannot be reached (exit 3), or does not hand out what it says (exit 1).
+    /// When the registry refuses (exit code 4), cannot be reached (exit code 3), or the digest does not match (exit code 1).
     pub async fn manifest(&self, name: &str) -> Result<Option<Manifest>, Failure> {
         let url = self.url(&format!("/v2/{}/manifests/{name}", self.repository))?;
         let authorization = self.authorization().await?;
@@ -193,101 +195,103 @@ impl<'a> Client<'a> {
             .http
             .request(Method::GET, url)
             .header(ACCEPT, MANIFESTS);
-        let (answer, bytes) = self.ask(request, &authorization, Body::Small).await?;
-        match answer.status() {
+        let (response, bytes) = self.request(request, &authorization, Body::Small).await?;
+        match response.status() {
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::OK => {
-                let said = answer
+                let declared = response
                     .headers()
                     .get("docker-content-digest")
                     .and_then(|digest| digest.to_str().ok())
                     .filter(|digest| digest.starts_with("sha256:"))
                     .map(str::to_owned);
                 let digest = digest::sha256(&bytes);
-                let asked = Some(name.to_owned()).filter(|name| name.contains(':'));
-                for expected in said.into_iter().chain(asked) {
+                let requested = Some(name.to_owned()).filter(|name| name.contains(':'));
+                for expected in declared.into_iter().chain(requested) {
                     if expected != digest {
-                        return Err(self.lies(&format!("the manifest {name}"), &expected, &digest));
+                        return Err(self.digest_mismatch(
+                            &format!("manifest {name}"),
+                            &expected,
+                            &digest,
+                        ));
                     }
                 }
                 Ok(Some(Manifest { digest, bytes }))
             }
             _ => Err(self
-                .refusal(&format!("does not say what {name} is"), answer)
+                .refusal(&format!("cannot read manifest {name} from"), response)
                 .await),
         }
     }
 
-    /// The digest of the manifest that `name` names, computed from what the registry hands out, or none.
+    /// Returns the computed digest of the manifest with the tag or digest `name`, or `None` if it does not exist.
     ///
     /// # Errors
-    /// As [`Self::manifest`].
+    /// See [`Self::manifest`].
     pub async fn manifest_digest(&self, name: &str) -> Result<Option<String>, Failure> {
         let manifest = self.manifest(name).await?;
         Ok(manifest.map(|manifest| manifest.digest))
     }
 
-    /// A small blob: a configuration, or a paper.
+    /// Downloads a small blob: a configuration or an attestation.
     ///
     /// # Errors
-    /// As [`Self::manifest`], and when there is none, or it is larger than 4 MiB.
+    /// See [`Self::manifest`]; also when the blob does not exist or is larger than 4 MiB.
     pub async fn small_blob(&self, digest: &str) -> Result<Vec<u8>, Failure> {
         let (_, bytes) = self.open_blob(digest, Body::Small).await?;
         let found = digest::sha256(&bytes);
         if found == digest {
             Ok(bytes)
         } else {
-            Err(self.lies("a blob", digest, &found))
+            Err(self.digest_mismatch("a blob", digest, &found))
         }
     }
 
-    /// Writes the blob of `size` bytes to `dest`.
+    /// Downloads a blob of `size` bytes to the file `dest`.
     ///
     /// # Errors
-    /// As [`Self::manifest`], and when there is none, it has another size or `dest` cannot be written.
+    /// See [`Self::manifest`]; also when the blob does not exist, has another size, or `dest` cannot be written.
     pub async fn blob(&self, digest: &str, size: u64, dest: &Path) -> Result<(), Failure> {
         let cannot = || format!("cannot write {}", dest.display());
-        let (mut answer, _) = self.open_blob(digest, Body::Streamed).await?;
+        let (mut response, _) = self.open_blob(digest, Body::Streamed).await?;
         let mut file = tokio::fs::File::create(dest)
             .await
             .or_environment(cannot())?;
-        let (mut hasher, mut got) = (Sha256::new(), 0);
-        while let Some(piece) = answer
+        let (mut hasher, mut received) = (Sha256::new(), 0);
+        while let Some(chunk) = response
             .chunk()
             .await
             .map_err(|error| self.unreachable(error))?
         {
-            got += piece.len() as u64;
-            if got > size {
+            received += chunk.len() as u64;
+            if received > size {
                 break;
             }
-            hasher.update(&piece);
-            file.write_all(&piece).await.or_environment(cannot())?;
+            hasher.update(&chunk);
+            file.write_all(&chunk).await.or_environment(cannot())?;
         }
         file.flush().await.or_environment(cannot())?;
         let found = format!("sha256:{}", hex::encode(hasher.finalize()));
-        if found == digest && got == size {
+        if found == digest && received == size {
             Ok(())
         } else {
-            Err(self.lies(&format!("a blob of {size} bytes"), digest, &found))
+            Err(self.digest_mismatch(&format!("a blob of {size} bytes"), digest, &found))
         }
     }
 
-    /// What refers to the manifest with this digest: by the referrers API, or the tag that stands in for it.
+    /// Lists the referrers of the manifest with this digest, with the referrers API or its fallback tag.
     ///
     /// # Errors
-    /// As [`Self::manifest`].
+    /// See [`Self::manifest`].
     pub async fn referrers(&self, digest: &str) -> Result<Vec<Descriptor>, Failure> {
         let url = self.url(&format!("/v2/{}/referrers/{digest}", self.repository))?;
         let authorization = self.authorization().await?;
         let request = self.http.get(url);
-        let (answer, bytes) = self.ask(request, &authorization, Body::Small).await?;
-        let index: ImageIndex = match answer.status() {
-            StatusCode::OK => serde_json::from_slice(&bytes).or_environment(format!(
-                "{} answered with what is not a list of referrers",
-                self.registry
-            ))?,
-            // Whatever a registry says that has no such API: they differ.
+        let (response, bytes) = self.request(request, &authorization, Body::Small).await?;
+        let index: ImageIndex = match response.status() {
+            StatusCode::OK => serde_json::from_slice(&bytes)
+                .or_environment(format!("invalid list of referrers from {}", self.registry))?,
+            // Registries without the referrers API answer with different status codes.
             status if status.is_client_error() || status.is_redirection() => {
                 match self.manifest(&attestations::fallback_tag(digest)).await? {
                     None => return Ok(Vec::new()),
@@ -295,49 +299,49 @@ impl<'a> Client<'a> {
                 }
             }
             _ => {
-                let what = "does not say what refers to an image";
-                return Err(self.refusal(what, answer).await);
+                let what = "cannot list the referrers of an image in";
+                return Err(self.refusal(what, response).await);
             }
         };
         Ok(index.manifests().clone())
     }
 
-    /// The answer that a blob comes in; the credential stays with the registry itself.
+    /// Requests a blob and follows a redirect without the credential.
     async fn open_blob(&self, digest: &str, body: Body) -> Result<(Response, Vec<u8>), Failure> {
         let url = self.url(&format!("/v2/{}/blobs/{digest}", self.repository))?;
         let authorization = self.authorization().await?;
         let request = self.http.get(url.clone());
-        let (mut answer, mut bytes) = self.ask(request, &authorization, body).await?;
-        if answer.status().is_redirection() {
-            let location = answer
+        let (mut response, mut bytes) = self.request(request, &authorization, body).await?;
+        if response.status().is_redirection() {
+            let location = response
                 .headers()
                 .get(LOCATION)
                 .and_then(|location| url.join(location.to_str().ok()?).ok());
             if let Some(location) = location {
-                let request = self.elsewhere.get(location);
-                (answer, bytes) = self.ask(request, &Authorization::None, body).await?;
+                let request = self.blob_storage.get(location);
+                (response, bytes) = self.request(request, &Authorization::None, body).await?;
             }
         }
-        match answer.status() {
-            StatusCode::OK => Ok((answer, bytes)),
+        match response.status() {
+            StatusCode::OK => Ok((response, bytes)),
             _ => Err(self
-                .refusal(&format!("does not hand out the blob {digest}"), answer)
+                .refusal(&format!("cannot read blob {digest} from"), response)
                 .await),
         }
     }
 
-    fn lies(&self, what: &str, expected: &str, found: &str) -> Failure {
+    fn digest_mismatch(&self, what: &str, expected: &str, found: &str) -> Failure {
         Failure::gate(format!(
-            "the registry {} hands out other bytes for {what} of {} than their digest says",
+            "digest mismatch of {what} in {}/{}",
             self.registry, self.repository
         ))
-        .output(format!("digest:        {expected}\nof the bytes:  {found}"))
-        .hint("Nobody's client will take this; ask whoever runs the registry.")
+        .output(format!("expected: {expected}\nactual:   {found}"))
+        .hint("Contact the operator of the registry. No client accepts this content.")
     }
 
     fn url(&self, path: &str) -> Result<Url, Failure> {
         let text = format!("{}://{}{path}", self.registry.scheme(), self.registry);
-        text.parse().or_environment(format!("{text} is not a URL"))
+        text.parse().or_environment(format!("invalid URL {text}"))
     }
 
     async fn send(
@@ -345,12 +349,12 @@ impl<'a> Client<'a> {
         request: RequestBuilder,
         authorization: &Authorization,
     ) -> Result<Response, Failure> {
-        let answer = self.ask(request, authorization, Body::Streamed).await;
-        answer.map(|(answer, _)| answer)
+        let response = self.request(request, authorization, Body::Streamed).await;
+        response.map(|(response, _)| response)
     }
 
-    /// Asks, again where that may help; with the answer comes what was read of its body.
-    async fn ask(
+    /// Sends a request and retries transient errors. Returns the response and, for [`Body::Small`], its body.
+    async fn request(
         &self,
         mut request: RequestBuilder,
         authorization: &Authorization,
@@ -367,55 +371,60 @@ impl<'a> Client<'a> {
         }
         let (http, request) = request.build_split();
         let request = request.map_err(|error| self.unreachable(error))?;
-        let ask = || async {
-            // A question has no body.
+        let attempt = || async {
+            // The requests have no body to copy.
             let (method, url) = (request.method().clone(), request.url().clone());
-            let again = http.request(method, url).headers(request.headers().clone());
-            let mut answer = Passing::sort(again.send().await)?;
+            let request = http.request(method, url).headers(request.headers().clone());
+            let mut response = RequestError::check(request.send().await)?;
             let mut bytes = Vec::new();
-            if body == Body::Small && answer.status().is_success() {
-                while let Some(piece) = answer.chunk().await.map_err(Passing::of)? {
-                    bytes.extend_from_slice(&piece);
-                    if bytes.len() as u64 > MOST {
+            if body == Body::Small && response.status().is_success() {
+                while let Some(chunk) = response.chunk().await.map_err(RequestError::classify)? {
+                    bytes.extend_from_slice(&chunk);
+                    if bytes.len() as u64 > MAX_SMALL_BODY {
                         break;
                     }
                 }
             }
-            Ok((answer, bytes))
+            Ok((response, bytes))
         };
-        let answer = ask
+        let response = attempt
             .retry(
                 ExponentialBuilder::default()
                     .with_min_delay(Duration::from_millis(500))
-                    .with_max_times(AGAIN)
+                    .with_max_times(RETRIES)
                     .with_jitter(),
             )
-            .when(|failed| !matches!(failed, Passing::Not(_)))
+            .when(|failed| !matches!(failed, RequestError::Permanent(_)))
             .adjust(|failed, wait| failed.wait(wait?))
             .notify(|failed, wait| {
-                tracing::warn!("{} {failed}: again in {wait:?}", self.registry);
+                tracing::warn!(
+                    "the registry {} {failed}; retrying in {wait:?}",
+                    self.registry
+                );
             })
             .await;
-        match answer {
-            Ok((_, bytes)) if bytes.len() as u64 > MOST => Err(Failure::gate(format!(
-                "the registry {} hands out more than {MOST} bytes for a manifest or configuration",
+        match response {
+            Ok((_, bytes)) if bytes.len() as u64 > MAX_SMALL_BODY => Err(Failure::gate(format!(
+                "invalid response of the registry {}: a manifest or configuration exceeds {MAX_SMALL_BODY} bytes",
                 self.registry
             ))),
-            Ok(answer) => Ok(answer),
-            Err(Passing::Answer(answer)) => Ok((*answer, Vec::new())),
-            Err(Passing::Broken(error) | Passing::Not(error)) => Err(self.unreachable(error)),
+            Ok(response) => Ok(response),
+            Err(RequestError::Response(response)) => Ok((*response, Vec::new())),
+            Err(RequestError::Connection(error) | RequestError::Permanent(error)) => {
+                Err(self.unreachable(error))
+            }
         }
     }
 
-    /// What the registry wants to see with a request, as its answer to `GET /v2/` says.
+    /// Finds the authorization scheme of the registry with `GET /v2/`.
     async fn authorization(&self) -> Result<Authorization, Failure> {
-        let answer = self
+        let response = self
             .send(self.http.get(self.url("/v2/")?), &Authorization::None)
             .await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
+        if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(Authorization::None);
         }
-        let challenge = answer
+        let challenge = response
             .headers()
             .get(WWW_AUTHENTICATE)
             .and_then(|header| header.to_str().ok())
@@ -439,25 +448,25 @@ impl<'a> Client<'a> {
         Ok(Authorization::Basic)
     }
 
-    /// [Token authentication](https://distribution.github.io/distribution/spec/auth/token/).
+    /// Requests a token: see [token authentication](https://distribution.github.io/distribution/spec/auth/token/).
     async fn bearer(
         &self,
         realm: String,
         service: Option<String>,
     ) -> Result<Authorization, Failure> {
         let mut url: Url = realm.parse().or_environment(format!(
-            "{} names an authentication realm that is not a URL: {realm}",
+            "{} has an authentication realm that is not a URL: {realm}",
             self.registry
         ))?;
         let own = self.url("/")?;
         let elsewhere = url.host() != own.host() || url.scheme() != own.scheme();
-        // Whoever has no credential has nothing to lose.
+        // Without a credential, another host is harmless.
         if elsewhere && self.credential.is_some() {
             return Err(Failure::refused(format!(
-                "{} sends the credential to {realm}, which is another host: it does not get it",
+                "refusing to send the credential for {} to {realm}, which is another host",
                 self.registry
             ))
-            .hint("Only a registry that answers for itself is trusted with the token."));
+            .hint("Use a registry whose authentication realm is on the same host."));
         }
         url.query_pairs_mut()
             .append_pair(
@@ -466,98 +475,95 @@ impl<'a> Client<'a> {
             )
             .extend_pairs(service.map(|service| ("service", service)));
         let request = self.http.get(url);
-        let (answer, bytes) = self
-            .ask(request, &Authorization::Basic, Body::Small)
+        let (response, bytes) = self
+            .request(request, &Authorization::Basic, Body::Small)
             .await?;
-        if !answer.status().is_success() {
-            return Err(self.refusal("does not accept the credential", answer).await);
+        if !response.status().is_success() {
+            return Err(self.refusal("cannot get a token for", response).await);
         }
-        let token: Token = serde_json::from_slice(&bytes).or_environment(format!(
-            "{} answered with what is not a token",
-            self.registry
-        ))?;
+        let token: Token = serde_json::from_slice(&bytes)
+            .or_environment(format!("invalid token response from {}", self.registry))?;
         let token = token.token.or(token.access_token).unwrap_or_default();
         Ok(Authorization::Bearer(token.into()))
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
-        Failure::environment(format!("the registry {} cannot be reached", self.registry))
+        Failure::environment(format!("cannot reach the registry {}", self.registry))
             .because(error.without_url())
-            .hint("Check the network and --registry; `ci doctor` tells what can be reached.")
+            .hint("Check the network and --registry, or run `ci doctor`.")
     }
 
-    /// The registry's own words.
-    async fn refusal(&self, what: &str, answer: Response) -> Failure {
-        let status = answer.status();
-        let words = answer.text().await.unwrap_or_default();
-        let message = format!(
-            "the registry {} {what} to {}: {status}",
-            self.registry, self.repository
-        );
+    /// Creates the failure for an error response. `what` is the start of the message; the output is the response body.
+    async fn refusal(&self, what: &str, response: Response) -> Failure {
+        let status = response.status();
+        let body = response.text().await.unwrap_or_default();
+        let message = format!("{what} {}/{}: {status}", self.registry, self.repository);
         let failure = if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             Failure::environment(message).hint("Run again later.")
         } else {
             Failure::refused(message).hint(match self.access {
                 Access::Write => {
-                    "The token needs `packages: write`, and the package has to be connected to this repository."
+                    "Give the token the permission `packages: write` and connect the package to this repository."
                 }
-                Access::Read => "A private image needs a GITHUB_TOKEN and GITHUB_ACTOR that may read it.",
+                Access::Read => "Set GITHUB_TOKEN and GITHUB_ACTOR to a credential that can read the image if it is private.",
             })
         };
-        if words.trim().is_empty() {
+        if body.trim().is_empty() {
             failure
         } else {
-            failure.output(words.trim().to_owned())
+            failure.output(body.trim().to_owned())
         }
     }
 }
 
-/// A question that failed.
-enum Passing {
-    /// The registry has too much to do, or something behind it is down.
-    Answer(Box<Response>),
-    /// The connection broke, or there was none.
-    Broken(reqwest::Error),
-    /// It would fail again, or has taken all its time.
-    Not(reqwest::Error),
+/// The error of a request.
+enum RequestError {
+    /// A response that reports overload or an outage. Retried.
+    Response(Box<Response>),
+    /// The connection failed or broke. Retried.
+    Connection(reqwest::Error),
+    /// A timeout or an invalid request. Not retried.
+    Permanent(reqwest::Error),
 }
 
-impl Passing {
-    fn sort(answer: reqwest::Result<Response>) -> Result<Response, Self> {
-        match answer {
-            Ok(answer) => match answer.status().as_u16() {
-                429 | 500 | 502..=504 => Err(Self::Answer(Box::new(answer))),
-                _ => Ok(answer),
+impl RequestError {
+    fn check(response: reqwest::Result<Response>) -> Result<Response, Self> {
+        match response {
+            Ok(response) => match response.status().as_u16() {
+                429 | 500 | 502..=504 => Err(Self::Response(Box::new(response))),
+                _ => Ok(response),
             },
-            Err(error) => Err(Self::of(error)),
+            Err(error) => Err(Self::classify(error)),
         }
     }
 
-    fn of(error: reqwest::Error) -> Self {
+    fn classify(error: reqwest::Error) -> Self {
         if error.is_timeout() || error.is_builder() {
-            Self::Not(error)
+            Self::Permanent(error)
         } else {
-            Self::Broken(error)
+            Self::Connection(error)
         }
     }
 
-    /// How long to wait where nothing is said, or as long as the registry says; none where that is too long.
+    /// Returns the delay before the next attempt: `usual`, or `Retry-After` if it is longer. `None` if it exceeds the limit.
     fn wait(&self, usual: Duration) -> Option<Duration> {
-        let Self::Answer(answer) = self else {
+        let Self::Response(response) = self else {
             return Some(usual);
         };
-        let said = answer.headers().get(RETRY_AFTER);
-        let seconds = said.and_then(|said| said.to_str().ok()?.parse().ok());
+        let header = response.headers().get(RETRY_AFTER);
+        let seconds = header.and_then(|header| header.to_str().ok()?.parse().ok());
         let wait = seconds.map_or(usual, |seconds| usual.max(Duration::from_secs(seconds)));
-        (wait <= PATIENCE).then_some(wait)
+        (wait <= MAX_RETRY_AFTER).then_some(wait)
     }
 }
 
-impl std::fmt::Display for Passing {
+impl std::fmt::Display for RequestError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Answer(answer) => write!(f, "answered {}", answer.status()),
-            Self::Broken(error) | Self::Not(error) => write!(f, "did not answer ({error})"),
+            Self::Response(response) => write!(f, "answered {}", response.status()),
+            Self::Connection(error) | Self::Permanent(error) => {
+                write!(f, "did not respond ({error})")
+            }
         }
     }
 }

@@ -1,16 +1,16 @@
-//! What a run was started by, and whose caches it works in.
+//! The event that started a run, and the cache domain that follows from it.
 
 use serde::{Deserialize, Serialize};
 
-/// What a run was started by.
+/// The event that started a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    /// A push to main: the only one that publishes.
+    /// A push to main: the only event that publishes.
     Push,
     /// A pull request.
     PullRequest,
-    /// Anything else: a laptop, another branch, a tag, a schedule.
+    /// Anything else: a local run, another branch, a tag, a schedule.
     Local,
 }
 
@@ -25,7 +25,7 @@ impl std::fmt::Display for Event {
 }
 
 impl Event {
-    /// Whose caches a run works in that was started by this.
+    /// Returns the cache domain of a run that this event started.
     #[must_use]
     pub const fn domain(self) -> Domain {
         match self {
@@ -36,7 +36,7 @@ impl Event {
     }
 }
 
-/// Whose a cache is: what a stranger's code has written must not reach what main publishes.
+/// The trust domain of a cache. It keeps files that untrusted code has written out of the images that main publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Domain {
@@ -44,14 +44,14 @@ pub enum Domain {
     Main,
     /// Pull requests.
     Pr,
-    /// Everybody else.
+    /// Everything else.
     Local,
 }
 
 impl Domain {
-    /// Whether a run of this domain may use what one of `other` has left: its own, and main's.
+    /// Returns whether a run of this domain can use caches of `other`: those of its own domain and of main.
     #[must_use]
-    pub fn reads(self, other: Self) -> bool {
+    pub fn can_read(self, other: Self) -> bool {
         other == self || other == Self::Main
     }
 }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_caches_of_main_are_everybodys_to_read_and_nobody_elses_are() {
+    fn each_domain_reads_its_own_caches_and_those_of_main() {
         use Domain::{Local, Main, Pr};
         for (one, reads) in [
             (Main, vec![Main]),
@@ -79,7 +79,10 @@ mod tests {
             (Local, vec![Main, Local]),
         ] {
             let all = [Main, Pr, Local];
-            let read: Vec<_> = all.into_iter().filter(|other| one.reads(*other)).collect();
+            let read: Vec<_> = all
+                .into_iter()
+                .filter(|other| one.can_read(*other))
+                .collect();
             assert_eq!(read, reads, "{one}");
         }
     }

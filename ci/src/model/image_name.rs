@@ -1,4 +1,4 @@
-//! What an image is called: registry, repository and tag, each a type that can only hold what is allowed.
+//! Image names: validated types for registry, repository and tag.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use common::failure::Failure;
 
-/// A registry's host and port, as in `ghcr.io` or `127.0.0.1:5000`: no scheme, no path.
+/// The host and port of a registry, as in `ghcr.io` or `127.0.0.1:5000`, without scheme or path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registry {
     host: String,
@@ -15,10 +15,10 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The registry of GitHub.
+    /// The GitHub Container Registry.
     pub const GHCR: &str = "ghcr.io";
 
-    /// Whether it is on this machine's loopback interface.
+    /// Returns whether the host is on this machine's loopback interface.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         let host = self.host.trim_matches(['[', ']']);
@@ -28,20 +28,20 @@ impl Registry {
                 .is_ok_and(|address| address.is_loopback())
     }
 
-    /// The host without its port.
+    /// Returns the host without the port.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port that a client connects to: 443, or 80 on loopback, where none was given.
+    /// Returns the port that a client connects to. The default is 443, or 80 on loopback.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
             .unwrap_or(if self.is_loopback() { 80 } else { 443 })
     }
 
-    /// `https`, and `http` on loopback.
+    /// Returns `https`, or `http` on loopback.
     #[must_use]
     pub fn scheme(&self) -> &'static str {
         if self.is_loopback() { "http" } else { "https" }
@@ -59,32 +59,32 @@ impl FromStr for Registry {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let wrong = |why: &str| {
-            Err(Failure::usage(format!("`{text}` is not a registry: {why}"))
-                .hint("Give a host and perhaps a port, as in ghcr.io or 127.0.0.1:5000."))
+        let invalid = |why: &str| {
+            Err(Failure::usage(format!("invalid registry `{text}`: {why}"))
+                .hint("Use a host with an optional port, as in ghcr.io or 127.0.0.1:5000."))
         };
         if text.is_empty() {
-            return wrong("it is empty");
+            return invalid("it is empty");
         }
         if text.contains("://") {
-            return wrong("it has a scheme; TLS is always used except on loopback");
+            return invalid("it has a scheme; ci uses TLS except on loopback");
         }
         if text.contains('/') {
-            return wrong("it has a path; the path belongs to --repository");
+            return invalid("it has a path; the path belongs in --repository");
         }
         if text.contains('@') {
-            return wrong("it has a user name; the credential is GITHUB_ACTOR and GITHUB_TOKEN");
+            return invalid("it has a user name; set GITHUB_ACTOR and GITHUB_TOKEN instead");
         }
         let (host, port) = if let Some(end) = text.strip_prefix('[').and_then(|rest| rest.find(']'))
         {
             let (host, rest) = text.split_at(end + 2);
             if host[1..=end].parse::<std::net::Ipv6Addr>().is_err() {
-                return wrong("its address is not IPv6");
+                return invalid("the address in brackets is not an IPv6 address");
             }
             match rest.strip_prefix(':') {
                 Some(port) => (host, Some(port)),
                 None if rest.is_empty() => (host, None),
-                None => return wrong("there is something behind its address"),
+                None => return invalid("only a port can follow the address in brackets"),
             }
         } else {
             match text.split_once(':') {
@@ -101,14 +101,14 @@ impl FromStr for Registry {
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         if !host.starts_with('[') && !host.split('.').all(label) {
-            return wrong(
-                "its host name is not made of lower-case letters, digits, dashes and dots",
+            return invalid(
+                "the host name must consist of lower-case letters, digits, dashes and dots",
             );
         }
         let port = match port.map(u16::from_str) {
             None => None,
             Some(Ok(port)) if port > 0 => Some(port),
-            Some(_) => return wrong("its port is not a number from 1 to 65535"),
+            Some(_) => return invalid("the port must be a number from 1 to 65535"),
         };
         Ok(Self {
             host: host.to_owned(),
@@ -117,12 +117,12 @@ impl FromStr for Registry {
     }
 }
 
-/// A registry on this machine's loopback interface, the only kind that takes an image made with stand-ins.
+/// A registry on this machine's loopback interface. Images built with stand-ins can only be pushed to such a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoopbackRegistry(Registry);
 
 impl LoopbackRegistry {
-    /// The registry, when it is on loopback.
+    /// Returns the registry if it is on loopback.
     #[must_use]
     pub fn new(registry: Registry) -> Option<Self> {
         registry.is_loopback().then_some(Self(registry))
@@ -135,7 +135,7 @@ impl From<LoopbackRegistry> for Registry {
     }
 }
 
-/// The name of a repository in a registry, as the OCI distribution specification allows it: no tag, no digest.
+/// The name of a repository as the OCI distribution specification defines it, without tag or digest.
 ///
 /// ```
 /// use ci::model::image_name::Repository;
@@ -156,26 +156,26 @@ impl FromStr for Repository {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let wrong = |why: &str, hint: &str| {
-            Err(Failure::usage(format!("`{text}` is not a repository: {why}")).hint(hint))
+        let invalid = |why: &str, hint: &str| {
+            Err(Failure::usage(format!("invalid repository `{text}`: {why}")).hint(hint))
         };
-        let example = "Give a name such as upwind1647/status-api.";
+        let example = "Use a name such as upwind1647/status-api.";
         if text.is_empty() {
-            return wrong("it is empty", example);
+            return invalid("it is empty", example);
         }
         if text.contains([':', '@']) {
-            return wrong(
+            return invalid(
                 "it has a tag or digest",
-                "Leave it out: the tag is always the commit's short SHA, and nothing else can be published.",
+                "Remove it. ci always publishes with the short SHA of the commit as the tag.",
             );
         }
         if text.bytes().any(|b| b.is_ascii_uppercase()) {
-            return wrong(
-                "it has upper-case letters, which no registry takes",
-                &format!("Write {}.", text.to_lowercase()),
+            return invalid(
+                "it has upper-case letters, which registries do not accept",
+                &format!("Use {}.", text.to_lowercase()),
             );
         }
-        // path-component of the distribution specification: alphanumerics joined by `.`, `_`, `__` or dashes.
+        // A path component of the distribution specification: alphanumerics separated by `.`, `_`, `__` or dashes.
         let component = |component: &str| {
             let bytes = component.as_bytes();
             let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
@@ -191,8 +191,8 @@ impl FromStr for Repository {
                     })
         };
         if text.len() > 255 || !text.split('/').all(component) {
-            return wrong(
-                "its parts are not lower-case letters and digits joined by . _ __ or -",
+            return invalid(
+                "each part must consist of lower-case letters and digits, separated by . _ __ or -",
                 example,
             );
         }
@@ -200,25 +200,25 @@ impl FromStr for Repository {
     }
 }
 
-/// The tag of a published image: the short SHA of a clean commit. It cannot be `latest`, and cannot be made of
-/// anything but what git said of HEAD.
+/// The tag of a published image: the short SHA of a clean commit. Only git's output for HEAD can create one, so that it cannot be
+/// `latest`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tag(String);
 
 impl Tag {
-    /// `short` is what `git rev-parse --short HEAD` printed; `sha` is the full SHA.
+    /// Creates the tag from `short`, the output of `git rev-parse --short HEAD`, and the full `sha`.
     pub(crate) fn of_commit(short: &str, sha: &str) -> Result<Self, Failure> {
         let hex = short.len() >= 4 && short.bytes().all(|b| b.is_ascii_hexdigit());
         if hex && sha.starts_with(short) {
             Ok(Self(short.to_owned()))
         } else {
             Err(Failure::environment(format!(
-                "git calls commit {sha} `{short}` for short, which is not a part of it"
+                "git printed `{short}` as the short SHA of commit {sha}"
             )))
         }
     }
 
-    /// The tag of the same commit with uncommitted changes.
+    /// Returns the tag for the same commit with uncommitted changes.
     #[must_use]
     pub fn dirty(&self) -> DirtyTag {
         DirtyTag(format!("{}-dirty", self.0))
@@ -231,7 +231,7 @@ impl fmt::Display for Tag {
     }
 }
 
-/// The tag of an image with uncommitted changes in it. Nothing publishes one.
+/// The tag of an image that contains uncommitted changes. Such an image is never published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirtyTag(String);
 
@@ -241,14 +241,14 @@ impl fmt::Display for DirtyTag {
     }
 }
 
-/// Where an image goes: `ghcr.io/upwind1647/status-api:4f2a91c`.
+/// The full name under which an image is published: `ghcr.io/upwind1647/status-api:4f2a91c`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
-    /// The registry.
+    /// The host of the registry.
     pub registry: Registry,
-    /// The repository in it.
+    /// The path below the host.
     pub repository: Repository,
-    /// The tag.
+    /// The short SHA of the commit.
     pub tag: Tag,
 }
 
@@ -269,14 +269,14 @@ macro_rules! serialize_as_text {
 }
 serialize_as_text!(Registry, Repository, Tag, DirtyTag, Reference);
 
-/// The name of an image that somebody has published: `ghcr.io/upwind1647/status-api:4f2a91c`, or with its digest.
+/// The name of a published image with a tag or a digest: `ghcr.io/upwind1647/status-api:4f2a91c`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageName {
-    /// The registry.
+    /// The host of the registry.
     pub registry: Registry,
-    /// The repository in it.
+    /// The path below the host.
     pub repository: Repository,
-    /// The tag, or where there is one, the digest.
+    /// The digest if the name has one, otherwise the tag.
     pub version: String,
 }
 
@@ -295,22 +295,22 @@ impl FromStr for ImageName {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let wrong = |why: &str| {
-            Failure::usage(format!("`{text}` is not a published image: {why}")).hint(
-                "Give registry, repository and tag or digest, as in ghcr.io/upwind1647/status-api:4f2a91c.",
+        let invalid = |why: &str| {
+            Failure::usage(format!("invalid image name `{text}`: {why}")).hint(
+                "Use registry, repository, and tag or digest, as in ghcr.io/upwind1647/status-api:4f2a91c.",
             )
         };
         let parsed: oci_spec::distribution::Reference = text
             .parse()
-            .map_err(|error| wrong("it is not an image's name").because(error))?;
-        // The parser puts `latest` where nothing is said.
+            .map_err(|error| invalid("it cannot be parsed").because(error))?;
+        // The parser defaults the tag to `latest`.
         let version = match (parsed.digest(), parsed.tag()) {
             (Some(digest), _) if digest.starts_with("sha256:") => digest,
-            (Some(_), _) => return Err(wrong("its digest is not a sha256")),
+            (Some(_), _) => return Err(invalid("the digest must be a SHA-256 digest")),
             (None, Some(tag)) if tag != "latest" => tag,
             _ => {
-                return Err(wrong(
-                    "it has no tag, or `latest`, which ci never publishes",
+                return Err(invalid(
+                    "it has no tag or the tag `latest`, which ci never publishes",
                 ));
             }
         };
@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registries_are_a_host_and_perhaps_a_port() {
+    fn registry_is_a_host_with_an_optional_port() {
         for good in [
             "ghcr.io",
             "localhost",
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_an_address_not_a_name_that_looks_like_one() {
+    fn host_name_that_resembles_a_loopback_address_is_not_loopback() {
         for yes in [
             "localhost:5000",
             "127.0.0.1",
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn repositories_have_no_tag_and_no_upper_case() {
+    fn rejects_repository_with_tag_or_upper_case() {
         for good in ["status-api", "upwind1647/status-api", "a__b/c.d/e--f"] {
             assert_eq!(good.parse::<Repository>().unwrap().to_string(), good);
         }
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_is_a_part_of_the_sha() {
+    fn tag_is_a_prefix_of_the_sha() {
         let sha = "4f2a91c0d3b5e6f7a8b9c0d1e2f3a4b5c6d7e8f9";
         assert_eq!(
             Tag::of_commit("4f2a91c", sha).unwrap().to_string(),

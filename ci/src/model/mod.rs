@@ -1,4 +1,4 @@
-//! What a run is about and what becomes of it, as values that do nothing by themselves.
+//! Plain data types for the inputs and results of a run.
 
 pub mod config_file;
 pub mod event;

@@ -1,4 +1,4 @@
-//! What became of a run, part by part: the lines of its report.
+//! The results of a run and its steps, as they appear in the report.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,70 +7,64 @@ use super::image_name::Reference;
 use super::step::Step;
 use common::failure::ExitCode;
 
-/// What became of a step.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It passed.
+    /// The step succeeded.
     Passed,
-    /// It failed.
+    /// The step started and failed.
     Failed,
-    /// It did not start.
+    /// The step did not start.
     Skipped,
-    /// It was ended before its end.
+    /// The step was stopped before it finished.
     Cancelled,
 }
 
-/// A step's line in the report.
+/// The report entry of a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
-    /// Its name.
-    pub name: Step,
-    /// What became of it.
-    pub status: Status,
-    /// When it began.
+    pub(crate) name: Step,
+    pub(crate) status: Status,
+    /// The start time; absent if the step was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<jiff::Timestamp>,
-    /// How long it took, in milliseconds.
-    pub duration_ms: u64,
-    /// Whether it was taken from a cache: all that ran in containers from the engine's, or the whole of it from the runner's.
+    pub(crate) duration_ms: u64,
+    /// Whether all container output came from the engine's cache, or the whole result from the runner cache.
     pub cached: bool,
-    /// The run in which it passed with the same inputs, where it was taken from the runner's cache.
+    /// The earlier run that passed with the same inputs, if the result came from the runner cache.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reused: Option<Passed>,
-    /// What it consists of, where its parts have names of their own.
+    pub reused: Option<PriorPass>,
+    /// The named parts of the step, such as the commands of `custom`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<StepPart>,
-    /// What its containers wrote: the path below the report directory.
+    /// The path of the step's container output, relative to the report directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
-    /// The digest of the image that it saw.
+    /// The digest of the image that the step built or used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Why it failed or was skipped.
+    /// Why the step failed or was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What to do next.
+    /// The suggested fix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The exit code that its failure asks for.
+    /// The exit code of the failure.
     #[serde(skip)]
     pub code: Option<ExitCode>,
 }
 
-/// A part of a step, by its own name.
+/// A named part of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StepPart {
-    /// Its name.
-    pub name: String,
-    /// What became of it.
-    pub status: Status,
-    /// How long it took, in milliseconds.
-    pub duration_ms: u64,
+    pub(crate) name: String,
+    pub(crate) status: Status,
+    pub(crate) duration_ms: u64,
 }
 
 impl Record {
-    /// The line of a step that did not start.
+    /// Creates the report entry of a step that did not start.
     #[must_use]
     pub fn skipped(step: Step, why: String) -> Self {
         Self {
@@ -90,143 +84,141 @@ impl Record {
     }
 }
 
-/// A pass that was remembered.
+/// A pass in an earlier run, from the runner cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Passed {
-    /// The commit whose run it was.
+pub struct PriorPass {
+    /// The full SHA of the commit of that run.
     pub commit: String,
-    /// When it was.
+    /// The time of that run.
     pub time: jiff::Timestamp,
-    /// What was written then.
+    /// The container output of that run.
     #[serde(skip)]
     pub log: String,
 }
 
-/// Something that could not be reached, and what was taken in its place.
+/// A stand-in that replaced an image or database which could not be downloaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StandInNote {
-    /// What the pins name.
+    /// The original, as the pins name it.
     pub name: String,
-    /// What was taken.
+    /// The stand-in.
     pub used: String,
 }
 
 impl StandInNote {
-    /// The note about a stand-in that this machine has made for the image `name`.
+    /// Creates the note about a stand-in for the image `name` that was provisioned on this machine.
     #[must_use]
-    pub fn made_here(name: &str, digest: &str) -> Self {
+    pub fn provisioned_here(name: &str, digest: &str) -> Self {
         Self {
             name: name.to_owned(),
-            used: format!("made on this machine, {digest}"),
+            used: format!("provisioned on this machine, {digest}"),
         }
     }
 }
 
-/// How something got to where it is.
+/// Whether a run pushed an artifact to the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// It was pushed.
+    /// The run pushed the artifact.
     Pushed,
-    /// It was there already.
+    /// The artifact already existed with the same digest.
     AlreadyThere,
 }
 
 /// A published image.
 #[derive(Clone, Debug, Serialize)]
 pub struct Published {
-    /// Its name.
+    /// The name with the tag.
     pub image: Reference,
-    /// Its digest, as read back from the registry.
+    /// The digest, as read back from the registry.
     pub digest: String,
-    /// How it got there.
-    pub outcome: Outcome,
-    /// Its papers.
-    pub referrers: Vec<Attached>,
+    pub(crate) outcome: Outcome,
+    /// The attestations of the image.
+    pub referrers: Vec<AttachedArtifact>,
 }
 
-/// A paper as it is, or was put, in a registry.
+/// An attestation in the registry, attached to the image as an OCI referrer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Attached {
-    /// Its `artifactType`.
+pub struct AttachedArtifact {
+    /// The `artifactType` of the manifest.
     pub artifact_type: String,
-    /// The digest of its manifest.
+    /// The digest of the manifest.
     pub digest: String,
-    /// How it got there.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
-impl Attached {
-    /// Whether it was there before this run.
+impl AttachedArtifact {
+    /// Returns whether the artifact was in the registry before this run.
     #[must_use]
-    pub fn was_there(&self) -> bool {
+    pub fn existed_before(&self) -> bool {
         self.outcome == Outcome::AlreadyThere
     }
 }
 
-/// What a run did with the caches that it was given: a part of the report.
+/// The report entry about the runner cache.
 #[derive(Clone, Debug, Serialize)]
 pub struct CacheReport {
-    /// The folder.
+    /// The path of the cache directory.
     pub folder: String,
-    /// Whose caches they are.
+    /// The trust domain of the caches.
     pub domain: Domain,
-    /// Whether they were only read: main's are written by main alone.
+    /// Whether the run only restored caches. Only runs of main write the caches of main.
     pub read_only: bool,
-    /// What was brought into the engine.
-    pub restored: Vec<Carried>,
-    /// What was there and not used, and why.
-    pub ignored: Vec<Ignored>,
-    /// The steps that have passed before with the same inputs, and were not done again.
+    /// The parts that were restored into the engine.
+    pub restored: Vec<CachedPart>,
+    /// The parts that were ignored, with the reason.
+    pub ignored: Vec<IgnoredPart>,
+    /// The steps that passed before with the same inputs and were not repeated.
     pub passed_before: Vec<Step>,
-    /// What was put into the folder.
-    pub saved: Vec<Carried>,
-    /// What is in the folder as it was.
+    /// The parts that were saved to the cache directory.
+    pub saved: Vec<CachedPart>,
+    /// The parts that did not change and were not saved again.
     pub unchanged: Vec<String>,
-    /// What did not fit.
+    /// The parts that exceeded the size limit of the cache.
     pub left_out: Vec<String>,
-    /// How many bytes of stale parts are gone.
+    /// The size of removed stale files, in bytes.
     pub pruned_bytes: u64,
-    /// All that is in the folder now, in bytes.
+    /// The size of the cache directory after the run, in bytes.
     pub bytes: u64,
-    /// How long the saving took, in milliseconds.
+    /// The duration of saving, in milliseconds.
     pub save_ms: u64,
-    /// What could not be brought or kept for a reason that is not the cache's own.
+    /// The failures to restore or save that an invalid cache did not cause.
     pub failures: Vec<String>,
-    /// How much sooner cargo's steps were done than when nothing was there, in milliseconds.
+    /// How much faster the steps with cargo were than in the cold run, in milliseconds.
     pub gained_ms: Option<u64>,
-    /// The run that this is measured by, where there was one.
-    pub measured_by: Option<Cold>,
+    /// The cold run that `gained_ms` refers to.
+    pub measured_by: Option<ColdRun>,
 }
 
-/// A part that was carried.
+/// A part of the cache that was restored or saved.
 #[derive(Clone, Debug, Serialize)]
-pub struct Carried {
-    /// Which.
+pub struct CachedPart {
+    /// The name of the part.
     pub part: String,
-    /// How much that was, packed, in bytes.
+    /// The compressed size, in bytes.
     pub bytes: u64,
-    /// And how much unpacked.
+    /// The uncompressed size, in bytes.
     pub unpacked_bytes: u64,
 }
 
-/// A part that was not used.
+/// A part of the cache that was not used.
 #[derive(Clone, Debug, Serialize)]
-pub struct Ignored {
-    /// Which.
+pub struct IgnoredPart {
+    /// The name of the part.
     pub part: String,
-    /// Why.
+    /// Why the part was not used.
     pub reason: String,
 }
 
-/// How long the steps took when nothing was there: what a later run is measured by.
+/// A run without caches, to which the duration of later runs is compared.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cold {
-    /// The repository.
+pub struct ColdRun {
+    /// The name of the image repository.
     pub of: String,
-    /// The commit.
+    /// The full SHA of the commit.
     pub commit: String,
-    /// From the first step's begin to the last one's end, of those that cargo works for.
+    /// The time from the start of the first step with cargo to the end of the last one, in milliseconds.
     pub duration_ms: u64,
 }

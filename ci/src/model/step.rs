@@ -1,4 +1,4 @@
-//! The steps of the pipeline: all that differs from one to another is in [`Step::definition`].
+//! The steps of the pipeline. [`Step::definition`] holds everything that differs between them.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -13,54 +13,54 @@ pub enum Step {
     Test,
     /// `cargo fmt --check`.
     Fmt,
-    /// clippy, with warnings as errors.
+    /// `cargo clippy` with warnings as errors.
     Lint,
-    /// The project's own commands.
+    /// The commands from `[[gate]]` in `ci.toml`.
     Custom,
-    /// The static binary and its image.
+    /// The release binary and its image.
     Build,
-    /// Trivy.
+    /// The vulnerability scan of the image with Trivy.
     Scan,
-    /// The image, started and asked for its health.
+    /// The start of the image and a poll of its health endpoint.
     Smoke,
-    /// The push.
+    /// The push to the registry.
     Publish,
 }
 
-/// The steps that have to pass before another one starts.
+/// The steps that must pass before a step starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// None: it works on the sources.
+    /// No steps: the step works on the sources.
     Nothing,
-    /// The image.
+    /// The build, because the step works on the image.
     Build,
     /// Every gate.
     Gates,
 }
 
-/// What a step is.
+/// The properties of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Definition {
-    /// The name in reports, and of the command that runs it.
+    /// The name in reports, and of the subcommand that runs the step.
     pub name: &'static str,
-    /// What it does, in a few words.
+    /// A short description for the graph.
     pub does: &'static str,
-    /// The steps that have to pass before it starts.
+    /// The steps that must pass before the step starts.
     pub needs: Needs,
-    /// Whether only a project that configures it has it.
+    /// Whether the step only exists if the project configures it.
     pub optional: bool,
-    /// Whether its result may come from the engine's cache.
+    /// Whether the result may come from the engine's cache.
     pub cacheable: bool,
-    /// Whether it is given the sources, which `[paths]` can narrow.
+    /// Whether the step reads the sources, which `[paths]` can limit.
     pub reads_sources: bool,
-    /// Whether cargo compiles in it, in a volume that is worth carrying to another runner.
+    /// Whether cargo compiles in the step, so that its target volume is worth saving for other runners.
     pub compiles: bool,
-    /// Whether it can have backing services beside it.
+    /// Whether the step can have backing services.
     pub has_services: bool,
 }
 
 impl Step {
-    /// What it is. A new step starts here.
+    /// Returns the properties of the step. To add a step, start here.
     #[must_use]
     pub const fn definition(self) -> Definition {
         let on_sources = Definition {
@@ -113,7 +113,7 @@ impl Step {
                 does: "Trivy, fixable HIGH and CRITICAL fail",
                 ..on_image
             },
-            // The image is always started anew.
+            // A cached result would not start the image.
             Self::Smoke => Definition {
                 name: "smoke",
                 does: "GET /health, 20 tries in 20 s",
@@ -121,7 +121,7 @@ impl Step {
                 has_services: true,
                 ..on_image
             },
-            // A registry is always asked.
+            // A cached result would not contact the registry.
             Self::Publish => Definition {
                 name: "publish",
                 does: "push to the registry",
@@ -132,19 +132,19 @@ impl Step {
         }
     }
 
-    /// Every step, in the order in which people list them.
+    /// Returns every step, in pipeline order.
     #[must_use]
     pub fn all() -> &'static [Self] {
         Self::value_variants()
     }
 
-    /// The steps that say no: all but the publish.
+    /// Returns the gates: every step except for publish.
     pub fn gates() -> impl Iterator<Item = Self> {
         let gates = Self::all().iter().copied();
         gates.filter(|step| step.definition().needs != Needs::Gates)
     }
 
-    /// The steps that have to pass before this one starts.
+    /// Returns the steps that must pass before this one starts.
     #[must_use]
     pub fn needs(self) -> Vec<Self> {
         match self.definition().needs {
@@ -154,13 +154,13 @@ impl Step {
         }
     }
 
-    /// The name in reports, and of the command that runs it.
+    /// Returns the name in reports, and of the subcommand that runs the step.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.definition().name
     }
 
-    /// These steps and all that they need, in order.
+    /// Returns `steps` and all steps that they need, in pipeline order.
     #[must_use]
     pub fn with_needs(steps: &[Self]) -> Vec<Self> {
         let mut all = steps.to_vec();
@@ -187,21 +187,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_runs_its_gate_and_what_it_needs() {
+    fn with_needs_adds_all_required_steps() {
         assert_eq!(Step::with_needs(&[Step::Scan]), [Step::Build, Step::Scan]);
         assert_eq!(Step::with_needs(&[Step::Fmt]), [Step::Fmt]);
         assert_eq!(Step::with_needs(&[Step::Publish]), Step::all());
     }
 
     #[test]
-    fn nothing_is_published_before_every_gate() {
+    fn publish_needs_every_gate() {
         let mut all = Step::Publish.needs();
         all.push(Step::Publish);
         assert_eq!(all, Step::all());
     }
 
     #[test]
-    fn a_step_is_called_the_same_in_settings_and_reports() {
+    fn steps_have_the_same_name_in_settings_and_reports() {
         for step in Step::all() {
             let json = serde_json::to_value(step).unwrap();
             assert_eq!(json, step.name());

@@ -1,4 +1,4 @@
-//! What people read while a run goes on.
+//! Prints a run's progress and results.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::json::{Prepared, Report};
-use crate::model::record::{Attached, CacheReport, Carried, Outcome, Record, Status};
+use crate::model::record::{AttachedArtifact, CacheReport, CachedPart, Outcome, Record, Status};
 use crate::model::step::Step;
 use crate::settings::{Format, Settings};
 use crate::trust::authority::Credential;
@@ -22,21 +22,21 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 const NOTE: Style = AnsiColor::Yellow.on_default();
 const DIM: Style = Style::new().dimmed();
 
-/// Tells what happens, in the format that was asked for.
+/// Prints progress and results in the configured format.
 pub struct Reporter {
     format: Format,
     quiet: bool,
     verbose: bool,
     directory: Option<PathBuf>,
-    /// What never shows up: the token, and how it looks on its way to a registry.
+    /// The token, and the token as it is sent to a registry.
     secrets: Vec<SecretString>,
     prepared: Mutex<Vec<Prepared>>,
-    /// One event at a time, so that the lines of two steps do not mix.
+    /// Held while printing, so that the lines of concurrent steps do not mix.
     turn: Mutex<()>,
 }
 
 impl Reporter {
-    /// A reporter of a run; `credential` never shows up in anything that it prints or writes.
+    /// The reporter of a run. It redacts `credential` in everything that it prints or writes.
     #[must_use]
     pub fn new(settings: &Settings, credential: Option<Credential>) -> Self {
         Self {
@@ -50,7 +50,7 @@ impl Reporter {
         }
     }
 
-    /// A reporter outside of a run.
+    /// The reporter of a command that is not a run.
     #[must_use]
     pub fn plain(quiet: bool, verbose: bool) -> Self {
         Self {
@@ -64,50 +64,50 @@ impl Reporter {
         }
     }
 
-    /// `text` without the secrets.
+    /// Replaces the secrets in `text` with `***`.
     #[must_use]
     pub fn redact(&self, text: &str) -> String {
         self.secrets
             .iter()
             .map(ExposeSecret::expose_secret)
-            // A token of a few letters would be found in every word.
+            // A very short secret would match parts of many words.
             .filter(|secret| secret.len() >= 6)
             .fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
     }
 
-    fn say(&self, text: &str) {
+    fn print(&self, text: &str) {
         let _turn = lock(&self.turn);
         eprintln!("{}", self.redact(text));
     }
 
-    /// What was made first, up to now.
+    /// Everything that has been provisioned so far.
     #[must_use]
     pub fn prepared(&self) -> Vec<Prepared> {
         lock(&self.prepared).clone()
     }
 
-    /// What the run is about.
+    /// Prints a line, unless quiet.
     pub fn header(&self, text: &str) {
         if !self.quiet {
-            self.say(text);
+            self.print(text);
         }
     }
 
-    /// A step begins.
+    /// Prints that a step has started.
     pub fn started(&self, step: Step) {
         if !self.quiet {
-            self.say(&format!("{DIM}  … {step:<8}{DIM:#}"));
+            self.print(&format!("{DIM}  … {step:<8}{DIM:#}"));
         }
     }
 
-    /// A line that a step's container wrote.
+    /// Prints a line of a container's output.
     pub fn line_of(&self, step: Step, line: &str) {
-        // The runner finds its older commands anywhere in a line.
+        // GitHub's runner still accepts its old command syntax `##[…]` anywhere in a line.
         let line = line.replace("##[", "## [");
-        self.say(&format!("{DIM}{step:>11} │{DIM:#} {line}"));
+        self.print(&format!("{DIM}{step:>11} │{DIM:#} {line}"));
     }
 
-    /// A step has ended.
+    /// Prints the result of a step.
     pub fn ended(&self, record: &Record, failure: Option<&Failure>) {
         let took = format_duration(Duration::from_millis(record.duration_ms));
         let step = record.name;
@@ -115,7 +115,7 @@ impl Reporter {
             if !self.quiet {
                 let cached = if record.cached { "  cached" } else { "" };
                 let parts = parts(record);
-                self.say(&format!(
+                self.print(&format!(
                     "{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{cached}{parts}{DIM:#}"
                 ));
             }
@@ -147,10 +147,10 @@ impl Reporter {
         if self.format == Format::Github {
             text += &annotation(&format!("{step}: {failure}"));
         }
-        self.say(text.trim_end());
+        self.print(text.trim_end());
     }
 
-    /// Writes what a step's containers wrote into `logs/STEP.log`, and returns its path below the report directory.
+    /// Writes the output of a step's containers to `logs/STEP.log`, and returns the path relative to the report directory.
     pub fn write_log(&self, step: Step, log: &str) -> Option<String> {
         let name = format!("logs/{step}.log");
         let path = self.directory.as_ref()?.join(&name);
@@ -167,38 +167,38 @@ impl Reporter {
         }
     }
 
-    /// A failure that belongs to no step.
+    /// Prints a failure outside of the steps.
     pub fn failed(&self, error: &Failure) {
         let text = match self.format {
             Format::Github => without_commands(&render(error)) + &annotation(&error.to_string()),
             _ => render(error),
         };
-        self.say(text.trim_end());
+        self.print(text.trim_end());
     }
 
-    /// What `ci cache` has carried, and with `--format json` as JSON.
+    /// Prints the result of `ci cache`; with `--format json` also as JSON.
     ///
     /// # Errors
-    /// When it cannot be put into JSON.
-    pub fn carried(&self, cache: &CacheReport) -> Result<(), Failure> {
+    /// When the result cannot be serialized.
+    pub fn cache_result(&self, cache: &CacheReport) -> Result<(), Failure> {
         if self.format == Format::Json {
             let text = serde_json::to_string_pretty(cache)
-                .or_environment("the report cannot be written as JSON")?;
+                .or_environment("cannot serialize the report")?;
             data(&(text + "\n"));
         }
-        let said = carried(cache);
-        self.header(match said.trim_end() {
-            "" if cache.unchanged.is_empty() => "cache    there was nothing to carry",
-            "" => "cache    all of it was there already",
-            said => said,
+        let lines = cache_summary(cache);
+        self.header(match lines.trim_end() {
+            "" if cache.unchanged.is_empty() => "cache    nothing to save or restore",
+            "" => "cache    already up to date",
+            lines => lines,
         });
         Ok(())
     }
 
-    /// The last word of a run, and with `--format json` the report itself.
+    /// Prints the verdict of a run; with `--format json` also the report.
     pub fn verdict(&self, report: &Report) {
         if !self.quiet || !report.verdict.passed {
-            self.say(&verdict(report));
+            self.print(&verdict(report));
         }
         if self.format == Format::Json
             && let Ok(text) = report.text(|text| self.redact(text))
@@ -208,7 +208,7 @@ impl Reporter {
     }
 }
 
-/// The parts of a step by name, where it has some.
+/// The names of a step's parts, if it has any.
 fn parts(record: &Record) -> String {
     let names: Vec<_> = record.parts.iter().map(|part| &*part.name).collect();
     if names.is_empty() {
@@ -228,7 +228,7 @@ fn verdict(report: &Report) -> String {
         text += &format!("{NOTE}stand-in{NOTE:#} for {}: {}\n", note.name, note.used);
     }
     if let Some(cache) = &report.cache {
-        text += &carried(cache);
+        text += &cache_summary(cache);
     }
     if let Some(digest) = &report.digest {
         text += &format!("image    {} {DIM}{digest}{DIM:#}\n", report.image);
@@ -242,12 +242,15 @@ fn verdict(report: &Report) -> String {
         let published = match &report.publish {
             None => "",
             Some(published) if published.outcome == Outcome::Pushed => ", published",
-            Some(published) if published.referrers.iter().all(Attached::was_there) => {
-                ", was published before with the same digest; nothing was pushed"
+            Some(published)
+                if published
+                    .referrers
+                    .iter()
+                    .all(AttachedArtifact::existed_before) =>
+            {
+                ", already published with the same digest; nothing was pushed"
             }
-            Some(_) => {
-                ", was published before with the same digest; the papers that it lacked were added"
-            }
+            Some(_) => ", already published with the same digest; missing attestations were added",
         };
 
         text += &format!("{GOOD}passed{GOOD:#}{with}{published} in {took}");
@@ -260,10 +263,10 @@ fn verdict(report: &Report) -> String {
     text
 }
 
-/// What was carried, a line for each way.
-pub(super) fn carried(cache: &CacheReport) -> String {
+/// Summarizes what was restored, reused and saved, one line each.
+pub(super) fn cache_summary(cache: &CacheReport) -> String {
     let mut text = String::new();
-    let list = |what: &str, parts: &[Carried]| {
+    let list = |what: &str, parts: &[CachedPart]| {
         let bytes = parts.iter().map(|it| it.bytes).sum();
         let names: Vec<_> = parts.iter().map(|it| &*it.part).collect();
         (!parts.is_empty()).then(|| {
@@ -274,32 +277,32 @@ pub(super) fn carried(cache: &CacheReport) -> String {
             )
         })
     };
-    text.extend(list("brought", &cache.restored).map(|line| line + "\n"));
+    text.extend(list("restored", &cache.restored).map(|line| line + "\n"));
     if !cache.passed_before.is_empty() {
         let steps: Vec<_> = cache.passed_before.iter().map(|it| it.name()).collect();
         text += &format!(
-            "cache    passed before with the same inputs: {}\n",
+            "cache    reused results for the same inputs: {}\n",
             steps.join(", ")
         );
     }
     if let (Some(gained), Some(cold)) = (cache.gained_ms, &cache.measured_by) {
         text += &format!(
-            "cache    saved {}: without it these steps took {} (commit {:.7})\n",
+            "cache    gained {}: these steps took {} without it (commit {:.7})\n",
             format_duration(Duration::from_millis(gained)),
             format_duration(Duration::from_millis(cold.duration_ms)),
             cold.commit
         );
     }
-    if let Some(line) = list("kept", &cache.saved) {
+    if let Some(line) = list("saved", &cache.saved) {
         text += &format!(
-            "{line} in {}, {} in all\n",
+            "{line} in {}, {} in total\n",
             format_duration(Duration::from_millis(cache.save_ms)),
             format_bytes(cache.bytes)
         );
     }
     if !cache.left_out.is_empty() {
         text += &format!(
-            "{NOTE}cache    left out, as it would be too large: {}{NOTE:#}\n",
+            "{NOTE}cache    not saved because of the size limit: {}{NOTE:#}\n",
             cache.left_out.join(", ")
         );
     }
@@ -323,19 +326,19 @@ fn render(error: &Failure) -> String {
     text
 }
 
-/// Text of other people's programs for GitHub's log, which must not be read as workflow commands: they are
-/// [stopped](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands#stopping-and-starting-workflow-commands)
-/// by a word that the text cannot know.
+/// Prevents GitHub from executing workflow commands in a program's output, by
+/// [stopping](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands#stopping-and-starting-workflow-commands)
+/// commands with a random token, which the output cannot contain.
 fn without_commands(text: &str) -> String {
     let mut word = [0; 16];
     if let Err(error) = getrandom::fill(&mut word) {
-        return format!("the output is in the logs: {error}\n");
+        return format!("cannot generate a random token: {error}; see the logs for the output\n");
     }
     let word = hex::encode(word);
     format!("::stop-commands::{word}\n{text}::{word}::\n")
 }
 
-/// A [workflow command](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands).
+/// An error annotation, as a [workflow command](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands).
 fn annotation(message: &str) -> String {
     let message = message
         .replace('%', "%25")
@@ -344,7 +347,7 @@ fn annotation(message: &str) -> String {
     format!("::error title=ci::{message}\n")
 }
 
-/// A duration for people: `3.4s`, `2m 05s`.
+/// Formats a duration: `3.4s`, `2m 05s`.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -355,7 +358,7 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// A size for people: `1.2 MB`.
+/// Formats a size with decimal units: `1.2 MB`.
 #[must_use]
 pub fn format_bytes(bytes: u64) -> String {
     match bytes {
@@ -368,13 +371,13 @@ pub fn format_bytes(bytes: u64) -> String {
 impl Progress for Reporter {
     fn begin(&self, what: &str) {
         if !self.quiet {
-            self.say(&format!("{DIM}  … {what}{DIM:#}"));
+            self.print(&format!("{DIM}  … {what}{DIM:#}"));
         }
     }
 
     fn line(&self, line: &str) {
         if self.verbose {
-            self.say(&format!("{DIM}    {line}{DIM:#}"));
+            self.print(&format!("{DIM}    {line}{DIM:#}"));
         }
     }
 
@@ -386,7 +389,7 @@ impl Progress for Reporter {
             duration_ms,
         });
         if !self.quiet {
-            self.say(&format!(
+            self.print(&format!(
                 "{GOOD}  ✓{GOOD:#} {what} {DIM}{}{DIM:#}",
                 format_duration(took)
             ));
@@ -395,7 +398,7 @@ impl Progress for Reporter {
 
     fn notice(&self, text: &str) {
         if !self.quiet {
-            self.say(&format!("{NOTE}  !{NOTE:#} {text}"));
+            self.print(&format!("{NOTE}  !{NOTE:#} {text}"));
         }
     }
 }
@@ -403,7 +406,7 @@ impl Progress for Reporter {
 /// Prints data to standard output.
 pub fn data(text: &str) {
     let mut out = std::io::stdout().lock();
-    // A reader that has gone away wants no more.
+    // Ignores a closed pipe.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -412,15 +415,15 @@ pub fn failure(error: &Failure) {
     eprint!("{}", render(error));
 }
 
-/// Prints clap's own message where it belongs.
+/// Prints clap's usage error, help or version.
 pub fn help(error: &clap::Error) {
-    // Where the terminal is gone there is nobody to tell.
+    // Ignores a closed pipe.
     let _ = error.print();
 }
 
-/// Asks the person at the terminal; yes where there is none.
+/// Asks for confirmation on the terminal; returns true without a terminal.
 #[must_use]
-pub fn ask(question: &str) -> bool {
+pub fn confirm(question: &str) -> bool {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return true;
     }
@@ -435,7 +438,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_secret_is_struck_out() {
+    fn redacts_secrets() {
         let reporter = Reporter {
             secrets: vec![
                 "ghs_secret".to_owned().into(),
@@ -450,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_test_prints_is_no_workflow_command() {
+    fn output_of_tests_cannot_contain_workflow_commands() {
         let text = without_commands("      ::add-mask::a\n");
         let lines: Vec<_> = text.lines().collect();
         let word = lines[0].strip_prefix("::stop-commands::").unwrap();
@@ -460,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn an_annotation_is_one_line() {
+    fn escapes_annotations_to_one_line() {
         assert_eq!(annotation("a\nb 100%"), "::error title=ci::a%0Ab 100%25\n");
     }
 }

@@ -1,13 +1,13 @@
-//! What GitHub Actions gets of a run.
+//! Writes the outputs and the job summary for GitHub Actions.
 
 use super::json::Report;
 use common::failure::{Failure, OrFail};
 
-/// What GitHub Actions gets of a run: the outputs of the workflow's step, and the page beside it.
+/// Writes the outputs of the workflow's step and the job summary.
 ///
 /// # Errors
-/// When a file that GitHub names cannot be written (exit 3).
-pub fn tell_github(report: &Report, summary: &str) -> Result<(), Failure> {
+/// When one of GitHub's files cannot be written (exit code 3).
+pub fn write_github_outputs(report: &Report, summary: &str) -> Result<(), Failure> {
     let mut outputs = String::new();
     if let Some(digest) = report.digest.as_ref().filter(|_| report.verdict.passed) {
         outputs += &format!(
@@ -15,7 +15,7 @@ pub fn tell_github(report: &Report, summary: &str) -> Result<(), Failure> {
             report.image, report.tag
         );
     }
-    // The next step of the workflow carries the folder away, where there is something new in it.
+    // The workflow's next step saves the cache directory if it has new content.
     if let Some(cache) = &report.cache {
         outputs += &format!("cache-changed={}\n", !cache.saved.is_empty());
     }
@@ -23,7 +23,7 @@ pub fn tell_github(report: &Report, summary: &str) -> Result<(), Failure> {
     append_to("GITHUB_STEP_SUMMARY", summary)
 }
 
-/// Appends to the file that a variable names, where it names one.
+/// Appends to the file in an environment variable, if the variable is set.
 fn append_to(variable: &str, text: &str) -> Result<(), Failure> {
     let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()) else {
         return Ok(());

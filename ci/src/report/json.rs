@@ -1,4 +1,4 @@
-//! `report.json`.
+//! The report of a run, `report.json`.
 
 use std::path::Path;
 
@@ -8,22 +8,22 @@ use crate::model::event::Event;
 use crate::model::record::{CacheReport, Published, Record, StandInNote};
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// The version of the report's schema; it grows when a reader of the old one would be wrong about the new.
+/// The version of the report's schema, increased with each incompatible change.
 pub const SCHEMA: u32 = 1;
 
 /// How the run ended.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
-    /// Whether every wanted step passed.
+    /// Whether every requested step passed.
     pub passed: bool,
     /// The exit code.
     pub exit_code: u8,
-    /// The exit code's name.
+    /// The name of the exit code.
     pub reason: ExitCode,
 }
 
 impl Verdict {
-    /// The verdict of a run that ends with this code.
+    /// The verdict of a run with this exit code.
     #[must_use]
     pub fn of(code: ExitCode) -> Self {
         Self {
@@ -39,79 +39,79 @@ impl Verdict {
 pub struct EngineReport {
     /// `session`, the container runtime's name, `embedded`, or a URL.
     pub name: String,
-    /// Its version.
+    /// The version of Dagger.
     pub version: String,
 }
 
-/// Something that was made before it could be used, once for this machine.
+/// Something that was provisioned, once for this machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prepared {
-    /// What it was.
+    /// A description, as in the progress messages.
     pub what: String,
-    /// When that began.
+    /// The start of provisioning.
     pub start: jiff::Timestamp,
-    /// How long that took, in milliseconds.
+    /// The duration of provisioning, in milliseconds.
     pub duration_ms: u64,
 }
 
-/// Everything about a run.
+/// The report of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// How it ended.
+    /// The result of the run.
     pub verdict: Verdict,
     /// The full SHA of HEAD.
     pub commit: String,
-    /// Whether nothing was changed against it.
+    /// Whether the working tree has no uncommitted changes.
     pub clean: bool,
-    /// The tag: the short SHA, and `-dirty` where something was.
+    /// The image's tag: the short SHA, with `-dirty` if there are uncommitted changes.
     pub tag: String,
-    /// What the image is called, or would be.
+    /// The image's name with its tag, whether or not the image was built or published.
     pub image: String,
-    /// The image's digest, where it was built.
+    /// The image's digest, if the image was built.
     pub digest: Option<String>,
-    /// The event that counted.
+    /// The event that decided what the run was allowed to do.
     pub event: Event,
-    /// The image's platform, where an engine was found: `linux/amd64`.
+    /// The image's platform, such as `linux/amd64`; absent without an engine.
     pub platform: Option<String>,
-    /// The engine, where one was found.
+    /// The engine, if one was found.
     pub engine: Option<EngineReport>,
-    /// What this machine had to make or install first, part by part; parts may have been made at the same time.
+    /// Everything that was provisioned on this machine; the times may overlap.
     pub prepared: Vec<Prepared>,
-    /// What could not be reached, and what was taken in its place.
+    /// The stand-ins that replaced unreachable images and services.
     pub stand_ins: Vec<StandInNote>,
-    /// When the run began.
+    /// The start of the run.
     pub start: jiff::Timestamp,
-    /// How long it took, in milliseconds.
+    /// The duration of the run, in milliseconds.
     pub duration_ms: u64,
-    /// The steps.
+    /// The results of the steps.
     pub steps: Vec<Record>,
-    /// What was published, if anything.
+    /// The published image, if the run published one.
     pub publish: Option<Published>,
-    /// What was carried from and to other runners, where there was a folder for it.
+    /// The caches that were restored and saved, if the run had a cache directory.
     pub cache: Option<CacheReport>,
-    /// What went wrong outside of the steps.
+    /// An error outside of the steps.
     pub error: Option<String>,
-    /// What to do about it.
+    /// A suggested fix for the error.
     pub hint: Option<String>,
 }
 
 impl Report {
-    /// The JSON text, without `secret` in it wherever it came from.
+    /// Serializes the report to JSON, filtered by `redact`.
     ///
     /// # Errors
-    /// When it cannot be put into JSON.
+    /// When the report cannot be serialized (exit code 3).
     pub fn text(&self, redact: impl Fn(&str) -> String) -> Result<String, Failure> {
-        let text = serde_json::to_string_pretty(self)
-            .or_environment("the report cannot be written as JSON")?;
+        let text =
+            serde_json::to_string_pretty(self).or_environment("cannot serialize the report")?;
         Ok(redact(&text) + "\n")
     }
 
-    /// Writes `report.json` into `directory`, whole or not at all.
+    /// Writes `report.json` to `directory`, atomically.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the file cannot be written (exit code 3).
     pub fn write(&self, directory: &Path, redact: impl Fn(&str) -> String) -> Result<(), Failure> {
         let path = directory.join("report.json");
         let cannot = || format!("cannot write {}", path.display());
@@ -127,7 +127,7 @@ impl Report {
     }
 }
 
-/// Temporary files are their owner's alone; a report is for everybody.
+/// Makes a report readable by everybody; temporary files are only readable by their owner.
 trait ReadableByAll {
     fn permissions_if_unix(&mut self) -> &mut Self;
 }

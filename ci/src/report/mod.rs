@@ -1,11 +1,11 @@
-//! The only place that prints, and that writes the report.
+//! Prints progress and results, and writes the report. No other module prints.
 
 mod console;
 mod github;
 mod json;
 mod summary;
 
-pub use console::{Reporter, ask, data, failure, format_duration, help};
-pub use github::tell_github;
+pub use console::{Reporter, confirm, data, failure, format_duration, help};
+pub use github::write_github_outputs;
 pub use json::{EngineReport, Prepared, Report, SCHEMA, Verdict};
 pub use summary::summary;

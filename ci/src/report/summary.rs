@@ -1,13 +1,13 @@
-//! `summary.md`: the run on one page of Markdown, which GitHub shows beside it.
+//! Renders `summary.md`, a summary of the run in Markdown; GitHub shows it as the job summary.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::console::{carried, format_duration};
+use super::console::{cache_summary, format_duration};
 use super::json::Report;
 use crate::model::record::Status;
 
-/// The page.
+/// Renders the summary of a run.
 #[must_use]
 pub fn summary(report: &Report) -> String {
     let took = format_duration(Duration::from_millis(report.duration_ms));
@@ -49,25 +49,25 @@ pub fn summary(report: &Report) -> String {
             Some(_) => format_duration(Duration::from_millis(record.duration_ms)),
             None => String::new(),
         };
-        let said = match (&record.error, &record.reused) {
+        let note = match (&record.error, &record.reused) {
             (Some(error), _) => cell(error),
-            (None, Some(passed)) => format!("passed before, in commit {:.7}", passed.commit),
+            (None, Some(passed)) => format!("reused from commit {:.7}", passed.commit),
             (None, None) if record.cached => "cached".to_owned(),
             (None, None) => String::new(),
         };
         let names: Vec<_> = record.parts.iter().map(|part| cell(&part.name)).collect();
-        let said = match (names.is_empty(), said.is_empty()) {
-            (true, _) => said,
+        let note = match (names.is_empty(), note.is_empty()) {
+            (true, _) => note,
             (false, true) => names.join(", "),
-            (false, false) => format!("{}: {said}", names.join(", ")),
+            (false, false) => format!("{}: {note}", names.join(", ")),
         };
-        let _ = writeln!(page, "| {} | {sign} | {time} | {said} |", record.name);
+        let _ = writeln!(page, "| {} | {sign} | {time} | {note} |", record.name);
     }
     if let Some(error) = &report.error {
         let _ = writeln!(page, "\n{}", cell(error));
     }
     if let Some(cache) = &report.cache {
-        let lines = anstream::adapter::strip_str(&carried(cache)).to_string();
+        let lines = anstream::adapter::strip_str(&cache_summary(cache)).to_string();
         for line in lines.lines() {
             let _ = writeln!(page, "\n{}", cell(line.trim_start_matches("cache").trim()));
         }
@@ -83,7 +83,7 @@ pub fn summary(report: &Report) -> String {
     page
 }
 
-/// Text of other people's, as one line in which nothing is Markdown.
+/// Escapes foreign text for a table cell: one line without Markdown.
 fn cell(text: &str) -> String {
     let mut line = String::new();
     for c in text.trim().chars() {
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_program_said_is_no_markdown() {
+    fn escapes_markdown_and_line_breaks() {
         assert_eq!(
             cell("a | b\n<img src=x> `c` [d](e) @f\n"),
             "a \\| b \\<img src=x\\> \\`c\\` \\[d\\](e) \\@f"

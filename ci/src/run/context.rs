@@ -1,4 +1,4 @@
-//! What all steps of a run share.
+//! The context that all steps of a run share.
 
 use std::sync::Arc;
 
@@ -17,40 +17,31 @@ use crate::runner_cache::place::Place;
 use crate::settings::Settings;
 use crate::trust::kind::Kind;
 
-/// For which platform the image is, and on which the engine runs.
+/// The platform of the image and that of the engine.
 #[derive(Clone, Debug)]
 pub struct Platforms {
-    /// The image's.
     pub image: Platform,
-    /// The engine's.
     pub engine: Platform,
 }
 
-/// What all steps of a run share.
+/// The context that all steps of a run share.
 pub struct RunContext<K: Kind> {
-    /// What the user said.
     pub settings: Settings,
-    /// The images that the steps run in.
     pub toolbox: Toolbox<K>,
-    /// The image's and the engine's.
     pub platforms: Platforms,
-    /// What the engine reports.
     pub telemetry: Telemetry,
-    /// The session with the engine.
     pub connection: Connection,
-    /// Tells the user.
     pub reporter: Arc<Reporter>,
-    /// Ends the run before its end.
     pub stopper: Stopper,
-    /// The caches of a throw-away runner, where it has some.
+    /// The caches of an ephemeral runner, if configured.
     pub cache: Option<Cache>,
-    /// Unique to this run.
+    /// A name that is unique to this run.
     pub id: String,
-    /// The digest of the toolchain's image, once it is known.
+    /// The digest of the toolchain image; resolved when it is first needed.
     pub toolchain: OnceCell<String>,
 }
 
-/// A name that no other run has.
+/// Returns a unique name for a run.
 #[must_use]
 pub fn new_id() -> String {
     format!(
@@ -61,14 +52,14 @@ pub fn new_id() -> String {
 }
 
 impl<K: Kind> RunContext<K> {
-    /// The image's platform, where it is not the engine's own.
+    /// The image's platform, if it differs from the engine's.
     #[must_use]
     pub fn foreign_platform(&self) -> Option<&Platform> {
         (self.platforms.image != self.platforms.engine).then_some(&self.platforms.image)
     }
 
-    /// The platform on which cargo works in a step, where it is not the engine's own. What `build` compiles runs on the image's: so do the
-    /// programs of build scripts.
+    /// The platform on which cargo runs in a step, if it differs from the engine's. `build` compiles on the image's platform, and
+    /// also runs build scripts on it.
     #[must_use]
     pub fn platform_of(&self, step: Step) -> Option<&Platform> {
         self.foreign_platform().filter(|_| step == Step::Build)
@@ -85,7 +76,7 @@ impl<K: Kind> RunContext<K> {
         places
     }
 
-    /// A client for work that is no step's.
+    /// Creates a client for queries that belong to no step.
     #[must_use]
     pub fn client(&self) -> DaggerConn {
         self.connection.client(self.telemetry.trace(None))

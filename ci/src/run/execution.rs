@@ -1,4 +1,4 @@
-//! One run: how a step is started, watched, ended and recorded.
+//! Executes and records the steps of a run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use dagger_sdk::DaggerConn;
 use super::context::RunContext;
 use super::stopper::Stop;
 use crate::engine::telemetry::{Listener, TraceContext};
-use crate::model::record::{CacheReport, Passed, Record, Status, StepPart};
+use crate::model::record::{CacheReport, PriorPass, Record, Status, StepPart};
 use crate::model::step::Step;
 use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
@@ -18,28 +18,28 @@ use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure};
 use common::progress::Progress as _;
 
-/// A run: the steps that are wanted, and what has become of them.
+/// A run: the selected steps and their results.
 pub struct Run<K: Kind> {
-    /// What all of them share.
+    /// The context that all steps share.
     pub context: RunContext<K>,
-    wanted: Vec<Step>,
+    selected: Vec<Step>,
     records: Mutex<BTreeMap<Step, Record>>,
     traces: Mutex<Vec<(Step, TraceContext)>>,
 }
 
 impl<K: Kind> Run<K> {
-    /// A run of `wanted` steps.
+    /// Creates a run of the `selected` steps.
     #[must_use]
-    pub fn new(context: RunContext<K>, wanted: Vec<Step>) -> Self {
+    pub fn new(context: RunContext<K>, selected: Vec<Step>) -> Self {
         Self {
             context,
-            wanted,
+            selected,
             records: Mutex::default(),
             traces: Mutex::default(),
         }
     }
 
-    /// The volumes in which this run's steps have worked.
+    /// The cache volumes that the steps of this run used.
     #[must_use]
     pub fn worked_in(&self) -> Vec<Place> {
         let records = lock(&self.records);
@@ -55,25 +55,23 @@ impl<K: Kind> Run<K> {
                 let mut compile = Step::all().iter();
                 compile.any(|step| step.definition().compiles && worked(*step))
             }
-            // A stand-in for the database is this machine's, not the engine's.
+            // A stand-in for the database is on this machine, not in a volume.
             Place::Database => worked(Step::Scan) && self.context.toolbox.stand_ins().is_none(),
         });
         places
     }
 
-    /// Runs one step: unless it is not wanted, what it needs has not passed, or the run was stopped. Without `input` there is
-    /// nothing that it could work on.
+    /// Runs a step, if it is selected, the steps that it needs have passed and the run is not stopped. Without `input`, the step
+    /// is recorded as skipped.
     pub async fn step<I, T, F>(&self, step: Step, input: Option<I>, work: F) -> Option<T>
     where
         F: AsyncFnOnce(&StepContext<'_, K>, I) -> Result<T, Failure>,
     {
-        if !self.wanted.contains(&step) {
+        if !self.selected.contains(&step) {
             return None;
         }
         let (Some(input), None) = (input, self.unmet(step)) else {
-            let why = self
-                .unmet(step)
-                .unwrap_or_else(|| "there is nothing for it to do".into());
+            let why = self.unmet(step).unwrap_or_else(|| "nothing to do".into());
             self.record(Record::skipped(step, why));
             return None;
         };
@@ -87,7 +85,7 @@ impl<K: Kind> Run<K> {
             step,
             trace,
             client: self.context.connection.client(trace),
-            saw: Mutex::default(),
+            digest: Mutex::default(),
             parts: Mutex::default(),
             reused: Mutex::default(),
         };
@@ -95,18 +93,18 @@ impl<K: Kind> Run<K> {
         let begun = Instant::now();
         self.context.reporter.started(step);
         let limited = async {
-            // In a box: all steps' futures together are too large for a stack.
+            // Boxed, because the futures of all steps together are too large for the stack.
             let work = Box::pin(work(&context, input));
             match self.context.settings.limits.get(&step) {
                 None => work.await,
                 Some(limit) => tokio::time::timeout(*limit, work)
                     .await
-                    .unwrap_or_else(|_| Err(too_slow(step, *limit))),
+                    .unwrap_or_else(|_| Err(limit_exceeded(step, *limit))),
             }
         };
         let result = self.context.stopper.unless_stopped(limited).await;
         let duration = begun.elapsed();
-        // What the engine reports comes a moment after its answer.
+        // The engine reports shortly after it answers.
         self.context
             .telemetry
             .settle(Duration::from_millis(200))
@@ -122,7 +120,7 @@ impl<K: Kind> Run<K> {
             reused,
             parts: std::mem::take(&mut *lock(&context.parts)),
             log: None,
-            digest: lock(&context.saw).take(),
+            digest: lock(&context.digest).take(),
             error: None,
             hint: None,
             code: None,
@@ -130,7 +128,7 @@ impl<K: Kind> Run<K> {
         let (value, failure) = match result {
             Ok(value) => (Some(value), None),
             Err(failure) => {
-                // The run's limit says nothing about the step that it found at work; the step's own does.
+                // The time limit of the run cancels a step, whereas the step's own limit fails it.
                 let cut_off = self.context.stopper.reason() == Some(Stop::TimeLimit);
                 record.status = match failure.code {
                     ExitCode::Cancelled => Status::Cancelled,
@@ -141,7 +139,7 @@ impl<K: Kind> Run<K> {
                 record.reused = None;
                 record.error = Some(failure.to_string());
                 record.hint.clone_from(&failure.hint);
-                // What --fail-fast ends did not fail by itself.
+                // A step that --fail-fast cancels did not fail by itself.
                 let by_fail_fast = record.status == Status::Cancelled
                     && self.context.stopper.reason() == Some(Stop::FailFast);
                 record.code = (!by_fail_fast).then_some(failure.code);
@@ -177,15 +175,15 @@ impl<K: Kind> Run<K> {
         lock(&self.records).insert(record.name, record);
     }
 
-    /// Records that a wanted step has nothing to do, and why.
+    /// Records that a selected step is skipped, and why.
     pub fn skip(&self, step: Step, why: &str) {
-        if self.wanted.contains(&step) {
+        if self.selected.contains(&step) {
             self.record(Record::skipped(step, why.to_owned()));
         }
     }
 
-    /// Writes the logs and the caches, and returns the records. The session has been closed: all that the engine has to report has
-    /// come.
+    /// Writes the logs and the caches, and returns the records. Call this after the session is closed, when the engine has
+    /// reported everything.
     pub async fn finish(self) -> (Vec<Record>, Option<CacheReport>) {
         let mut records = self
             .records
@@ -220,76 +218,74 @@ impl<K: Kind> Run<K> {
     }
 }
 
-fn too_slow(step: Step, limit: Duration) -> Failure {
+fn limit_exceeded(step: Step, limit: Duration) -> Failure {
     Failure::new(
         ExitCode::TimedOut,
-        format!("it did not end within its limit of {limit:?}"),
+        format!("it exceeded its time limit of {limit:?}"),
     )
-    .hint(format!(
-        "limits.{step} in ci.toml is the limit of this step."
-    ))
+    .hint(format!("Raise limits.{step} in ci.toml."))
 }
 
 /// A step that is running.
 pub struct StepContext<'a, K: Kind> {
-    /// Its run.
+    /// The context of the run.
     pub run: &'a RunContext<K>,
-    /// Which it is.
+    /// The step that is running.
     pub step: Step,
     trace: TraceContext,
     client: DaggerConn,
-    saw: Mutex<Option<String>>,
+    digest: Mutex<Option<String>>,
     parts: Mutex<Vec<StepPart>>,
-    reused: Mutex<Option<Passed>>,
+    reused: Mutex<Option<PriorPass>>,
 }
 
 impl<K: Kind> StepContext<'_, K> {
-    /// The client whose work the engine reports as this step's.
+    /// The client whose queries are attributed to this step.
     #[must_use]
     pub fn client(&self) -> &DaggerConn {
         &self.client
     }
 
-    /// The image that this step saw, by its digest.
-    pub fn saw(&self, digest: &str) {
-        *lock(&self.saw) = Some(digest.to_owned());
+    /// Records the digest of the image that this step processed.
+    pub fn set_digest(&self, digest: &str) {
+        *lock(&self.digest) = Some(digest.to_owned());
     }
 
-    /// Notes what became of a part of this step.
+    /// Records the result of a part of this step.
     pub fn part(&self, part: StepPart) {
         lock(&self.parts).push(part);
     }
 
-    /// What the same work has left when it passed before, where this run's cache remembers that. Without a key nobody can know.
+    /// Returns the output files of an earlier pass with the same key, if the cache contains one.
     pub async fn passed_before(&self, key: Option<&Key>) -> Option<tempfile::TempDir> {
-        let (passed, left) = self.run.cache.as_ref()?.passed_before(key?).await?;
+        let (passed, output) = self.run.cache.as_ref()?.passed_before(key?).await?;
         *lock(&self.reused) = Some(passed);
-        Some(left)
+        Some(output)
     }
 
-    /// Remembers that this step's work passes, unless it fails yet, and what it has left.
+    /// Caches this step's pass and its output files. The cache drops them if the step fails afterwards.
     ///
     /// # Errors
-    /// When what it has left cannot be copied.
-    pub fn passes(&self, key: Key, left: &Path) -> Result<(), Failure> {
+    /// When the output files cannot be copied.
+    pub fn record_pass(&self, key: Key, output: &Path) -> Result<(), Failure> {
         match &self.run.cache {
-            Some(cache) => cache.passes(key, left),
+            Some(cache) => cache.record_pass(key, output),
             None => Ok(()),
         }
     }
 
-    /// Tells the user something about this step's work, now.
+    /// Prints a notice immediately.
     pub fn notice(&self, text: &str) {
         self.run.reporter.notice(text);
     }
 
-    /// What the engine says of the end of a service's command, once it has ended: nothing where it ended well.
+    /// The engine's status message for a service's command that has exited; empty after success, `None` while it runs.
     #[must_use]
-    pub fn ended(&self, command: &str) -> Option<String> {
-        self.run.telemetry.ended(self.trace, command)
+    pub fn exit_message(&self, command: &str) -> Option<String> {
+        self.run.telemetry.exit_message(self.trace, command)
     }
 
-    /// What the step's containers have written up to now.
+    /// The output of the step's containers so far.
     #[must_use]
     pub fn log(&self) -> String {
         self.run.telemetry.log(self.trace)

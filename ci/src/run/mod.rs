@@ -1,7 +1,7 @@
-//! One run on an engine: what its steps share, and how each is started, watched, ended and recorded.
+//! One run on an engine: the state that its steps share, and the execution of each step.
 
-pub mod context;
+pub(crate) mod context;
 pub mod execution;
-pub mod stopper;
-pub mod toolbox;
+pub(crate) mod stopper;
+pub(crate) mod toolbox;
 mod volumes;

@@ -1,26 +1,26 @@
-//! How a run is ended before its end: by a signal, a limit, a failure or an engine that is gone.
+//! Stops a run early: on a signal, a time limit, a failure or the loss of the engine.
 
 use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::graphql::unbroken;
+use crate::engine::graphql::catch_query_panics;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// Why a run is being ended before its end.
+/// Why a run stops early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// SIGINT or SIGTERM.
     Signal,
-    /// The time limit.
+    /// The time limit of the run.
     TimeLimit,
     /// `--fail-fast`, after the first failure.
     FailFast,
-    /// The engine does not answer any more.
+    /// The engine stopped answering.
     EngineLost,
 }
 
-/// Ends a run before its end; the first reason counts.
+/// Stops a run early. Only the first reason counts.
 #[derive(Clone, Debug, Default)]
 pub struct Stopper {
     token: CancellationToken,
@@ -28,37 +28,37 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// Asks everything to end.
+    /// Cancels all work of the run.
     pub fn stop(&self, reason: Stop) {
-        // A second reason comes too late.
+        // Later reasons are ignored.
         let _ = self.reason.set(reason);
         self.token.cancel();
     }
 
-    /// `work`, unless the run is stopped first.
+    /// Runs `work`, unless the run is stopped first.
     ///
     /// # Errors
-    /// Those of `work`; or that it was cancelled (exit 130) or took too long (exit 124).
+    /// Those of `work`, or when the run is stopped: cancelled (exit code 130), out of time (124) or without its engine (3).
     pub async fn unless_stopped<T>(
         &self,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         self.token
-            .run_until_cancelled(unbroken(work))
+            .run_until_cancelled(catch_query_panics(work))
             .await
             .unwrap_or_else(|| Err(self.failure()))
     }
 
-    /// Why it was asked to end, if it was.
+    /// Why the run was stopped, if it was.
     #[must_use]
     pub fn reason(&self) -> Option<Stop> {
         self.reason.get().copied()
     }
 
-    /// Ends the run on SIGINT and SIGTERM, from now on.
+    /// Stops the run on SIGINT and SIGTERM from now on.
     ///
     /// # Errors
-    /// When this process cannot listen for signals (exit 3).
+    /// When no signal handler can be installed (exit code 3).
     pub fn stop_on_signals(&self) -> Result<(), Failure> {
         let stopper = self.clone();
         #[cfg(unix)]
@@ -89,15 +89,15 @@ impl Stopper {
         match self.reason.get() {
             Some(Stop::TimeLimit) => {
                 Failure::new(ExitCode::TimedOut, "the time limit of the run was reached")
-                    .hint("--timeout sets it; `ci doctor` tells what may be slow.")
+                    .hint("Raise it with --timeout, or run `ci doctor` to find the cause.")
             }
             Some(Stop::EngineLost) => {
                 Failure::environment("the engine does not answer any more").hint(
-                    "Where it is the embedded one, `ci engine down` ends it, and the next run starts it anew.",
+                    "If it is the embedded engine, stop it with `ci engine down`; the next run starts a new one.",
                 )
             }
             Some(Stop::FailFast) => {
-                Failure::cancelled().hint("Another step failed first, and --fail-fast was given.")
+                Failure::cancelled().hint("Another step failed first. Omit --fail-fast to run all steps.")
             }
             _ => Failure::cancelled(),
         }

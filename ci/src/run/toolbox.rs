@@ -1,4 +1,4 @@
-//! The images that the steps run in: the real ones, or stand-ins where no registry can be reached.
+//! The images in which the steps run: the real ones, or stand-ins if no registry can be reached.
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,20 +17,20 @@ use common::failure::Failure;
 use common::pins;
 use common::progress::Progress;
 
-/// Where one tool's image comes from.
+/// The source of a tool's image.
 #[derive(Clone, Debug)]
 pub enum ToolImage {
-    /// A registry.
+    /// An image in a registry.
     Registry(&'static str),
-    /// A root file system of this machine's making.
+    /// A root file system that this machine has built.
     StandIn(StandIn),
 }
 
 impl ToolImage {
-    /// A container of it, for the engine's own platform or for another.
+    /// Creates a container, for the engine's platform or another one.
     ///
     /// # Errors
-    /// When another is asked for and this machine has made it for its own (exit 3).
+    /// When the image is a stand-in and `platform` is set: stand-ins exist for this machine's platform only (exit code 3).
     pub fn container(
         &self,
         client: &DaggerConn,
@@ -42,35 +42,33 @@ impl ToolImage {
             }
             (Self::StandIn(stand_in), None) => Ok(stand_in.container(client)),
             (Self::StandIn(_), Some(platform)) => Err(Failure::environment(format!(
-                "the base images cannot be reached, and the stand-ins of this machine are not for {platform}"
+                "the base images cannot be reached, and this machine's stand-ins do not support {platform}"
             ))
             .hint("Build for the engine's own platform, or let the engine reach docker.io.")),
         }
     }
 
-    /// What it is called, and its digest.
+    /// Resolves the image to its name and digest.
     ///
     /// # Errors
-    /// When its registry does not say (exit 3).
-    pub async fn resolved(&self, client: &DaggerConn) -> Result<(String, String), Failure> {
+    /// When the registry does not return the digest (exit code 3).
+    pub async fn resolve(&self, client: &DaggerConn) -> Result<(String, String), Failure> {
         match self {
             Self::StandIn(stand_in) => Ok(("stand-in".to_owned(), stand_in.digest.clone())),
             Self::Registry(reference) => {
                 let resolved = client.container().from(*reference).image_ref().await;
                 let resolved = resolved.map_err(|error| {
-                    EngineError::from(error).into_environment(&format!("cannot get {reference}"))
+                    EngineError::from(error).into_environment(&format!("cannot pull {reference}"))
                 })?;
                 let (_, digest) = resolved.split_once('@').ok_or_else(|| {
-                    Failure::environment(format!(
-                        "the engine does not say the digest of {reference}"
-                    ))
+                    Failure::environment(format!("the engine returned no digest for {reference}"))
                 })?;
                 Ok(((*reference).to_owned(), digest.to_owned()))
             }
         }
     }
 
-    /// Where the tool's program lies: in the real image, or in the stand-in.
+    /// The path of the tool's program: `real` in the real image, `stand_in` in the stand-in.
     #[must_use]
     pub const fn program<'a>(&self, real: &'a str, stand_in: &'a str) -> &'a str {
         match self {
@@ -80,7 +78,7 @@ impl ToolImage {
     }
 }
 
-/// An empty container, for the engine's own platform or for another.
+/// Creates an empty container, for the engine's platform or another one.
 #[must_use]
 pub fn container(client: &DaggerConn, platform: Option<&Platform>) -> Container {
     match platform {
@@ -91,15 +89,15 @@ pub fn container(client: &DaggerConn, platform: Option<&Platform>) -> Container 
     }
 }
 
-/// Which of the two kinds this run's tools are; decided anew in each run.
+/// The kind of this run's tool images, which each run decides anew.
 pub enum AnyToolbox {
-    /// All from their registries.
+    /// All images are from their registries.
     Genuine(Toolbox<Genuine>),
-    /// All stand-ins.
+    /// All images are stand-ins.
     StandIn(Toolbox<kind::StandIn>),
 }
 
-/// The images that the steps run in. `K` says which kind, and so does all evidence that is made with them.
+/// The images in which the steps run. Their kind `K` is also part of the type of all evidence that they produce.
 pub struct Toolbox<K> {
     stand_ins: Option<Arc<StandIns>>,
     rust: OnceCell<ToolImage>,
@@ -110,7 +108,7 @@ pub struct Toolbox<K> {
     _kind: PhantomData<fn() -> K>,
 }
 
-/// What a registry that cannot be reached makes the engine say, whatever the language of the system below.
+/// Parts of the engine's errors for a registry that cannot be reached. They do not depend on the system's language.
 const UNREACHABLE: [&str; 11] = [
     "no such host",
     "server misbehaving",
@@ -125,21 +123,22 @@ const UNREACHABLE: [&str; 11] = [
     "proxyconnect",
 ];
 
-/// Whether the engine says, in whatever words, that a registry cannot be reached.
+/// Whether an error of the engine means that a registry cannot be reached.
 #[must_use]
-pub fn is_unreachable(words: &str) -> bool {
-    UNREACHABLE.iter().any(|sign| words.contains(sign))
+pub fn is_unreachable(error: &str) -> bool {
+    UNREACHABLE.iter().any(|part| error.contains(part))
 }
 
-/// Asks the engine, which may be on another machine, whether it reaches the images that `steps` need.
+/// Chooses the real images, or stand-ins if the engine, which may be on another machine, cannot reach the images that `steps`
+/// need.
 ///
 /// # Errors
-/// When a registry answers, but does not give the image.
+/// When a registry answers but does not provide the image (exit code 3).
 pub async fn choose(
     client: &DaggerConn,
     steps: &[Step],
     stand_ins: &Arc<StandIns>,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<AnyToolbox, Failure> {
     let mut needed = vec![pins::RUST_IMAGE];
     if steps.contains(&Step::Scan) {
@@ -149,8 +148,8 @@ pub async fn choose(
         needed.push(pins::CRANE_IMAGE);
     }
     for image in needed {
-        if let Err(why) = reaches(client, image).await? {
-            narrator.notice(&format!("{why}: taking stand-ins"));
+        if let Err(why) = check_reachable(client, image).await? {
+            progress.notice(&format!("{why}: using stand-ins"));
             return Ok(AnyToolbox::StandIn(Toolbox::new(Some(Arc::clone(
                 stand_ins,
             )))));
@@ -159,27 +158,29 @@ pub async fn choose(
     Ok(AnyToolbox::Genuine(Toolbox::new(None)))
 }
 
-/// Whether the engine reaches the registry of `image`; within, why not.
-async fn reaches(client: &DaggerConn, image: &str) -> Result<Result<(), String>, Failure> {
+/// Checks whether the engine reaches the registry of `image`; the inner error is the reason why not.
+async fn check_reachable(client: &DaggerConn, image: &str) -> Result<Result<(), String>, Failure> {
     let limit = Duration::from_secs(60);
-    let asked = client.container().from(image);
-    Ok(match tokio::time::timeout(limit, asked.image_ref()).await {
-        Ok(Ok(_)) => Ok(()),
-        Err(_) => Err(format!(
-            "no answer about {image} within {} s",
-            limit.as_secs()
-        )),
-        Ok(Err(error)) => match EngineError::from(error) {
-            EngineError::Query(text) if is_unreachable(&text) => {
-                Err(format!("{image} cannot be reached from the engine"))
-            }
-            other => return Err(other.into_environment(&format!("cannot get {image}"))),
+    let container = client.container().from(image);
+    Ok(
+        match tokio::time::timeout(limit, container.image_ref()).await {
+            Ok(Ok(_)) => Ok(()),
+            Err(_) => Err(format!(
+                "no answer for {image} within {} s",
+                limit.as_secs()
+            )),
+            Ok(Err(error)) => match EngineError::from(error) {
+                EngineError::Query(text) if is_unreachable(&text) => {
+                    Err(format!("the engine cannot reach {image}"))
+                }
+                other => return Err(other.into_environment(&format!("cannot pull {image}"))),
+            },
         },
-    })
+    )
 }
 
-/// Whether this machine, where no engine can be asked yet, reaches the registry of the first image that a run needs.
-pub async fn reachable_from_here() -> bool {
+/// Whether this machine reaches the registry of the first image that a run needs. For use before an engine runs.
+pub async fn is_reachable_from_here() -> bool {
     let host = match pins::RUST_IMAGE.split('/').next() {
         Some("docker.io") | None => "registry-1.docker.io",
         Some(host) => host,
@@ -210,7 +211,7 @@ impl<K: Kind> Toolbox<K> {
         }
     }
 
-    /// What this run's stand-ins come from, where it has any.
+    /// The stand-ins, if this run uses them.
     #[must_use]
     pub fn stand_ins(&self) -> Option<&StandIns> {
         self.stand_ins.as_deref()
@@ -219,40 +220,36 @@ impl<K: Kind> Toolbox<K> {
     /// The Rust toolchain.
     ///
     /// # Errors
-    /// When a stand-in has to be made and cannot be.
+    /// When its stand-in cannot be built (exit code 3).
     pub async fn rust(&self) -> Result<&ToolImage, Failure> {
-        let stand_in = async |made: &StandIns| made.rust().await.cloned();
+        let stand_in = async |stand_ins: &StandIns| stand_ins.rust().await.cloned();
         self.pick(&self.rust, pins::RUST_IMAGE, stand_in).await
     }
 
-    /// Trivy.
-    ///
     /// # Errors
-    /// When a stand-in has to be made and cannot be.
+    /// When its stand-in cannot be built (exit code 3).
     pub async fn trivy(&self) -> Result<&ToolImage, Failure> {
-        let stand_in = async |made: &StandIns| made.trivy().await.cloned();
+        let stand_in = async |stand_ins: &StandIns| stand_ins.trivy().await.cloned();
         self.pick(&self.trivy, pins::TRIVY_IMAGE, stand_in).await
     }
 
-    /// crane.
-    ///
     /// # Errors
-    /// When a stand-in has to be made and cannot be.
+    /// When its stand-in cannot be built (exit code 3).
     pub async fn crane(&self) -> Result<&ToolImage, Failure> {
-        let stand_in = async |made: &StandIns| made.crane().await.cloned();
+        let stand_in = async |stand_ins: &StandIns| stand_ins.crane().await.cloned();
         self.pick(&self.crane, pins::CRANE_IMAGE, stand_in).await
     }
 
-    /// The stand-in for the vulnerability database, or none where the real one is taken.
+    /// The stand-in for the vulnerability database, or `None` if the run uses the real one.
     ///
     /// # Errors
-    /// When the stand-in cannot be made.
+    /// When the stand-in cannot be built (exit code 3).
     pub async fn advisories(&self) -> Result<Option<&AdvisoryDb>, Failure> {
         let database = self
             .advisories
             .get_or_try_init(|| async {
                 match &self.stand_ins {
-                    Some(made) => made.advisories().await.cloned().map(Some),
+                    Some(stand_ins) => stand_ins.advisories().await.cloned().map(Some),
                     None => Ok(None),
                 }
             })
@@ -260,32 +257,33 @@ impl<K: Kind> Toolbox<K> {
         Ok(database.as_ref())
     }
 
-    /// The image of a backing service, by the engine's own name of it, or the stand-in for it.
+    /// The stand-in for the image of a backing service, or `None` if the engine can use the image itself.
     ///
     /// # Errors
-    /// When its registry cannot be reached and there is no stand-in for it.
+    /// When its registry cannot be reached and the image has no stand-in (exit code 3).
     pub async fn backing(
         &self,
         client: &DaggerConn,
         image: &str,
     ) -> Result<Option<standin::Server>, Failure> {
-        let Some(made) = &self.stand_ins else {
+        let Some(stand_ins) = &self.stand_ins else {
             return Ok(None);
         };
-        let Err(why) = reaches(client, image).await? else {
+        let Err(why) = check_reachable(client, image).await? else {
             return Ok(None);
         };
-        let server = made.server(image).await?.ok_or_else(|| {
-            Failure::environment(why)
-                .hint("There are stand-ins for the images of PostgreSQL and Redis only.")
+        let server = stand_ins.server(image).await?.ok_or_else(|| {
+            Failure::environment(why).hint(
+                "Let the engine reach its registry: only PostgreSQL and Redis have stand-ins.",
+            )
         })?;
         self.note(image, &server.image.digest);
         Ok(Some(server))
     }
 
-    /// Notes that the stand-in with this digest was taken for the image `name`.
+    /// Records that the stand-in with this digest replaces the image `name`.
     pub fn note(&self, name: &str, digest: &str) {
-        let note = StandInNote::made_here(name, digest);
+        let note = StandInNote::provisioned_here(name, digest);
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         if !others.contains(&note) {
             others.push(note);
@@ -300,14 +298,14 @@ impl<K: Kind> Toolbox<K> {
     ) -> Result<&'a ToolImage, Failure> {
         cell.get_or_try_init(|| async {
             match &self.stand_ins {
-                Some(made) => Ok(ToolImage::StandIn(stand_in(made).await?)),
+                Some(stand_ins) => Ok(ToolImage::StandIn(stand_in(stand_ins).await?)),
                 None => Ok(ToolImage::Registry(reference)),
             }
         })
         .await
     }
 
-    /// What was taken in place of what, up to now.
+    /// The replaced images so far, with their stand-ins.
     #[must_use]
     pub fn notes(&self) -> Vec<StandInNote> {
         let images = [
@@ -318,14 +316,14 @@ impl<K: Kind> Toolbox<K> {
         let mut notes = Vec::new();
         for (name, image) in images {
             if let Some(ToolImage::StandIn(stand_in)) = image.get() {
-                notes.push(StandInNote::made_here(name, &stand_in.digest));
+                notes.push(StandInNote::provisioned_here(name, &stand_in.digest));
             }
         }
         if let Some(Some(database)) = self.advisories.get() {
             notes.push(StandInNote {
                 name: "ghcr.io/aquasecurity/trivy-db".to_owned(),
                 used: format!(
-                    "a few advisories of {}, {}",
+                    "a few advisories from {}, {}",
                     database.dated, database.digest
                 ),
             });

@@ -1,7 +1,7 @@
-//! The engine's volumes: their names, and how what is worth it is carried into and out of them.
+//! The engine's cache volumes: their names, and how they are restored and saved.
 //!
-//! What is in the folder of the caches goes into volumes that are empty, and what is new in them comes out. A failure here is never
-//! the run's: without its cache it is only slower.
+//! Caches are restored into empty volumes, and new content is saved. A failure here does not fail the run, which is only slower
+//! without its caches.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use dagger_sdk::{Container, DaggerConn};
 use sha2::{Digest as _, Sha256};
 
 use super::context::RunContext;
-use crate::engine::graphql::{EngineError, unbroken};
+use crate::engine::graphql::{EngineError, catch_query_panics};
 use crate::image::archive::Platform;
 use crate::model::step::Step;
 use crate::runner_cache::cache::{Cache, Found};
@@ -21,36 +21,36 @@ use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
 use common::pins;
 
-/// Where a volume is while something is put into it or taken out.
+/// The mount point of a volume while it is restored or saved.
 const VOLUME: &str = "/volume";
 
-/// Takes the volume for this container alone. `$1` is the lock, the rest is what is at the volume's top.
-const ALONE: &str = r#"set -eu
+/// Locks the volume. `$1` is the lock file, and the other arguments are the entries at the volume's top.
+const LOCK_VOLUME: &str = r#"set -eu
 cd /volume
 exec 9>>"$1"
 flock 9
 shift
 "#;
 
-/// Unpacks the packs beside a volume that is empty, and then moves all of it to its place: who finds it half moved, finds it without
-/// its sources, and so takes everything for new.
-const BRING: &str = r#"for name; do
-  if [ -e "$name" ]; then echo something; exit; fi
+/// Unpacks the packs into a temporary directory of an empty volume, and then moves the entries to the top, the sources last. If
+/// this is interrupted, cargo finds no sources and considers everything as new.
+const RESTORE: &str = r#"for name; do
+  if [ -e "$name" ]; then echo content; exit; fi
 done
-rm -rf .brought
-if [ -z "$(ls /packs)" ]; then echo nothing; exit; fi
-mkdir .brought
+rm -rf .restored
+if [ -z "$(ls /packs)" ]; then echo empty; exit; fi
+mkdir .restored
 for pack in /packs/*; do
-  tar --extract --use-compress-program=zstd --file="$pack" --directory=.brought
+  tar --extract --use-compress-program=zstd --file="$pack" --directory=.restored
 done
 for name; do
-  if [ -e ".brought/$name" ]; then mv ".brought/$name" .; fi
+  if [ -e ".restored/$name" ]; then mv ".restored/$name" .; fi
 done
-rm -rf .brought
-echo brought
+rm -rf .restored
+echo restored
 "#;
 
-/// Packs each list of files that was handed over.
+/// Packs the files of each list.
 const PACK: &str = r#"mkdir /out
 for list in /lists/*; do
   tar --create --format=posix --pax-option=delete=atime,delete=ctime --numeric-owner --hard-dereference --no-recursion \
@@ -59,11 +59,11 @@ done
 "#;
 
 impl<K: Kind> RunContext<K> {
-    /// The digest of what cargo works in when it does `step`: the toolchain's image, the distribution's packages beside it, the platform. What was made in
-    /// another environment is never mixed with what is made in this one.
+    /// The digest of cargo's environment in `step`: the toolchain image, additional packages of the distribution, and the
+    /// platform. Build outputs of different environments are never mixed.
     ///
     /// # Errors
-    /// When the toolchain cannot be had.
+    /// When the toolchain image can be neither pulled nor replaced by a stand-in (exit code 3).
     pub async fn environment(&self, step: Step) -> Result<String, Failure> {
         let digest = self.toolchain_digest().await?;
         let platform = self.platform_of(step).unwrap_or(&self.platforms.engine);
@@ -72,10 +72,10 @@ impl<K: Kind> RunContext<K> {
         Ok(hex::encode(sum)[..16].to_owned())
     }
 
-    /// The digest of the toolchain's image and the platform that it runs on, without the distribution's packages of one repository.
+    /// The digest of the toolchain image and its platform, without the packages of a single repository.
     ///
     /// # Errors
-    /// When the toolchain image cannot be pulled, nor a stand-in for it be made.
+    /// When the toolchain image can be neither pulled nor replaced by a stand-in (exit code 3).
     pub async fn toolchain_key(&self, platform: Option<&Platform>) -> Result<String, Failure> {
         let digest = self.toolchain_digest().await?;
         let platform = platform.unwrap_or(&self.platforms.engine);
@@ -87,30 +87,30 @@ impl<K: Kind> RunContext<K> {
         let digest = self
             .toolchain
             .get_or_try_init(|| async {
-                let (_, digest) = self.toolbox.rust().await?.resolved(&self.client()).await?;
+                let (_, digest) = self.toolbox.rust().await?.resolve(&self.client()).await?;
                 Ok::<_, Failure>(digest)
             })
             .await?;
         Ok(digest)
     }
 
-    /// What has to be the same for the content of a volume to be of use.
+    /// The cache key of a volume: its content is usable only with the same key.
     ///
     /// # Errors
-    /// When the toolchain cannot be had.
+    /// When the toolchain image can be neither pulled nor replaced by a stand-in (exit code 3).
     pub async fn key_of(&self, place: Place) -> Result<String, Failure> {
         match place {
             Place::Work(step) => self.environment(step).await,
-            // Downloads are what they are.
+            // Downloads do not depend on the environment.
             Place::Cargo | Place::Database => Ok("any".to_owned()),
         }
     }
 
-    /// The name of a cache volume. It says which runs share it: a pull request's must not reach what main publishes. Downloads are
-    /// shared by all repositories.
+    /// The name of a cache volume, which determines the runs that share it: the content of a pull request must not reach an image
+    /// that main publishes. All repositories share downloads.
     ///
     /// # Errors
-    /// When the toolchain cannot be had.
+    /// When the toolchain image can be neither pulled nor replaced by a stand-in (exit code 3).
     pub async fn volume_of(&self, place: Place) -> Result<String, Failure> {
         let domain = self.settings.event.domain();
         let name = match place {
@@ -124,48 +124,49 @@ impl<K: Kind> RunContext<K> {
         Ok(format!("infrastructure-lab-ci/{domain}/{name}"))
     }
 
-    /// Brings what the caches of a throw-away runner have for `place` into the engine, where its volume is empty. Once in a run;
-    /// whoever comes meanwhile waits.
-    pub async fn bring(&self, place: Place) {
+    /// Restores the caches of an ephemeral runner for `place`, if the engine's volume is empty. This happens once in a run;
+    /// concurrent callers wait for it.
+    pub async fn restore(&self, place: Place) {
         let Some(cache) = &self.cache else { return };
         let found = cache.found_in(place);
-        // In a box: each step's future would have it.
-        let bring = Box::pin(found.get_or_init(|| async {
-            let brought = unbroken(bring(self, cache, place)).await;
-            brought.unwrap_or_else(|failure| {
-                cache.fails(&format!("the cache of {place} is not used"), &failure);
-                // What is half there is not there, but it is not a run without anything either.
-                Found::Something
+        // Boxed to keep the futures of the steps small.
+        let restored = Box::pin(found.get_or_init(|| async {
+            let restored = catch_query_panics(restore(self, cache, place)).await;
+            restored.unwrap_or_else(|failure| {
+                cache.report_failure(&format!("cannot restore the cache of {place}"), &failure);
+                // The volume may be partly restored, so that this does not count as a run without caches.
+                Found::Content
             })
         }));
-        bring.await;
+        restored.await;
     }
 
-    /// Takes what is new in these volumes out of the engine, for the next throw-away runner. `lockfile` is the text of the
-    /// workspace's Cargo.lock. Nothing happens where the folder may not be written.
-    pub async fn take(&self, places: &[Place], lockfile: &str) {
+    /// Saves the new content of these volumes for the next ephemeral runner, if this run is allowed to write the caches.
+    /// `lockfile` is the content of the workspace's Cargo.lock.
+    pub async fn save(&self, places: &[Place], lockfile: &str) {
         let Some(cache) = &self.cache else { return };
         let begun = Instant::now();
-        let taken = self.stopper.unless_stopped(Box::pin(async {
-            if !cache.may_save() {
+        let saved = self.stopper.unless_stopped(Box::pin(async {
+            if !cache.check_writable() {
                 return Ok(());
             }
             for place in places {
-                if let Err(failure) = unbroken(take(self, cache, *place, lockfile)).await {
-                    cache.fails(&format!("the cache of {place} is not kept"), &failure);
+                if let Err(failure) = catch_query_panics(save(self, cache, *place, lockfile)).await
+                {
+                    cache.report_failure(&format!("cannot save the cache of {place}"), &failure);
                 }
             }
-            cache.saving_took(begun.elapsed());
+            cache.add_save_time(begun.elapsed());
             Ok(())
         }));
-        if let Err(failure) = taken.await {
-            cache.fails("the cache is not kept", &failure);
+        if let Err(failure) = saved.await {
+            cache.report_failure("cannot save the cache", &failure);
         }
     }
 }
 
-/// The toolchain's container with the volume in it, and Zstandard.
-async fn helper<K: Kind>(
+/// Creates a toolchain container with Zstandard in which the volume is mounted.
+async fn volume_container<K: Kind>(
     run: &RunContext<K>,
     client: &DaggerConn,
     place: Place,
@@ -182,18 +183,18 @@ async fn helper<K: Kind>(
             "command -v zstd >/dev/null || { apt-get -q update && apt-get -q install --yes --no-install-recommends zstd; }",
         ])
         .with_mounted_cache(VOLUME, volume)
-        // What is in a volume is another thing each time.
+        // The engine must not cache commands, because the content of the volume changes.
         .with_env_variable("RUN_ID", &run.id))
 }
 
 fn with_script(container: &Container, place: Place, script: &str) -> Container {
-    let script = format!("{ALONE}{script}");
+    let script = format!("{LOCK_VOLUME}{script}");
     let mut command = vec!["sh", "-c", &script, "sh", place.lock()];
     command.extend(place.tops());
     container.with_exec(command)
 }
 
-async fn bring<K: Kind>(
+async fn restore<K: Kind>(
     run: &RunContext<K>,
     cache: &Cache,
     place: Place,
@@ -201,26 +202,26 @@ async fn bring<K: Kind>(
     let key = run.key_of(place).await?;
     let packs = tokio::task::block_in_place(|| cache.packs_for(place, &key));
     let client = run.client();
-    let mut container = helper(run, &client, place)
+    let mut container = volume_container(run, &client, place)
         .await?
         .with_directory("/packs", client.directory());
     for (number, (_, blob)) in packs.iter().enumerate() {
         let pack = client.host().file(blob.display().to_string());
         container = container.with_mounted_file(format!("/packs/{number}"), pack);
     }
-    let said = with_script(&container, place, BRING).stdout().await;
-    let said = said.map_err(|error| cannot(error.into(), "unpack it"))?;
-    Ok(match said.trim() {
-        "brought" => {
-            cache.brought(packs);
-            Found::Brought
+    let output = with_script(&container, place, RESTORE).stdout().await;
+    let output = output.map_err(|error| engine_failure(error.into(), "cannot unpack the cache"))?;
+    Ok(match output.trim() {
+        "restored" => {
+            cache.restored(packs);
+            Found::Restored
         }
-        "nothing" => Found::Nothing,
-        _ => Found::Something,
+        "empty" => Found::Empty,
+        _ => Found::Content,
     })
 }
 
-async fn take<K: Kind>(
+async fn save<K: Kind>(
     run: &RunContext<K>,
     cache: &Cache,
     place: Place,
@@ -228,27 +229,27 @@ async fn take<K: Kind>(
 ) -> Result<(), Failure> {
     let key = run.key_of(place).await?;
     let client = run.client();
-    let container = helper(run, &client, place).await?;
+    let container = volume_container(run, &client, place).await?;
     let listed = format!(
         "mkdir /out\n{LISTING} > /out/listing\nif [ -e used ]; then cp used /out/; else : > /out/used; fi\n"
     );
-    let folder = tempfile::tempdir().or_environment("cannot make a folder for the lists")?;
+    let folder = tempfile::tempdir().or_environment("cannot create a temporary directory")?;
     with_script(&container, place, &listed)
         .directory("/out")
         .export(folder.path().display().to_string())
         .await
-        .map_err(|error| cannot(error.into(), "look into it"))?;
+        .map_err(|error| engine_failure(error.into(), "cannot list the volume"))?;
     let read = |name: &str| {
-        std::fs::read(folder.path().join(name)).or_environment("the engine gave no list")
+        std::fs::read(folder.path().join(name)).or_environment("the engine returned no list")
     };
-    let strange = "the volume has something strange in it";
-    let files = contents::listing(&read("listing")?)
-        .map_err(|error| Failure::environment(strange).because(error))?;
+    let unexpected = "unexpected content of the volume";
+    let files = contents::parse_listing(&read("listing")?)
+        .map_err(|error| Failure::environment(unexpected).because(error))?;
     let used = String::from_utf8_lossy(&read("used")?).into_owned();
-    let parts = parts(place, &files, &used, lockfile)
-        .map_err(|error| Failure::environment(strange).because(error))?;
+    let parts = select_parts(place, &files, &used, lockfile)
+        .map_err(|error| Failure::environment(unexpected).because(error))?;
 
-    let lists = tempfile::tempdir().or_environment("cannot make a folder for the lists")?;
+    let lists = tempfile::tempdir().or_environment("cannot create a temporary directory")?;
     let mut new = Vec::new();
     for (part, files) in parts {
         if files.is_empty() {
@@ -260,7 +261,7 @@ async fn take<K: Kind>(
         }
         let name = format!("{}", new.len());
         std::fs::write(lists.path().join(&name), contents::names(&files))
-            .or_environment("cannot write a list")?;
+            .or_environment("cannot write the list of files")?;
         new.push((part, content, contents::bytes(&files)));
     }
     if new.is_empty() {
@@ -276,29 +277,29 @@ async fn take<K: Kind>(
     .directory("/out")
     .export(packs.display().to_string())
     .await
-    .map_err(|error| cannot(error.into(), "pack it"))?;
+    .map_err(|error| engine_failure(error.into(), "cannot pack the volume"))?;
     for (number, (part, content, unpacked)) in new.into_iter().enumerate() {
         let file: PathBuf = packs.join(number.to_string());
         tokio::task::block_in_place(|| cache.add(part, &key, content, file, unpacked))
-            .or_environment("the engine gave no pack")?;
+            .or_environment("the engine returned no pack")?;
     }
     Ok(())
 }
 
-/// What of a volume is worth carrying, by part.
-fn parts(
+/// Selects the files to save from a volume, by part.
+fn select_parts(
     place: Place,
     files: &[File],
     used: &str,
     lockfile: &str,
 ) -> eyre::Result<Vec<(Part, Vec<File>)>> {
     Ok(match place {
-        Place::Cargo => vec![(Part::Cargo, contents::worth_of_home(files, lockfile)?)],
+        Place::Cargo => vec![(Part::Cargo, contents::select_from_home(files, lockfile)?)],
         Place::Work(step) => {
-            let worth = contents::worth(files, used)?;
+            let selection = contents::select_used(files, used)?;
             vec![
-                (Part::Dependencies(step), worth.dependencies),
-                (Part::Workspace(step), worth.workspace),
+                (Part::Dependencies(step), selection.dependencies),
+                (Part::Workspace(step), selection.workspace),
             ]
         }
         Place::Database => {
@@ -308,12 +309,12 @@ fn parts(
     })
 }
 
-fn cannot(error: EngineError, what: &str) -> Failure {
+fn engine_failure(error: EngineError, message: &str) -> Failure {
     match error {
         EngineError::Exec { output, .. } => {
-            let said = output.lines().last().unwrap_or_default().to_owned();
-            Failure::environment(format!("the engine cannot {what}: {said}"))
+            let cause = output.lines().last().unwrap_or_default();
+            Failure::environment(format!("{message}: {cause}"))
         }
-        other => other.into_environment(&format!("the engine cannot {what}")),
+        other => other.into_environment(message),
     }
 }

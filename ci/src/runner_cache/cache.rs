@@ -1,4 +1,4 @@
-//! What a run does with the caches that it was given.
+//! The caches of one run: what it restores, reuses and saves.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,46 +12,48 @@ use super::key::Key;
 use super::place::Place;
 use super::store::{self, Changes, Entry, Part, Store, Written};
 use crate::model::event::Domain;
-use crate::model::record::{CacheReport, Carried, Cold, Ignored, Passed, Record, Status};
+use crate::model::record::{
+    CacheReport, CachedPart, ColdRun, IgnoredPart, PriorPass, Record, Status,
+};
 use crate::model::step::Step;
 use common::failure::Failure;
 use common::progress::{LastNotice, Progress};
 
-/// What was found in a volume of the engine's.
+/// The content of a volume before the first step that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// It was in use before: nothing was brought.
-    Something,
-    /// Nothing, and nothing was brought.
-    Nothing,
-    /// Nothing, and something was brought.
-    Brought,
+    /// The volume had content, so nothing was restored.
+    Content,
+    /// The volume was empty, and there was nothing to restore.
+    Empty,
+    /// The volume was empty, and its caches were restored.
+    Restored,
 }
 
 /// The caches of one run.
 pub struct Cache {
     pub(super) store: Store,
-    /// The repository whose parts they are.
+    /// The repository that the parts belong to.
     pub(super) of: String,
     commit: String,
-    narrator: Arc<dyn Progress>,
+    progress: Arc<dyn Progress>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) places: BTreeMap<Place, Arc<OnceCell<Found>>>,
-    pub(super) restored: BTreeMap<Part, Carried>,
-    pub(super) ignored: Vec<Ignored>,
-    /// Parts that were of use.
+    pub(super) restored: BTreeMap<Part, CachedPart>,
+    pub(super) ignored: Vec<IgnoredPart>,
+    /// Parts that the run used.
     pub(super) used: Vec<(Part, String)>,
-    /// What was taken from the passes.
-    pub(super) before: BTreeMap<Step, Passed>,
-    /// What has passed now.
+    /// Steps that were skipped because they passed before.
+    pub(super) before: BTreeMap<Step, PriorPass>,
+    /// Steps that passed in this run.
     pub(super) now: BTreeMap<Step, (Key, tempfile::TempDir)>,
-    /// Parts for the folder, with the files that they are.
+    /// Parts to save, with their files.
     pub(super) new: Vec<(Entry, PathBuf)>,
-    /// The toolchain that cargo-auditable was used for, and the program.
+    /// The toolchain's key and the program of cargo-auditable.
     pub(super) tool: Option<(String, PathBuf)>,
     pub(super) unchanged: Vec<Part>,
     pub(super) unfinished: Option<store::Unfinished>,
@@ -60,27 +62,27 @@ pub(super) struct State {
 }
 
 impl Cache {
-    /// The caches in `folder`, which need not exist, for a run of `domain` on `commit` of the repository `of`.
+    /// Opens the caches in `folder`, which need not exist, for a run of `domain` on `commit` of the repository `of`.
     #[must_use]
     pub fn open(
         folder: &Path,
         domain: Domain,
         of: String,
         commit: String,
-        narrator: Arc<dyn Progress>,
+        progress: Arc<dyn Progress>,
     ) -> Self {
         Self {
-            store: Store::open(folder, domain, &*narrator),
+            store: Store::open(folder, domain, &*progress),
             of,
             commit,
-            narrator,
+            progress,
             state: Mutex::default(),
         }
     }
 
-    /// Tells of a failure that is not the run's: without its cache it is only slower.
-    pub fn fails(&self, what: &str, failure: &Failure) {
-        self.narrator.notice(&format!("{what}: {failure}"));
+    /// Reports a failure of the cache. It does not fail the run, which is only slower without a cache.
+    pub fn report_failure(&self, what: &str, failure: &Failure) {
+        self.progress.notice(&format!("{what}: {failure}"));
         self.state().failures.push(format!("{what}: {failure}"));
     }
 
@@ -88,11 +90,11 @@ impl Cache {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that a part is not used, and says why.
+    /// Records and reports that a part is ignored.
     pub(super) fn ignore(&self, part: &dyn std::fmt::Display, reason: String) {
-        self.narrator
-            .notice(&format!("the cache's {part} is not used: {reason}"));
-        self.state().ignored.push(Ignored {
+        self.progress
+            .notice(&format!("ignoring the cached {part}: {reason}"));
+        self.state().ignored.push(IgnoredPart {
             part: part.to_string(),
             reason,
         });
@@ -122,18 +124,18 @@ impl Cache {
         })
     }
 
-    /// What was found in the engine's volume of `place`, once it has been looked into.
+    /// What the engine's volume of `place` contained; set when the volume is restored.
     pub fn found_in(&self, place: Place) -> Arc<OnceCell<Found>> {
         Arc::clone(self.state().places.entry(place).or_default())
     }
 
-    /// The parts of `place` that are valid for `key`, with their files. What is not whole is passed over with a word.
+    /// The parts of `place` that are valid for `key`, with their files. Damaged parts are ignored with a notice.
     pub fn packs_for(&self, place: Place, key: &str) -> Vec<(Entry, PathBuf)> {
         let mut packs = Vec::new();
         for part in place.parts() {
             let Some(entry) = self.store.find(&self.of, part, key) else {
                 if self.store.has_other(&self.of, part, key) {
-                    self.ignore(&part, "it is of another toolchain".to_owned());
+                    self.ignore(&part, "made with another toolchain".to_owned());
                 }
                 continue;
             };
@@ -145,8 +147,8 @@ impl Cache {
         packs
     }
 
-    /// Remembers that these parts are in the engine now.
-    pub fn brought(&self, packs: Vec<(Entry, PathBuf)>) {
+    /// Records that these parts were restored.
+    pub fn restored(&self, packs: Vec<(Entry, PathBuf)>) {
         let mut state = self.state();
         for (entry, _) in packs {
             state.restored.insert(entry.part, entry.carried());
@@ -154,19 +156,20 @@ impl Cache {
         }
     }
 
-    /// Whether the folder may be written; says why where it may not.
+    /// Whether the directory is writable for this run; reports the reason if not.
     #[must_use]
-    pub fn may_save(&self) -> bool {
-        let Some(why) = self.store.closed() else {
+    pub fn check_writable(&self) -> bool {
+        let Some(why) = self.store.read_only_reason() else {
             return true;
         };
         let folder = self.store.folder().display();
-        self.narrator
-            .notice(&format!("the cache in {folder} is left as it is: {why}"));
+        self.progress.notice(&format!(
+            "the cache in {folder} is read-only for this run: {why}"
+        ));
         false
     }
 
-    /// Whether the folder has this part already, with the same content.
+    /// Whether the directory already has this part with the same content.
     pub fn is_unchanged(&self, part: Part, key: &str, content: &str) -> bool {
         let known = self.store.find(&self.of, part, key);
         let unchanged = known.is_some_and(|known| known.content == content);
@@ -178,7 +181,7 @@ impl Cache {
         unchanged
     }
 
-    /// Remembers a new part for the folder: a pack that lies in `file`.
+    /// Records a new part to save, whose pack is in `file`.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -195,19 +198,19 @@ impl Cache {
         Ok(())
     }
 
-    /// Adds to the time that the saving has taken.
-    pub fn saving_took(&self, time: Duration) {
+    /// Adds to the time spent on saving.
+    pub fn add_save_time(&self, time: Duration) {
         self.state().save_ms += millis(time);
     }
 
-    /// A new path in a folder of the store's for what is not whole yet.
+    /// Returns a new path in the store's directory for unfinished files.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the directory cannot be created.
     pub fn unfinished_file(&self, name: &str) -> Result<PathBuf, Failure> {
         let mut state = self.state();
         let folder = match state.unfinished.take() {
-            Some(there) => there,
+            Some(folder) => folder,
             None => self.store.unfinished()?,
         };
         let path = folder.path().join(name);
@@ -215,7 +218,7 @@ impl Cache {
         Ok(path)
     }
 
-    /// How long cargo's steps took together, where each of them was done or had passed before.
+    /// The time from the start of the first cargo step to the end of the last one, in milliseconds; `None` unless all passed.
     fn span(records: &BTreeMap<Step, Record>) -> Option<u64> {
         // A project need not have every step.
         let has = |step: &&Step| records.contains_key(step) || !step.definition().optional;
@@ -238,7 +241,7 @@ impl Cache {
         u64::try_from(last - first).ok()
     }
 
-    /// Writes the folder, and says what became of everything. `log` is what a step has written.
+    /// Writes the directory and returns a report. `log` returns the log of a step.
     pub async fn close(
         self,
         records: &BTreeMap<Step, Record>,
@@ -247,7 +250,7 @@ impl Cache {
         let begun = std::time::Instant::now();
         let span = Self::span(records);
         let cold = self.store.cold(&self.of).cloned();
-        let nothing_was_there = {
+        let was_cold = {
             let state = self.state();
             let has = |step: &&Step| records.contains_key(step) || !step.definition().optional;
             let compile = Step::all().iter().filter(has);
@@ -256,11 +259,11 @@ impl Cache {
                 && compile.all(|step| {
                     let place = state.places.get(&Place::Work(*step));
                     let found = place.and_then(|it| it.get().copied());
-                    found == Some(Found::Nothing)
+                    found == Some(Found::Empty)
                 })
         };
         let mut written = Written::default();
-        if self.store.closed().is_none() {
+        if self.store.read_only_reason().is_none() {
             self.add_passes(records, log);
             self.add_tool();
             let changes = {
@@ -270,7 +273,7 @@ impl Cache {
                 Changes {
                     new: std::mem::take(&mut state.new),
                     used: std::mem::take(&mut state.used),
-                    cold: span.filter(|_| nothing_was_there).map(|duration_ms| Cold {
+                    cold: span.filter(|_| was_cold).map(|duration_ms| ColdRun {
                         of: self.of.clone(),
                         commit: self.commit.clone(),
                         duration_ms,
@@ -282,12 +285,12 @@ impl Cache {
                 .iter()
                 .map(|(entry, _)| entry.carried())
                 .collect();
-            match self.store.write(&self.of, changes, &*self.narrator).await {
+            match self.store.write(&self.of, changes, &*self.progress).await {
                 Ok(done) => written = done,
-                Err(failure) => self.fails("the cache is not kept", &failure),
+                Err(failure) => self.report_failure("cannot save the cache", &failure),
             }
             let saved: Vec<_> = written.saved.iter().map(ToString::to_string).collect();
-            let kept = |carried: &Carried| saved.contains(&carried.part);
+            let kept = |carried: &CachedPart| saved.contains(&carried.part);
             self.state().new.clear();
             return self.report(
                 written,
@@ -303,22 +306,22 @@ impl Cache {
     fn report(
         &self,
         written: Written,
-        saved: Vec<Carried>,
-        cold: Option<Cold>,
+        saved: Vec<CachedPart>,
+        cold: Option<ColdRun>,
         span: Option<u64>,
         begun: std::time::Instant,
     ) -> CacheReport {
         let mut state = self.state();
-        let was_of_use = !state.restored.is_empty() || !state.before.is_empty();
+        let was_used = !state.restored.is_empty() || !state.before.is_empty();
         let gained_ms = cold
             .as_ref()
             .zip(span)
-            .filter(|_| was_of_use)
+            .filter(|_| was_used)
             .and_then(|(cold, span)| cold.duration_ms.checked_sub(span));
         CacheReport {
             folder: self.store.folder().display().to_string(),
             domain: self.store.domain(),
-            read_only: self.store.closed().is_some(),
+            read_only: self.store.read_only_reason().is_some(),
             restored: std::mem::take(&mut state.restored).into_values().collect(),
             ignored: std::mem::take(&mut state.ignored),
             passed_before: state.before.keys().copied().collect(),
@@ -330,25 +333,25 @@ impl Cache {
             save_ms: state.save_ms + millis(begun.elapsed()),
             failures: std::mem::take(&mut state.failures),
             gained_ms,
-            measured_by: cold.filter(|_| was_of_use),
+            measured_by: cold.filter(|_| was_used),
         }
     }
 }
 
-/// What there is in a folder for a run of `domain`, for people.
+/// Describes the caches in a directory for a run of `domain`.
 ///
 /// # Errors
-/// Why such a run would not use it.
+/// When such a run would ignore them; the message has the reason.
 pub fn describe(folder: &Path, domain: Domain) -> Result<String, String> {
-    let told = LastNotice::default();
-    let store = Store::open(folder, domain, &told);
-    let said = told.into_text();
-    if !said.is_empty() {
-        return Err(said);
+    let notice = LastNotice::default();
+    let store = Store::open(folder, domain, &notice);
+    let reason = notice.into_text();
+    if !reason.is_empty() {
+        return Err(reason);
     }
     let (parts, bytes) = store.size();
     let access = store
-        .closed()
+        .read_only_reason()
         .map_or(String::new(), |why| format!("; {why}"));
     Ok(format!(
         "{}: {parts} parts, {} MB{access}",

@@ -1,7 +1,7 @@
-//! What of a volume in which cargo works is worth carrying to another runner: what its last run has used, and nothing else.
+//! Selects the files of a cargo volume that are saved for another runner: those that the last run used.
 //!
-//! Cargo never removes what it does not need any more. But it says, with `--message-format=json`, every file of every unit that a run
-//! needed, also of those that were fresh; the rest of a unit bears the same hash in its name.
+//! Cargo never removes stale files. But with `--message-format=json` it lists the output files of every unit that a run needed,
+//! fresh or not, and all other files of a unit have the same hash in their names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -12,17 +12,17 @@ use eyre::{OptionExt as _, WrapErr as _};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-/// Where the volume is when cargo works in it.
+/// The mount point of the volume when cargo runs.
 const VOLUME: &str = "/work";
-/// Lists the files and folders of a volume: path, kind, length, time, mode and inode, each closed by a zero.
+/// Lists the entries of a volume: path, type, size, time, mode and inode, each terminated by a zero byte.
 pub const LISTING: &str = r"find . -mindepth 1 -printf '%P\0%y\0%s\0%T@\0%m\0%i\0'";
 
-/// A file or folder of a volume.
+/// A file or directory of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// Its path below the volume.
+    /// The path relative to the volume.
     pub path: PathBuf,
-    /// Its length.
+    /// The size.
     pub bytes: u64,
     folder: bool,
     time: String,
@@ -31,29 +31,29 @@ pub struct File {
 }
 
 impl File {
-    /// Whether it is a file, and somewhere below `folder`.
+    /// Whether this is a file below `folder`.
     #[must_use]
     pub fn is_file_below(&self, folder: &str) -> bool {
         !self.folder && self.path.starts_with(folder)
     }
 }
 
-/// Reads what [`LISTING`] has written. Links, sockets and the like are passed over: nothing of cargo's is one.
+/// Parses the output of [`LISTING`]. Links, sockets and the like are skipped: cargo creates none.
 ///
 /// # Errors
-/// When it is something else.
-pub fn listing(text: &[u8]) -> eyre::Result<Vec<File>> {
+/// When the format is invalid.
+pub fn parse_listing(text: &[u8]) -> eyre::Result<Vec<File>> {
     let mut fields = text.split(|byte| *byte == 0);
     let mut files = Vec::new();
     while let Some(path) = fields.next().filter(|path| !path.is_empty()) {
         let mut text = || {
-            let field = fields.next().ok_or_eyre("the listing ends too early")?;
+            let field = fields.next().ok_or_eyre("the listing is truncated")?;
             Ok::<_, eyre::Report>(std::str::from_utf8(field)?.to_owned())
         };
         let kind = text()?;
         let file = File {
             path: PathBuf::from(OsStr::from_bytes(path)),
-            bytes: text()?.parse().wrap_err("a length is no number")?,
+            bytes: text()?.parse().wrap_err("invalid size in the listing")?,
             folder: kind == "d",
             time: text()?,
             mode: text()?,
@@ -67,27 +67,27 @@ pub fn listing(text: &[u8]) -> eyre::Result<Vec<File>> {
     Ok(files)
 }
 
-/// The digest of a list of files: names, lengths, times and rights.
+/// The digest of a list of files: paths, sizes, times and modes.
 #[must_use]
 pub fn digest(files: &[File]) -> String {
     let mut sum = Sha256::new();
     for file in files {
         sum.update(file.path.as_os_str().as_bytes());
-        // A folder's length is the disk's own business.
+        // The size of a directory depends on the file system.
         let bytes = if file.folder { 0 } else { file.bytes };
         sum.update(format!("\0{bytes}\0{}\0{}\0", file.time, file.mode));
     }
     hex::encode(sum.finalize())
 }
 
-/// The length of all of them together.
+/// The total size of the files.
 #[must_use]
 pub fn bytes(files: &[File]) -> u64 {
     let plain = files.iter().filter(|file| !file.folder);
     plain.map(|file| file.bytes).sum()
 }
 
-/// The paths, each closed by a zero.
+/// The paths, each terminated by a zero byte.
 #[must_use]
 pub fn names(files: &[File]) -> Vec<u8> {
     files
@@ -96,16 +96,16 @@ pub fn names(files: &[File]) -> Vec<u8> {
         .collect()
 }
 
-/// What is worth carrying of a volume in which cargo has worked.
+/// The files of a cargo volume that are saved.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Worth {
-    /// What it has made of the packages of others.
+pub struct Selection {
+    /// The build output of dependencies.
     pub dependencies: Vec<File>,
-    /// What it has made of the workspace, and the sources that it has made it of.
+    /// The sources and the build output of the workspace.
     pub workspace: Vec<File>,
 }
 
-/// One line of what cargo says of a run.
+/// A line of cargo's JSON messages.
 #[derive(Deserialize)]
 struct Message {
     reason: String,
@@ -116,20 +116,21 @@ struct Message {
     out_dir: Option<PathBuf>,
 }
 
-/// Whose a unit is.
+/// The kind of package that a unit belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
-    Others,
+    Dependency,
     Workspace,
 }
 
-/// What cargo has used, as it says itself in `messages`; nothing where it has said nothing: the sources alone are worth nothing.
+/// Selects the files that cargo used according to its JSON `messages`. Without messages nothing is selected: the sources alone
+/// are useless.
 ///
 /// # Errors
-/// When a line is not one of cargo's.
-pub fn worth(files: &[File], messages: &str) -> eyre::Result<Worth> {
+/// When a line is not a JSON message of cargo.
+pub fn select_used(files: &[File], messages: &str) -> eyre::Result<Selection> {
     if messages.is_empty() {
-        return Ok(Worth::default());
+        return Ok(Selection::default());
     }
     let by_inode: BTreeMap<_, _> = files
         .iter()
@@ -140,11 +141,11 @@ pub fn worth(files: &[File], messages: &str) -> eyre::Result<Worth> {
     let mut units = BTreeMap::new();
     for line in messages.lines() {
         let message: Message =
-            serde_json::from_str(line).wrap_err("this is not what cargo says of a run")?;
+            serde_json::from_str(line).wrap_err("invalid JSON message of cargo")?;
         let owner = if message.package_id.starts_with("path+") {
             Owner::Workspace
         } else {
-            Owner::Others
+            Owner::Dependency
         };
         if !matches!(
             &*message.reason,
@@ -156,16 +157,16 @@ pub fn worth(files: &[File], messages: &str) -> eyre::Result<Worth> {
             let Ok(path) = path.strip_prefix(VOLUME) else {
                 continue;
             };
-            // A program is also called by its name alone, which is a hard link.
-            let twin = || hash_of(by_inode.get(by_path.get(path)?)?);
-            if let Some(hash) = hash_of(path).or_else(twin) {
+            // A program also has a name without a hash, which is a hard link.
+            let linked = || hash_of(by_inode.get(by_path.get(path)?)?);
+            if let Some(hash) = hash_of(path).or_else(linked) {
                 units.insert(hash, owner);
             }
         }
     }
-    let mut worth = Worth::default();
+    let mut selection = Selection::default();
     let mut inodes = BTreeSet::new();
-    // What bears the hash in its own name comes first: the other names of it cargo makes again.
+    // Of several hard links, the one with the hash in its name is saved: cargo creates the others again.
     let (named, others): (Vec<_>, Vec<_>) = files.iter().partition(|file| {
         let name = file.path.file_name().map(Path::new);
         name.is_some_and(|name| hash_of(&Path::new("target/deps").join(name)).is_some())
@@ -176,25 +177,25 @@ pub fn worth(files: &[File], messages: &str) -> eyre::Result<Worth> {
         }
         let owner = match hash_of(&file.path) {
             Some(hash) => units.get(&hash).copied(),
-            None => is_kept(&file.path).then_some(Owner::Workspace),
+            None => belongs_to_no_unit(&file.path).then_some(Owner::Workspace),
         };
-        // The times of a folder count only among the sources, where a build script may look at them.
+        // The times of directories matter only among the sources, where a build script may read them.
         if file.folder && !file.path.starts_with("src") {
             continue;
         }
         match owner {
-            Some(Owner::Others) => worth.dependencies.push(file.clone()),
-            Some(Owner::Workspace) => worth.workspace.push(file.clone()),
+            Some(Owner::Dependency) => selection.dependencies.push(file.clone()),
+            Some(Owner::Workspace) => selection.workspace.push(file.clone()),
             None => {}
         }
     }
-    for files in [&mut worth.dependencies, &mut worth.workspace] {
+    for files in [&mut selection.dependencies, &mut selection.workspace] {
         files.sort_by(|a, b| a.path.cmp(&b.path));
     }
-    Ok(worth)
+    Ok(selection)
 }
 
-/// The hash that cargo has put into the name of a unit's file, or of the folder that it is in:
+/// The hash that cargo puts into the name of a unit's file or its directory:
 /// `target/debug/deps/libserde-0123456789abcdef.rlib`, `target/debug/build/serde-0123456789abcdef/out/private.rs`.
 fn hash_of(path: &Path) -> Option<String> {
     let mut parts = path.iter();
@@ -213,9 +214,9 @@ fn hash_of(path: &Path) -> Option<String> {
     (hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit())).then(|| hash.to_owned())
 }
 
-/// What belongs to no unit: the sources, and what rustc said of itself. Not what it keeps to compile a crate by parts: that is large,
-/// and helps with the few crates that have changed.
-fn is_kept(path: &Path) -> bool {
+/// Whether the file is saved although it belongs to no unit: the sources and rustc's version. Incremental compilation data is not
+/// saved: it is large, and only helps with the few crates that have changed.
+fn belongs_to_no_unit(path: &Path) -> bool {
     let names: Vec<_> = path.iter().filter_map(OsStr::to_str).collect();
     matches!(
         &*names,
@@ -223,12 +224,12 @@ fn is_kept(path: &Path) -> bool {
     )
 }
 
-/// What is worth carrying of cargo's home: the packages that `lockfile` names, as they were downloaded, with what the registry's index
-/// says of them. What cargo unpacks it unpacks again.
+/// Selects the files of cargo's home that are saved: the downloaded packages of `lockfile` and their entries in the registry
+/// index. Cargo unpacks the packages again.
 ///
 /// # Errors
-/// When the lockfile is not valid.
-pub fn worth_of_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> {
+/// When the lockfile is invalid.
+pub fn select_from_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> {
     #[derive(Deserialize)]
     struct Lock {
         #[serde(default)]
@@ -239,7 +240,7 @@ pub fn worth_of_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> 
         name: String,
         version: String,
     }
-    let lock: Lock = toml::from_str(lockfile).wrap_err("Cargo.lock is not valid")?;
+    let lock: Lock = toml::from_str(lockfile).wrap_err("invalid Cargo.lock")?;
     let (mut crates, mut names) = (BTreeSet::new(), BTreeSet::new());
     for Package { name, version } in lock.package {
         crates.insert(format!("{name}-{version}.crate"));
@@ -262,13 +263,13 @@ pub fn worth_of_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> 
 mod tests {
     use super::*;
 
-    /// A listing of files, by path and inode.
+    /// Creates a listing of files with these paths and inodes.
     fn files(paths: &[(&str, &str)]) -> Vec<File> {
         let text: String = paths
             .iter()
             .map(|(path, inode)| format!("{path}|f|10|{}.5|644|{inode}|", path.len()))
             .collect();
-        barred(&text).unwrap()
+        parse_barred(&text).unwrap()
     }
 
     fn paths(files: &[File]) -> Vec<&str> {
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_is_carried_and_what_was_not_is_stale() {
+    fn selects_used_files_and_skips_stale_ones() {
         let all = files(&[
             ("lock", "1"),
             ("links", "2"),
@@ -345,9 +346,9 @@ mod tests {
             artifact(OURS, &["debug/api"]),
             "{\"reason\":\"build-finished\",\"success\":true}\n".to_owned(),
         ];
-        let worth = worth(&all, &messages.concat()).unwrap();
+        let selection = select_used(&all, &messages.concat()).unwrap();
         assert_eq!(
-            paths(&worth.dependencies),
+            paths(&selection.dependencies),
             [
                 "target/debug/.fingerprint/serde-0123456789abcdef/lib-serde",
                 "target/debug/build/ring-1111111111111111/build_script_build-1111111111111111",
@@ -357,7 +358,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            paths(&worth.workspace),
+            paths(&selection.workspace),
             [
                 "links",
                 "src/api/src/main.rs",
@@ -370,36 +371,36 @@ mod tests {
     }
 
     #[test]
-    fn where_cargo_said_nothing_its_work_is_not_carried() {
+    fn selects_nothing_without_messages() {
         let all = files(&[
             ("src/lib.rs", "1"),
             ("target/debug/deps/libserde-0123456789abcdef.rlib", "2"),
         ]);
-        assert_eq!(worth(&all, "").unwrap(), Worth::default());
-        assert!(worth(&all, "error: nonsense").is_err());
+        assert_eq!(select_used(&all, "").unwrap(), Selection::default());
+        assert!(select_used(&all, "error: nonsense").is_err());
     }
 
-    /// A listing in which a bar stands for the zero.
-    fn barred(text: &str) -> eyre::Result<Vec<File>> {
-        listing(text.replace('|', "\0").as_bytes())
+    /// Parses a listing with bars instead of zero bytes.
+    fn parse_barred(text: &str) -> eyre::Result<Vec<File>> {
+        parse_listing(text.replace('|', "\0").as_bytes())
     }
 
     #[test]
-    fn a_listing_that_is_none_is_an_error_and_a_link_is_passed_over() {
+    fn rejects_an_invalid_listing_and_skips_links() {
         for text in ["a", "a|f|", "a|f|x|1.0|644|1|", "a|f|1|"] {
-            assert!(barred(text).is_err(), "{text:?}");
+            assert!(parse_barred(text).is_err(), "{text:?}");
         }
-        let some = barred("a|l|1|1.0|777|1|b c\n|d|1|1.0|755|2|").unwrap();
+        let some = parse_barred("a|l|1|1.0|777|1|b c\n|d|1|1.0|755|2|").unwrap();
         assert_eq!(paths(&some), ["b c\n"]);
         assert_eq!(names(&some), b"b c\n\0");
         assert_eq!(bytes(&some), 0);
     }
 
     #[test]
-    fn the_digest_changes_with_a_name_a_time_a_length_and_a_mode() {
-        let one = |text: &str| digest(&barred(text).unwrap());
+    fn digest_changes_with_path_time_size_and_mode() {
+        let one = |text: &str| digest(&parse_barred(text).unwrap());
         let base = one("a|f|1|2.5|644|7|");
-        assert_eq!(base, one("a|f|1|2.5|644|8|"), "an inode tells nothing");
+        assert_eq!(base, one("a|f|1|2.5|644|8|"), "the inode is ignored");
         for other in [
             "b|f|1|2.5|644|7|",
             "a|f|2|2.5|644|7|",
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn of_cargos_home_the_locked_packages_are_carried() {
+    fn selects_locked_packages_from_cargo_home() {
         let lock = r#"
 version = 4
 
@@ -446,9 +447,9 @@ version = "0.11.4-rc.1"
             ),
             ("bin/left-by-a-build-script", "12"),
         ]);
-        let worth = worth_of_home(&all, lock).unwrap();
+        let selection = select_from_home(&all, lock).unwrap();
         assert_eq!(
-            paths(&worth),
+            paths(&selection),
             [
                 "git/db/thing-1/HEAD",
                 "registry/cache/index.crates.io-1/Inflector-0.11.4-rc.1.crate",

@@ -1,10 +1,10 @@
-//! By what a gate's outcome is known again.
+//! The cache key of a step's outcome.
 
 use sha2::{Digest, Sha256};
 
 use crate::model::step::Step;
 
-/// The digest of all that an outcome depends on.
+/// A digest of all inputs of a step's outcome.
 #[derive(Clone, Debug)]
 pub struct Key {
     pub(super) step: Step,
@@ -12,7 +12,6 @@ pub struct Key {
 }
 
 impl Key {
-    /// The beginning of one.
     #[must_use]
     pub fn of(step: Step) -> Self {
         Self {
@@ -22,11 +21,11 @@ impl Key {
         .with("step", step)
     }
 
-    /// With something more that the outcome depends on.
+    /// Adds an input.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         let value = value.to_string();
-        // The lengths keep two lists from looking like one.
+        // Length prefixes keep different lists from having the same digest.
         for part in [name, &value] {
             self.sum.update((part.len() as u64).to_le_bytes());
             self.sum.update(part);
@@ -44,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_changes_with_everything_that_is_in_it() {
+    fn key_changes_with_each_input() {
         let key = |step, env: &str, script: &str| {
             Key::of(step).with("env", env).with("script", script).hex()
         };

@@ -1,7 +1,9 @@
-//! The caches of a throw-away runner: what its engine would have to make anew is carried in a folder from one run to the next.
+//! The caches of an ephemeral runner: a directory that is restored into an empty engine before a run and saved after it.
 //!
-//! `store.rs` is the folder, `pack.rs` a packed part of it, `contents.rs` what is worth to be one, `passes.rs` what has passed before,
-//! `tools.rs` cargo-auditable. The way into and out of the engine is `run/volumes.rs`.
+//! `store.rs` manages the directory and `pack.rs` a packed part. `contents.rs` selects the files of a part, `passes.rs` caches
+//! passed steps, `tools.rs` cargo-auditable. `run/volumes.rs` transfers parts to and from the engine.
+//!
+//! Existing cache stores know no trust domains: here a pull request reads what main has saved, and never the other way round.
 
 pub mod cache;
 pub mod contents;

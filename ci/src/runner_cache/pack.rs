@@ -1,4 +1,5 @@
-//! A packed part of the cache: a tar archive, compressed with Zstandard, of nothing but files and folders below known names.
+//! A packed part of the cache: a tar archive, compressed with Zstandard, that contains only files and directories below known
+//! names.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,77 +10,77 @@ use tar::EntryType;
 
 use common::digest;
 
-/// No part of a cache is as large: what says that it is has been made to fill somebody's disk.
+/// The largest unpacked size. A larger part is assumed to be an attempt to fill the disk.
 const MOST_UNPACKED: u64 = 32 << 30;
-/// How hard to compress: more takes longer than the runner's store takes to carry the rest.
+/// The compression level. A higher one takes longer than transferring the additional bytes.
 pub const LEVEL: i32 = 3;
 
-/// What an entry may say beside its header: what a plain file has.
+/// The extended header fields that an entry may have: those of a plain file.
 const EXTENSIONS: [&str; 7] = ["gid", "gname", "mtime", "path", "size", "uid", "uname"];
 
-/// What a packed part is known to be.
+/// The expected properties of a packed part.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
     /// The SHA-256 of its file, in hexadecimal digits.
     pub sha256: &'a str,
-    /// The length of its file.
+    /// The size of its file.
     pub bytes: u64,
-    /// The length of all files in it.
+    /// The total size of the files in it.
     pub unpacked: u64,
-    /// What may be at its top.
+    /// The names that are allowed at its top.
     pub tops: &'a [&'a str],
 }
 
-/// Whether `file` is what is expected, whole, and nothing in it leads elsewhere. Everything is looked at before anything of it is
-/// unpacked.
+/// Checks that `file` is complete, has the expected properties, and contains no path or link that leads outside. All entries are
+/// checked before any is unpacked.
 ///
 /// # Errors
-/// Why it is not.
+/// When a check fails.
 pub fn check(file: &Path, expected: &Expected<'_>) -> eyre::Result<()> {
-    let data = file.symlink_metadata().wrap_err("it is not there")?;
-    ensure!(data.is_file(), "it is not a file");
+    let data = file.symlink_metadata().wrap_err("its file is missing")?;
+    ensure!(data.is_file(), "its file is not a regular file");
     ensure!(
         data.len() >= expected.bytes,
-        "it is truncated: {} of {} bytes",
+        "its file is truncated: {} of {} bytes",
         data.len(),
         expected.bytes
     );
     ensure!(
         data.len() == expected.bytes,
-        "it is larger than it says: {} bytes, not {}",
+        "its file is larger than recorded: {} bytes instead of {}",
         data.len(),
         expected.bytes
     );
     ensure!(
         expected.unpacked <= MOST_UNPACKED,
-        "it says that it has {} bytes in it, which is too much",
+        "its recorded content of {} bytes exceeds the limit",
         expected.unpacked
     );
     let sum = digest::sha256_of_file(file)?;
     ensure!(
         sum.strip_prefix("sha256:") == Some(expected.sha256),
-        "it is damaged: it has the digest {sum}"
+        "its file is damaged: the digest is {sum}"
     );
     let mut sum = 0;
-    entries(File::open(file)?, |entry| {
+    for_each_entry(File::open(file)?, |entry| {
         sum += entry.size();
         ensure!(
             sum <= expected.unpacked,
-            "there is more in it than the {} bytes that it says",
+            "its content is larger than the recorded {} bytes",
             expected.unpacked
         );
-        plain(entry, expected.tops)
+        check_entry(entry, expected.tops)
     })?;
     ensure!(
         sum == expected.unpacked,
-        "there are {sum} bytes in it, not the {} that it says",
+        "its content has {sum} bytes instead of the recorded {}",
         expected.unpacked
     );
     Ok(())
 }
 
-/// Goes through the entries of a packed part.
-fn entries(
+/// Calls `look` for each entry of a packed part.
+fn for_each_entry(
     packed: impl Read,
     mut look: impl FnMut(&mut tar::Entry<'_, &mut dyn Read>) -> eyre::Result<()>,
 ) -> eyre::Result<()> {
@@ -92,15 +93,16 @@ fn entries(
     Ok(())
 }
 
-/// It is a file or a folder below one of `tops`, and says nothing of itself that another reader might take for more.
-fn plain(entry: &mut tar::Entry<'_, &mut dyn Read>, tops: &[&str]) -> eyre::Result<()> {
+/// Checks that the entry is a file or directory below one of `tops`, with no extended header that another tar implementation
+/// might interpret differently.
+fn check_entry(entry: &mut tar::Entry<'_, &mut dyn Read>, tops: &[&str]) -> eyre::Result<()> {
     if let Some(extensions) = entry.pax_extensions()? {
         for extension in extensions {
             let extension = extension?;
             let key = extension.key()?;
             ensure!(
                 EXTENSIONS.contains(&key),
-                "there is an extension in it that is not known: {key}"
+                "it contains an unknown extended header: {key}"
             );
         }
     }
@@ -108,26 +110,26 @@ fn plain(entry: &mut tar::Entry<'_, &mut dyn Read>, tops: &[&str]) -> eyre::Resu
     let name = path.display();
     match entry.header().entry_type() {
         EntryType::Regular | EntryType::Directory => {}
-        EntryType::Symlink | EntryType::Link => bail!("there is a link in it: {name}"),
-        other => bail!("there is something in it that is no file: {name} ({other:?})"),
+        EntryType::Symlink | EntryType::Link => bail!("it contains a link: {name}"),
+        other => bail!("it contains an entry that is not a file: {name} ({other:?})"),
     }
     ensure!(
         path.components()
             .all(|part| matches!(part, Component::Normal(_))),
-        "there is a path in it that leads out: {name}"
+        "it contains a path that leads outside: {name}"
     );
     let top = path.iter().next().unwrap_or_default();
     ensure!(
         tops.iter().any(|known| top == *known),
-        "there is something in it that does not belong there: {name}"
+        "it contains an unexpected path: {name}"
     );
     Ok(())
 }
 
-/// Packs everything in a folder into `to`; returns the length of all files in it.
+/// Packs all files of a directory into `to`; returns their total size.
 ///
 /// # Errors
-/// When something cannot be read or written.
+/// When a file cannot be read or written.
 pub fn pack(folder: &Path, to: &Path) -> io::Result<u64> {
     let mut tar = tar::Builder::new(zstd::Encoder::new(File::create(to)?, LEVEL)?);
     let mut unpacked = 0;
@@ -150,10 +152,10 @@ pub fn pack(folder: &Path, to: &Path) -> io::Result<u64> {
     Ok(unpacked)
 }
 
-/// Unpacks what [`check`] has found well into a folder of this machine.
+/// Unpacks a part, which must have passed [`check`], into a directory.
 ///
 /// # Errors
-/// When it cannot be read or written.
+/// When a file cannot be read or written.
 pub fn unpack(file: &Path, to: &Path) -> io::Result<()> {
     tar::Archive::new(zstd::Decoder::new(File::open(file)?)?).unpack(to)
 }
@@ -164,8 +166,8 @@ mod tests {
 
     const TOPS: &[&str] = &["target", "src"];
 
-    /// Packs what `fill` puts into an archive, and checks it as somebody who was told the truth about it.
-    fn checked(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> eyre::Result<()> {
+    /// Packs the entries that `fill` adds, and checks them against their actual properties.
+    fn pack_and_check(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> eyre::Result<()> {
         let mut tar = tar::Builder::new(Vec::new());
         fill(&mut tar);
         let plain = tar.into_inner().unwrap();
@@ -178,12 +180,12 @@ mod tests {
         })
     }
 
-    /// Checks these bytes; `change` says something else of them than the truth.
+    /// Checks `packed`; `change` may set expected properties that differ from the actual ones.
     fn check_bytes<'a>(packed: &[u8], change: impl FnOnce(&mut Expected<'a>)) -> eyre::Result<()> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("packed");
         std::fs::write(&file, packed).unwrap();
-        let truth = digest::sha256(packed);
+        let actual = digest::sha256(packed);
         let mut expected = Expected {
             sha256: "",
             bytes: packed.len() as u64,
@@ -191,7 +193,7 @@ mod tests {
             tops: TOPS,
         };
         change(&mut expected);
-        let sum = truth.strip_prefix("sha256:").unwrap();
+        let sum = actual.strip_prefix("sha256:").unwrap();
         if expected.sha256.is_empty() {
             return check(
                 &file,
@@ -204,8 +206,8 @@ mod tests {
         check(&file, &expected)
     }
 
-    /// An entry with a path that the library itself would not write.
-    fn raw(tar: &mut tar::Builder<Vec<u8>>, kind: EntryType, path: &str, content: &[u8]) {
+    /// Adds an entry with a path that the library itself would reject.
+    fn add_raw(tar: &mut tar::Builder<Vec<u8>>, kind: EntryType, path: &str, content: &[u8]) {
         let mut header = tar::Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(kind);
@@ -220,125 +222,134 @@ mod tests {
 
     fn packed() -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
-        raw(&mut tar, EntryType::Directory, "src/", b"");
-        raw(&mut tar, EntryType::Regular, "src/main.rs", b"fn main() {}");
+        add_raw(&mut tar, EntryType::Directory, "src/", b"");
+        add_raw(&mut tar, EntryType::Regular, "src/main.rs", b"fn main() {}");
         zstd::encode_all(&tar.into_inner().unwrap()[..], LEVEL).unwrap()
     }
 
     #[track_caller]
-    fn refused(result: eyre::Result<()>, why: &str) {
-        let said = format!("{:#}", result.unwrap_err());
-        assert!(said.contains(why), "{said}");
+    fn assert_rejected(result: eyre::Result<()>, why: &str) {
+        let error = format!("{:#}", result.unwrap_err());
+        assert!(error.contains(why), "{error}");
     }
 
     #[test]
-    fn files_and_folders_below_the_known_names_are_taken() {
-        checked(|tar| {
-            raw(tar, EntryType::Directory, "target/debug/", b"");
-            raw(tar, EntryType::Regular, "target/debug/api", b"1234");
-            raw(tar, EntryType::Regular, "src/a/b.rs", b"");
+    fn accepts_files_and_directories_below_known_names() {
+        pack_and_check(|tar| {
+            add_raw(tar, EntryType::Directory, "target/debug/", b"");
+            add_raw(tar, EntryType::Regular, "target/debug/api", b"1234");
+            add_raw(tar, EntryType::Regular, "src/a/b.rs", b"");
         })
         .unwrap();
         check_bytes(&packed(), |it| it.unpacked = 12).unwrap();
     }
 
     #[test]
-    fn what_leads_elsewhere_is_refused() {
+    fn rejects_paths_and_links_that_lead_outside() {
         for path in ["../etc/passwd", "target/../../etc/passwd", "/etc/passwd"] {
-            refused(
-                checked(|tar| raw(tar, EntryType::Regular, path, b"x")),
-                "leads out",
+            assert_rejected(
+                pack_and_check(|tar| add_raw(tar, EntryType::Regular, path, b"x")),
+                "leads outside",
             );
         }
         for kind in [EntryType::Symlink, EntryType::Link] {
-            refused(
-                checked(|tar| raw(tar, kind, "target/debug", b"")),
-                "there is a link in it: target/debug",
+            assert_rejected(
+                pack_and_check(|tar| add_raw(tar, kind, "target/debug", b"")),
+                "it contains a link: target/debug",
             );
         }
         for kind in [EntryType::Char, EntryType::Block, EntryType::Fifo] {
-            refused(
-                checked(|tar| raw(tar, kind, "target/device", b"")),
-                "no file",
+            assert_rejected(
+                pack_and_check(|tar| add_raw(tar, kind, "target/device", b"")),
+                "not a file",
             );
         }
-        refused(
-            checked(|tar| raw(tar, EntryType::Regular, "lock", b"")),
-            "does not belong there: lock",
+        assert_rejected(
+            pack_and_check(|tar| add_raw(tar, EntryType::Regular, "lock", b"")),
+            "an unexpected path: lock",
         );
     }
 
     #[test]
-    fn what_two_readers_might_understand_in_two_ways_is_refused() {
+    fn rejects_ambiguous_extended_headers() {
         let extended = |key: &str| {
-            checked(|tar| {
+            pack_and_check(|tar| {
                 tar.append_pax_extensions([(key, b"elsewhere".as_slice())])
                     .unwrap();
-                raw(tar, EntryType::Regular, "target/sparse", b"x");
+                add_raw(tar, EntryType::Regular, "target/sparse", b"x");
             })
         };
-        refused(extended("GNU.sparse.name"), "GNU.sparse.name");
-        refused(extended("linkpath"), "linkpath");
+        assert_rejected(extended("GNU.sparse.name"), "GNU.sparse.name");
+        assert_rejected(extended("linkpath"), "linkpath");
         extended("uname").unwrap();
     }
 
     #[test]
-    fn what_is_damaged_truncated_or_grown_is_refused() {
+    fn rejects_damaged_truncated_and_enlarged_files() {
         let whole = packed();
-        let right = |it: &mut Expected<'_>| it.unpacked = 12;
+        let size = |it: &mut Expected<'_>| it.unpacked = 12;
         let length = whole.len() as u64;
-        refused(
+        assert_rejected(
             check_bytes(&whole[..whole.len() / 2], |it| {
-                right(it);
+                size(it);
                 it.bytes = length;
             }),
             "truncated",
         );
-        refused(
+        assert_rejected(
             check_bytes(&[&whole[..], b"more"].concat(), |it| {
-                right(it);
+                size(it);
                 it.bytes = length;
             }),
-            "larger than it says",
+            "larger than recorded",
         );
         let sum = digest::sha256(&whole);
         for place in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[place] ^= 1;
             let result = check_bytes(&damaged, |it| {
-                right(it);
+                size(it);
                 it.sha256 = sum.strip_prefix("sha256:").unwrap();
             });
-            refused(result, "damaged");
+            assert_rejected(result, "damaged");
         }
-        // Also where somebody has put its own digest beside it.
+        // Also if the digest matches the truncated file.
         for end in 1..whole.len() {
-            assert!(check_bytes(&whole[..end], right).is_err(), "{end}");
+            assert!(check_bytes(&whole[..end], size).is_err(), "{end}");
         }
     }
 
     #[test]
-    fn there_is_as_much_in_it_as_it_says() {
-        refused(check_bytes(&packed(), |it| it.unpacked = 11), "more in it");
-        refused(check_bytes(&packed(), |it| it.unpacked = 13), "not the 13");
-        refused(
+    fn rejects_content_of_another_size() {
+        assert_rejected(
+            check_bytes(&packed(), |it| it.unpacked = 11),
+            "is larger than",
+        );
+        assert_rejected(
+            check_bytes(&packed(), |it| it.unpacked = 13),
+            "instead of the recorded 13",
+        );
+        assert_rejected(
             check_bytes(&packed(), |it| it.unpacked = u64::MAX),
-            "too much",
+            "exceeds the limit",
         );
     }
 
     #[test]
-    fn a_small_file_that_would_fill_the_disk_is_refused_before_it_does() {
+    fn rejects_a_decompression_bomb_early() {
         let zeros = vec![0; 64 << 20];
         let mut tar = tar::Builder::new(Vec::new());
-        raw(&mut tar, EntryType::Regular, "target/bomb", &zeros);
+        add_raw(&mut tar, EntryType::Regular, "target/bomb", &zeros);
         let bomb = zstd::encode_all(&tar.into_inner().unwrap()[..], LEVEL).unwrap();
         assert!(bomb.len() < 64 << 10);
-        refused(check_bytes(&bomb, |it| it.unpacked = 4096), "more in it");
+        assert_rejected(
+            check_bytes(&bomb, |it| it.unpacked = 4096),
+            "is larger than",
+        );
     }
 
     #[test]
-    fn what_is_packed_is_unpacked() {
+    fn unpacks_what_it_packs() {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         std::fs::create_dir_all(from.join("src/a")).unwrap();

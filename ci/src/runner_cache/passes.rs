@@ -1,7 +1,7 @@
-//! What has passed before: a gate's outcome, by all that it depends on.
+//! Steps that passed before with the same inputs.
 //!
-//! A pass is remembered, a failure never. The key holds everything that the work gets: the toolchain image's digest, the sources that
-//! the step is given, the script, its environment, what it has beside it. Nothing is left out because it should not matter.
+//! Only passes are cached, never failures. The key contains all inputs of a step: the toolchain image's digest, the step's
+//! sources, the script, its environment and its services. No input is left out on the assumption that it does not matter.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::cache::Cache;
 use super::key::Key;
 use super::pack;
 use super::store::Part;
-use crate::model::record::{Passed, Record, Status};
+use crate::model::record::{PriorPass, Record, Status};
 use crate::model::step::Step;
 use common::failure::{Failure, OrFail};
 
@@ -18,26 +18,26 @@ const LOG: &str = "log";
 const OUT: &str = "out";
 
 impl Cache {
-    /// What has passed with this key before, and the folder with what it has left. What is damaged is none.
-    pub async fn passed_before(&self, key: &Key) -> Option<(Passed, tempfile::TempDir)> {
+    /// Finds an earlier pass with this key, and unpacks its output files into a directory. A damaged entry is ignored.
+    pub async fn passed_before(&self, key: &Key) -> Option<(PriorPass, tempfile::TempDir)> {
         let part = Part::Pass(key.step);
         let hex = key.hex();
         let entry = self.store.find(&self.of, part, &hex)?;
-        let take = || -> eyre::Result<_> {
+        let unpack = || -> eyre::Result<_> {
             let blob = self.store.blob(entry, &[LOG, OUT])?;
             let all = tempfile::tempdir()?;
             pack::unpack(&blob, all.path())?;
             let out = tempfile::tempdir()?;
-            let left = all.path().join(OUT);
-            if left.is_dir() {
-                copy(&left, out.path())?;
+            let output = all.path().join(OUT);
+            if output.is_dir() {
+                copy(&output, out.path())?;
             }
             let log = std::fs::read_to_string(all.path().join(LOG))?;
             Ok((log, out))
         };
-        match tokio::task::block_in_place(take) {
+        match tokio::task::block_in_place(unpack) {
             Ok((log, out)) => {
-                let passed = Passed {
+                let passed = PriorPass {
                     commit: entry.commit.clone(),
                     time: entry.made,
                     log,
@@ -55,14 +55,14 @@ impl Cache {
         }
     }
 
-    /// Remembers a pass, with what it has left, until the run has ended and the log is whole.
+    /// Records a pass and its output files until the end of the run, when the log is complete.
     ///
     /// # Errors
-    /// When what it has left cannot be copied.
-    pub fn passes(&self, key: Key, left: &Path) -> Result<(), Failure> {
-        let cannot = "cannot keep what the step has left";
+    /// When the output files cannot be copied.
+    pub fn record_pass(&self, key: Key, output: &Path) -> Result<(), Failure> {
+        let cannot = "cannot copy the step's output";
         let folder = tempfile::tempdir().or_environment(cannot)?;
-        copy(left, &folder.path().join(OUT)).or_environment(cannot)?;
+        copy(output, &folder.path().join(OUT)).or_environment(cannot)?;
         self.state().now.insert(key.step, (key, folder));
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Cache {
         };
         for (step, (key, folder)) in passes.into_iter().filter(|(step, _)| passed(step)) {
             let pack = || -> Result<_, Failure> {
-                let cannot = "cannot pack what has passed";
+                let cannot = "cannot pack a passed step";
                 let hex = key.hex();
                 std::fs::write(folder.path().join(LOG), log(step)).or_environment(cannot)?;
                 let file = self.unfinished_file(&format!("pass-{step}"))?;
@@ -92,13 +92,13 @@ impl Cache {
             };
             match tokio::task::block_in_place(pack) {
                 Ok(new) => self.state().new.push(new),
-                Err(failure) => self.fails("a pass is not remembered", &failure),
+                Err(failure) => self.report_failure("cannot save a passed step", &failure),
             }
         }
     }
 }
 
-/// Copies the files of a folder without folders in it.
+/// Copies the files of a directory without subdirectories.
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {

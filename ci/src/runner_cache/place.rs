@@ -1,21 +1,21 @@
-//! The volumes of the engine that are worth carrying.
+//! The engine's cache volumes that are restored and saved.
 
 use super::store::Part;
 use crate::model::step::Step;
 
-/// A volume that is worth carrying.
+/// A cache volume that is restored and saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// Cargo's home.
     Cargo,
-    /// Where a step's cargo works.
+    /// The working directory of a step's cargo.
     Work(Step),
-    /// The scanner's cache, with its database.
+    /// The scanner's cache with the vulnerability database.
     Database,
 }
 
 impl Place {
-    /// All of them, but for the volumes in which nothing is compiled.
+    /// All volumes, except those of steps that compile nothing.
     #[must_use]
     pub fn all() -> Vec<Self> {
         let compile = Step::all().iter();
@@ -26,7 +26,7 @@ impl Place {
         all
     }
 
-    /// The parts of the cache that are in it.
+    /// The parts of the cache that the volume contains.
     #[must_use]
     pub fn parts(self) -> Vec<Part> {
         match self {
@@ -36,7 +36,8 @@ impl Place {
         }
     }
 
-    /// What is at the top of the volume, each in its turn: with the last one it is whole.
+    /// The entries at the top of the volume, in the order in which they are moved there. The volume is complete with the last
+    /// one.
     #[must_use]
     pub const fn tops(self) -> &'static [&'static str] {
         match self {
@@ -46,11 +47,11 @@ impl Place {
         }
     }
 
-    /// What keeps two who work in it apart.
+    /// The lock file for exclusive access to the volume.
     #[must_use]
     pub const fn lock(self) -> &'static str {
         match self {
-            // Cargo's own.
+            // Cargo's own lock.
             Self::Cargo => ".package-cache",
             Self::Work(_) | Self::Database => "lock",
         }

@@ -1,8 +1,8 @@
-//! The folder in which the caches of a throw-away runner are carried from one to the next.
+//! The directory that holds the caches of an ephemeral runner.
 //!
-//! `cache.json` lists the parts, by what each is valid for; `blobs/` holds them, each under its SHA-256. What is not whole, is of
-//! another version or of another trust domain is passed over with a word. Whoever can write the folder can put anything into the
-//! builds that use it: who that may be is for the store to say that carries it (GitHub's caches are scoped by branch).
+//! `cache.json` lists the parts with their keys, and `blobs/` contains them under their SHA-256. Damaged parts, and caches of
+//! another version or trust domain, are ignored with a notice. Anyone who can write to the directory controls the builds that use
+//! it, so the storage service must restrict access (GitHub's caches are scoped by branch).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -15,43 +15,43 @@ use serde::{Deserialize, Serialize};
 
 use super::pack::{self, Expected};
 use crate::model::event::Domain;
-use crate::model::record::{Carried, Cold};
+use crate::model::record::{CachedPart, ColdRun};
 use common::digest;
 use common::failure::{Failure, OrFail};
 use common::progress::Progress;
 use common::provision;
 
-/// Grows when an older `ci` would read a newer cache wrongly.
+/// Increases when an older `ci` would misread a newer cache.
 const SCHEMA: u32 = 2;
-/// The list of what a cache holds, at the top of its folder.
+/// The file at the top of the directory that lists the parts.
 pub const LIST: &str = "cache.json";
 const BLOBS: &str = "blobs";
 const UNFINISHED: &str = ".unfinished-";
 const LOCK: &str = ".lock";
-/// A list of more bytes is not one of ours.
-const MOST_LISTED: u64 = 4 << 20;
-/// All blobs together: what does not fit is left out, the least useful first. GitHub keeps 10 GB for each repository.
-const MOST_BYTES: u64 = 4 << 30;
-/// What nobody has used for so long is stale.
-const KEPT: SignedDuration = SignedDuration::from_hours(14 * 24);
-/// So many passes of one step are kept, the newest.
-const PASSES: usize = 4;
+/// The largest accepted size of the list.
+const MAX_LIST_BYTES: u64 = 4 << 20;
+/// The total size of all blobs. The least useful parts beyond it are left out. GitHub keeps 10 GB for each repository.
+const MAX_BYTES: u64 = 4 << 30;
+/// Parts that were not used for this long are stale.
+const MAX_AGE: SignedDuration = SignedDuration::from_hours(14 * 24);
+/// The number of passes that are kept for each step, the newest first.
+const MAX_PASSES: usize = 4;
 
-/// What a part of the cache is, by name, in the order of its use for its size.
+/// The parts of the cache, ordered by their benefit in relation to their size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
-    /// What a step's pass was, and of what.
+    /// A step that passed, with its log and output files.
     Pass(crate::model::step::Step),
     /// cargo-auditable, compiled for one toolchain image.
     Tool,
-    /// The packages that cargo has downloaded.
+    /// The packages that cargo downloaded.
     Cargo,
-    /// The scanner's database.
+    /// The scanner's vulnerability database.
     Database,
-    /// What a step's cargo has made of the packages of others.
+    /// A step's build output of dependencies.
     Dependencies(crate::model::step::Step),
-    /// What a step's cargo has made of the workspace.
+    /// A step's build output of the workspace.
     Workspace(crate::model::step::Step),
 }
 
@@ -68,37 +68,35 @@ impl std::fmt::Display for Part {
     }
 }
 
-/// A part that lies in the folder.
+/// The list entry of a part.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// The repository whose part it is: several services may share a folder.
+    /// The repository that the part belongs to; several repositories may share a directory.
     pub of: String,
-    /// What it is.
     pub part: Part,
-    /// The digest of all that has to be the same for it to be of use.
+    /// The digest of everything that must be equal for the part to be usable.
     pub key: String,
-    /// The digest of the list of what is in it, by which it is known to be unchanged.
+    /// The digest of the part's file list, to detect changes.
     pub content: String,
-    /// The SHA-256 of its blob, in hexadecimal digits, which is the blob's name.
+    /// The SHA-256 of the blob in hexadecimal digits, which is also its file name.
     pub sha256: String,
-    /// The blob's length.
+    /// The size of the blob.
     pub bytes: u64,
-    /// The length of all files in it.
+    /// The total size of the unpacked files.
     pub unpacked: u64,
-    /// The commit of the run that made it.
+    /// The commit of the run that saved the part.
     pub commit: String,
-    /// When it was made.
     pub made: Timestamp,
-    /// When it was last of use.
+    /// The last time that a run used the part.
     pub used: Timestamp,
 }
 
 impl Entry {
-    /// Its line in the report of a run.
+    /// The entry in the report of a run.
     #[must_use]
-    pub fn carried(&self) -> Carried {
-        Carried {
+    pub fn carried(&self) -> CachedPart {
+        CachedPart {
             part: self.part.to_string(),
             bytes: self.bytes,
             unpacked_bytes: self.unpacked,
@@ -112,7 +110,7 @@ struct List {
     schema: u32,
     domain: Domain,
     parts: Vec<Entry>,
-    cold: Vec<Cold>,
+    cold: Vec<ColdRun>,
 }
 
 impl List {
@@ -126,31 +124,31 @@ impl List {
     }
 }
 
-/// Of a list of any version.
+/// The field that a list of any version has.
 #[derive(Deserialize)]
 struct Version {
     schema: u32,
 }
 
-/// The folder, as it was when it was opened.
+/// The directory as it was when it was opened.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
     domain: Domain,
     list: List,
-    /// Why nothing may be written into it.
-    closed: Option<String>,
+    /// Why this run is not allowed to write to the directory.
+    read_only: Option<String>,
 }
 
-/// What a run leaves for the next ones.
+/// The changes that a run makes to the directory.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// New parts, and the files in the [`Unfinished`] folder that they are.
+    /// New parts, with their files in the [`Unfinished`] directory.
     pub new: Vec<(Entry, PathBuf)>,
-    /// Parts that were of use as they are.
+    /// Parts that were used and are unchanged.
     pub used: Vec<(Part, String)>,
-    /// How long it took, where nothing was there.
-    pub cold: Option<Cold>,
+    /// The duration of the run, if it had no caches.
+    pub cold: Option<ColdRun>,
 }
 
 impl Changes {
@@ -159,43 +157,46 @@ impl Changes {
     }
 }
 
-/// What became of the changes.
+/// The result of writing [`Changes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// The parts that are new in the folder.
+    /// The new parts.
     pub saved: Vec<Part>,
-    /// Those that did not fit.
+    /// The parts that exceeded the size limit.
     pub left_out: Vec<Part>,
-    /// How many bytes of stale ones are gone.
+    /// The size of the stale blobs that were removed.
     pub pruned: u64,
-    /// All that is in the folder now.
+    /// The size of all blobs.
     pub bytes: u64,
 }
 
 impl Store {
-    /// Opens a folder, which need not exist. What cannot be used is passed over, and `narrator` says why.
+    /// Opens a directory, which need not exist. An unusable cache is ignored, with a notice to `progress`.
     #[must_use]
-    pub fn open(folder: &Path, domain: Domain, narrator: &dyn Progress) -> Self {
+    pub fn open(folder: &Path, domain: Domain, progress: &dyn Progress) -> Self {
         let mut store = Self {
             folder: folder.to_owned(),
             domain,
             list: List::empty(domain),
-            closed: None,
+            read_only: None,
         };
         match store.read() {
             Ok(None) => {}
             Ok(Some(list)) if list.domain == domain => store.list = list,
-            Ok(Some(list)) if domain.reads(list.domain) => {
-                store.closed = Some(format!("it is {}'s, which others only read", list.domain));
+            Ok(Some(list)) if domain.can_read(list.domain) => {
+                store.read_only = Some(format!(
+                    "it belongs to {}, and other runs only read it",
+                    list.domain
+                ));
                 store.list = list;
             }
-            Ok(Some(list)) => narrator.notice(&format!(
-                "the cache in {} is {}'s, and not for {domain}: it is not used",
+            Ok(Some(list)) => progress.notice(&format!(
+                "ignoring the cache in {}: it belongs to {}, and {domain} does not read it",
                 folder.display(),
                 list.domain
             )),
-            Err(why) => narrator.notice(&format!(
-                "the cache in {} is not used: {why:#}",
+            Err(why) => progress.notice(&format!(
+                "ignoring the cache in {}: {why:#}",
                 folder.display()
             )),
         }
@@ -209,75 +210,74 @@ impl Store {
             data => data?,
         };
         ensure!(data.is_file(), "{LIST} is not a file");
-        ensure!(data.len() <= MOST_LISTED, "{LIST} is too large");
+        ensure!(data.len() <= MAX_LIST_BYTES, "{LIST} is too large");
         let text = fs::read(&path)?;
         let damaged = || format!("{LIST} is damaged");
         let version: Version = serde_json::from_slice(&text).wrap_err_with(damaged)?;
         ensure!(
             version.schema == SCHEMA,
-            "it is of another version ({}, this is {SCHEMA})",
+            "its schema version is {}, not {SCHEMA}",
             version.schema
         );
         let list: List = serde_json::from_slice(&text).wrap_err_with(damaged)?;
         for entry in &list.parts {
             ensure!(
                 is_sum(&entry.sha256),
-                "{LIST} is damaged: a blob is called {:?}",
+                "{LIST} is damaged: invalid blob name {:?}",
                 entry.sha256
             );
         }
         Ok(Some(list))
     }
 
-    /// The folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// How many parts there are, and how many bytes they have.
+    /// The number of parts and their total size.
     #[must_use]
     pub fn size(&self) -> (usize, u64) {
         let parts = &self.list.parts;
         (parts.len(), parts.iter().map(|part| part.bytes).sum())
     }
 
-    /// Whose caches this run uses.
+    /// The trust domain of this run.
     #[must_use]
     pub fn domain(&self) -> Domain {
         self.domain
     }
 
-    /// Why nothing may be written into it, where nothing may.
+    /// Why this run is not allowed to write to the directory; `None` if it is.
     #[must_use]
-    pub fn closed(&self) -> Option<&str> {
-        self.closed.as_deref()
+    pub fn read_only_reason(&self) -> Option<&str> {
+        self.read_only.as_deref()
     }
 
-    /// The part that is valid for `key`.
+    /// Finds the part with this key.
     #[must_use]
     pub fn find(&self, of: &str, part: Part, key: &str) -> Option<&Entry> {
         let found = |it: &&Entry| it.of == of && it.part == part && it.key == key;
         self.list.parts.iter().find(found)
     }
 
-    /// Whether there is such a part that is valid for something else.
+    /// Whether the part exists with another key.
     #[must_use]
     pub fn has_other(&self, of: &str, part: Part, key: &str) -> bool {
         let other = |it: &Entry| it.of == of && it.part == part && it.key != key;
         self.list.parts.iter().any(other)
     }
 
-    /// How long the steps of this repository took when nothing was there.
+    /// The last run of this repository without caches.
     #[must_use]
-    pub fn cold(&self, of: &str) -> Option<&Cold> {
+    pub fn cold(&self, of: &str) -> Option<&ColdRun> {
         self.list.cold.iter().find(|cold| cold.of == of)
     }
 
-    /// The blob of a part, proven to be what it says, with nothing in it that is not below one of `tops`.
+    /// Returns the path of a part's blob, after checking that it is intact and contains only paths below `tops`.
     ///
     /// # Errors
-    /// Why it is not.
+    /// When a check fails.
     pub fn blob(&self, entry: &Entry, tops: &[&str]) -> eyre::Result<PathBuf> {
         let path = self.blob_path(&entry.sha256);
         pack::check(
@@ -296,21 +296,21 @@ impl Store {
         self.folder.join(BLOBS).join(sha256)
     }
 
-    /// A folder for what is not whole yet. It vanishes with the value that is returned, and with the next writer where its own
-    /// was killed.
+    /// Creates a directory for unfinished files. It is removed when the returned value is dropped, or by the next writer if this
+    /// process is killed.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When the directory cannot be created.
     pub fn unfinished(&self) -> Result<Unfinished, Failure> {
-        let cannot = || format!("cannot write into {}", self.folder.display());
+        let cannot = || format!("cannot write to {}", self.folder.display());
         fs::create_dir_all(&self.folder).or_environment(cannot())?;
         loop {
             let folder = tempfile::Builder::new()
                 .prefix(UNFINISHED)
                 .tempdir_in(&self.folder)
                 .or_environment(cannot())?;
-            // Until it is locked, who sweeps takes it for one that was left.
-            if let Some(lock) = hold(folder.path()).or_environment(cannot())? {
+            // Another writer may remove it before it is locked.
+            if let Some(lock) = lock_new(folder.path()).or_environment(cannot())? {
                 return Ok(Unfinished {
                     folder,
                     _lock: lock,
@@ -319,26 +319,26 @@ impl Store {
         }
     }
 
-    /// Writes what has changed, and prunes what is stale: parts of this repository that are valid for what is not used any more,
-    /// and what nobody has used for two weeks. Others who write meanwhile lose nothing.
+    /// Writes the changes and removes stale parts: those of this repository that a new part replaces, and those that were not
+    /// used for two weeks. Changes by concurrent writers are preserved.
     ///
     /// # Errors
-    /// When the folder cannot be written; then the list is the old one, and whole.
+    /// When the directory cannot be written; the old list then stays intact.
     pub async fn write(
         &self,
         of: &str,
         changes: Changes,
-        narrator: &dyn Progress,
+        progress: &dyn Progress,
     ) -> Result<Written, Failure> {
-        self.write_at_most(MOST_BYTES, of, changes, narrator).await
+        self.write_limited(MAX_BYTES, of, changes, progress).await
     }
 
-    async fn write_at_most(
+    async fn write_limited(
         &self,
-        most: u64,
+        max_bytes: u64,
         of: &str,
         changes: Changes,
-        narrator: &dyn Progress,
+        progress: &dyn Progress,
     ) -> Result<Written, Failure> {
         let cannot = || format!("cannot write the cache in {}", self.folder.display());
         if changes.is_empty() {
@@ -349,13 +349,13 @@ impl Store {
         }
         let blobs = self.folder.join(BLOBS);
         fs::create_dir_all(&blobs).or_environment(cannot())?;
-        let _turn = provision::lock(&self.folder.join(LOCK), narrator, "the same cache").await?;
-        // Somebody else may have written since this one was opened.
+        let _lock = provision::lock(&self.folder.join(LOCK), progress, "the same cache").await?;
+        // Another process may have written since the directory was opened.
         let mut list = match self.read() {
             Ok(Some(list)) if list.domain == self.domain => list,
             Ok(Some(list)) if list.domain == Domain::Main => {
                 return Err(Failure::environment(cannot())
-                    .hint("It has become main's, which others only read."));
+                    .hint("Use another directory: this one now belongs to main, and other runs only read it."));
             }
             _ => List::empty(self.domain),
         };
@@ -380,9 +380,9 @@ impl Store {
             list.cold.retain(|old| old.of != cold.of);
             list.cold.push(cold);
         }
-        let left_out = self.prune(&mut list, now, most);
+        let left_out = self.prune(&mut list, now, max_bytes);
         saved.retain(|part| !left_out.contains(part));
-        self.replace(&list).or_environment(cannot())?;
+        self.replace_list(&list).or_environment(cannot())?;
         let after: BTreeSet<_> = list.parts.iter().map(|it| it.sha256.as_str()).collect();
         let mut pruned = 0;
         for blob in fs::read_dir(&blobs).or_environment(cannot())?.flatten() {
@@ -390,8 +390,8 @@ impl Store {
             let name = name.to_string_lossy();
             if is_sum(&name) && !after.contains(&*name) {
                 let bytes = provision::size_of(&blob.path());
-                let gone = fs::remove_file(blob.path()).is_ok();
-                pruned += if gone && before.contains(&*name) {
+                let removed = fs::remove_file(blob.path()).is_ok();
+                pruned += if removed && before.contains(&*name) {
                     bytes
                 } else {
                     0
@@ -411,23 +411,23 @@ impl Store {
         })
     }
 
-    /// Takes out what is stale or does not fit; returns what of it is new.
-    fn prune(&self, list: &mut List, now: Timestamp, most: u64) -> Vec<Part> {
+    /// Removes stale parts and those that exceed the limit from the list; returns the latter.
+    fn prune(&self, list: &mut List, now: Timestamp, max_bytes: u64) -> Vec<Part> {
         list.parts
-            .retain(|entry| now.duration_since(entry.used) <= KEPT);
+            .retain(|entry| now.duration_since(entry.used) <= MAX_AGE);
         list.cold
             .retain(|cold| list.parts.iter().any(|entry| entry.of == cold.of));
-        // The most useful first, and of equals the newest.
+        // The most useful first, the newest first among equals.
         list.parts
             .sort_by(|a, b| (a.part, b.used, b.made).cmp(&(b.part, a.used, a.made)));
         let mut left_out = Vec::new();
         let mut passes = std::collections::BTreeMap::<_, usize>::new();
-        let mut room = most;
+        let mut room = max_bytes;
         list.parts.retain(|entry| {
             if let Part::Pass(step) = entry.part {
                 let count = passes.entry((entry.of.clone(), step)).or_default();
                 *count += 1;
-                if *count > PASSES {
+                if *count > MAX_PASSES {
                     return false;
                 }
             }
@@ -441,8 +441,8 @@ impl Store {
         left_out
     }
 
-    /// Whole or not at all.
-    fn replace(&self, list: &List) -> std::io::Result<()> {
+    /// Replaces the list atomically.
+    fn replace_list(&self, list: &List) -> std::io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
         serde_json::to_writer_pretty(&mut file, list)?;
         file.write_all(b"\n")?;
@@ -451,16 +451,16 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what writers have left that were killed.
+    /// Removes the unfinished files of writers that were killed.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
                 continue;
             }
-            // What cannot be removed now only takes space.
+            // A failed removal only costs disk space.
             let _ = match File::open(entry.path().join(LOCK)) {
                 Ok(lock) if lock.try_lock().is_ok() => fs::remove_dir_all(entry.path()),
-                // Its writer was killed before it made its lock; one that lives makes another folder.
+                // The writer was killed before it created the lock; a live writer creates another directory.
                 Err(error) if error.kind() == ErrorKind::NotFound => fs::remove_dir(entry.path()),
                 _ => Ok(()),
             };
@@ -468,8 +468,8 @@ impl Store {
     }
 }
 
-/// Locks a new folder; none where a sweep was faster.
-fn hold(folder: &Path) -> std::io::Result<Option<File>> {
+/// Locks a new directory; `None` if another writer has removed it meanwhile.
+fn lock_new(folder: &Path) -> std::io::Result<Option<File>> {
     let lock = match File::create(folder.join(LOCK)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         lock => lock?,
@@ -485,14 +485,14 @@ fn is_sum(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Of a volume's part there is one, and of passes those of several inputs.
+/// Whether `new` replaces `old`: there is only one key for each part of a volume, but several for passes.
 fn replaces(new: &Entry, old: &Entry) -> bool {
     new.of == old.of
         && new.part == old.part
         && (new.key == old.key || !matches!(new.part, Part::Pass(_)))
 }
 
-/// A folder for what is not whole yet.
+/// A directory for unfinished files.
 #[derive(Debug)]
 pub struct Unfinished {
     folder: tempfile::TempDir,
@@ -500,17 +500,16 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 }
 
-/// What there is to know of a new blob: its name and length.
+/// Returns the SHA-256 and the size of a new blob.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When the file cannot be read.
 pub fn measure(file: &Path) -> std::io::Result<(String, u64)> {
     let sum = digest::sha256_of_file(file)?;
     let bytes = file.metadata()?.len();
@@ -525,14 +524,20 @@ mod tests {
 
     const OF: &str = "acme/shop";
 
-    fn opened(folder: &Path, domain: Domain) -> (Store, String) {
-        let told = LastNotice::default();
-        let store = Store::open(folder, domain, &told);
-        (store, told.into_text())
+    /// Opens the directory; returns the store and the notice.
+    fn open(folder: &Path, domain: Domain) -> (Store, String) {
+        let notice = LastNotice::default();
+        let store = Store::open(folder, domain, &notice);
+        (store, notice.into_text())
     }
 
-    /// A part whose blob has one file, with `content`.
-    fn part(unfinished: &Unfinished, part: Part, key: &str, content: &str) -> (Entry, PathBuf) {
+    /// Packs a part with one file.
+    fn pack_part(
+        unfinished: &Unfinished,
+        part: Part,
+        key: &str,
+        content: &str,
+    ) -> (Entry, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("src")).unwrap();
         fs::write(folder.path().join("src/file"), content).unwrap();
@@ -556,21 +561,21 @@ mod tests {
     }
 
     async fn save(store: &Store, parts: &[(Part, &str, &str)]) -> Written {
-        save_at_most(store, MOST_BYTES, parts).await
+        save_limited(store, MAX_BYTES, parts).await
     }
 
-    async fn save_at_most(store: &Store, most: u64, parts: &[(Part, &str, &str)]) -> Written {
+    async fn save_limited(store: &Store, max_bytes: u64, parts: &[(Part, &str, &str)]) -> Written {
         let unfinished = store.unfinished().unwrap();
         let new = parts
             .iter()
-            .map(|(of, key, content)| part(&unfinished, *of, key, content))
+            .map(|(part, key, content)| pack_part(&unfinished, *part, key, content))
             .collect();
         let changes = Changes {
             new,
             ..Changes::default()
         };
         store
-            .write_at_most(most, OF, changes, &Silent)
+            .write_limited(max_bytes, OF, changes, &Silent)
             .await
             .unwrap()
     }
@@ -582,15 +587,15 @@ mod tests {
     const TESTS: Part = Part::Workspace(Step::Test);
 
     #[tokio::test]
-    async fn what_is_saved_is_found_again_by_what_it_is_valid_for() {
+    async fn finds_saved_parts_by_repository_part_and_key() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/cache");
-        let (store, told) = opened(&path, Domain::Local);
-        assert_eq!(told, "");
+        let (store, notice) = open(&path, Domain::Local);
+        assert_eq!(notice, "");
         let written = save(&store, &[(Part::Cargo, "k", "1"), (TESTS, "k", "2")]).await;
         assert_eq!(written.saved, [Part::Cargo, TESTS]);
-        let (store, told) = opened(&path, Domain::Local);
-        assert_eq!(told, "");
+        let (store, notice) = open(&path, Domain::Local);
+        assert_eq!(notice, "");
         let entry = store.find(OF, TESTS, "k").unwrap();
         let blob = store.blob(entry, &["src"]).unwrap();
         pack::unpack(&blob, &path.join("out")).unwrap();
@@ -602,14 +607,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_replaced_goes_and_passes_are_kept_to_a_few() {
+    async fn removes_replaced_parts_and_limits_passes() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         save(&store, &[(TESTS, "old toolchain", "1")]).await;
         let written = save(&store, &[(TESTS, "k", "2")]).await;
         assert!(written.pruned > 0);
         assert_eq!(blobs(folder.path()), 1);
-        for key in 0..PASSES + 3 {
+        for key in 0..MAX_PASSES + 3 {
             save(
                 &store,
                 &[(
@@ -620,31 +625,31 @@ mod tests {
             )
             .await;
         }
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         let has = |key: usize| {
             store
                 .find(OF, Part::Pass(Step::Test), &key.to_string())
                 .is_some()
         };
-        assert!((3..PASSES + 3).all(has) && !(0..3).any(has));
+        assert!((3..MAX_PASSES + 3).all(has) && !(0..3).any(has));
         assert!(store.find(OF, TESTS, "k").is_some());
-        assert_eq!(blobs(folder.path()), PASSES + 1);
+        assert_eq!(blobs(folder.path()), MAX_PASSES + 1);
     }
 
     #[tokio::test]
-    async fn what_nobody_uses_goes_and_what_does_not_fit_is_left_out() {
+    async fn removes_unused_parts_and_leaves_out_those_that_do_not_fit() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         let noise: String = (0..4000).map(|i| format!("{:x}", i * 7919)).collect();
         save(&store, &[(Part::Cargo, "k", "small")]).await;
-        let written = save_at_most(&store, 600, &[(TESTS, "k", &noise)]).await;
+        let written = save_limited(&store, 600, &[(TESTS, "k", &noise)]).await;
         assert_eq!((written.saved, written.left_out), (vec![], vec![TESTS]));
         assert!(written.bytes <= 600 && blobs(folder.path()) == 1);
 
         let list = folder.path().join(LIST);
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         let used = store.find(OF, Part::Cargo, "k").unwrap().used;
-        let long_ago = used - KEPT - SignedDuration::from_secs(60);
+        let long_ago = used - MAX_AGE - SignedDuration::from_secs(60);
         let text = fs::read_to_string(&list).unwrap();
         fs::write(
             &list,
@@ -652,17 +657,17 @@ mod tests {
         )
         .unwrap();
         save(&store, &[(TESTS, "k", "2")]).await;
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         assert!(store.find(OF, Part::Cargo, "k").is_none());
         assert!(store.find(OF, TESTS, "k").is_some());
     }
 
     #[tokio::test]
-    async fn who_writes_at_the_same_time_loses_nothing() {
+    async fn concurrent_writers_lose_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let (one, _) = opened(folder.path(), Domain::Local);
-        let (two, _) = opened(folder.path(), Domain::Local);
-        // What one of them has not finished stays when the other one writes, and what the dead have left does not.
+        let (one, _) = open(folder.path(), Domain::Local);
+        let (two, _) = open(folder.path(), Domain::Local);
+        // Unfinished files of a live writer stay, and those of killed writers are removed.
         let unfinished = one.unfinished().unwrap();
         let dead = folder.path().join(format!("{UNFINISHED}dead"));
         fs::create_dir(&dead).unwrap();
@@ -672,15 +677,15 @@ mod tests {
         save(&two, &[(Part::Cargo, "k", "1")]).await;
         assert!(unfinished.path().exists() && !dead.exists() && !stillborn.exists());
         save(&one, &[(TESTS, "k", "2")]).await;
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         assert!(store.find(OF, Part::Cargo, "k").is_some());
         assert!(store.find(OF, TESTS, "k").is_some());
     }
 
     #[test]
-    fn who_begins_while_another_one_sweeps_has_a_folder() {
+    fn unfinished_directory_survives_a_concurrent_sweep() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         let ended = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -688,52 +693,53 @@ mod tests {
                     store.sweep();
                 }
             });
-            let there = (0..1000).all(|_| {
+            let all_usable = (0..1000).all(|_| {
                 let unfinished = store.unfinished();
                 unfinished.is_ok_and(|it| fs::write(it.path().join("pack"), "").is_ok())
             });
             ended.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert!(there);
+            assert!(all_usable);
         });
     }
 
     #[tokio::test]
-    async fn mains_cache_is_read_by_all_and_written_by_main_alone() {
+    async fn all_domains_read_mains_cache_but_only_main_writes_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (main, _) = opened(folder.path(), Domain::Main);
+        let (main, _) = open(folder.path(), Domain::Main);
         save(&main, &[(TESTS, "k", "main's")]).await;
         for domain in [Domain::Pr, Domain::Local] {
-            let (store, told) = opened(folder.path(), domain);
-            assert_eq!(told, "");
+            let (store, notice) = open(folder.path(), domain);
+            assert_eq!(notice, "");
             assert!(store.find(OF, TESTS, "k").is_some());
-            assert!(store.closed().unwrap().contains("main's"));
+            assert!(store.read_only_reason().unwrap().contains("to main"));
             let changes = Changes {
                 used: vec![(TESTS, "k".to_owned())],
                 ..Changes::default()
             };
             assert!(store.write(OF, changes, &Silent).await.is_err());
         }
-        assert!(opened(folder.path(), Domain::Main).0.closed().is_none());
+        let (store, _) = open(folder.path(), Domain::Main);
+        assert!(store.read_only_reason().is_none());
     }
 
     #[tokio::test]
-    async fn nobody_reads_what_a_pull_request_or_a_person_has_written_but_they_themselves() {
+    async fn other_domains_do_not_read_pull_request_and_local_caches() {
         for (writer, others) in [
             (Domain::Pr, [Domain::Main, Domain::Local]),
             (Domain::Local, [Domain::Main, Domain::Pr]),
         ] {
             let folder = tempfile::tempdir().unwrap();
-            let (store, _) = opened(folder.path(), writer);
+            let (store, _) = open(folder.path(), writer);
             save(&store, &[(TESTS, "k", "theirs")]).await;
             for other in others {
-                let (store, told) = opened(folder.path(), other);
+                let (store, notice) = open(folder.path(), other);
                 assert!(store.find(OF, TESTS, "k").is_none());
-                assert!(told.contains("it is not used"), "{told}");
+                assert!(notice.contains("does not read it"), "{notice}");
             }
-            // Main starts anew.
-            let (main, _) = opened(folder.path(), Domain::Main);
+            // Main replaces the cache.
+            let (main, _) = open(folder.path(), Domain::Main);
             save(&main, &[(Part::Cargo, "k", "main's")]).await;
-            let (main, _) = opened(folder.path(), Domain::Main);
+            let (main, _) = open(folder.path(), Domain::Main);
             assert!(main.find(OF, TESTS, "k").is_none());
             assert!(main.find(OF, Part::Cargo, "k").is_some());
             assert_eq!(blobs(folder.path()), 1);
@@ -741,9 +747,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_that_cannot_be_used_is_passed_over_with_a_word() {
+    async fn ignores_an_unusable_list_with_a_notice() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         save(&store, &[(TESTS, "k", "1")]).await;
         let list = folder.path().join(LIST);
         let whole = fs::read_to_string(&list).unwrap();
@@ -754,7 +760,7 @@ mod tests {
             ("[]", "damaged"),
             (
                 &whole.replace("\"schema\": 2", "\"schema\": 1"),
-                "another version (1, this is 2)",
+                "its schema version is 1, not 2",
             ),
             (
                 &whole.replace("\"domain\": \"local\"", "\"domain\": \"mine\""),
@@ -762,50 +768,46 @@ mod tests {
             ),
             (
                 &whole.replace(&sum, &format!("../{}", &sum[3..])),
-                "a blob is called",
+                "invalid blob name",
             ),
             (&" ".repeat(5 << 20), "too large"),
         ] {
             fs::write(&list, text).unwrap();
-            let (store, told) = opened(folder.path(), Domain::Local);
+            let (store, notice) = open(folder.path(), Domain::Local);
             assert!(
-                told.contains(why) && told.contains("is not used"),
-                "{why}: {told}"
+                notice.contains(why) && notice.contains("ignoring the cache in"),
+                "{why}: {notice}"
             );
             assert!(store.find(OF, TESTS, "k").is_none());
         }
-        // It is not followed, and the next one who writes mends it.
+        // A link is not followed, and the next writer replaces it.
         #[cfg(unix)]
         {
             fs::remove_file(&list).unwrap();
             std::os::unix::fs::symlink("/etc/passwd", &list).unwrap();
-            assert!(
-                opened(folder.path(), Domain::Local)
-                    .1
-                    .contains("not a file")
-            );
+            assert!(open(folder.path(), Domain::Local).1.contains("not a file"));
         }
         save(&store, &[(TESTS, "k", "1")]).await;
-        assert_eq!(opened(folder.path(), Domain::Local).1, "");
+        assert_eq!(open(folder.path(), Domain::Local).1, "");
     }
 
     #[tokio::test]
-    async fn a_blob_that_is_a_link_or_not_there_is_refused() {
+    async fn rejects_a_missing_blob_and_a_link() {
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         save(&store, &[(TESTS, "k", "1")]).await;
-        let (store, _) = opened(folder.path(), Domain::Local);
+        let (store, _) = open(folder.path(), Domain::Local);
         let entry = store.find(OF, TESTS, "k").unwrap();
         let blob = store.blob_path(&entry.sha256);
         let elsewhere = folder.path().join("elsewhere");
         fs::rename(&blob, &elsewhere).unwrap();
-        let said = format!("{:#}", store.blob(entry, &["src"]).unwrap_err());
-        assert!(said.contains("not there"), "{said}");
+        let error = format!("{:#}", store.blob(entry, &["src"]).unwrap_err());
+        assert!(error.contains("is missing"), "{error}");
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink(&elsewhere, &blob).unwrap();
-            let said = format!("{:#}", store.blob(entry, &["src"]).unwrap_err());
-            assert!(said.contains("not a file"), "{said}");
+            let error = format!("{:#}", store.blob(entry, &["src"]).unwrap_err());
+            assert!(error.contains("not a regular file"), "{error}");
         }
     }
 }

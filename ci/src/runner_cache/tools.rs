@@ -1,4 +1,4 @@
-//! cargo-auditable, compiled once for each toolchain image: kept on this machine, and among what is carried to another.
+//! cargo-auditable, which is compiled once for each toolchain image, kept on this machine and saved in the caches.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,14 +11,14 @@ use common::pins;
 use common::progress::Progress;
 use common::provision;
 
-/// What the program is called in its part.
+/// The name of the program in its part.
 const PROGRAM: &str = "cargo-auditable";
 
-/// The program for the toolchain `key` on this machine: the one that is kept here, that of the caches, or the one that `compile`
-/// leaves at the path that it is given.
+/// Returns the path of the program for the toolchain `key`. Unless this machine already has it, the program is restored from the
+/// caches, or else built by `compile` at the given path.
 ///
 /// # Errors
-/// Those of `compile`, or when the cache directory cannot be written (exit 3).
+/// Those of `compile`, or when the cache directory cannot be written (exit code 3).
 pub async fn program(
     cache: Option<&Cache>,
     key: &str,
@@ -31,7 +31,7 @@ pub async fn program(
         "compiling cargo-auditable {} (about a minute, the first time only)",
         pins::CARGO_AUDITABLE
     );
-    provision::once(&kept, progress, &what, async |target| {
+    provision::build_once(&kept, progress, &what, async |target| {
         if cache.is_some_and(|cache| cache.restore_tool(key, &target)) {
             return Ok(());
         }
@@ -43,25 +43,25 @@ pub async fn program(
     })
     .await?;
     if let Some(cache) = cache {
-        cache.keep_tool(key.to_owned(), &kept);
+        cache.record_tool(key.to_owned(), &kept);
     }
     Ok(kept)
 }
 
 impl Cache {
-    /// Puts the program for the toolchain `key` at `to`, if the folder has it whole; returns whether it had.
+    /// Restores the program for the toolchain `key` to `to`; returns false if the cache has no intact copy.
     fn restore_tool(&self, key: &str, to: &Path) -> bool {
         let Some(entry) = self.store.find(&self.of, Part::Tool, key) else {
             return false;
         };
-        let take = || -> eyre::Result<()> {
+        let unpack = || -> eyre::Result<()> {
             let blob = self.store.blob(entry, &[PROGRAM])?;
             let folder = tempfile::tempdir()?;
             pack::unpack(&blob, folder.path())?;
             std::fs::copy(folder.path().join(PROGRAM), to)?;
             Ok(())
         };
-        match tokio::task::block_in_place(take) {
+        match tokio::task::block_in_place(unpack) {
             Ok(()) => {
                 self.state().restored.insert(Part::Tool, entry.carried());
                 true
@@ -73,12 +73,12 @@ impl Cache {
         }
     }
 
-    /// Remembers until the run has ended that it has used `program`, for the toolchain `key`.
-    fn keep_tool(&self, key: String, program: &Path) {
+    /// Records that this run uses `program` for the toolchain `key`.
+    fn record_tool(&self, key: String, program: &Path) {
         self.state().tool = Some((key, program.to_owned()));
     }
 
-    /// Packs the program that this run has used, unless it is in the folder already.
+    /// Packs the program that this run used, unless the cache already has it.
     pub(super) fn add_tool(&self) {
         let Some((key, program)) = self.state().tool.take() else {
             return;
@@ -104,7 +104,7 @@ impl Cache {
         };
         match tokio::task::block_in_place(pack) {
             Ok(new) => self.state().new.push(new),
-            Err(failure) => self.fails("cargo-auditable is not saved", &failure),
+            Err(failure) => self.report_failure("cannot save cargo-auditable", &failure),
         }
     }
 }
@@ -124,26 +124,26 @@ mod tests {
         Cache::open(folder, Domain::Local, of, commit, Arc::new(Silent))
     }
 
-    /// A run that has used this program; returns what it saved.
-    async fn saved(cache: Cache, program: &Path) -> Vec<String> {
-        cache.keep_tool("key".to_owned(), program);
+    /// Ends a run that used `program`; returns the parts that it saved.
+    async fn save(cache: Cache, program: &Path) -> Vec<String> {
+        cache.record_tool("key".to_owned(), program);
         let report = cache.close(&BTreeMap::new(), |_| String::new()).await;
         report.saved.into_iter().map(|it| it.part).collect()
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn restores_a_whole_program_and_saves_a_damaged_one_again() {
+    async fn restores_an_intact_program_and_replaces_a_damaged_one() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let (store, program, restored) = (at("cache"), at("program"), at("restored"));
         std::fs::write(&program, "the program").unwrap();
 
         assert!(!cache(&store).restore_tool("key", &restored));
-        assert_eq!(saved(cache(&store), &program).await, ["tool"]);
+        assert_eq!(save(cache(&store), &program).await, ["tool"]);
         assert!(!cache(&store).restore_tool("another key", &restored));
         assert!(cache(&store).restore_tool("key", &restored));
         assert_eq!(std::fs::read(&restored).unwrap(), b"the program");
-        assert_eq!(saved(cache(&store), &program).await, [""; 0]);
+        assert_eq!(save(cache(&store), &program).await, [""; 0]);
 
         for blob in std::fs::read_dir(store.join("blobs")).unwrap().flatten() {
             let mut bytes = std::fs::read(blob.path()).unwrap();
@@ -156,7 +156,7 @@ mod tests {
         assert!(!damaged.restore_tool("key", &restored));
         assert!(!restored.exists());
         assert_eq!(damaged.state().ignored[0].part, "tool");
-        assert_eq!(saved(damaged, &program).await, ["tool"]);
+        assert_eq!(save(damaged, &program).await, ["tool"]);
         assert!(cache(&store).restore_tool("key", &restored));
     }
 }

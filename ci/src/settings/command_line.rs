@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line and its help.
 
 use std::path::PathBuf;
 
@@ -8,88 +8,141 @@ use serde::Deserialize;
 use crate::model::event::Event;
 use crate::model::step::Step;
 
-/// Takes a commit through tests, format check, lint, image build, scan and smoke test in containers of a Dagger engine, and
-/// on a push to main publishes the image.
+/// Build, test, scan and publish the service of a Cargo workspace
+///
+/// Runs every gate on the working tree, in containers of a Dagger engine: tests, format check, clippy, the project's own gates,
+/// image build, vulnerability scan and smoke test. A push to main on GitHub Actions then publishes the image; everywhere else
+/// the run ends after the gates.
 #[derive(Debug, Parser)]
-#[command(name = "ci", version, after_help = EXIT_CODES)]
+#[command(
+    name = "ci",
+    version,
+    after_help = AFTER_HELP,
+    after_long_help = AFTER_LONG_HELP,
+    mut_subcommands(hide_ignored)
+)]
 pub struct Cli {
-    /// What to do; `run` where nothing is said.
+    /// The command; `run` by default.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// The options that all commands have.
+    /// The options that all commands accept.
     #[command(flatten)]
     pub options: Options,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 every gate passed (and the image was published, where it was to be); 1 a gate failed; 2 wrong usage or \
-settings; 3 no engine, registry, network or vulnerability database; 4 publishing refused; 5 vulnerability found; 124 time \
-limit; 130 cancelled.
+const AFTER_HELP: &str = "\
+`ci --help` explains all options, the exit codes and the settings; `ci COMMAND --help` a command.";
 
-The environment can say what the options say, by the names beside them, and so can ci.toml beside the workspace's Cargo.toml, \
-which also says what the service is: `ci init` writes one with every key. The command line wins over the environment, which wins \
-over the file.";
+const AFTER_LONG_HELP: &str = "\
+Exit codes:
+    0  every gate passed, and the image was published if this run publishes
+    1  a gate failed
+    2  invalid usage or settings
+    3  something outside the code failed: engine, registry, network, disk or vulnerability database
+    4  publishing refused
+    5  a fixable HIGH or CRITICAL vulnerability (see [scan] in ci.toml)
+  124  time limit reached
+  130  cancelled
+
+Settings:
+  Most options can also be set by the environment variable shown with them, and many in ci.toml. That
+  file is next to the workspace's Cargo.toml, and it also describes the service. The command line takes
+  precedence over the environment, and the environment over ci.toml. `ci init` writes one with every key.
+
+Examples:
+  ci                        Run every gate, and publish if this is a push to main
+  ci test --verbose         Run the tests and show their output
+  ci build --load           Build the image and load it into the local container runtime
+  ci doctor                 Check this machine's setup";
 
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Every gate; publishes when, and only when, this is a push to main on GitHub Actions (the default)
+    /// Run every gate, and publish on a push to main on GitHub Actions [default command]
+    #[command(after_help = "Example:\n  ci run --engine embedded --timeout 30m")]
     Run,
-    /// The tests of the workspace
+    /// Run the workspace's tests
+    #[command(after_help = "Example:\n  ci test --verbose")]
     Test,
-    /// The format check
+    /// Check the formatting
+    #[command(
+        after_help = "Examples:\n  ci fmt          Check the working tree's formatting\n  ci fmt --fix    Format the working tree"
+    )]
     Fmt {
         /// Format the working tree instead of checking it
         #[arg(long)]
         fix: bool,
     },
-    /// clippy, with warnings as errors
+    /// Run clippy with warnings as errors
+    #[command(after_help = "Example:\n  ci lint --engine docker")]
     Lint,
-    /// The project's own gates: the commands of `[[gate]]` in ci.toml
+    /// Run the project's own gates: the commands of `[[gate]]` in ci.toml
+    #[command(after_help = "Example:\n  ci custom --verbose")]
     Custom,
-    /// The service's image, as an OCI archive in the report directory
+    /// Build the service's image as an OCI archive in the report directory
+    #[command(
+        after_help = "Examples:\n  ci build --output image.tar\n  ci build --load --platform linux/arm64"
+    )]
     Build {
-        /// Copy the archive to this file too
+        /// Also copy the archive to this file
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
         /// Load the image into the local container runtime (docker, podman or nerdctl)
         #[arg(long)]
         load: bool,
     },
-    /// The build, and Trivy's scan of it
+    /// Build the image and scan it with Trivy
+    #[command(after_help = "Example:\n  ci scan --report-dir /tmp/report")]
     Scan,
-    /// The build, started and asked for its health
+    /// Build and start the image, then poll its health endpoint
+    #[command(after_help = "Example:\n  ci smoke --verbose")]
     Smoke,
-    /// Every gate, then publish; exit code 4 where this may not publish
+    /// Run every gate, then publish; exits with code 4 if publishing is not allowed
+    #[command(after_help = "Example:\n  ci publish --registry 127.0.0.1:5000")]
     Publish,
-    /// Rebuild the commit behind a published image, and compare the two
+    /// Rebuild the commit of a published image and compare the two images
+    #[command(after_help = "Example:\n  ci verify ghcr.io/upwind1647/status-api:4f2a91c")]
     Verify {
-        /// The image, such as ghcr.io/upwind1647/status-api:4f2a91c, or with its digest
+        /// The image, by its tag or its digest
         #[arg(value_name = "IMAGE[@DIGEST]")]
         image: String,
     },
-    /// The pipeline's own graph (--format mermaid, dot or json)
+    /// Print the graph of the pipeline's steps (--format mermaid, dot or json)
+    #[command(after_help = "Example:\n  ci graph --format dot | dot -Tsvg > pipeline.svg")]
     Graph,
-    /// A commented ci.toml and the workflow, for the Cargo workspace that is here
+    /// Write a commented ci.toml and the workflow for this Cargo workspace
+    ///
+    /// Existing files are kept.
+    #[command(after_help = "Example:\n  ci init --workspace backend")]
     Init,
-    /// What a run would use here, and every problem with its remedy
+    /// Check this machine's setup and suggest fixes
+    #[command(after_help = "Example:\n  ci doctor --engine docker")]
     Doctor,
-    /// The embedded engine
+    /// Manage the embedded engine
+    #[command(
+        after_help = "Examples:\n  ci engine up\n  ci engine status --format json\n  ci engine down"
+    )]
     Engine {
-        /// What to do with it
+        /// The command.
         #[command(subcommand)]
         command: EngineCommand,
     },
-    /// The caches of a throw-away runner: cargo's downloads and work, the scanner's database
+    /// Save or restore the caches of an ephemeral runner
+    ///
+    /// The caches are cargo's downloads and build results, and the vulnerability database. `ci run --cache-dir DIR` restores
+    /// them before the run and saves them after it.
+    #[command(
+        after_help = "Examples:\n  ci cache restore target/runner-cache\n  ci cache save target/runner-cache"
+    )]
     Cache {
-        /// What to do with them
+        /// The command.
         #[command(subcommand)]
         command: CacheCommand,
     },
 }
 
 impl Command {
-    /// The steps that it runs: its own and all that they need. None where it is no part of the pipeline.
+    /// The steps that the command runs: its own and all that they need. Empty for commands outside the pipeline.
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {
         let last = match self {
@@ -115,15 +168,17 @@ impl Command {
 /// The commands of the caches.
 #[derive(Clone, Debug, Subcommand)]
 pub enum CacheCommand {
-    /// Copy what the engine has into a folder: what is new, without what is stale
+    /// Save the engine's caches to a directory; writes only what has changed, without stale files
+    #[command(after_help = "Example:\n  ci cache save target/runner-cache")]
     Save {
-        /// The folder
+        /// The directory
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Give an engine that has nothing yet what is in a folder
+    /// Restore caches from a directory into an empty engine
+    #[command(after_help = "Example:\n  ci cache restore target/runner-cache")]
     Restore {
-        /// The folder
+        /// The directory
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
@@ -132,108 +187,344 @@ pub enum CacheCommand {
 /// The commands of the embedded engine.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum EngineCommand {
-    /// Start it, and build it first where it is not built
+    /// Start the engine and print its URL; builds the engine first if necessary
+    #[command(after_help = "Example:\n  ci engine up")]
     Up,
-    /// Stop it, and leave no process, mount, link, firewall rule or control group behind
+    /// Stop the engine and remove its processes, mounts, network links, firewall rules and cgroups
+    #[command(after_help = "Example:\n  ci engine down")]
     Down,
-    /// Whether it runs and since when, its version, the sizes of its state, its cache and all else that ci keeps
+    /// Print whether the engine is running, its version and uptime, and the sizes of everything ci stores
+    #[command(after_help = "Example:\n  ci engine status --format json")]
     Status,
-    /// Free what can be made again: the engine's cache, other versions, unfinished work; what is in use stays
+    /// Delete the engine's cache, other engine versions and unfinished downloads; keeps whatever is in use
+    #[command(after_help = "Example:\n  ci engine prune")]
     Prune,
 }
 
-/// How to draw the graph.
+/// The formats of `ci graph`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Drawing {
-    /// For Markdown
+    /// A diagram for Markdown.
     Mermaid,
-    /// For Graphviz
+    /// A diagram for Graphviz.
     Dot,
-    /// For programs
+    /// The steps and what each of them needs.
     Json,
 }
 
-/// How to report.
+/// The formats of reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Lines for people, on standard error
+    /// Lines for people, on standard error.
     Human,
-    /// The report, on standard output, when the run has ended
+    /// The report, on standard output, at the end of the run.
     Json,
-    /// Log groups and annotations for GitHub Actions
+    /// Log groups and annotations for GitHub Actions.
     Github,
 }
 
 /// The options of all commands.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Common options")]
 pub struct Options {
-    /// What this run was started by: can lower what GitHub says, never raise it
+    /// The event that started this run
+    ///
+    /// Detected on GitHub Actions, and `local` elsewhere. This option can only prevent publishing: no value turns another run
+    /// into a push to main.
     #[arg(
         long,
         global = true,
         env = "LAB_CI_EVENT",
         value_enum,
-        value_name = "EVENT"
+        value_name = "EVENT",
+        hide_short_help = true
     )]
     pub event: Option<Event>,
-    /// auto, docker (any runtime that Dagger's CLI drives), embedded, or an engine's URL [default: auto]
+    /// auto, docker, embedded or a URL [default: auto]
+    ///
+    /// `docker` stands for any container runtime that Dagger's CLI supports.
     #[arg(long, global = true, env = "LAB_CI_ENGINE", value_name = "ENGINE")]
     pub engine: Option<String>,
-    /// The folder of the Cargo workspace, or one in it [default: this one]
+    /// The workspace, or a directory in it [default: .]
     #[arg(long, global = true, env = "LAB_CI_WORKSPACE", value_name = "DIR")]
     pub workspace: Option<PathBuf>,
-    /// The platform of the image [default: linux/amd64 where it is published, else the engine's]
-    #[arg(long, global = true, env = "LAB_CI_PLATFORM", value_name = "OS/ARCH")]
+    /// The image's platform [default: linux/amd64 in a run that publishes, else the engine's platform]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_PLATFORM",
+        value_name = "OS/ARCH",
+        hide_short_help = true
+    )]
     pub platform: Option<String>,
     /// The registry to publish to [default: ghcr.io]
     #[arg(
         long,
         global = true,
         env = "LAB_CI_REGISTRY",
-        value_name = "HOST[:PORT]"
+        value_name = "HOST[:PORT]",
+        hide_short_help = true
     )]
     pub registry: Option<String>,
-    /// The repository in it, without a tag [default: upwind1647/status-api for the package api, else the package's name]
-    #[arg(long, global = true, env = "LAB_CI_REPOSITORY", value_name = "NAME")]
+    /// The repository in the registry, without a tag
+    ///
+    /// [default: upwind1647/status-api for the package `api`, else the package's name]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_REPOSITORY",
+        value_name = "NAME",
+        hide_short_help = true
+    )]
     pub repository: Option<String>,
-    /// Where the reports go [default: target/ci]
-    #[arg(long, global = true, env = "LAB_CI_REPORT_DIR", value_name = "DIR")]
+    /// The directory for reports [default: target/ci]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_REPORT_DIR",
+        value_name = "DIR",
+        hide_short_help = true
+    )]
     pub report_dir: Option<PathBuf>,
-    /// Bring the caches of a throw-away runner from this folder before the run, and back into it after
-    #[arg(long, global = true, env = "LAB_CI_RUNNER_CACHE", value_name = "DIR")]
+    /// Restore an ephemeral runner's caches from this directory, and save them to it after the run
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_RUNNER_CACHE",
+        value_name = "DIR",
+        hide_short_help = true
+    )]
     pub cache_dir: Option<PathBuf>,
-    /// human, json or github; for `graph`: mermaid, dot or json [default: github on GitHub Actions, human elsewhere]
+    /// The output format: human, json or github
+    ///
+    /// `json` prints the report to standard output. The default is `github` on GitHub Actions and `human` elsewhere.
     #[arg(long, global = true, env = "LAB_CI_FORMAT", value_name = "FORMAT")]
     pub format: Option<String>,
-    /// Cancel everything at the first failure
+    /// Cancel all other steps at the first failure
     #[arg(
         long,
         global = true,
         env = "LAB_CI_FAIL_FAST",
-        overrides_with = "keep_going"
+        overrides_with = "keep_going",
+        hide_short_help = true
     )]
     pub fail_fast: bool,
     /// Let independent gates finish after a failure (the default)
-    #[arg(long, global = true, overrides_with = "fail_fast")]
+    #[arg(
+        long,
+        global = true,
+        overrides_with = "fail_fast",
+        hide_short_help = true
+    )]
     pub keep_going: bool,
-    /// The time limit of the whole run, such as 30m
-    #[arg(long, global = true, env = "LAB_CI_TIMEOUT", value_name = "DURATION")]
+    /// The time limit of the whole run, such as 30m [default: none]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_TIMEOUT",
+        value_name = "DURATION",
+        hide_short_help = true
+    )]
     pub timeout: Option<String>,
-    /// Show what the containers write while they run; twice: what ci itself does
+    /// Show the containers' output; -vv also logs what ci does
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Show nothing but failures
+    /// Show failures only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 }
 
+/// The options, by their fields in [`Options`], that a command ignores. It accepts them, as scripts and the environment may
+/// set them for all commands, but its help does not show them.
+fn ignored(command: &str) -> &'static [&'static str] {
+    match command {
+        "test" | "fmt" | "lint" | "custom" => &["platform", "registry", "repository"],
+        "verify" => &[
+            "event",
+            "platform",
+            "registry",
+            "repository",
+            "report_dir",
+            "cache_dir",
+            "fail_fast",
+            "keep_going",
+            "timeout",
+        ],
+        "graph" => &[
+            "event",
+            "engine",
+            "platform",
+            "registry",
+            "repository",
+            "report_dir",
+            "cache_dir",
+            "fail_fast",
+            "keep_going",
+            "timeout",
+            "quiet",
+        ],
+        "init" => &[
+            "event",
+            "engine",
+            "platform",
+            "registry",
+            "repository",
+            "report_dir",
+            "cache_dir",
+            "format",
+            "fail_fast",
+            "keep_going",
+            "timeout",
+        ],
+        "doctor" => &[
+            "platform",
+            "report_dir",
+            "format",
+            "fail_fast",
+            "keep_going",
+            "timeout",
+            "quiet",
+        ],
+        "engine" | "status" => &[
+            "event",
+            "engine",
+            "workspace",
+            "platform",
+            "registry",
+            "repository",
+            "report_dir",
+            "cache_dir",
+            "fail_fast",
+            "keep_going",
+            "timeout",
+        ],
+        "up" | "down" | "prune" => &[
+            "event",
+            "engine",
+            "workspace",
+            "platform",
+            "registry",
+            "repository",
+            "report_dir",
+            "cache_dir",
+            "format",
+            "fail_fast",
+            "keep_going",
+            "timeout",
+        ],
+        "cache" | "save" | "restore" => &[
+            "registry",
+            "report_dir",
+            "cache_dir",
+            "fail_fast",
+            "keep_going",
+            "timeout",
+        ],
+        _ => &[],
+    }
+}
+
+/// The help of `--format` for commands whose formats are not those of a run.
+fn formats(command: &str) -> Option<&'static str> {
+    match command {
+        "graph" => Some("The output format: mermaid, dot or json [default: mermaid]"),
+        "engine" | "status" => {
+            Some("The output format of `status`: human or json [default: human]")
+        }
+        _ => None,
+    }
+}
+
+/// Adapts the options that a command inherits. clap copies global options to a command only when it parses, and skips those that
+/// the command already has, so this adds adapted copies first.
+fn hide_ignored(command: clap::Command) -> clap::Command {
+    let name = command.get_name().to_owned();
+    let options = Options::augment_args(clap::Command::new("options"));
+    let adapted = options.get_arguments().cloned().map(|option| {
+        let id = option.get_id().as_str();
+        if ignored(&name).contains(&id) {
+            return option.hide(true);
+        }
+        match formats(&name).filter(|_| id == "format") {
+            Some(help) => option.help(help).long_help(help),
+            None => option,
+        }
+    });
+    command.args(adapted).mut_subcommands(hide_ignored)
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
-    fn each_step_is_a_command_that_ends_with_it() {
+    fn short_help_has_at_most_40_lines_of_100_columns() {
+        let help = Cli::command().term_width(100).render_help().to_string();
+        assert!(help.lines().count() <= 40, "{help}");
+        for line in help.lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+    }
+
+    fn assert_has_example(command: &clap::Command) {
+        for help in [
+            command.clone().render_help(),
+            command.clone().render_long_help(),
+        ] {
+            let help = help.to_string();
+            let example = |line: &str| line.trim_start().starts_with("ci ");
+            let after = help.split_once("Example").map_or("", |(_, after)| after);
+            assert!(after.lines().any(example), "{help}");
+        }
+        for below in command
+            .get_subcommands()
+            .filter(|it| it.get_name() != "help")
+        {
+            assert_has_example(below);
+        }
+    }
+
+    #[test]
+    fn help_of_each_command_has_an_example() {
+        let mut cli = Cli::command().term_width(100);
+        cli.build();
+        for command in cli.get_subcommands().filter(|it| it.get_name() != "help") {
+            assert_has_example(command);
+        }
+    }
+
+    #[test]
+    fn help_shows_own_options_first_and_hides_ignored_ones() {
+        let mut cli = Cli::command().term_width(100);
+        cli.build();
+        let mut help = |name: &str| {
+            let command = cli.find_subcommand_mut(name).unwrap();
+            command.render_long_help().to_string()
+        };
+        let build = help("build");
+        assert!(build.find("--output") < build.find("--engine"), "{build}");
+        assert!(build.contains("--registry") && !help("test").contains("--registry"));
+        assert!(help("graph").contains("mermaid") && !help("graph").contains("--engine"));
+    }
+
+    #[test]
+    fn ignored_options_exist_and_are_still_accepted() {
+        let options = Options::augment_args(clap::Command::new("options"));
+        let exists = |id: &str| options.get_arguments().any(|option| option.get_id() == id);
+        for command in Cli::command().get_subcommands() {
+            for id in ignored(command.get_name()) {
+                assert!(exists(id), "{id}");
+            }
+        }
+        let cli = Cli::try_parse_from(["ci", "engine", "up", "--engine", "docker"]).unwrap();
+        assert_eq!(cli.options.engine.as_deref(), Some("docker"));
+    }
+
+    #[test]
+    fn each_step_has_a_command_whose_last_step_it_is() {
         for step in Step::all() {
             let cli = Cli::try_parse_from(["ci", step.name()]).unwrap();
             let steps = cli.command.unwrap().steps();

@@ -1,4 +1,4 @@
-//! What the user says: command line, environment (`LAB_CI_…`), `ci.toml`, in this order.
+//! Merges the command line, the environment (`LAB_CI_…`) and `ci.toml`, in this order of precedence.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use super::tables::{
 };
 use crate::engine::choice::Choice;
 use crate::image::archive::Platform;
-use crate::model::config_file::{FILE, duration};
+use crate::model::config_file::{FILE, parse_duration};
 use crate::model::event::Event;
 use crate::model::image_name::{Registry, Repository};
 use crate::model::step::Step;
@@ -50,63 +50,63 @@ struct File {
     paths: BTreeMap<Step, Vec<String>>,
 }
 
-/// Everything that was said, valid.
+/// The settings of a run, merged and validated.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The event that counts.
+    /// The event that decides what the run is allowed to do.
     pub event: Event,
-    /// The engine.
+    /// The engine to use.
     pub engine: Choice,
-    /// The registry.
+    /// The registry to publish to.
     pub registry: Registry,
-    /// Where the registry was named.
+    /// Whether the registry comes from the command line: only then is the token sent to an arbitrary registry.
     pub registry_from: Origin,
-    /// The repository.
+    /// The image's repository, without a tag.
     pub repository: Repository,
-    /// The label `org.opencontainers.image.source`: from the settings or the package, never from the git remote.
+    /// The label `org.opencontainers.image.source`: from `ci.toml` or the package, never from the git remote.
     pub source: Option<String>,
-    /// The platform of the image, where it was said.
+    /// The image's platform, if it is configured.
     pub platform: Option<Platform>,
-    /// The workspace's folder, relative to the top of the sources.
+    /// The workspace's directory, relative to the top of the sources.
     pub folder: PathBuf,
-    /// What is shipped.
+    /// The service to build.
     pub service: Service,
-    /// What is in its image.
+    /// The image's contents besides the binary.
     pub image: Contents,
-    /// What it or its tests need beside them.
+    /// The backing services of the tests and the smoke test.
     pub services: Vec<Backing>,
-    /// Packages of the distribution that are installed beside the toolchain.
+    /// Debian packages to install in the toolchain's container.
     pub packages: Vec<String>,
     /// The environment of the tests.
     pub test_env: BTreeMap<String, String>,
-    /// The gates of the project's own.
+    /// The project's own gates.
     pub gates: Vec<Gate>,
-    /// What the scan lets pass.
+    /// The thresholds of the vulnerability scan.
     pub scan: ScanLimits,
-    /// How the image is tried.
+    /// The settings of the smoke test.
     pub smoke: Trial,
-    /// How long a step may take, where that was said.
+    /// The time limits of single steps.
     pub limits: BTreeMap<Step, Duration>,
-    /// What of the sources a step is given, where that was said.
+    /// The path patterns that select the sources of a step.
     pub paths: BTreeMap<Step, Paths>,
-    /// Where the caches of a throw-away runner are carried, absolute.
+    /// The directory that caches are restored from and saved to, absolute.
     pub cache_dir: Option<PathBuf>,
     /// The report directory, absolute.
     pub report_dir: PathBuf,
-    /// How to report.
+    /// The output format.
     pub format: Format,
-    /// Whether the first failure cancels everything.
+    /// Whether the first failure cancels all other steps.
     pub fail_fast: bool,
     /// The time limit of the whole run.
     pub timeout: Option<Duration>,
-    /// `-v`, counted.
+    /// The number of `-v` flags.
     pub verbose: u8,
-    /// `-q`.
+    /// Whether only failures are shown.
     pub quiet: bool,
 }
 
 impl Settings {
-    /// The distribution's packages that `step` has beside the toolchain.
+    /// The Debian packages to install in the toolchain's container for `step`.
     #[must_use]
     pub fn packages_of(&self, step: Step) -> Vec<&str> {
         let of_gates = self.gates.iter().filter(|_| step == Step::Custom);
@@ -120,7 +120,7 @@ impl Settings {
         packages
     }
 
-    /// Whether this project has such a step.
+    /// Whether this project has the step.
     #[must_use]
     pub fn has(&self, step: Step) -> bool {
         match step {
@@ -136,21 +136,21 @@ impl Settings {
     }
 }
 
-/// The command line, read.
+/// The parsed command line.
 #[derive(Debug)]
 pub struct Invocation {
-    /// The command.
+    /// The command to run.
     pub command: Command,
-    /// Its options.
+    /// The options of all commands, from the command line or the environment.
     pub options: Options,
     registry_from: Origin,
 }
 
 impl Invocation {
-    /// Reads the command line.
+    /// Parses the command line.
     ///
     /// # Errors
-    /// What clap says: wrong usage, or a request for help or the version.
+    /// When the usage is invalid, or help or the version is requested.
     pub fn parse<I, T>(arguments: I) -> Result<Self, clap::Error>
     where
         I: IntoIterator<Item = T>,
@@ -169,7 +169,7 @@ impl Invocation {
         })
     }
 
-    /// The same without `--format`, whose values are a run's own.
+    /// The same invocation without `--format`, for a command whose formats are not those of a run.
     #[must_use]
     pub fn without_format(&self) -> Self {
         let mut options = self.options.clone();
@@ -181,34 +181,34 @@ impl Invocation {
         }
     }
 
-    /// The directory that the run is about: `--workspace`, or the current one.
+    /// The directory to work on: `--workspace`, or the current directory.
     ///
     /// # Errors
-    /// When it is not a directory (exit 2), or there is no current one (exit 3).
+    /// When `--workspace` is not a directory (exit code 2), or there is no current directory (exit code 3).
     pub fn directory(&self) -> Result<PathBuf, Failure> {
         match &self.options.workspace {
             Some(named) if named.is_dir() => std::path::absolute(named)
-                .or_environment(format!("cannot look at {}", named.display())),
+                .or_environment(format!("cannot resolve {}", named.display())),
             Some(named) => Err(Failure::usage(format!(
-                "--workspace names {}, which is not a directory",
+                "--workspace {} is not a directory",
                 named.display()
             ))),
             None => std::env::current_dir().or_environment("there is no current directory"),
         }
     }
 
-    /// How to report where there is no run: what the command line or the environment says.
+    /// The output format of a command that is not a run, from the command line or the environment.
     ///
     /// # Errors
-    /// When `--format` is not one of its formats (exit 2).
+    /// When `--format` is unknown (exit code 2).
     pub fn format(&self, github: &GitHub) -> Result<Format, Failure> {
         format(self.options.format.clone(), github)
     }
 
-    /// The settings of a run on `project`, which lies in `root` on the disk; `file` is the content of its `ci.toml`.
+    /// The settings of a run on `project`, which is in the directory `root`; `file` is the content of its `ci.toml`.
     ///
     /// # Errors
-    /// When something that was said is not valid (exit 2).
+    /// When a setting is invalid (exit code 2).
     pub fn settings(
         &self,
         root: &Path,
@@ -219,14 +219,14 @@ impl Invocation {
         let file: File = match file {
             None => File::default(),
             Some(text) => toml::from_str(text).map_err(|error| {
-                Failure::usage(format!("{FILE} is not valid"))
+                Failure::usage(format!("{FILE} is invalid"))
                     .output(error.to_string())
-                    .hint("`ci init` in an empty folder of the workspace shows every key, and so does the README.")
+                    .hint("Run `ci init` in a new package to get a ci.toml with every key.")
             })?,
         };
         let service = file.service.resolve(project)?;
         let options = &self.options;
-        let said = |option: &Option<String>, file: Option<String>, default: &str| {
+        let merge = |option: &Option<String>, file: Option<String>, default: &str| {
             option
                 .clone()
                 .or(file)
@@ -234,17 +234,17 @@ impl Invocation {
         };
         let timeout = match options.timeout.clone().or(file.timeout) {
             None => None,
-            Some(text) => Some(duration(&text)?),
+            Some(text) => Some(parse_duration(&text)?),
         };
         let report_dir = options
             .report_dir
             .clone()
             .or(file.report_dir)
             .unwrap_or_else(|| "target/ci".into());
-        // A path on the command line is the user's; one in the file, and the default, are the project's.
+        // Relative paths: on the command line to the current directory, in the file to the workspace.
         let report_dir = if options.report_dir.is_some() {
             std::path::absolute(&report_dir)
-                .map_err(|error| Failure::usage("--report-dir is not a path").because(error))?
+                .map_err(|error| Failure::usage("invalid --report-dir").because(error))?
         } else {
             root.join(report_dir)
         };
@@ -256,10 +256,10 @@ impl Invocation {
             .collect::<Result<_, _>>()?;
         Ok(Settings {
             event: options.event.unwrap_or_else(|| github.event()),
-            engine: said(&options.engine, file.engine, "auto").parse()?,
-            registry: said(&options.registry, file.registry, Registry::GHCR).parse()?,
+            engine: merge(&options.engine, file.engine, "auto").parse()?,
+            registry: merge(&options.registry, file.registry, Registry::GHCR).parse()?,
             registry_from: self.registry_from,
-            repository: said(
+            repository: merge(
                 &options.repository,
                 file.repository,
                 &default_repository(&service.package),
@@ -289,33 +289,33 @@ impl Invocation {
         })
     }
 
-    /// How `ci graph` draws.
+    /// The format of `ci graph`.
     ///
     /// # Errors
-    /// When `--format` is not one of its formats (exit 2).
+    /// When `--format` is unknown (exit code 2).
     pub fn drawing(&self) -> Result<Drawing, Failure> {
         let Some(text) = &self.options.format else {
             return Ok(Drawing::Mermaid);
         };
         Drawing::from_str(text, false).map_err(|_| {
             Failure::usage(format!("`{text}` is not a format of `ci graph`"))
-                .hint("It takes mermaid, dot or json.")
+                .hint("Use mermaid, dot or json.")
         })
     }
 }
 
-fn format(said: Option<String>, github: &GitHub) -> Result<Format, Failure> {
-    match said {
+fn format(configured: Option<String>, github: &GitHub) -> Result<Format, Failure> {
+    match configured {
         None if github.actions => Ok(Format::Github),
         None => Ok(Format::Human),
         Some(text) => Format::from_str(&text, false).map_err(|_| {
-            Failure::usage(format!("`{text}` is not a format"))
-                .hint("--format takes human, json or github.")
+            Failure::usage(format!("`{text}` is not a format")).hint("Use human, json or github.")
         }),
     }
 }
 
-/// Ours, for our service; a service of somebody else's is not published under our name because nobody said another.
+/// This repository's name for its own service; other services get their package's name, so that they are not published under
+/// ours by accident.
 fn default_repository(package: &str) -> String {
     match package {
         "api" => "upwind1647/status-api".to_owned(),
@@ -323,22 +323,21 @@ fn default_repository(package: &str) -> String {
     }
 }
 
-/// The folder of the caches, absolute.
+/// The absolute path of `--cache-dir`.
 ///
 /// # Errors
-/// When it is something else than a folder (exit 2).
+/// When the path exists and is not a directory (exit code 2).
 pub fn cache_dir(named: &Path) -> Result<PathBuf, Failure> {
     if named.exists() && !named.is_dir() {
         return Err(Failure::usage(format!(
-            "{} is not a folder, and the caches go into one",
+            "cache directory {} is not a directory",
             named.display()
         )));
     }
-    std::path::absolute(named)
-        .map_err(|error| Failure::usage("--cache-dir is not a path").because(error))
+    std::path::absolute(named).map_err(|error| Failure::usage("invalid --cache-dir").because(error))
 }
 
-/// The keys that `ci.toml` takes at its top, or in the table that `head` opens: as the parser itself lists them.
+/// The keys that `ci.toml` accepts at its top, or in the table that `head` opens, as the parser lists them in its error.
 #[cfg(test)]
 pub(crate) fn keys(head: &str) -> Vec<String> {
     let text = format!("{head}\nno-such-key = 1\n");
@@ -383,12 +382,12 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_well_formed() {
+    fn command_line_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn the_command_line_wins_over_the_file() {
+    fn command_line_takes_precedence_over_the_file() {
         let file = Some("registry = \"registry.example.com\"\nrepository = \"a/b\"\n");
         let all = settings(&[], file).unwrap();
         assert_eq!(
@@ -408,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_before_any_work() {
+    fn rejects_invalid_settings() {
         for bad in [
             &["--repository", "upwind1647/status-api:latest"][..],
             &["--repository", "Upwind1647/status-api"],
@@ -428,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn keep_going_wins_over_the_files_fail_fast() {
+    fn keep_going_takes_precedence_over_fail_fast_in_the_file() {
         assert!(settings(&[], Some("fail-fast = true")).unwrap().fail_fast);
         assert!(
             !settings(&["--keep-going"], Some("fail-fast = true"))

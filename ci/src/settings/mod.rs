@@ -1,4 +1,4 @@
-//! What the user says, valid.
+//! The settings of a run: command line, environment and `ci.toml`, merged and validated.
 
 mod command_line;
 mod merged;

@@ -1,4 +1,4 @@
-//! What is shipped and how it is tried: the tables of `ci.toml` about the service, as they are written and as they are valid.
+//! The tables of `ci.toml`: as they are written (`…Table`), and validated.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -7,17 +7,17 @@ use std::time::Duration;
 use oci_spec::distribution::Reference;
 use serde::Deserialize;
 
-use crate::model::config_file::{FILE, duration};
+use crate::model::config_file::{FILE, parse_duration};
 use crate::model::step::Step;
 use crate::source::project::{Package, Project};
 use common::failure::Failure;
 use common::pins;
 
-/// The package that is shipped where nothing else is said.
+/// The default package, if the workspace has it.
 const PACKAGE: &str = "api";
-/// nobody's in particular: no name for it exists in an image from scratch.
+/// The `nonroot` user of distroless images, as numbers: an image from scratch has no /etc/passwd.
 const USER: &str = "65532:65532";
-/// What `ci` itself puts into the image's environment.
+/// The variables that `ci` itself sets in the image's environment.
 const OWN_ENV: [&str; 3] = ["APP_BUILD_TIME", "APP_COMMIT", "PORT"];
 
 /// `[service]`.
@@ -101,21 +101,21 @@ pub struct SmokeTable {
     within: Option<String>,
 }
 
-/// How the binary is linked.
+/// How the binary links the C library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Libc {
-    /// With all of the C library in it: it runs in an image from scratch.
+    /// Statically, so that the binary runs in an image from scratch.
     Static,
-    /// With the C library of the base image.
+    /// Dynamically, against the C library of the base image.
     Dynamic,
 }
 
-/// How bad a vulnerability is, as Trivy says it; the order counts.
+/// The severity of a vulnerability, as Trivy rates it, in ascending order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Nobody has said.
+    /// Not rated.
     #[default]
     #[serde(skip)]
     Unknown,
@@ -138,7 +138,7 @@ impl Severity {
         (Self::Critical, "CRITICAL"),
     ];
 
-    /// The severity that Trivy calls so.
+    /// The severity with this name in Trivy's report.
     #[must_use]
     pub fn from_trivy(name: &str) -> Self {
         Self::NAMES
@@ -155,106 +155,103 @@ impl std::fmt::Display for Severity {
     }
 }
 
-/// What the service is.
+/// The service that is built, tested and published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The package that it is built from.
+    /// The Cargo package with the binary.
     pub package: String,
-    /// Its binary target.
+    /// The name of the binary target.
     pub binary: String,
-    /// The port that it listens on.
+    /// The port that the service listens on.
     pub port: u16,
-    /// The path that it answers with 200 when it is well.
+    /// The path of the health endpoint, which answers 200 if the service is healthy.
     pub health: String,
-    /// The package's `repository`.
+    /// `repository` in the package's Cargo.toml.
     pub repository: Option<String>,
 }
 
-/// What is in the image beside the binary.
+/// The image's contents besides the binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
-    /// The image below; none is `scratch`.
+    /// The base image; `None` is `scratch`.
     pub base: Option<Reference>,
-    /// How the binary is linked.
+    /// How the binary links the C library.
     pub libc: Libc,
     /// `uid:gid`; never root.
     pub user: String,
-    /// The environment that the image sets.
+    /// The environment variables that the image sets.
     pub env: BTreeMap<String, String>,
-    /// Paths among the sources, relative to the workspace, and where they go in the image.
+    /// Paths relative to the workspace, and their paths relative to the image's root.
     pub files: BTreeMap<PathBuf, PathBuf>,
 }
 
-/// A service that another one, or its tests, need: a database, a cache.
+/// A backing service, such as a database or a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backing {
-    /// The host name by which it is reached.
+    /// The service's host name.
     pub name: String,
-    /// Its image.
+    /// The image that is started.
     pub image: Reference,
-    /// Its port.
+    /// The TCP port that the service listens on.
     pub port: u16,
-    /// Its environment.
+    /// The environment of the service's container.
     pub env: BTreeMap<String, String>,
-    /// The steps that have it: `test`, `smoke`.
+    /// The steps that can reach the service: `test`, `smoke`.
     pub steps: Vec<Step>,
 }
 
-/// A gate of the project's own.
+/// One of the project's own gates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gate {
-    /// Its name in reports.
+    /// The gate's name in reports.
     pub name: String,
-    /// A command line for `sh`, run in the workspace's folder.
+    /// A command line for `sh`, run in the workspace's directory.
     pub run: String,
-    /// The distribution's packages that it needs beside those of `[toolchain]`.
+    /// Debian packages that the command needs in addition to those of `[toolchain]`.
     pub packages: Vec<String>,
-    /// Its environment.
+    /// The environment of the command.
     pub env: BTreeMap<String, String>,
 }
 
-/// What the scan lets pass.
+/// The thresholds of the vulnerability scan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScanLimits {
-    /// The least severity that fails the gate.
+    /// The lowest severity that fails the gate.
     pub severity: Severity,
-    /// Whether findings count for which there is no fix.
+    /// Whether vulnerabilities without a fixed version fail the gate too.
     pub unfixed: bool,
-    /// A vulnerability database older than this is no database.
+    /// The maximum age of the vulnerability database.
     pub database_age: Duration,
 }
 
-/// How the image is tried.
+/// The settings of the smoke test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
-    /// What the container has in its environment for this trial only.
+    /// Environment variables of the container, in addition to the image's.
     pub env: BTreeMap<String, String>,
-    /// How often its health is asked for, at the most.
+    /// The maximum number of health requests.
     pub tries: u32,
-    /// When it is asked the last time, counted from its start.
+    /// The time of the last request, counted from the container's start.
     pub within: Duration,
 }
 
 impl ServiceTable {
-    /// The service among the packages of `project`.
+    /// Finds the service among the packages of `project`.
     ///
     /// # Errors
-    /// When it is not there, cannot be told from others, or cannot be asked for its health (exit 2).
+    /// When the service does not exist or is ambiguous, or its port or health path is invalid (exit code 2).
     pub fn resolve(self, project: &Project) -> Result<Service, Failure> {
         let package = self.package(project)?;
         let binary = match (self.binary, &package.programs[..]) {
             (Some(named), programs) if programs.contains(&named) => named,
             (Some(named), programs) => {
-                return Err(wrong(
-                    "service.binary",
-                    &named,
-                    "it is not a binary of the package",
-                )
-                .hint(format!(
-                    "The package {} has: {}.",
-                    package.name,
-                    list(programs)
-                )));
+                return Err(
+                    wrong("service.binary", &named, "not a binary of the package").hint(format!(
+                        "Use one of the binaries of package {}: {}.",
+                        package.name,
+                        list(programs)
+                    )),
+                );
             }
             (None, [only]) => only.clone(),
             (None, programs) => {
@@ -264,7 +261,7 @@ impl ServiceTable {
                     .or_else(|| programs.iter().find(|name| **name == package.name));
                 default.cloned().ok_or_else(|| {
                     Failure::usage(format!(
-                        "the package {} has several binaries, and none of them is said to be the service",
+                        "package {} has several binaries; set service.binary",
                         package.name
                     ))
                     .hint(format!(
@@ -278,8 +275,8 @@ impl ServiceTable {
         if !health.starts_with('/')
             || health.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#')
         {
-            return Err(wrong("service.health", &health, "it is not a path")
-                .hint("Write a path such as /health."));
+            return Err(wrong("service.health", &health, "not a path")
+                .hint("Use an absolute path such as /health."));
         }
         Ok(Service {
             package: package.name.clone(),
@@ -301,32 +298,32 @@ impl ServiceTable {
             let found = with_programs.iter().find(|package| package.name == *named);
             return found.copied().ok_or_else(|| {
                 let why = if project.package(named).is_some() {
-                    "it has no binary"
+                    "package has no binary"
                 } else {
-                    "it is not in the workspace"
+                    "package is not in the workspace"
                 };
                 wrong("service.package", named, why)
-                    .hint(format!("Packages with a binary: {names}."))
+                    .hint(format!("Use one of the packages with a binary: {names}."))
             });
         }
         let usual = with_programs.iter().find(|package| package.name == PACKAGE);
         match (usual, &with_programs[..]) {
             (Some(package), _) | (None, [package]) => Ok(package),
             (None, []) => Err(Failure::usage("no package of the workspace has a binary")
-                .hint("There is nothing to ship without one.")),
-            (None, _) => Err(Failure::usage(
-                "several packages have a binary, and none of them is said to be the service",
-            )
-            .hint(format!("Set service.package in {FILE} to one of: {names}."))),
+                .hint("Add a binary target to the service's package.")),
+            (None, _) => Err(
+                Failure::usage("several packages have binaries; set service.package")
+                    .hint(format!("Set service.package in {FILE} to one of: {names}.")),
+            ),
         }
     }
 }
 
 impl ImageTable {
-    /// What it says, for a service that is put together from `sources`, the workspace's folder.
+    /// Validates the table for `service`; `sources` is the workspace's directory.
     ///
     /// # Errors
-    /// When something in it is not valid, or a file is not there (exit 2).
+    /// When a value is invalid, or a file does not exist (exit code 2).
     pub fn resolve(self, service: &Service, sources: &Path) -> Result<Contents, Failure> {
         let base = match self.base.as_deref() {
             None | Some("scratch") => None,
@@ -335,10 +332,10 @@ impl ImageTable {
         let libc = match (self.libc, &base) {
             (Some(Libc::Dynamic), None) => {
                 return Err(Failure::usage(
-                    "image.libc is dynamic, and there is no C library in an image from scratch",
+                    "image.libc is `dynamic`, but an image from scratch has no C library",
                 )
                 .hint(format!(
-                    "Name an image that has one in image.base, such as {}.",
+                    "Set image.base to an image with a C library, such as {}.",
                     pins::BASE_IMAGE
                 )));
             }
@@ -350,15 +347,15 @@ impl ImageTable {
         let numbers: Vec<_> = user.split(':').map(str::parse::<u32>).collect();
         let user = match &numbers[..] {
             [Ok(0), ..] => {
-                return Err(wrong("image.user", &user, "it is root")
-                    .hint("Give the service a user of its own, such as 65532:65532."));
+                return Err(wrong("image.user", &user, "must not be root")
+                    .hint("Use an unprivileged user, such as 65532:65532."));
             }
-            // A group has to be said: an image from scratch has no file to look it up in.
+            // Without a group a runtime looks it up in /etc/passwd, which an image from scratch does not have.
             [Ok(uid)] => format!("{uid}:{uid}"),
             [Ok(uid), Ok(gid)] => format!("{uid}:{gid}"),
             _ => {
-                return Err(wrong("image.user", &user, "it is not a number, or two")
-                    .hint("Write UID or UID:GID: names may not exist in an image."));
+                return Err(wrong("image.user", &user, "not a numeric UID or UID:GID")
+                    .hint("Use numbers: the image may not define user names."));
             }
         };
         environment("image.env", &self.env)?;
@@ -367,8 +364,9 @@ impl ImageTable {
             .keys()
             .find(|name| OWN_ENV.contains(&name.as_str()))
         {
-            return Err(wrong("image.env", own, "ci sets it itself")
-                .hint("PORT is service.port; APP_COMMIT and APP_BUILD_TIME are the commit's."));
+            return Err(wrong("image.env", own, "reserved variable").hint(
+                "Remove it. PORT is set from service.port, APP_COMMIT and APP_BUILD_TIME from the commit.",
+            ));
         }
         let mut files = BTreeMap::new();
         for (from, to) in self.files {
@@ -376,30 +374,26 @@ impl ImageTable {
                 .components()
                 .all(|part| matches!(part, Component::Normal(_)));
             if !inside || from.is_empty() {
-                return Err(
-                    wrong("image.files", &from, "it is not a path in the workspace")
-                        .hint("Write it relative to Cargo.toml, without `..`."),
-                );
+                return Err(wrong("image.files", &from, "not a path in the workspace")
+                    .hint("Use a path relative to Cargo.toml, without `..`."));
             }
             if sources.join(&from).symlink_metadata().is_err() {
-                return Err(wrong("image.files", &from, "it is not among the sources")
-                    .hint("It has to be committed, or at least not ignored by git."));
+                return Err(wrong("image.files", &from, "no such file in the sources")
+                    .hint("Create the file; git must not ignore it."));
             }
             let target = Path::new(&to);
             let parts: Vec<_> = target.components().collect();
             let plain = matches!(parts.split_first(), Some((Component::RootDir, rest))
                 if !rest.is_empty() && rest.iter().all(|part| matches!(part, Component::Normal(_))));
             if !plain {
-                return Err(wrong(
-                    "image.files",
-                    &to,
-                    "it is not an absolute path in the image",
-                )
-                .hint("Write the whole path, such as /etc/service.toml."));
+                return Err(
+                    wrong("image.files", &to, "not an absolute path in the image")
+                        .hint("Use an absolute path, such as /etc/service.toml."),
+                );
             }
             let relative: PathBuf = parts[1..].iter().collect();
             if relative == Path::new(&service.binary) {
-                return Err(wrong("image.files", &to, "the binary lies there"));
+                return Err(wrong("image.files", &to, "conflicts with the binary"));
             }
             files.insert(from.into(), relative);
         }
@@ -414,23 +408,27 @@ impl ImageTable {
 }
 
 impl BackingTable {
-    /// The backing service called `name`.
+    /// Validates the table of the backing service called `name`.
     ///
     /// # Errors
-    /// When something is not valid (exit 2).
+    /// When a value is invalid (exit code 2).
     pub fn resolve(self, name: String) -> Result<Backing, Failure> {
         let key = |part: &str| format!("services.{name}.{part}");
         if !is_label(&name) {
-            return Err(wrong("services", &name, "it is not a host name")
-                .hint("Write lower-case letters, digits and dashes."));
+            return Err(wrong("services", &name, "not a valid host name")
+                .hint("Use lower-case letters, digits and dashes."));
         }
         if let Some(step) = self
             .steps
             .iter()
             .find(|step| !step.definition().has_services)
         {
-            return Err(wrong(&key("steps"), step.name(), "it has no services")
-                .hint("Services are for test and smoke."));
+            return Err(wrong(
+                &key("steps"),
+                step.name(),
+                "step cannot use backing services",
+            )
+            .hint("Use test or smoke."));
         }
         environment(&key("env"), &self.env)?;
         Ok(Backing {
@@ -444,19 +442,19 @@ impl BackingTable {
 }
 
 impl ToolchainTable {
-    /// The distribution's packages that are installed beside the toolchain.
+    /// The Debian packages to install in the toolchain's container.
     ///
     /// # Errors
-    /// When one cannot be a package's name (exit 2).
+    /// When a package name is invalid (exit code 2).
     pub fn resolve(self) -> Result<Vec<String>, Failure> {
         packages("toolchain.packages", self.packages)
     }
 }
 
-/// The gates of the project's own.
+/// Validates the project's own gates.
 ///
 /// # Errors
-/// When a name is not valid or given twice, a command is empty, or a package or a name in an environment is not valid (exit 2).
+/// When a name is invalid or a duplicate, a command is empty, or the name of a package or variable is invalid (exit code 2).
 pub fn gates(tables: Vec<GateTable>) -> Result<Vec<Gate>, Failure> {
     let mut gates: Vec<Gate> = Vec::new();
     for table in tables {
@@ -470,7 +468,7 @@ pub fn gates(tables: Vec<GateTable>) -> Result<Vec<Gate>, Failure> {
         }
         if table.run.trim().is_empty() || table.run.contains('\0') {
             return Err(wrong(&format!("gate.{name}.run"), &table.run, "no command")
-                .hint("Write a shell command line, such as \"cargo doc --no-deps\"."));
+                .hint("Set a shell command line, such as \"cargo doc --no-deps\"."));
         }
         environment(&format!("gate.{name}.env"), &table.env)?;
         gates.push(Gate {
@@ -492,13 +490,13 @@ fn packages(key: &str, packages: Vec<String>) -> Result<Vec<String>, Failure> {
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
     };
     match packages.iter().find(|package| !name(package)) {
-        Some(bad) => Err(wrong(key, bad, "it is not a package's name")
-            .hint("Write names of Debian packages, such as libpq-dev.")),
+        Some(bad) => Err(wrong(key, bad, "not a valid package name")
+            .hint("Use names of Debian packages, such as libpq-dev.")),
         None => Ok(packages),
     }
 }
 
-/// Whether this is a label as host names have it.
+/// Whether `name` is a label of a host name, as RFC 1123 defines it, in lower case.
 fn is_label(name: &str) -> bool {
     !name.is_empty()
         && name.len() < 64
@@ -513,7 +511,7 @@ impl TestTable {
     /// The environment of the tests.
     ///
     /// # Errors
-    /// When a name in it is none (exit 2).
+    /// When the name of a variable is invalid (exit code 2).
     pub fn resolve(self) -> Result<BTreeMap<String, String>, Failure> {
         environment("test.env", &self.env)?;
         Ok(self.env)
@@ -521,24 +519,24 @@ impl TestTable {
 }
 
 impl ScanTable {
-    /// What the scan lets pass.
+    /// The thresholds of the scan.
     ///
     /// # Errors
-    /// When the age is not a duration (exit 2).
+    /// When the age is not a duration (exit code 2).
     pub fn resolve(self) -> Result<ScanLimits, Failure> {
         Ok(ScanLimits {
             severity: self.severity.unwrap_or(Severity::High),
             unfixed: self.unfixed,
-            database_age: duration(self.database_age.as_deref().unwrap_or("168h"))?,
+            database_age: parse_duration(self.database_age.as_deref().unwrap_or("168h"))?,
         })
     }
 }
 
 impl SmokeTable {
-    /// How the image is tried.
+    /// The settings of the smoke test.
     ///
     /// # Errors
-    /// When a limit is not valid, or a name in the environment is none (exit 2).
+    /// When a limit or the name of a variable is invalid (exit code 2).
     pub fn resolve(self) -> Result<Trial, Failure> {
         environment("smoke.env", &self.env)?;
         let tries = self.tries.unwrap_or(20);
@@ -546,45 +544,50 @@ impl SmokeTable {
             return Err(wrong(
                 "smoke.tries",
                 &tries.to_string(),
-                "it is not from 1 to 1000",
+                "must be from 1 to 1000",
             ));
         }
         Ok(Trial {
             env: self.env,
             tries,
-            within: duration(self.within.as_deref().unwrap_or("20s"))?,
+            within: parse_duration(self.within.as_deref().unwrap_or("20s"))?,
         })
     }
 }
 
-/// How long each step may take.
+/// The time limits of single steps.
 ///
 /// # Errors
-/// When a limit is not a duration (exit 2).
+/// When a limit is not a duration (exit code 2).
 pub fn limits(table: BTreeMap<Step, String>) -> Result<BTreeMap<Step, Duration>, Failure> {
     table
         .into_iter()
-        .map(|(step, text)| Ok((step, duration(&text)?)))
+        .map(|(step, text)| Ok((step, parse_duration(&text)?)))
         .collect()
 }
 
 fn port(key: &str, port: u16) -> Result<u16, Failure> {
     if port == 0 {
-        return Err(wrong(key, "0", "it is not from 1 to 65535"));
+        return Err(wrong(key, "0", "must be from 1 to 65535"));
     }
     Ok(port)
 }
 
 fn reference(key: &str, text: &str) -> Result<Reference, Failure> {
-    let hint = "Name an image with its version, such as docker.io/library/postgres:17.5, or better with its digest too.";
+    let hint = "Use an image with a version tag, such as docker.io/library/postgres:17.5; a digest in addition is better.";
     let reference: Reference = text.parse().map_err(|error| {
-        wrong(key, text, "it is not an image")
+        wrong(key, text, "not an image reference")
             .because(error)
             .hint(hint)
     })?;
-    // The parser puts `latest` where nothing is said.
+    // The parser adds `latest` to a reference without a tag.
     if reference.digest().is_none() && reference.tag().is_none_or(|tag| tag == "latest") {
-        return Err(wrong(key, text, "it has no version, or `latest`, which is none").hint(hint));
+        return Err(wrong(
+            key,
+            text,
+            "must have a version tag or a digest, not `latest`",
+        )
+        .hint(hint));
     }
     Ok(reference)
 }
@@ -595,17 +598,13 @@ fn environment(key: &str, env: &BTreeMap<String, String>) -> Result<(), Failure>
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
     };
     match env.keys().find(|key| !name(key)) {
-        Some(bad) => Err(wrong(
-            key,
-            bad,
-            "it is not the name of an environment variable",
-        )),
+        Some(bad) => Err(wrong(key, bad, "not the name of an environment variable")),
         None => Ok(()),
     }
 }
 
 fn wrong(key: &str, value: &str, why: &str) -> Failure {
-    Failure::usage(format!("{FILE}: {key} has `{value}`: {why}"))
+    Failure::usage(format!("{FILE}: invalid {key} `{value}`: {why}"))
 }
 
 fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
@@ -643,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_is_api_or_the_only_one_there_is() {
+    fn chooses_the_package_api_or_the_only_one() {
         let of = |packages: &[(&str, &[&str])], table: &str| {
             let service = service(packages, table).unwrap();
             format!("{}/{}", service.package, service.binary)
@@ -678,7 +677,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_static_from_scratch_and_dynamic_on_a_base() {
+    fn links_statically_from_scratch_and_dynamically_on_a_base_image() {
         assert_eq!(contents("").unwrap().libc, Libc::Static);
         let base = contents("base = \"debian:12.1\"\nuser = \"7\"").unwrap();
         assert_eq!(base.libc, Libc::Dynamic);
@@ -687,21 +686,24 @@ mod tests {
     }
 
     #[test]
-    fn what_an_image_cannot_have_is_said() {
+    fn rejects_invalid_image_settings() {
         for (table, words) in [
             (
                 "libc = \"dynamic\"",
-                "no C library in an image from scratch",
+                "an image from scratch has no C library",
             ),
-            ("base = \"debian\"", "no version"),
-            ("base = \"debian:latest\"", "`latest`"),
+            ("base = \"debian\"", "must have a version tag"),
+            ("base = \"debian:latest\"", "not `latest`"),
             ("base = \"De bian:1\"", "not an image"),
-            ("user = \"0\"", "it is root"),
-            ("user = \"0:5\"", "it is root"),
-            ("user = \"www-data\"", "not a number"),
-            ("env = { PORT = \"1\" }", "ci sets it itself"),
+            ("user = \"0\"", "must not be root"),
+            ("user = \"0:5\"", "must not be root"),
+            ("user = \"www-data\"", "not a numeric"),
+            ("env = { PORT = \"1\" }", "reserved variable"),
             ("env = { \"A B\" = \"1\" }", "not the name"),
-            ("files = { nothing = \"/x\" }", "not among the sources"),
+            (
+                "files = { nothing = \"/x\" }",
+                "no such file in the sources",
+            ),
             (
                 "files = { \"../there\" = \"/x\" }",
                 "not a path in the workspace",
@@ -713,7 +715,7 @@ mod tests {
             ("files = { there = \"x\" }", "not an absolute path"),
             ("files = { there = \"/\" }", "not an absolute path"),
             ("files = { there = \"/a/../b\" }", "not an absolute path"),
-            ("files = { there = \"/api\" }", "the binary lies there"),
+            ("files = { there = \"/api\" }", "conflicts with the binary"),
         ] {
             let failure = contents(table).unwrap_err();
             assert_eq!(failure.code as u8, 2);
@@ -722,7 +724,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backing_service_is_a_host_with_an_image_by_its_version() {
+    fn a_backing_service_needs_a_host_name_and_an_image_with_a_version() {
         let of = |name: &str, more: &str| {
             toml::from_str::<BackingTable>(&format!("port = 5432\n{more}"))
                 .unwrap()
@@ -744,7 +746,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_is_no_option_of_apt() {
+    fn rejects_package_names_that_apt_reads_as_options() {
         let of = |name: &str| {
             ToolchainTable {
                 packages: vec![name.to_owned()],

@@ -1,7 +1,8 @@
-//! The sources that a run is about: which commit, clean or not, and exactly which bytes.
+//! The git checkout of a run: its commit, its state and its files.
 //!
-//! A clean tree is read from the git objects of HEAD, so that nothing on the disk (an `assume-unchanged` edit, a
-//! filter, an edit during the run) ships under a clean SHA. A dirty one is what git tracks or does not ignore.
+//! The files of a clean tree are read from the git objects of HEAD, so that no other content (an `assume-unchanged` edit, a
+//! filter, an edit during the run) is published under a clean SHA. The files of a dirty tree are those that git tracks or does
+//! not ignore.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +14,7 @@ use common::failure::{ExitCode, Failure, OrFail};
 use common::progress::Progress;
 use common::provision;
 
-/// The commit that HEAD names.
+/// The commit of HEAD.
 #[derive(Clone, Debug)]
 pub struct Commit {
     /// The full SHA.
@@ -22,12 +23,12 @@ pub struct Commit {
     pub time: i64,
 }
 
-/// The full SHA of a commit, as text that is nothing else: it cannot be an option of git's, or a name.
+/// The validated full SHA of a commit. It cannot be mistaken for a git option or a ref name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sha(String);
 
 impl Sha {
-    /// Its text.
+    /// Returns the hexadecimal digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -43,23 +44,23 @@ impl std::fmt::Display for Sha {
 impl std::str::FromStr for Sha {
     type Err = Failure;
 
-    /// 40 digits, or 64 in a repository with SHA-256.
+    /// Parses 40 hexadecimal digits, or 64 for a repository with SHA-256.
     fn from_str(text: &str) -> Result<Self, Failure> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         if matches!(text.len(), 40 | 64) && text.bytes().all(hex) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Failure::usage("it is not the full SHA of a commit"))
+            Err(Failure::usage(format!("`{text}` is not a full commit SHA")))
         }
     }
 }
 
-/// Whether the working tree is HEAD's, and the tag that follows from it.
+/// The state of the working tree, with the resulting image tag.
 #[derive(Clone, Debug)]
 pub enum State {
-    /// Nothing is changed.
+    /// The working tree equals HEAD.
     Clean(Tag),
-    /// Something is.
+    /// The working tree has uncommitted changes.
     Dirty(DirtyTag),
 }
 
@@ -77,17 +78,17 @@ impl std::fmt::Display for State {
 pub struct Checkout {
     /// The top of the working tree.
     pub root: PathBuf,
-    /// HEAD.
+    /// The commit of HEAD.
     pub commit: Commit,
-    /// Clean or dirty.
+    /// Whether there are uncommitted changes.
     pub state: State,
 }
 
 impl Checkout {
-    /// Looks at the working tree that `directory` lies in.
+    /// Finds the working tree that contains `directory`.
     ///
     /// # Errors
-    /// When git is missing (exit 3), or there is no working tree or no commit (exit 2).
+    /// When git is missing (exit code 3), or there is no working tree or no commit (exit code 2).
     pub fn discover(directory: &Path) -> Result<Self, Failure> {
         let root = git_text(directory, ["rev-parse", "--show-toplevel"]).map_err(|failure| {
             if failure.code == ExitCode::Environment {
@@ -98,7 +99,7 @@ impl Checkout {
                 directory.display()
             ))
             .output(failure.output.unwrap_or_default())
-            .hint("Run ci in a checkout; what it builds and publishes is named by its commit.")
+            .hint("Run ci in a git checkout. ci names images after the commit.")
         })?;
         let root = PathBuf::from(root);
         let sha = git_text(&root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).map_err(
@@ -107,10 +108,10 @@ impl Checkout {
                     "the repository at {} has no commit yet",
                     root.display()
                 ))
-                .hint("Commit something first: git add . && git commit")
+                .hint("Create a commit first: `git add . && git commit`.")
             },
         )?;
-        // A tag or branch called like the short SHA changes nothing here: git is asked about the object.
+        // The full SHA, because a tag or branch may have the name of the short one.
         let short = git_text(&root, ["rev-parse", "--short", &sha])?;
         let tag = Tag::of_commit(&short, &sha)?;
         let time = git_text(
@@ -147,13 +148,13 @@ impl Checkout {
         })
     }
 
-    /// Whether nothing is changed against HEAD.
+    /// Returns whether the working tree has no uncommitted changes.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         matches!(self.state, State::Clean(_))
     }
 
-    /// The same working tree, taken as it is on the disk.
+    /// Returns the same checkout as dirty, so that its files are read from the disk.
     #[must_use]
     pub fn as_on_disk(self) -> Self {
         let state = match self.state {
@@ -163,12 +164,12 @@ impl Checkout {
         Self { state, ..self }
     }
 
-    /// Copies the sources into a folder of their own, which lives as long as the value that is returned.
+    /// Copies the sources to a temporary directory, which is removed when the returned value is dropped.
     ///
     /// # Errors
-    /// When an object or file cannot be read, or the tree holds what a build cannot take (a submodule).
+    /// When an object or a file cannot be read, or the tree contains a submodule.
     pub fn snapshot(&self) -> Result<Snapshot, Failure> {
-        let folder = own_folder()?;
+        let folder = temporary_folder()?;
         match self.state {
             State::Clean(_) => self.copy_objects(folder.path())?,
             State::Dirty(_) => self.copy_files(folder.path())?,
@@ -176,30 +177,30 @@ impl Checkout {
         Ok(Snapshot { folder })
     }
 
-    /// Demands that a remote which is configured here has the commit; what they have is fetched, where it is not known yet.
+    /// Requires that a branch of a configured remote contains the commit. Fetches from the remotes if this clone lacks it.
     ///
     /// # Errors
-    /// When none has it (exit 1), or no remote is configured (exit 2).
-    pub fn require_on_a_remote(&self, sha: &Sha, narrator: &dyn Progress) -> Result<(), Failure> {
+    /// When no remote branch contains the commit (exit code 1), or no remote is configured (exit code 2).
+    pub fn require_on_a_remote(&self, sha: &Sha, progress: &dyn Progress) -> Result<(), Failure> {
         let remotes = git_text(&self.root, ["remote"])?;
         let remotes: Vec<_> = remotes.lines().collect();
         if remotes.is_empty() {
             return Err(Failure::usage(format!(
-                "the repository at {} has no remote, so that nothing says whose commit {sha} is",
+                "cannot find the origin of commit {sha}: the repository at {} has no remote",
                 self.root.display()
             ))
-            .hint("Add the one that the image was built from: git remote add origin URL"));
+            .hint("Add the remote that the image was built from: `git remote add origin URL`."));
         }
         if self.is_on_a_remote(sha, &remotes)? {
             return Ok(());
         }
-        let mut said = String::new();
+        let mut errors = String::new();
         for remote in &remotes {
-            narrator.notice(&format!(
-                "commit {sha} is not known here yet: asking {remote}"
+            progress.notice(&format!(
+                "commit {sha} is not in this clone: fetching from {remote}"
             ));
             if let Err(failure) = git(&self.root, ["fetch", "--quiet", "--no-tags", "--", remote]) {
-                said.push_str(&format!(
+                errors.push_str(&format!(
                     "{remote}: {}\n",
                     failure.output.unwrap_or(failure.message)
                 ));
@@ -209,61 +210,61 @@ impl Checkout {
             return Ok(());
         }
         let failure = Failure::gate(format!(
-            "commit {sha}, which the image says it is of, is in no branch of {}",
+            "commit {sha} from the label of the image is not on any branch of {}",
             remotes.join(", ")
         ))
-        .hint("The image is another repository's, its label was changed, or this clone is shallow: git fetch --unshallow");
-        Err(if said.is_empty() {
+        .hint("Run `git fetch --unshallow` if this clone is shallow. Otherwise the image is from another repository, or its label was changed.");
+        Err(if errors.is_empty() {
             failure
         } else {
-            failure.output(said)
+            failure.output(errors)
         })
     }
 
-    /// Whether git would take a file at this place for one of the sources: it lies in the working tree, and is not ignored.
+    /// Returns whether a file at this path would be part of the sources: inside the working tree and not ignored by git.
     #[must_use]
-    pub fn would_see(&self, file: &Path) -> bool {
-        // By way of links and `..`, as far as there is something.
-        let there = file.ancestors().find_map(|folder| {
+    pub fn is_source_path(&self, file: &Path) -> bool {
+        // Resolve links and `..` in the part of the path that exists.
+        let resolved = file.ancestors().find_map(|folder| {
             let rest = file.strip_prefix(folder).ok()?;
             Some(folder.canonicalize().ok()?.join(rest))
         });
-        let file = there.as_deref().unwrap_or(file);
-        let ask = [
+        let file = resolved.as_deref().unwrap_or(file);
+        let check_ignore = [
             OsStr::new("check-ignore"),
             OsStr::new("--quiet"),
             OsStr::new("--no-index"),
             OsStr::new("--"),
             file.as_os_str(),
         ];
-        file.starts_with(&self.root) && git(&self.root, ask).is_err()
+        file.starts_with(&self.root) && git(&self.root, check_ignore).is_err()
     }
 
     fn is_on_a_remote(&self, sha: &Sha, remotes: &[&str]) -> Result<bool, Failure> {
-        let there = ["cat-file", "-e", &format!("{sha}^{{commit}}")];
-        if git(&self.root, there).is_err() {
+        let exists = ["cat-file", "-e", &format!("{sha}^{{commit}}")];
+        if git(&self.root, exists).is_err() {
             return Ok(false);
         }
-        let mut ask = vec![
+        let mut refs = vec![
             "for-each-ref".to_owned(),
             "--format=%(refname)".to_owned(),
             format!("--contains={sha}"),
         ];
-        ask.extend(
+        refs.extend(
             remotes
                 .iter()
                 .map(|remote| format!("refs/remotes/{remote}/")),
         );
-        Ok(!git(&self.root, ask)?.is_empty())
+        Ok(!git(&self.root, refs)?.is_empty())
     }
 
-    /// Checks `sha` out into `folder`, which does not exist yet; what is returned removes it again.
+    /// Checks out `sha` into the new directory `folder`, which is removed when the returned value is dropped.
     ///
     /// # Errors
-    /// When git cannot.
+    /// When `git worktree add` fails.
     pub fn worktree(&self, sha: &Sha, folder: &Path) -> Result<Worktree, Failure> {
         let add = [
-            // A hook of this repository's is no part of the commit.
+            // The hooks of this repository are not part of the commit.
             OsStr::new("-c"),
             OsStr::new("core.hooksPath=/dev/null"),
             OsStr::new("worktree"),
@@ -275,7 +276,7 @@ impl Checkout {
         ];
         git(&self.root, add)?;
         Ok(Worktree {
-            of: self.root.clone(),
+            repository: self.root.clone(),
             folder: folder.to_owned(),
         })
     }
@@ -299,7 +300,9 @@ impl Checkout {
             .spawn()
             .or_environment("cannot start git")?;
         let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Failure::environment("git has no standard streams"));
+            return Err(Failure::environment(
+                "cannot open the standard streams of git",
+            ));
         };
         let mut objects = BufReader::new(output);
         for entry in &entries {
@@ -313,7 +316,7 @@ impl Checkout {
             write_entry(&to.join(&entry.path), entry.kind, &object)?;
         }
         drop(input);
-        let status = child.wait().or_environment("lost git")?;
+        let status = child.wait().or_environment("cannot wait for git")?;
         if !status.success() {
             return Err(Failure::environment(format!(
                 "git cat-file failed ({status})"
@@ -364,15 +367,15 @@ impl Checkout {
     }
 }
 
-/// A working tree of its own, with one commit checked out; it goes with this value.
+/// A temporary git worktree with one commit checked out. Dropping it removes the worktree.
 #[derive(Debug)]
 pub struct Worktree {
-    of: PathBuf,
+    repository: PathBuf,
     folder: PathBuf,
 }
 
 impl Worktree {
-    /// Its top.
+    /// Returns the root of the worktree.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.folder
@@ -387,32 +390,32 @@ impl Drop for Worktree {
             OsStr::new("--force"),
             self.folder.as_os_str(),
         ];
-        // What stays is pruned by git itself in time.
-        if let Err(failure) = git(&self.of, remove) {
+        // git prunes a leftover worktree later.
+        if let Err(failure) = git(&self.repository, remove) {
             tracing::warn!("{failure}");
         }
     }
 }
 
-/// The sources of a run in a folder of their own.
+/// A copy of the sources in a temporary directory.
 #[derive(Debug)]
 pub struct Snapshot {
     folder: tempfile::TempDir,
 }
 
 impl Snapshot {
-    /// The folder.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Those of the files that `keep` wants, each asked about by its path below the top.
+    /// Returns a snapshot of the files for which `keep` returns true; it gets the path relative to the root.
     ///
     /// # Errors
-    /// When they cannot be copied.
-    pub fn only(&self, keep: impl Fn(&Path) -> bool) -> Result<Self, Failure> {
-        let folder = own_folder()?;
+    /// When the files cannot be copied.
+    pub fn filter(&self, keep: impl Fn(&Path) -> bool) -> Result<Self, Failure> {
+        let folder = temporary_folder()?;
         let copy = || -> std::io::Result<()> {
             for entry in walkdir::WalkDir::new(self.path()) {
                 let entry = entry?;
@@ -425,7 +428,7 @@ impl Snapshot {
                 if let Some(parent) = to.parent() {
                     std::fs::create_dir_all(parent)?;
                 }
-                // Nobody writes into a snapshot: one file under two names will do.
+                // Hard links are safe because snapshots are read-only.
                 std::fs::hard_link(entry.path(), to)?;
             }
             Ok(())
@@ -435,11 +438,11 @@ impl Snapshot {
     }
 }
 
-fn own_folder() -> Result<tempfile::TempDir, Failure> {
+fn temporary_folder() -> Result<tempfile::TempDir, Failure> {
     tempfile::Builder::new()
         .prefix("ci-source-")
         .tempdir()
-        .or_environment("cannot make a folder for the sources")
+        .or_environment("cannot create a directory for the sources")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -456,14 +459,14 @@ struct TreeEntry {
 }
 
 impl TreeEntry {
-    /// `<mode> SP <type> SP <object> TAB <path>`.
+    /// Parses `<mode> SP <type> SP <object> TAB <path>`.
     fn parse(line: &[u8]) -> Result<Self, Failure> {
-        let strange = || Failure::environment("git ls-tree printed a line that is not an entry");
+        let invalid = || Failure::environment("cannot parse the output of git ls-tree");
         let tab = line
             .iter()
             .position(|byte| *byte == b'\t')
-            .ok_or_else(strange)?;
-        let head = std::str::from_utf8(&line[..tab]).map_err(|_| strange())?;
+            .ok_or_else(invalid)?;
+        let head = std::str::from_utf8(&line[..tab]).map_err(|_| invalid())?;
         let path = relative_path(&line[tab + 1..])?;
         let mut fields = head.split(' ');
         let kind = match fields.next() {
@@ -471,13 +474,13 @@ impl TreeEntry {
             Some("120000") => Kind::Symlink,
             Some("160000") => return Err(submodule(&path)),
             Some(_) => Kind::File,
-            None => return Err(strange()),
+            None => return Err(invalid()),
         };
-        let object = fields.nth(1).ok_or_else(strange)?.to_owned();
+        let object = fields.nth(1).ok_or_else(invalid)?.to_owned();
         Ok(Self { kind, object, path })
     }
 
-    /// One question and answer of `git cat-file --batch`: `<object> SP <type> SP <size> LF <content> LF`.
+    /// Reads the object through `git cat-file --batch`, which answers `<object> SP <type> SP <size> LF <content> LF`.
     fn read_from(
         &self,
         input: &mut impl Write,
@@ -492,7 +495,7 @@ impl TreeEntry {
             .rsplit(' ')
             .next()
             .and_then(|size| size.parse().ok())
-            .ok_or_else(|| std::io::Error::other(format!("git says: {}", head.trim_end())))?;
+            .ok_or_else(|| std::io::Error::other(format!("git printed: {}", head.trim_end())))?;
         let mut content = Vec::new();
         objects.by_ref().take(size).read_to_end(&mut content)?;
         objects.read_until(b'\n', &mut Vec::new())?;
@@ -506,22 +509,22 @@ impl TreeEntry {
 
 fn submodule(path: &Path) -> Failure {
     Failure::usage(format!("{} is a git submodule or another repository", path.display()))
-        .hint("Submodules are not part of the commit's own content; vendor the files or depend on a released crate.")
+        .hint("Vendor the files or depend on a released crate. Submodules are not supported, because a commit does not contain their files.")
 }
 
 #[cfg(unix)]
 fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
     use std::os::unix::ffi::OsStrExt;
-    inside(PathBuf::from(OsStr::from_bytes(bytes)))
+    check_inside(PathBuf::from(OsStr::from_bytes(bytes)))
 }
 
 #[cfg(not(unix))]
 fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
-    inside(PathBuf::from(String::from_utf8_lossy(bytes).into_owned()))
+    check_inside(PathBuf::from(String::from_utf8_lossy(bytes).into_owned()))
 }
 
-/// A tree can be forged; its paths must not lead out of the folder that they are written to.
-fn inside(path: PathBuf) -> Result<PathBuf, Failure> {
+/// Rejects a path that leads out of the directory that the tree is written to. A forged tree can contain such paths.
+fn check_inside(path: PathBuf) -> Result<PathBuf, Failure> {
     if path
         .components()
         .all(|part| matches!(part, Component::Normal(_)))
@@ -529,7 +532,7 @@ fn inside(path: PathBuf) -> Result<PathBuf, Failure> {
         Ok(path)
     } else {
         Err(Failure::usage(format!(
-            "the commit holds a path that leads out of it: {}",
+            "the commit contains a path outside of its tree: {}",
             path.display()
         )))
     }
@@ -545,7 +548,7 @@ fn write_entry(to: &Path, kind: Kind, content: &[u8]) -> Result<(), Failure> {
         return symlink(content, to).or_environment(cannot());
     }
     std::fs::write(to, content).or_environment(cannot())?;
-    // Explicit, so that the umask changes nothing.
+    // Set explicitly, so that the umask has no effect.
     set_mode(to, if kind == Kind::Program { 0o755 } else { 0o644 }).or_environment(cannot())
 }
 
@@ -593,8 +596,7 @@ where
         .arg(directory)
         .args(arguments)
         .stdin(Stdio::null());
-    // The repository is the one around `directory`, whatever a hook's environment says; and a commit is what its
-    // SHA says, whatever `git replace` was told.
+    // Ignore the environment of a git hook, which may name another repository, and the replacements of `git replace`.
     for name in [
         "GIT_DIR",
         "GIT_WORK_TREE",
@@ -609,7 +611,7 @@ where
     command
         .env("GIT_NO_REPLACE_OBJECTS", "1")
         .env("GIT_OPTIONAL_LOCKS", "0")
-        // Nobody is there to answer.
+        // There is no user to answer a prompt.
         .env("GIT_TERMINAL_PROMPT", "0")
         .env("LC_ALL", "C");
     command
@@ -624,18 +626,18 @@ where
     let output = command.output().map_err(|error| {
         Failure::environment("cannot run git")
             .because(error)
-            .hint("Install git: the commit names what is built.")
+            .hint("Install git. ci reads the commit and the sources with it.")
     })?;
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let words: Vec<_> = command
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let arguments: Vec<_> = command
         .get_args()
         .skip(2)
         .map(OsStr::to_string_lossy)
         .collect();
-    Err(Failure::usage(format!("git {} failed", words.join(" "))).output(said))
+    Err(Failure::usage(format!("git {} failed", arguments.join(" "))).output(message))
 }
 
 fn git_text<I, S>(directory: &Path, arguments: I) -> Result<String, Failure>
@@ -644,6 +646,6 @@ where
     S: AsRef<OsStr>,
 {
     let text = String::from_utf8(git(directory, arguments)?)
-        .or_environment("git printed what is not UTF-8")?;
+        .or_environment("the output of git is not UTF-8")?;
     Ok(text.trim_end_matches('\n').to_owned())
 }

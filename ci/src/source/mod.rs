@@ -1,4 +1,4 @@
-//! The sources that a run is about: which commit, which packages, and which files each step sees.
+//! The sources of a run: the commit, the packages, and the files that each step reads.
 
 pub mod checkout;
 pub mod paths;

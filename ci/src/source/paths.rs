@@ -1,5 +1,5 @@
-//! Which of the sources a step is given. What it is not given it cannot depend on: a commit that changes nothing else gets the step
-//! from the cache.
+//! The path patterns that limit the sources of a step. A step gets no other files, so that its result can come from the cache if
+//! a commit only changes other files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,14 +10,14 @@ use crate::model::config_file::FILE;
 use crate::model::step::Step;
 use common::failure::Failure;
 
-/// Patterns, with the meaning that [`paths`] has in GitHub's workflows: the last one that matches a path counts, and `!` in front of
-/// it takes out what it matches.
+/// Path patterns with the semantics of [`paths`] in GitHub workflows: the last pattern that matches a path decides, and a pattern
+/// that starts with `!` excludes the path.
 ///
 /// [`paths`]: https://docs.github.com/actions/reference/workflows-and-actions/workflow-syntax#onpushpull_requestpull_request_targetpathspaths-ignore
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths(Vec<(bool, Pattern)>);
 
-/// `*` does not go into folders, `**` does, and both see what begins with a dot.
+/// `*` does not match `/`, `**` does, and both match names that begin with a dot.
 const OPTIONS: MatchOptions = MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
@@ -26,14 +26,14 @@ const OPTIONS: MatchOptions = MatchOptions {
 
 impl Paths {
     fn parse(step: Step, patterns: &[String]) -> Result<Self, Failure> {
-        let wrong = |why: String| {
+        let invalid = |why: String| {
             Failure::usage(format!("paths.{step} in {FILE}: {why}")).hint(
-                "Patterns are as in `on.push.paths` of GitHub's workflows, relative to the top of the repository: \"**\", \"!docs/**\".",
+                "Use patterns as in `on.push.paths` of GitHub workflows, relative to the repository root: \"**\", \"!docs/**\".",
             )
         };
         if patterns.iter().all(|pattern| pattern.starts_with('!')) {
-            return Err(wrong(
-                "nothing is left: a pattern without `!` comes first".to_owned(),
+            return Err(invalid(
+                "no files are included; start with a pattern without `!`".to_owned(),
             ));
         }
         let patterns = patterns.iter().map(|text| {
@@ -42,10 +42,10 @@ impl Paths {
                 None => (true, text.as_str()),
             };
             let pattern = Pattern::new(bare)
-                .map_err(|error| wrong(format!("`{text}` is not a pattern: {error}")))?;
+                .map_err(|error| invalid(format!("invalid pattern `{text}`: {error}")))?;
             if bare.is_empty() || bare.starts_with('/') {
-                return Err(wrong(format!(
-                    "`{text}` is not a pattern of paths in the repository"
+                return Err(invalid(format!(
+                    "invalid pattern `{text}`: must be relative to the repository root"
                 )));
             }
             Ok((keeps, pattern))
@@ -53,9 +53,9 @@ impl Paths {
         patterns.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether the step is given the file at `path`, relative to the top of the repository.
+    /// Returns whether the step gets the file at `path`, relative to the repository root.
     #[must_use]
-    pub fn has(&self, path: &Path) -> bool {
+    pub fn includes(&self, path: &Path) -> bool {
         let last = self.0.iter().rev();
         last.into_iter()
             .find(|(_, pattern)| pattern.matches_path_with(path, OPTIONS))
@@ -63,19 +63,19 @@ impl Paths {
     }
 }
 
-/// `[paths]` of `ci.toml`, by step.
+/// Parses `[paths]` of `ci.toml`.
 ///
 /// # Errors
-/// When a pattern is none, or a step does not look at the sources (exit 2).
+/// When a pattern is invalid, or the step does not read the sources (exit code 2).
 pub fn resolve(table: BTreeMap<Step, Vec<String>>) -> Result<BTreeMap<Step, Paths>, Failure> {
     table
         .into_iter()
         .map(|(step, patterns)| {
             if !step.definition().reads_sources {
                 return Err(Failure::usage(format!(
-                    "paths.{step} in {FILE}: {step} does not look at the sources"
+                    "paths.{step} in {FILE}: the {step} step does not read the sources"
                 ))
-                .hint("It is for test, fmt, lint and build."));
+                .hint("Remove it. Only test, fmt, lint, custom and build can have paths."));
             }
             Ok((step, Paths::parse(step, &patterns)?))
         })
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_pattern_that_matches_counts() {
+    fn last_matching_pattern_decides() {
         let code = paths(&["**/*.rs", "**/Cargo.toml", "!vendor/**", "vendor/ours/**"]);
         for path in [
             "main.rs",
@@ -102,7 +102,7 @@ mod tests {
             "vendor/ours/a/b.txt",
             ".hidden/x.rs",
         ] {
-            assert!(code.has(Path::new(path)), "{path}");
+            assert!(code.includes(Path::new(path)), "{path}");
         }
         for path in [
             "README.md",
@@ -111,19 +111,19 @@ mod tests {
             "main.rs.orig",
             "Cargo.toml.d/x",
         ] {
-            assert!(!code.has(Path::new(path)), "{path}");
+            assert!(!code.includes(Path::new(path)), "{path}");
         }
         let most = paths(&["**", "!README.md", "!.github/**", "!docs/*"]);
         for path in ["api/README.md", "docs/a/b.md", "justfile", ".gitignore"] {
-            assert!(most.has(Path::new(path)), "{path}");
+            assert!(most.includes(Path::new(path)), "{path}");
         }
         for path in ["README.md", ".github/workflows/ci.yml", "docs/a.md"] {
-            assert!(!most.has(Path::new(path)), "{path}");
+            assert!(!most.includes(Path::new(path)), "{path}");
         }
     }
 
     #[test]
-    fn what_is_no_pattern_is_refused_with_its_step() {
+    fn rejects_invalid_path_pattern() {
         for bad in [
             &["a**"][..],
             &["[a"],

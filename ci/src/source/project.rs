@@ -1,5 +1,4 @@
-//! The Cargo workspace in a run's sources: where it lies, and what programs are in it. Read from its manifests, so that neither
-//! cargo nor an engine has to be there.
+//! The Cargo workspace in the sources of a run. Its manifests are read directly, so that neither cargo nor an engine is required.
 
 use std::path::{Path, PathBuf};
 
@@ -7,38 +6,37 @@ use cargo_toml::{Dependency, Manifest};
 
 use common::failure::{Failure, OrFail};
 
-/// A Cargo workspace, or a package that is one by itself.
+/// A Cargo workspace, or a single package without one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Project {
-    /// Its folder, relative to the top of the sources; empty where it is the top.
+    /// The directory relative to the root of the sources; empty if it is the root.
     pub folder: PathBuf,
-    /// The same folder, absolute: where its files are read.
+    /// The absolute path of the same directory.
     pub sources: PathBuf,
-    /// Its packages, by name.
+    /// The packages, sorted by name.
     pub packages: Vec<Package>,
 }
 
 /// A package of the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Package {
-    /// Its name.
-    pub name: String,
-    /// The names of its binary targets.
+    pub(crate) name: String,
+    /// The names of the binary targets.
     pub programs: Vec<String>,
-    /// Its `default-run`.
+    /// `default-run` of the manifest.
     pub default_run: Option<String>,
-    /// Its `repository`, which may be the workspace's.
+    /// `repository` of the manifest, which may be inherited from the workspace.
     pub repository: Option<String>,
-    /// The names of what it depends on.
+    /// The names of the direct dependencies.
     pub dependencies: Vec<String>,
 }
 
 impl Project {
-    /// Finds the workspace that the folder `inside` of `sources` belongs to, as cargo would: the next one upwards, or where there
-    /// is none, the next package.
+    /// Finds the workspace of the directory `inside` in `sources` in the same way as cargo: the nearest workspace among its
+    /// parent directories, or else the nearest package.
     ///
     /// # Errors
-    /// When there is none, a manifest is not valid, or there is no `Cargo.lock` (exit 2).
+    /// When there is no package, a manifest is invalid, or `Cargo.lock` is missing (exit code 2).
     pub fn find(sources: &Path, inside: &Path) -> Result<Self, Failure> {
         let mut nearest = None;
         for folder in inside.ancestors() {
@@ -57,14 +55,14 @@ impl Project {
         }
         let (folder, manifest) = nearest.ok_or_else(|| {
             Failure::usage("there is no Cargo.toml among the sources")
-                .hint("Run ci in a Cargo workspace, or name its folder with --workspace. A file has to be committed, or at least not ignored, to count.")
+                .hint("Run ci in a Cargo workspace, or pass its directory with --workspace. ci only reads files that are committed or not ignored.")
         })?;
         if !sources.join(folder).join("Cargo.lock").is_file() {
             return Err(Failure::usage(format!(
                 "there is no {} among the sources",
                 folder.join("Cargo.lock").display()
             ))
-            .hint("Commit it (`cargo generate-lockfile` makes it): what is tested has to be what is built."));
+            .hint("Run `cargo generate-lockfile` and commit the file, so that ci builds the dependencies that it tests."));
         }
         let mut project = Self {
             folder: folder.to_owned(),
@@ -87,7 +85,8 @@ impl Project {
             for pattern in &workspace.members {
                 let pattern = top.join(pattern).display().to_string();
                 let paths = glob::glob(&pattern).map_err(|error| {
-                    Failure::usage("Cargo.toml has a member that is no pattern").because(error)
+                    Failure::usage("invalid pattern in workspace.members of Cargo.toml")
+                        .because(error)
                 })?;
                 for path in paths.flatten() {
                     if workspace.exclude.iter().all(|out| path != top.join(out)) {
@@ -97,7 +96,7 @@ impl Project {
             }
         }
         while let Some((folder, manifest)) = open.pop() {
-            // What a member depends on by its path, below the workspace, is a member too.
+            // Path dependencies below the workspace directory are members, too.
             for path in paths(&manifest) {
                 let path = normal(&folder.join(path));
                 if path.starts_with(&top) {
@@ -110,7 +109,7 @@ impl Project {
         Ok(project)
     }
 
-    /// The package of this name.
+    /// Returns the package with this name.
     #[must_use]
     pub fn package(&self, name: &str) -> Option<&Package> {
         self.packages.iter().find(|package| package.name == name)
@@ -122,7 +121,7 @@ fn read(sources: &Path, file: &Path) -> Result<Manifest, Failure> {
     Manifest::from_path(file).map_err(|error| {
         Failure::usage(format!("{name} is not a valid manifest"))
             .output(error.to_string())
-            .hint("`cargo metadata` says more.")
+            .hint("Run `cargo metadata` for details.")
     })
 }
 
@@ -151,7 +150,7 @@ fn paths(manifest: &Manifest) -> impl Iterator<Item = &str> {
         .filter_map(|detail| detail.path.as_deref())
 }
 
-/// The path without its `..`, which a manifest may have and a comparison may not.
+/// Returns the path without `.` and `..`, so that it can be compared.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
@@ -166,12 +165,12 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// Where `directory` lies below the top of its working tree.
+/// Returns the path of `directory` relative to the root of its working tree.
 ///
 /// # Errors
-/// When it cannot be looked at (exit 3).
-pub fn below(root: &Path, directory: &Path) -> Result<PathBuf, Failure> {
-    let cannot = || format!("cannot look at {}", directory.display());
+/// When a path cannot be resolved (exit code 3).
+pub fn path_below_root(root: &Path, directory: &Path) -> Result<PathBuf, Failure> {
+    let cannot = || format!("cannot resolve {}", directory.display());
     let directory = directory.canonicalize().or_environment(cannot())?;
     let root = root.canonicalize().or_environment(cannot())?;
     Ok(directory
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_alone_is_a_workspace() {
+    fn finds_a_package_without_workspace() {
         let shop = manifest(
             "shop",
             "default-run = \"serve\"\nrepository = \"https://example.com/shop\"\n[[bin]]\nname = \"serve\"\npath = \"src/serve.rs\"\n",
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn members_come_by_pattern_and_by_path_and_inherit() {
+    fn finds_members_by_pattern_and_by_path() {
         let sources = sources(&[
             (
                 "backend/Cargo.toml",
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn rejects_missing_and_invalid_files() {
         let find = |files: &[(&str, &str)]| {
             let failure = Project::find(sources(files).path(), Path::new("")).unwrap_err();
             assert_eq!(failure.code as u8, 2);

@@ -1,4 +1,4 @@
-//! The sources of one run, and the part of them that each step is given.
+//! The sources of one run, and the part that each step reads.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,77 +18,80 @@ pub struct Source<'run> {
     id: Id<'run>,
     checkout: Checkout,
     snapshot: Snapshot,
-    given: Mutex<BTreeMap<Option<Step>, Arc<Given>>>,
+    by_step: Mutex<BTreeMap<Option<Step>, Arc<StepSources>>>,
 }
 
 impl<'run> Source<'run> {
-    /// The sources of the run that `guard` stands for.
+    /// Creates the sources of the run that `guard` identifies.
     #[must_use]
     pub fn new(guard: generativity::Guard<'run>, checkout: Checkout, snapshot: Snapshot) -> Self {
         Self {
             id: guard.into(),
             checkout,
             snapshot,
-            given: Mutex::default(),
+            by_step: Mutex::default(),
         }
     }
 
-    /// The files that `step` is given: those that `paths` says, or all.
+    /// Returns the files for `step`: those that `paths` includes, or all files if it has no entry for the step.
     ///
     /// # Errors
-    /// When they cannot be read (exit 3).
-    pub fn given(&self, step: Step, paths: &BTreeMap<Step, Paths>) -> Result<Arc<Given>, Failure> {
+    /// When the files cannot be read (exit code 3).
+    pub fn for_step(
+        &self,
+        step: Step,
+        paths: &BTreeMap<Step, Paths>,
+    ) -> Result<Arc<StepSources>, Failure> {
         let paths = paths.get(&step);
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        // All who are given everything share it.
-        let whose = paths.is_some().then_some(step);
-        if let Some(there) = given.get(&whose) {
-            return Ok(Arc::clone(there));
+        let mut cached = self.by_step.lock().unwrap_or_else(PoisonError::into_inner);
+        // Steps without `paths` share one entry.
+        let key = paths.is_some().then_some(step);
+        if let Some(sources) = cached.get(&key) {
+            return Ok(Arc::clone(sources));
         }
-        let new = Arc::new(Given::new(&self.snapshot, paths)?);
-        given.insert(whose, Arc::clone(&new));
+        let new = Arc::new(StepSources::new(&self.snapshot, paths)?);
+        cached.insert(key, Arc::clone(&new));
         Ok(new)
     }
 
-    /// The run.
     pub(crate) fn run(&self) -> Id<'run> {
         self.id
     }
 
-    /// The commit and its state.
+    /// Returns the checkout that the sources come from.
     #[must_use]
     pub fn checkout(&self) -> &Checkout {
         &self.checkout
     }
 
-    /// The files.
+    /// Returns all files, without the limits of `paths`.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
 }
 
-/// The sources as a step is given them.
+/// The sources of a step.
 #[derive(Debug)]
-pub struct Given {
-    /// Where they lie.
+pub struct StepSources {
+    /// The directory that contains the files.
     pub path: PathBuf,
-    /// The digest of all of them: names, kinds, rights, content.
+    /// The digest of the directory: see [`file_tree::digest`].
     pub digest: String,
-    /// They lie here as long as this lives; nowhere of their own where the step is given all.
+    /// Keeps the directory; `None` if the step reads the whole snapshot.
     _folder: Option<Snapshot>,
 }
 
-impl Given {
-    /// What `paths` leaves of a snapshot; all of it where nothing is said.
+impl StepSources {
+    /// Selects the files of a snapshot that `paths` includes, or all files if it is `None`.
     ///
     /// # Errors
-    /// When it cannot be read or copied.
+    /// When the files cannot be read or copied (exit code 3).
     pub fn new(snapshot: &Snapshot, paths: Option<&Paths>) -> Result<Self, Failure> {
-        let cannot = "cannot look through the sources";
+        let cannot = "cannot read the sources";
         let folder = match paths {
             None => None,
-            Some(paths) => Some(snapshot.only(|path| paths.has(path))?),
+            Some(paths) => Some(snapshot.filter(|path| paths.includes(path))?),
         };
         let path = folder.as_ref().unwrap_or(snapshot).path().to_owned();
         let digest = file_tree::digest(&path).or_environment(cannot)?;

@@ -1,5 +1,5 @@
-//! A small vulnerability database in place of Trivy's: real advisories of well-known crates, built by Trivy's own tool.
-//! It stands in for a download, not for knowledge: a scan against it can prove that the gate works, and little else.
+//! A small vulnerability database in place of Trivy's: real advisories for well-known crates, built with Trivy's own tool.
+//! A scan with this database tests the gate, but does not replace a scan with the full database.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,56 +7,56 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::made::{blocking, is_kept, keep_folder, key_of};
-use super::tools::{TRIVY, state};
+use super::tools::{TRIVY, build_key};
 use common::failure::{Failure, OrFail};
 use common::progress::Progress;
 use common::provision;
 
-/// In the OSV format, one advisory a line; identifiers, versions and severities as in GitHub's advisory database
-/// (CC BY 4.0), the words are ours.
+/// One advisory per line, in the OSV format. Identifiers, versions and severities are from GitHub's advisory database (CC BY
+/// 4.0); the texts are our own.
 const ADVISORIES: &str = include_str!("advisories/osv.jsonl");
-/// The day of the last change of the advisories, by GitHub's word.
-pub const ADVISORIES_DATED: &str = "2024-09-09";
+/// The date on which GitHub last changed one of the advisories.
+const ADVISORIES_DATED: &str = "2024-09-09";
 
-/// A database that Trivy reads.
+/// A vulnerability database for Trivy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdvisoryDb {
-    /// Holds `trivy.db` and `metadata.json`: Trivy wants it as `db` in its cache directory.
+    /// A directory with `trivy.db` and `metadata.json`, which Trivy expects as `db` in its cache directory.
     pub dir: PathBuf,
     /// The digest of `trivy.db`.
     pub digest: String,
-    /// The day that its advisories are of.
+    /// The date of the newest advisory.
     pub dated: String,
 }
 
-/// What of an advisory its place among the others depends on.
+/// The fields of an advisory that determine its path.
 #[derive(Deserialize)]
 struct Advisory {
     id: String,
     published: String,
 }
 
-/// The stand-in for Trivy's vulnerability database.
+/// Builds the stand-in for Trivy's vulnerability database.
 ///
 /// # Errors
-/// When its builder cannot be built here or fails.
-pub async fn advisories(narrator: &dyn Progress) -> Result<AdvisoryDb, Failure> {
+/// When trivy-db cannot be built or fails (exit code 3).
+pub async fn advisories(progress: &dyn Progress) -> Result<AdvisoryDb, Failure> {
     let key = key_of(&[
         include_bytes!("advisories.rs"),
         ADVISORIES.as_bytes(),
-        state(&TRIVY)?.as_bytes(),
+        build_key(&TRIVY)?.as_bytes(),
     ]);
     let name = format!("advisories-{ADVISORIES_DATED}-{key}");
-    // Built before and not within: the narrator hears of one preparation at a time.
+    // Builds the programs first, because progress output does not nest.
     if !is_kept(&name)? {
-        provision::go_tools(&TRIVY, narrator).await?;
+        provision::build_go_tools(&TRIVY, progress).await?;
     }
     let what = "the stand-in advisory database (a few seconds)";
-    let dir = keep_folder("advisories-", &name, what, narrator, |target| async move {
-        let builder = provision::go_tools(&TRIVY, narrator)
+    let dir = keep_folder("advisories-", &name, what, progress, |target| async move {
+        let builder = provision::build_go_tools(&TRIVY, progress)
             .await?
             .join("trivy-db");
-        build(&builder, &target, narrator).await
+        build(&builder, &target, progress).await
     })
     .await?;
     let file = dir.join("trivy.db");
@@ -68,10 +68,10 @@ pub async fn advisories(narrator: &dyn Progress) -> Result<AdvisoryDb, Failure> 
     })
 }
 
-async fn build(builder: &Path, target: &Path, narrator: &dyn Progress) -> Result<(), Failure> {
+async fn build(builder: &Path, target: &Path, progress: &dyn Progress) -> Result<(), Failure> {
     let cannot = "cannot write the advisories";
     let scratch = tempfile::tempdir().or_environment(cannot)?;
-    lay_out(scratch.path()).or_environment(cannot)?;
+    write_advisories(scratch.path()).or_environment(cannot)?;
     let driver = scratch.path().join("no-packages");
     write_driver(&driver).or_environment(cannot)?;
     fs::create_dir(target).or_environment(cannot)?;
@@ -82,9 +82,9 @@ async fn build(builder: &Path, target: &Path, narrator: &dyn Progress) -> Result
         .arg("--output-dir")
         .arg(target)
         .current_dir(scratch.path())
-        // It lists Go's standard library as it starts, and fails where there is no Go: here it has nothing to list.
+        // trivy-db lists Go's standard library at startup and fails without Go; this driver lists nothing.
         .env("GOPACKAGESDRIVER", &driver);
-    provision::run(command, "trivy-db build", narrator).await?;
+    provision::run(command, "trivy-db build", progress).await?;
     let metadata = serde_json::json!({
         "Version": 2,
         "NextUpdate": format!("{ADVISORIES_DATED}T00:00:00Z"),
@@ -94,8 +94,8 @@ async fn build(builder: &Path, target: &Path, narrator: &dyn Progress) -> Result
     fs::write(target.join("metadata.json"), metadata.to_string()).or_environment(cannot)
 }
 
-/// The folders that trivy-db reads: those of GitHub's advisory database, and an empty one of CocoaPods.
-fn lay_out(cache: &Path) -> std::io::Result<()> {
+/// Writes the directories that trivy-db reads: GitHub's advisory database, and an empty one for CocoaPods.
+fn write_advisories(cache: &Path) -> std::io::Result<()> {
     fs::create_dir_all(cache.join("cocoapods-specs/Specs"))?;
     for line in ADVISORIES.lines() {
         let advisory: Advisory = serde_json::from_str(line)?;
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_advisory_has_what_the_builder_reads() {
+    fn every_advisory_has_the_fields_that_trivy_db_reads() {
         let advisories = all();
         assert!(advisories.len() >= 10);
         for advisory in &advisories {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_date_is_that_of_the_newest() {
+    fn date_is_that_of_the_newest_advisory() {
         let advisories = all();
         let newest = advisories
             .iter()
@@ -163,9 +163,9 @@ mod tests {
     }
 
     #[test]
-    fn they_lie_where_the_builder_looks() {
+    fn writes_advisories_where_trivy_db_reads_them() {
         let folder = tempfile::tempdir().expect("a folder");
-        lay_out(folder.path()).expect("written");
+        write_advisories(folder.path()).expect("written");
         let regex =
             "ghsa/advisories/github-reviewed/2022/03/GHSA-m5pq-gvj9-9vr8/GHSA-m5pq-gvj9-9vr8.json";
         assert!(folder.path().join(regex).is_file());

@@ -14,10 +14,10 @@ use common::failure::Failure;
 use common::progress::Progress;
 use common::provision::Consent;
 
-/// The stand-ins of one run: each is made once, when it is first asked for.
+/// The stand-ins of one run. Each is built once, when it is first used.
 pub struct StandIns {
     consent: Consent<'static>,
-    narrator: Arc<dyn Progress>,
+    progress: Arc<dyn Progress>,
     rust: OnceCell<StandIn>,
     trivy: OnceCell<StandIn>,
     crane: OnceCell<StandIn>,
@@ -27,12 +27,11 @@ pub struct StandIns {
 }
 
 impl StandIns {
-    /// None yet; what makes one asks `consent` and talks to `narrator`.
     #[must_use]
-    pub fn new(consent: Consent<'static>, narrator: Arc<dyn Progress>) -> Self {
+    pub fn new(consent: Consent<'static>, progress: Arc<dyn Progress>) -> Self {
         Self {
             consent,
-            narrator,
+            progress,
             rust: OnceCell::new(),
             trivy: OnceCell::new(),
             crane: OnceCell::new(),
@@ -45,64 +44,60 @@ impl StandIns {
     /// The Rust toolchain.
     ///
     /// # Errors
-    /// When it cannot be made here.
+    /// When the stand-in cannot be built (exit code 3).
     pub async fn rust(&self) -> Result<&StandIn, Failure> {
         self.rust
-            .get_or_try_init(|| toolchain::toolchain(self.consent, &*self.narrator))
+            .get_or_try_init(|| toolchain::toolchain(self.consent, &*self.progress))
             .await
     }
 
-    /// Trivy.
-    ///
     /// # Errors
-    /// When it cannot be built here.
+    /// When the stand-in cannot be built (exit code 3).
     pub async fn trivy(&self) -> Result<&StandIn, Failure> {
         self.trivy
-            .get_or_try_init(|| tools::trivy(&*self.narrator))
+            .get_or_try_init(|| tools::trivy(&*self.progress))
             .await
     }
 
-    /// crane.
-    ///
     /// # Errors
-    /// When it cannot be built here.
+    /// When the stand-in cannot be built (exit code 3).
     pub async fn crane(&self) -> Result<&StandIn, Failure> {
         self.crane
-            .get_or_try_init(|| tools::crane(&*self.narrator))
+            .get_or_try_init(|| tools::crane(&*self.progress))
             .await
     }
 
     /// The vulnerability database.
     ///
     /// # Errors
-    /// When it cannot be made here.
+    /// When the database cannot be built (exit code 3).
     pub async fn advisories(&self) -> Result<&AdvisoryDb, Failure> {
         self.advisories
-            .get_or_try_init(|| advisories::advisories(&*self.narrator))
+            .get_or_try_init(|| advisories::advisories(&*self.progress))
             .await
     }
 
-    /// The base image, whichever it was to be.
+    /// The stand-in for any base image.
     ///
     /// # Errors
-    /// When it cannot be made here.
+    /// When the image cannot be built (exit code 3).
     pub async fn base(&self) -> Result<&BaseLayout, Failure> {
         self.base
-            .get_or_try_init(|| base::layout(self.consent, &*self.narrator))
+            .get_or_try_init(|| base::layout(self.consent, &*self.progress))
             .await
     }
 
-    /// The server whose released image is called `image`; none where there is no stand-in for it.
+    /// The server that replaces the released image `image`, or `None` if that image has no stand-in.
     ///
     /// # Errors
-    /// When it cannot be made here.
+    /// When the stand-in cannot be built (exit code 3).
     pub async fn server(&self, image: &str) -> Result<Option<Server>, Failure> {
         let Some(command) = servers::command(image) else {
             return Ok(None);
         };
         let image = self
             .servers
-            .get_or_try_init(|| servers::image(self.consent, &*self.narrator))
+            .get_or_try_init(|| servers::image(self.consent, &*self.progress))
             .await?;
         Ok(Some(Server {
             image: image.clone(),

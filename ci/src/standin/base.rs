@@ -1,5 +1,5 @@
-//! The stand-in for a base image: a small Debian with what services of the field expect below them (a C library, OpenSSL, CA
-//! certificates), as the layout of an OCI image with one layer.
+//! The stand-in for a base image: a small Debian with the usual runtime dependencies of services (a C library, OpenSSL, CA
+//! certificates), as an OCI image layout with one layer.
 
 use std::path::PathBuf;
 
@@ -14,22 +14,17 @@ use common::provision::Consent;
 const PACKAGES: &[&str] = &["ca-certificates", "libgcc-s1", "libssl3"];
 const LAYOUT: &str = "layout";
 
-/// An image layout in the place of a base image.
+/// An OCI image layout that replaces a base image.
 #[derive(Clone, Debug)]
 pub struct BaseLayout {
-    /// The folder of the layout.
+    /// The directory of the layout.
     pub layout: PathBuf,
-    /// The image's digest.
     pub digest: String,
 }
 
-/// The stand-in for any base image.
-///
-/// # Errors
-/// When it cannot be made here.
 pub(super) async fn layout(
     consent: Consent<'_>,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<BaseLayout, Failure> {
     let certificates = ca_bundle()?;
     let key = key_of(&[
@@ -42,11 +37,11 @@ pub(super) async fn layout(
         "base-",
         &format!("base-{}-{key}", debian::VERSION),
         "the stand-in base image (about a minute)",
-        narrator,
+        progress,
         |target| async move {
             let root = target.join("root");
-            std::fs::create_dir_all(&root).or_environment("cannot make a folder")?;
-            debian::build(&root, PACKAGES, &certificates, consent, narrator).await?;
+            std::fs::create_dir_all(&root).or_environment("cannot create a directory")?;
+            debian::build(&root, PACKAGES, &certificates, consent, progress).await?;
             blocking(move || {
                 let config = ImageConfig {
                     env: vec![(
@@ -73,7 +68,7 @@ pub(super) async fn layout(
         .or_environment(format!("{} is damaged", layout.display()))
         .map_err(|failure| {
             failure.hint(format!(
-                "Remove {}, and it is built anew.",
+                "Remove {}; the next run rebuilds it.",
                 folder.display()
             ))
         })?

@@ -1,4 +1,4 @@
-//! A small Debian in a folder, made with the distribution's own debootstrap from the archive that this host knows.
+//! Builds a small Debian root file system with debootstrap, from the Debian archive that this host's apt uses.
 
 use std::io;
 use std::path::Path;
@@ -11,15 +11,15 @@ use common::provision::{self, Consent, DEBOOTSTRAP, Package, Probe, UTIL_LINUX};
 
 /// The Debian release of [`pins::RUST_IMAGE`].
 const RELEASE: &str = "bookworm";
-/// Its number, by which people know what was built of it.
+/// The number of that release, for the names of stand-ins.
 pub(super) const VERSION: &str = "12";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const DEBIAN_KEYRING: Package = Package {
     name: "debian-archive-keyring",
-    purpose: "proves that Debian's packages are Debian's",
+    purpose: "verifies the signatures of Debian's packages",
     probe: Probe::File(&[KEYRING]),
 };
-/// Of these folders only themselves are kept, not what is in them.
+/// Directories that are kept but emptied.
 const EMPTIED: [&str; 14] = [
     "boot",
     "dev",
@@ -36,24 +36,24 @@ const EMPTIED: [&str; 14] = [
     "var/log",
     "var/tmp",
 ];
-/// What debootstrap copies from the host, and what would be another one in each build.
+/// Files that debootstrap copies from the host or that differ in each build.
 const REMOVED: [&str; 3] = ["etc/hostname", "etc/machine-id", "etc/resolv.conf"];
 
-/// Puts a Debian with `packages` into the folder `root`, with nothing in it that only an installation needs.
+/// Installs a Debian with `packages` into `root`, without files that only the installation needs.
 pub(super) async fn build(
     root: &Path,
     packages: &[&str],
     certificates: &[u8],
     consent: Consent<'_>,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<(), Failure> {
-    provision::packages(
+    provision::install_packages(
         &[DEBOOTSTRAP, DEBIAN_KEYRING, UTIL_LINUX],
         consent,
-        narrator,
+        progress,
     )
     .await?;
-    debootstrap(root, packages, narrator).await?;
+    debootstrap(root, packages, progress).await?;
     let (root, certificates) = (root.to_owned(), certificates.to_owned());
     blocking(move || clean(&root, &certificates)).await
 }
@@ -74,35 +74,35 @@ fn clean(root: &Path, certificates: &[u8]) -> io::Result<()> {
 async fn debootstrap(
     root: &Path,
     packages: &[&str],
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<(), Failure> {
-    let need = |name| {
+    let find = |name| {
         provision::find_program(name)
-            .ok_or_else(|| Failure::environment(format!("there is no {name} on PATH")))
+            .ok_or_else(|| Failure::environment(format!("{name} is not installed")))
     };
-    let mirror = mirror().await?;
-    let mut command = provision::command(need("unshare")?);
+    let mirror = find_mirror().await?;
+    let mut command = provision::command(find("unshare")?);
     command
-        .args(provision::ALONE)
-        .arg(need("debootstrap")?)
+        .args(provision::UNSHARE_ARGUMENTS)
+        .arg(find("debootstrap")?)
         .args(["--variant=minbase", "--merged-usr"])
         .arg(format!("--keyring={KEYRING}"))
         .arg(format!("--include={}", packages.join(",")))
         .arg(RELEASE)
         .arg(root)
         .arg(&mirror);
-    provision::run(command, "debootstrap", narrator).await.map_err(|failure| {
+    provision::run(command, "debootstrap", progress).await.map_err(|failure| {
         failure.hint(format!(
-            "debootstrap needs root and Debian's archive at {mirror}; a base image from a registry needs neither."
+            "Run as root and make Debian's archive at {mirror} reachable, or let the engine reach a registry, which needs neither."
         ))
     })
 }
 
-/// Debian's archive as the host's apt knows it.
-async fn mirror() -> Result<String, Failure> {
+/// Returns the URL of the Debian archive that the host's apt uses.
+async fn find_mirror() -> Result<String, Failure> {
     let none = || {
-        Failure::environment("apt on this machine knows no archive of Debian's").hint(format!(
-            "Add one that has {RELEASE} to /etc/apt/sources.list."
+        Failure::environment("apt on this machine has no Debian archive").hint(format!(
+            "Add a Debian archive with {RELEASE} to /etc/apt/sources.list."
         ))
     };
     let mut command = provision::command(provision::find_program("apt-get").ok_or_else(none)?);
@@ -113,19 +113,19 @@ async fn mirror() -> Result<String, Failure> {
         "Created-By: Packages",
         "Component: main",
     ]);
-    let targets = provision::output(command, "asking apt for its sources").await?;
-    choose(&targets).ok_or_else(none)
+    let targets = provision::output(command, "apt-get indextargets").await?;
+    choose_mirror(&targets).ok_or_else(none)
 }
 
-/// The archive that has [`RELEASE`] itself; else any of Debian's, as each has all current releases.
-fn choose(targets: &str) -> Option<String> {
+/// Chooses the archive with [`RELEASE`], or else any of Debian's, because each has all current releases.
+fn choose_mirror(targets: &str) -> Option<String> {
     let targets: Vec<[&str; 3]> = targets
         .lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
             let release = words.next()?;
             let address = words.next_back()?;
-            // Before the first `apt-get update` the origin is not known.
+            // The origin is empty before the first `apt-get update`.
             Some([release, words.next().unwrap_or_default(), address])
         })
         .filter(|[_, _, address]| address.starts_with("http://") || address.starts_with("https://"))
@@ -148,20 +148,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_archive_is_the_hosts() {
+    fn chooses_a_debian_archive_of_the_host() {
         let same = "bookworm-security Debian http://a.example/debian-security/\nbookworm Debian http://a.example/debian/\n";
-        assert_eq!(choose(same).as_deref(), Some("http://a.example/debian/"));
         assert_eq!(
-            choose("bookworm  http://new.example/debian/").as_deref(),
+            choose_mirror(same).as_deref(),
+            Some("http://a.example/debian/")
+        );
+        assert_eq!(
+            choose_mirror("bookworm  http://new.example/debian/").as_deref(),
             Some("http://new.example/debian/")
         );
         let newer = "trixie-security Debian http://a.example/debian-security/\ntrixie Debian https://b.example/debian/";
-        assert_eq!(choose(newer).as_deref(), Some("https://b.example/debian/"));
-        assert_eq!(choose("noble Ubuntu http://u.example/ubuntu/\n"), None);
         assert_eq!(
-            choose("bookworm Debian mirror+file:/etc/apt/mirrors\n"),
+            choose_mirror(newer).as_deref(),
+            Some("https://b.example/debian/")
+        );
+        assert_eq!(
+            choose_mirror("noble Ubuntu http://u.example/ubuntu/\n"),
             None
         );
-        assert_eq!(choose(""), None);
+        assert_eq!(
+            choose_mirror("bookworm Debian mirror+file:/etc/apt/mirrors\n"),
+            None
+        );
+        assert_eq!(choose_mirror(""), None);
     }
 }

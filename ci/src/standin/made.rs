@@ -1,4 +1,4 @@
-//! A root file system of this host's making, made once and kept.
+//! Builds a root file system once and keeps it in the cache directory.
 
 use std::future::Future;
 use std::io;
@@ -13,27 +13,26 @@ use common::file_tree;
 use common::progress::Progress;
 use common::provision;
 
-/// Stand-ins of other inputs are kept this long, for whoever switches between branches.
+/// How long stand-ins with other inputs are kept, because users switch between branches.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const ROOT: &str = "root";
 const DIGEST: &str = "digest";
 
-/// A stand-in image: a root file system on this host. Not an archive, as the engine reads the whole of one in each
-/// session (a gigabyte: three seconds), and of a folder only what has changed.
+/// A stand-in image: a root file system on this host. It is a directory and not an archive, because the engine would read the
+/// whole archive in each session (three seconds per gigabyte), but reads only the changes of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StandIn {
-    /// What it is, for reports: `rust`, `trivy`, `crane`.
+    /// For reports: `rust`, `trivy`, `crane`.
     pub name: &'static str,
-    /// The root file system.
     pub root: PathBuf,
-    /// The environment that the real image's configuration sets.
+    /// The environment variables that the real image sets.
     pub env: Vec<(&'static str, &'static str)>,
-    /// The digest of all that is in it.
+    /// The digest of the root file system.
     pub digest: String,
 }
 
 impl StandIn {
-    /// A container of it.
+    /// Creates a container from the image.
     #[must_use]
     pub fn container(&self, client: &DaggerConn) -> Container {
         let root = client.host().directory(self.root.display().to_string());
@@ -44,13 +43,13 @@ impl StandIn {
     }
 }
 
-/// Builds a root file system once, and says what it is.
+/// Builds a root file system, unless it exists already.
 pub(super) async fn keep<B, F>(
     name: &'static str,
     folder: &str,
     what: &str,
     env: Vec<(&'static str, &'static str)>,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
     build: B,
 ) -> Result<StandIn, Failure>
 where
@@ -61,10 +60,10 @@ where
         &format!("{name}-"),
         folder,
         what,
-        narrator,
+        progress,
         |target| async move {
             let root = target.join(ROOT);
-            std::fs::create_dir_all(&root).or_environment("cannot make a folder")?;
+            std::fs::create_dir_all(&root).or_environment("cannot create a directory")?;
             build(root.clone()).await?;
             blocking(move || std::fs::write(target.join(DIGEST), file_tree::digest(&root)?)).await
         },
@@ -73,9 +72,12 @@ where
     let digest = std::fs::read_to_string(kept.join(DIGEST))
         .or_environment(format!("{} is damaged", kept.display()))
         .map_err(|failure| {
-            failure.hint(format!("Remove {}, and it is built anew.", kept.display()))
+            failure.hint(format!(
+                "Remove {}; the next run rebuilds it.",
+                kept.display()
+            ))
         })?;
-    // The engine knows a folder by its path: by whatever link it is reached, it is the same one.
+    // The engine identifies a directory by its path, so links are resolved.
     let root = kept
         .join(ROOT)
         .canonicalize()
@@ -88,25 +90,25 @@ where
     })
 }
 
-/// Builds a folder among the stand-ins once, and removes what else begins with `family` and is old.
+/// Builds a directory among the stand-ins, unless it exists already, and removes old ones whose names start with `family`.
 pub(super) async fn keep_folder<B, F>(
     family: &str,
     name: &str,
     what: &str,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
     build: B,
 ) -> Result<PathBuf, Failure>
 where
     B: FnOnce(PathBuf) -> F,
     F: Future<Output = Result<(), Failure>>,
 {
-    let folder = folder()?;
+    let folder = stand_ins_dir()?;
     let dest = folder.join(name);
-    let built = provision::once(&dest, narrator, what, async |target| {
-        narrator.begin(what);
+    let built = provision::build_once(&dest, progress, what, async |target| {
+        progress.begin(what);
         let begun = Instant::now();
         build(target).await?;
-        narrator.done(what, begun.elapsed());
+        progress.done(what, begun.elapsed());
         Ok(())
     })
     .await?;
@@ -114,12 +116,12 @@ where
     Ok(built)
 }
 
-fn folder() -> Result<PathBuf, Failure> {
+fn stand_ins_dir() -> Result<PathBuf, Failure> {
     Ok(provision::cache_root()?.join("stand-ins"))
 }
 
 pub(super) fn is_kept(name: &str) -> Result<bool, Failure> {
-    Ok(folder()?.join(name).exists())
+    Ok(stand_ins_dir()?.join(name).exists())
 }
 
 fn remove_old(folder: &Path, family: &str, current: &str) {
@@ -131,7 +133,7 @@ fn remove_old(folder: &Path, family: &str, current: &str) {
             .and_then(|data| data.modified())
             .map(|made| SystemTime::now().duration_since(made).unwrap_or_default());
         if name.starts_with(family) && name != current && age.is_ok_and(|age| age > KEPT) {
-            // What cannot be removed only takes space.
+            // A failed removal only costs disk space.
             let _ = provision::remove_unused(&entry.path());
         }
     }
@@ -146,22 +148,22 @@ pub(super) async fn blocking<T: Send + 'static>(
         .or_environment("cannot prepare a stand-in")
 }
 
-/// Twelve digits that change with any of `inputs`.
+/// Twelve hexadecimal digits of a digest of all `inputs`.
 pub(super) fn key_of(inputs: &[&[u8]]) -> String {
     let mut hasher = Sha256::new();
     for input in inputs {
-        // The length in front keeps two lists from looking like one.
+        // Length prefixes keep different lists from having the same digest.
         hasher.update((input.len() as u64).to_le_bytes());
         hasher.update(input);
     }
     hex::encode(hasher.finalize())[..12].to_owned()
 }
 
-/// The certificates that this host trusts, as its network may have an authority of its own.
+/// Reads the CA certificates that this host trusts, because its network may have its own CA.
 pub(super) fn ca_bundle() -> Result<Vec<u8>, Failure> {
-    let hint = "Install ca-certificates, or name a bundle with SSL_CERT_FILE.";
+    let hint = "Install ca-certificates, or set SSL_CERT_FILE to a bundle.";
     let file = openssl_probe::probe().cert_file.ok_or_else(|| {
-        Failure::environment("this machine has no bundle of CA certificates").hint(hint)
+        Failure::environment("no CA certificate bundle found on this machine").hint(hint)
     })?;
     std::fs::read(&file)
         .or_environment(format!(
@@ -182,14 +184,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_tells_lists_apart() {
+    fn different_lists_have_different_keys() {
         assert_eq!(key_of(&[b"a", b"b"]), key_of(&[b"a", b"b"]));
         assert_ne!(key_of(&[b"ab", b""]), key_of(&[b"a", b"b"]));
         assert_eq!(key_of(&[]).len(), 12);
     }
 
     #[test]
-    fn only_old_ones_of_the_family_are_removed() {
+    fn removes_only_old_entries_of_the_family() {
         let folder = tempfile::tempdir().expect("a folder");
         let long_ago = SystemTime::now() - KEPT - Duration::from_secs(60);
         for (name, old) in [
@@ -206,10 +208,10 @@ mod tests {
             }
         }
         remove_old(folder.path(), "rust-", "rust-3");
-        let there = |name: &str| folder.path().join(name).exists();
-        assert!(!there("rust-1"), "old");
-        assert!(there("rust-2"), "new");
-        assert!(there("rust-3"), "in use");
-        assert!(there("trivy-1"), "another family");
+        let exists = |name: &str| folder.path().join(name).exists();
+        assert!(!exists("rust-1"), "old");
+        assert!(exists("rust-2"), "new");
+        assert!(exists("rust-3"), "in use");
+        assert!(exists("trivy-1"), "another family");
     }
 }

@@ -1,6 +1,6 @@
-//! What the pipeline uses where no container registry can be reached: root file systems of this host's own making, and
-//! a small, dated advisory database. The engine takes them by their content, so that none is ever found under a real
-//! image's name, and it need not be on this machine.
+//! Stand-ins for images if no container registry can be reached: root file systems that this host builds, and a small, dated
+//! advisory database. They are uploaded to the engine by content, so that they never appear under the name of a real image and
+//! the engine can run on another machine.
 
 mod advisories;
 mod all;
@@ -11,9 +11,8 @@ mod servers;
 mod toolchain;
 mod tools;
 
-pub use advisories::{ADVISORIES_DATED, AdvisoryDb};
+pub use advisories::AdvisoryDb;
 pub use all::StandIns;
-pub use base::BaseLayout;
 pub use made::StandIn;
 pub use servers::Server;
-pub use tools::{CRANE_PATH, TRIVY_PATH};
+pub use tools::CRANE_PATH;

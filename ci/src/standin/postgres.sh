@@ -1,11 +1,11 @@
 #!/bin/sh
-# Starts PostgreSQL by the variables that its released image documents: POSTGRES_PASSWORD, POSTGRES_USER, POSTGRES_DB.
+# Starts PostgreSQL with the variables that its released image documents: POSTGRES_PASSWORD, POSTGRES_USER, POSTGRES_DB.
 set -eu
 
 user=${POSTGRES_USER:-postgres}
 database=${POSTGRES_DB:-$user}
 if [ -z "${POSTGRES_PASSWORD-}" ]; then
-	echo "POSTGRES_PASSWORD is not set, and without a password nobody can log in" >&2
+	echo "POSTGRES_PASSWORD is not set: without a password, clients cannot log in" >&2
 	exit 1
 fi
 programs=$(echo /usr/lib/postgresql/*/bin)

@@ -1,4 +1,4 @@
-//! The stand-in for the images of PostgreSQL and Redis: Debian's packages of both, started as those images are started.
+//! The stand-in for the images of PostgreSQL and Redis: Debian's packages of both, with the interface of the images.
 
 use std::fs;
 use std::io;
@@ -13,25 +13,21 @@ use common::progress::Progress;
 use common::provision::Consent;
 
 const PACKAGES: &[&str] = &["ca-certificates", "postgresql", "redis-server"];
-/// What an installation has made for itself.
+/// Directories that the packages' installation fills.
 const EMPTIED: [&str; 2] = ["var/lib/postgresql", "var/lib/redis"];
 const FOLDER: &str = "/usr/local/bin";
 const POSTGRES: &str = "start-postgres";
 const REDIS: &str = "start-redis";
 
-/// A server in the place of a released image.
+/// A server that replaces a released image.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// The root file system.
     pub image: StandIn,
-    /// What is run in it.
+    /// The path of the start script.
     pub command: String,
 }
 
-/// The server whose released image is called `image`, or none.
-///
-/// # Errors
-/// When the stand-in cannot be made.
+/// Returns the start script for the server of the released image `image`, or `None` if that image has no stand-in.
 pub(super) fn command(image: &str) -> Option<String> {
     let repository = image.split(['@']).next().unwrap_or(image);
     let name = repository.rsplit('/').next()?.split(':').next()?;
@@ -43,13 +39,10 @@ pub(super) fn command(image: &str) -> Option<String> {
     Some(format!("{FOLDER}/{script}"))
 }
 
-/// The root file system of the servers.
-///
-/// # Errors
-/// When it cannot be made here.
+/// Builds the root file system with both servers.
 pub(super) async fn image(
     consent: Consent<'_>,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<StandIn, Failure> {
     let certificates = ca_bundle()?;
     let key = key_of(&[
@@ -63,11 +56,11 @@ pub(super) async fn image(
     keep(
         "servers",
         &format!("servers-{}-{key}", debian::VERSION),
-        "the stand-in of PostgreSQL and Redis (about a minute)",
+        "the stand-in image of PostgreSQL and Redis (about a minute)",
         Vec::new(),
-        narrator,
+        progress,
         |root| async move {
-            debian::build(&root, PACKAGES, &certificates, consent, narrator).await?;
+            debian::build(&root, PACKAGES, &certificates, consent, progress).await?;
             blocking(move || complete(&root)).await
         },
     )
@@ -94,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_known_by_the_name_of_its_image() {
+    fn finds_a_server_by_the_name_of_its_image() {
         for image in [
             "docker.io/library/postgres:17.5",
             "postgres@sha256:0000000000000000000000000000000000000000000000000000000000000000",

@@ -13,8 +13,7 @@ use common::pins;
 use common::progress::Progress;
 use common::provision::{self, Consent};
 
-/// What a build and its tests use of that image: certificates, a compiler and linker, git, OpenSSL, pkg-config, make. And Zstandard, which
-/// `ci` would install.
+/// The packages of that image that builds and tests use, and Zstandard, which `ci` would install otherwise.
 const PACKAGES: &[&str] = &[
     "ca-certificates",
     "g++",
@@ -35,11 +34,11 @@ const PROGRAMS: [&str; 7] = [
     "cargo-fmt",
     "rustfmt",
 ];
-/// The stand-in for [`pins::RUST_IMAGE`].
+/// Builds the stand-in for [`pins::RUST_IMAGE`].
 ///
 /// # Errors
-/// When this machine does not have the pinned toolchain, debootstrap cannot run, or Debian cannot be reached.
-pub async fn toolchain(consent: Consent<'_>, narrator: &dyn Progress) -> Result<StandIn, Failure> {
+/// When the pinned toolchain is not installed, debootstrap fails, or Debian's archive cannot be reached (exit code 3).
+pub async fn toolchain(consent: Consent<'_>, progress: &dyn Progress) -> Result<StandIn, Failure> {
     let toolchain = Toolchain::find().await?;
     let certificates = ca_bundle()?;
     let key = key_of(&[
@@ -65,17 +64,17 @@ pub async fn toolchain(consent: Consent<'_>, narrator: &dyn Progress) -> Result<
         &folder,
         what,
         env.to_vec(),
-        narrator,
+        progress,
         |root| async move {
             let sysroot = toolchain.sysroot().await?;
-            debian::build(&root, PACKAGES, &certificates, consent, narrator).await?;
+            debian::build(&root, PACKAGES, &certificates, consent, progress).await?;
             blocking(move || complete(&root, &toolchain, &sysroot)).await
         },
     )
     .await
 }
 
-/// Makes of a fresh Debian what [`pins::RUST_IMAGE`] is.
+/// Adds the toolchain to a new Debian, in the same places as in [`pins::RUST_IMAGE`].
 fn complete(root: &Path, toolchain: &Toolchain, sysroot: &Path) -> io::Result<()> {
     let place = format!(
         "usr/local/rustup/toolchains/{}-{}",
@@ -93,27 +92,27 @@ fn complete(root: &Path, toolchain: &Toolchain, sysroot: &Path) -> io::Result<()
             programs.join(program),
         )?;
     }
-    // As in the real image: whoever runs a build may fill cargo's home.
+    // As in the real image, any user may write to cargo's home.
     for folder in ["usr/local/cargo", "usr/local/cargo/bin"] {
         fs::set_permissions(root.join(folder), fs::Permissions::from_mode(0o777))?;
     }
     Ok(())
 }
 
-/// The pinned toolchain on this host.
+/// The pinned toolchain, installed on this host.
 struct Toolchain {
     rustc: PathBuf,
-    /// The target triple that it runs on.
+    /// The host's target triple.
     host: String,
-    /// All that `rustc -vV` says, with the compiler's commit in it.
+    /// The output of `rustc -vV`, which contains the compiler's commit.
     version: String,
 }
 
 impl Toolchain {
     async fn find() -> Result<Self, Failure> {
         let rustc = provision::find_program("rustc")
-            .ok_or_else(|| Failure::environment("there is no rustc on PATH").hint(remedy()))?;
-        let version = ask(&rustc, &["-vV"]).await?;
+            .ok_or_else(|| Failure::environment("no rustc on PATH").hint(fix()))?;
+        let version = run_rustc(&rustc, &["-vV"]).await?;
         let field = |name: &str| {
             version
                 .lines()
@@ -122,12 +121,12 @@ impl Toolchain {
         };
         if field("release") != pins::RUST {
             return Err(Failure::environment(format!(
-                "the stand-in image needs Rust {}, and {} is {}",
+                "the stand-in image needs Rust {}, but {} is version {}",
                 pins::RUST,
                 rustc.display(),
                 field("release")
             ))
-            .hint(remedy()));
+            .hint(fix()));
         }
         Ok(Self {
             host: field("host").to_owned(),
@@ -136,24 +135,28 @@ impl Toolchain {
         })
     }
 
-    /// The folder it is in, which has all that is needed of it.
+    /// Returns the toolchain's directory, after checking that all programs exist.
     async fn sysroot(&self) -> Result<PathBuf, Failure> {
-        let path = PathBuf::from(ask(&self.rustc, &["--print", "sysroot"]).await?.trim());
-        let lacking: Vec<&str> = PROGRAMS
+        let path = PathBuf::from(
+            run_rustc(&self.rustc, &["--print", "sysroot"])
+                .await?
+                .trim(),
+        );
+        let missing: Vec<&str> = PROGRAMS
             .into_iter()
             .filter(|program| !path.join("bin").join(program).is_file())
             .collect();
-        if lacking.is_empty() {
+        if missing.is_empty() {
             return Ok(path);
         }
-        let list = lacking.join(", ");
+        let list = missing.join(", ");
         Err(
             Failure::environment(format!("the toolchain in {} lacks {list}", path.display()))
-                .hint(remedy()),
+                .hint(fix()),
         )
     }
 
-    /// Programs and libraries for the host; no other target, no sources, no documentation.
+    /// Selects programs and libraries for the host, but no other targets, sources or documentation.
     fn is_needed(&self, path: &Path) -> bool {
         let names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
         match names.as_slice() {
@@ -166,18 +169,18 @@ impl Toolchain {
     }
 }
 
-/// What `rustc` says, as the pinned version where rustup manages it.
-async fn ask(rustc: &Path, arguments: &[&str]) -> Result<String, Failure> {
+/// Runs `rustc`, in the pinned version if rustup manages it.
+async fn run_rustc(rustc: &Path, arguments: &[&str]) -> Result<String, Failure> {
     let mut command = provision::command(rustc);
     command.env("RUSTUP_TOOLCHAIN", pins::RUST).args(arguments);
-    provision::output(command, "asking rustc what it is")
+    provision::output(command, "rustc")
         .await
-        .map_err(|failure| failure.hint(remedy()))
+        .map_err(|failure| failure.hint(fix()))
 }
 
-fn remedy() -> String {
+fn fix() -> String {
     format!(
-        "Run: rustup toolchain install {} --component clippy --component rustfmt",
+        "Run `rustup toolchain install {} --component clippy --component rustfmt`.",
         pins::RUST
     )
 }
@@ -187,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_hosts_target_is_taken() {
+    fn selects_only_the_hosts_target() {
         let toolchain = Toolchain {
             rustc: PathBuf::new(),
             host: "x86_64-unknown-linux-gnu".into(),

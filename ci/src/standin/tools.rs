@@ -1,4 +1,4 @@
-//! The stand-ins for the images of Trivy and crane: the same versions, built from their Go modules, and nothing else.
+//! The stand-ins for the images of Trivy and crane: the pinned versions, built from their Go modules.
 
 use std::fs;
 use std::io;
@@ -12,9 +12,9 @@ use common::pins;
 use common::progress::Progress;
 use common::provision::{self, GoModule};
 
-/// Where Trivy is in its stand-in; in the real image, too.
-pub const TRIVY_PATH: &str = "/usr/local/bin/trivy";
-/// Where crane is in its stand-in; the real image has it as its entrypoint, `/ko-app/crane`.
+/// The path of Trivy in its stand-in, and also in the real image.
+const TRIVY_PATH: &str = "/usr/local/bin/trivy";
+/// The path of crane in its stand-in. In the real image it is the entrypoint, `/ko-app/crane`.
 pub const CRANE_PATH: &str = "/usr/local/bin/crane";
 
 pub(super) const TRIVY: GoModule = GoModule {
@@ -30,7 +30,7 @@ pub(super) const TRIVY: GoModule = GoModule {
     ],
     ldflags: "-s -w -X github.com/aquasecurity/trivy/pkg/version/app.ver=VERSION",
     env: &[("GOEXPERIMENT", "jsonv2")],
-    usually: "about five minutes",
+    build_time: "about five minutes",
 };
 
 const CRANE: GoModule = GoModule {
@@ -43,62 +43,64 @@ const CRANE: GoModule = GoModule {
     packages: &["github.com/google/go-containerregistry/cmd/crane"],
     ldflags: "-s -w -X github.com/google/go-containerregistry/cmd/crane/cmd.Version=VERSION",
     env: &[],
-    usually: "less than a minute",
+    build_time: "less than a minute",
 };
 
-/// The stand-in for [`pins::TRIVY_IMAGE`], with Trivy at [`TRIVY_PATH`].
+/// Builds the stand-in for [`pins::TRIVY_IMAGE`].
 ///
 /// # Errors
-/// When Trivy cannot be built here.
-pub async fn trivy(narrator: &dyn Progress) -> Result<StandIn, Failure> {
-    tool("trivy", TRIVY, TRIVY_PATH, narrator).await
+/// When Trivy cannot be built (exit code 3).
+pub async fn trivy(progress: &dyn Progress) -> Result<StandIn, Failure> {
+    tool("trivy", TRIVY, TRIVY_PATH, progress).await
 }
 
-/// The stand-in for [`pins::CRANE_IMAGE`], with crane at [`CRANE_PATH`].
+/// Builds the stand-in for [`pins::CRANE_IMAGE`].
 ///
 /// # Errors
-/// When crane cannot be built here.
-pub async fn crane(narrator: &dyn Progress) -> Result<StandIn, Failure> {
-    tool("crane", CRANE, CRANE_PATH, narrator).await
+/// When crane cannot be built (exit code 3).
+pub async fn crane(progress: &dyn Progress) -> Result<StandIn, Failure> {
+    tool("crane", CRANE, CRANE_PATH, progress).await
 }
 
 async fn tool(
     name: &'static str,
     module: GoModule,
     path: &'static str,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<StandIn, Failure> {
     let certificates = ca_bundle()?;
     let key = key_of(&[
         include_bytes!("tools.rs"),
         file_tree::SOURCE,
-        state(&module)?.as_bytes(),
+        build_key(&module)?.as_bytes(),
         &certificates,
     ]);
     let folder = format!("{name}-{}-{key}", module.version);
     let what = format!("the {name} stand-in image (a few seconds)");
-    // Built before and not within: the narrator hears of one preparation at a time.
+    // Builds the programs first, because progress output does not nest.
     if !is_kept(&folder)? {
-        provision::go_tools(&module, narrator).await?;
+        provision::build_go_tools(&module, progress).await?;
     }
     keep(
         name,
         &folder,
         &what,
         vec![("PATH", "/usr/local/bin")],
-        narrator,
+        progress,
         |root| async move {
-            let program = provision::go_tools(&module, narrator).await?.join(name);
+            let program = provision::build_go_tools(&module, progress)
+                .await?
+                .join(name);
             blocking(move || complete(&root, path, &program, &certificates)).await
         },
     )
     .await
 }
 
-/// What the programs of a module are made of, as a string.
-pub(super) fn state(module: &GoModule) -> Result<String, Failure> {
+/// A string that changes with the inputs of a module's build.
+pub(super) fn build_key(module: &GoModule) -> Result<String, Failure> {
     let bin = module.bin()?;
-    // The name of the folder above `bin` has the digest of all inputs; the folders above that are this machine's.
+    // The name of the directory above `bin` contains the digest of all inputs; the rest of the path depends on the machine.
     let folder = bin.parent().and_then(|folder| folder.file_name());
     Ok(folder.unwrap_or_default().to_string_lossy().into_owned())
 }
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_modules_build_the_pinned_versions() {
+    fn go_modules_have_the_pinned_versions() {
         for (module, path) in [
             (TRIVY, "github.com/aquasecurity/trivy"),
             (CRANE, "github.com/google/go-containerregistry"),

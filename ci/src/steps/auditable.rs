@@ -15,11 +15,11 @@ use common::pins;
 
 /// The program, for a container of the toolchain image on `platform`.
 ///
-/// It is compiled in a container that has seen no repository's code and mounts no volume, and kept in the cache directory of this
-/// machine. So all repositories, trust domains and engines share one.
+/// It is compiled in a container without any repository's code and without volumes, and stored in this machine's cache
+/// directory. Therefore all repositories, trust domains and engines can share it.
 ///
 /// # Errors
-/// When the toolchain image or the crates cannot be pulled (exit 3).
+/// When the toolchain image cannot be pulled or a crate cannot be downloaded (exit code 3).
 pub async fn program<K: Kind>(
     step: &StepContext<'_, K>,
     platform: Option<&Platform>,

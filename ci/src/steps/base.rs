@@ -1,4 +1,4 @@
-//! The base image, byte for byte as its registry has it.
+//! Pulls the base image, byte for byte as its registry serves it.
 
 use oci_spec::distribution::Reference;
 
@@ -14,19 +14,18 @@ use common::failure::{Failure, OrFail};
 /// A base image on this machine.
 #[derive(Debug)]
 pub struct Fetched {
-    /// What the settings call it.
+    /// The reference, with its digest if the image was pulled.
     pub name: String,
-    /// Its layers and configuration.
     pub image: Base,
-    /// They lie here as long as this lives.
+    /// Holds the layers' files.
     _folder: Option<tempfile::TempDir>,
 }
 
-/// Gets the base image that the settings name, or nothing where it is `scratch`. A name without a digest is asked for
-/// anew each time, and the user is told to add the one that it has; what has a digest comes from the engine's cache.
+/// Pulls the configured base image; `None` for `scratch`. An image with a digest comes from the engine's cache if possible. A
+/// tag is resolved in each run, with a warning that suggests the digest.
 ///
 /// # Errors
-/// When the registry cannot be reached or does not have it, or it is not for the image's platform.
+/// When the image cannot be pulled (exit code 3), or is for another platform (exit code 2).
 pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>, Failure> {
     let Some(reference) = &step.run.settings.image.base else {
         return Ok(None);
@@ -35,7 +34,7 @@ pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>
         Ok(fetched) => {
             if reference.digest().is_none() {
                 step.notice(&format!(
-                    "image.base in ci.toml has no digest, and may be another image tomorrow; today's is\n    base = \"{}\"",
+                    "image.base in ci.toml has no digest, so its content can change; pin it with\n    base = \"{}\"",
                     fetched.name
                 ));
             }
@@ -44,7 +43,7 @@ pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>
         Err(EngineError::Exec { output, .. }) if toolbox::is_unreachable(&output) => {
             let Some(stand_ins) = step.run.toolbox.stand_ins() else {
                 return Err(Failure::environment(format!(
-                    "the base image {reference} cannot be reached"
+                    "cannot reach the registry of base image {reference}"
                 ))
                 .output(output));
             };
@@ -53,25 +52,25 @@ pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>
             Fetched {
                 name: reference.whole(),
                 image: Base::read(&stand_in.layout)
-                    .or_environment("the stand-in base image is damaged")?,
+                    .or_environment("cannot read the stand-in base image")?,
                 _folder: None,
             }
         }
         Err(EngineError::Exec { output, .. }) => {
             return Err(
-                Failure::environment(format!("the base image {reference} cannot be had"))
+                Failure::environment(format!("cannot pull base image {reference}"))
                     .output(output)
-                    .hint("image.base in ci.toml names it."),
+                    .hint("Check image.base in ci.toml."),
             );
         }
-        Err(other) => return Err(other.into_environment("getting the base image")),
+        Err(other) => return Err(other.into_environment("cannot pull the base image")),
     };
     if !fetched.image.is_for(&step.run.platforms.image) {
         return Err(Failure::usage(format!(
-            "the base image {reference} is not for {}",
+            "base image {reference} is not for {}",
             step.run.platforms.image
         ))
-        .hint("Take one that is, or set the platform."));
+        .hint("Use a base image for this platform, or set --platform."));
     }
     Ok(Some(fetched))
 }
@@ -93,12 +92,12 @@ async fn pull<K: Kind>(
         Some(digest) => digest.to_owned(),
         None => {
             let tag = reference.tag().unwrap_or_default();
-            let asked = crane
+            let resolved = crane
                 .container
-                // What a tag names today.
+                // Keeps the engine from caching the tag's digest.
                 .with_env_variable("RUN_ID", &step.run.id)
                 .with_exec(crane.arguments(&["digest", &format!("{in_registry}:{tag}")]));
-            asked.stdout().await?.trim().to_owned()
+            resolved.stdout().await?.trim().to_owned()
         }
     };
     let folder = tempfile::tempdir().map_err(|error| other(&error))?;

@@ -1,4 +1,4 @@
-//! The service's binary, and its image as one deterministic OCI archive.
+//! Compiles the service and writes its image as a deterministic OCI archive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -14,7 +14,7 @@ use super::workspace::{self, MESSAGES, Program, Work};
 use super::{auditable, base, missing};
 use crate::engine::graphql::EngineError;
 use crate::image::archive::{self, ArchiveInfo, Compression, ImageConfig};
-use crate::image::attestations::{self, Paper};
+use crate::image::attestations::{self, Attestation};
 use crate::image::labels::{COMPILER, LINKER, REVISION};
 use crate::image::provenance::{self, Parameters, ResourceDescriptor};
 use crate::run::execution::StepContext;
@@ -28,10 +28,10 @@ use common::failure::{Failure, OrFail};
 use common::file_tree;
 use common::pins;
 
-/// Where cargo-auditable is in the container.
+/// The path of cargo-auditable in the container.
 const AUDITABLE: &str = "/usr/local/bin/cargo-auditable";
 
-/// The image of one run: an archive on the disk, and what is known of it.
+/// The image that a run has built: an archive on the disk and its metadata.
 #[derive(Debug)]
 pub struct Image<'run, 'img, K> {
     _run: Id<'run>,
@@ -40,7 +40,7 @@ pub struct Image<'run, 'img, K> {
     info: ArchiveInfo,
     commit: String,
     state: State,
-    provenance: Paper,
+    provenance: Attestation,
     _kind: PhantomData<K>,
 }
 
@@ -49,86 +49,86 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
         self.id
     }
 
-    /// The digests.
+    /// The digests of the archive, the manifest and the configuration.
     #[must_use]
     pub fn info(&self) -> &ArchiveInfo {
         &self.info
     }
 
-    /// The state of the sources that it was built from.
+    /// The state of the sources that the image was built from.
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// The full SHA of the commit that it was built from.
+    /// The full SHA of the commit that the image was built from.
     #[must_use]
     pub fn commit(&self) -> &str {
         &self.commit
     }
 
-    /// How it came to be.
+    /// The provenance attestation.
     #[must_use]
-    pub fn provenance(&self) -> &Paper {
+    pub fn provenance(&self) -> &Attestation {
         &self.provenance
     }
 
-    /// The archive's file.
+    /// The path of the archive.
     #[must_use]
     pub fn archive(&self) -> &Path {
         &self.archive
     }
 
-    /// The archive in the engine, proven to be the bytes that were built.
+    /// Uploads the archive to the engine, and verifies that the engine has the bytes that were built.
     ///
     /// # Errors
-    /// When the file on the disk was changed since, or the engine cannot have it.
+    /// When the file has changed since the build (exit code 1), or cannot be uploaded (exit code 3).
     pub async fn upload(&self, step: &StepContext<'_, K>) -> Result<EngineFile, Failure> {
         let archive = self.archive.clone();
-        // What the engine has taken once in a session it does not look at again.
-        let here = tokio::task::spawn_blocking(move || digest::sha256_of_file(&archive))
+        // The engine uploads a file once in a session, so it would not notice a later change.
+        let digest = tokio::task::spawn_blocking(move || digest::sha256_of_file(&archive))
             .await
-            .or_environment("the look at the archive was cancelled")?
+            .or_environment("computing the archive's digest was cancelled")?
             .or_environment(format!("cannot read {}", self.archive.display()))?;
-        self.is_as_built(&here)?;
+        self.require_digest(&digest)?;
         let file = step
             .client()
             .host()
             .file(self.archive.display().to_string());
-        // File.digest is the engine's own, over more than the content.
+        // The engine's File.digest covers more than the content.
         let sum = workspace::toolchain(step)
             .await?
             .with_mounted_file("/image.tar", file.clone())
-            // Into a file: the log is for what matters to people.
+            // Into a file, to keep the digest out of the log.
             .with_exec(vec!["sh", "-c", "sha256sum /image.tar > /sum"])
             .file("/sum")
             .contents()
             .await
             .map_err(|error| {
-                EngineError::from(error).into_environment("cannot take the image to the engine")
+                EngineError::from(error).into_environment("cannot upload the image to the engine")
             })?;
         let digest = format!("sha256:{}", sum.split(' ').next().unwrap_or_default());
-        self.is_as_built(&digest)?;
+        self.require_digest(&digest)?;
         Ok(file)
     }
 
-    fn is_as_built(&self, digest: &str) -> Result<(), Failure> {
+    fn require_digest(&self, digest: &str) -> Result<(), Failure> {
         if digest == self.info.file {
             return Ok(());
         }
         Err(Failure::gate(format!(
-            "{} was changed during the run: it has the digest {digest}, and what was built has {}",
+            "{} was changed during the run: its digest is {digest}, but {} was built",
             self.archive.display(),
             self.info.file
         ))
-        .hint("Run again, and let nothing else write there."))
+        .hint("Run again, and do not write to the report directory during the run."))
     }
 }
 
-/// Compiles the service and assembles its image in the report directory.
+/// Compiles the service and writes its image to the report directory.
 ///
 /// # Errors
-/// When the code does not compile, or the base image cannot be had.
+/// When the code does not compile (exit code 1), or the base image cannot be pulled (exit code 3).
 pub async fn run<'run, 'img, K: Kind>(
     step: &StepContext<'_, K>,
     (source, image): (&Source<'run>, Guard<'img>),
@@ -139,7 +139,7 @@ pub async fn run<'run, 'img, K: Kind>(
     let text = |name: &str| {
         std::fs::read_to_string(out.path().join(name))
             .map(|text| text.trim().to_owned())
-            .or_environment(format!("the build did not say its {name}"))
+            .or_environment(format!("the build did not write its {name}"))
     };
     let checkout = source.checkout();
     let config = ImageConfig {
@@ -179,10 +179,10 @@ pub async fn run<'run, 'img, K: Kind>(
         }
     })
     .await
-    .or_environment("the assembly was cancelled")?
+    .or_environment("writing the image was cancelled")?
     .or_environment(format!("cannot write {}", archive.display()))?;
-    let provenance = prove(step, source, &info, base_image, started).await?;
-    step.saw(&info.digest);
+    let provenance = write_provenance(step, source, &info, base_image, started).await?;
+    step.set_digest(&info.digest);
     Ok(Image {
         _run: source.run(),
         id: image.into(),
@@ -195,14 +195,14 @@ pub async fn run<'run, 'img, K: Kind>(
     })
 }
 
-/// Writes the provenance into the report directory.
-async fn prove<K: Kind>(
+/// Writes the provenance attestation to the report directory.
+async fn write_provenance<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
     image: &ArchiveInfo,
     base: Option<ResourceDescriptor>,
     started: jiff::Timestamp,
-) -> Result<Paper, Failure> {
+) -> Result<Attestation, Failure> {
     let settings = &step.run.settings;
     let checkout = source.checkout();
     let lockfile = source
@@ -215,7 +215,7 @@ async fn prove<K: Kind>(
         .toolbox
         .rust()
         .await?
-        .resolved(step.client())
+        .resolve(step.client())
         .await?;
     let statement = provenance::Build {
         subject: (
@@ -244,10 +244,10 @@ async fn prove<K: Kind>(
         started,
     }
     .statement(|name| std::env::var(name).ok());
-    let content = statement.text()?;
+    let content = statement.to_json()?;
     let path = settings.report_dir.join(provenance::FILE);
     std::fs::write(&path, &content).or_environment(format!("cannot write {}", path.display()))?;
-    Ok(Paper {
+    Ok(Attestation {
         kind: attestations::IN_TOTO,
         annotations: [(
             "in-toto.io/predicate-type".to_owned(),
@@ -258,7 +258,7 @@ async fn prove<K: Kind>(
     })
 }
 
-/// Compiles the service; what it is goes into the folder that is returned.
+/// Compiles the service. The directory that is returned has the binary, and the versions of the service and its tools.
 async fn compile<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
@@ -269,7 +269,7 @@ async fn compile<K: Kind>(
     } = &settings.service;
     let target = step.run.platforms.image.target();
     let auditable = auditable::program(step, step.run.foreign_platform()).await?;
-    // Cargo takes no other letters in a name, so that nothing here needs quoting.
+    // Nothing here needs quoting: Cargo allows only letters, digits, `-` and `_` in names.
     let script = format!(
         "using {AUDITABLE} auditable build --release --locked --package {package} --bin {binary} --target {target} {MESSAGES}
 mkdir -p /out
@@ -292,10 +292,10 @@ cargo pkgid --locked --package {package} > /out/pkgid"
             version: pins::CARGO_AUDITABLE,
             file: auditable,
         }),
-        leaves: true,
-        failed: "the service does not build",
+        writes_out: true,
+        failed: "the service does not compile",
         hint: &format!(
-            "Run `cargo build --release --locked --package {package}` for the same errors on this machine."
+            "Run `cargo build --release --locked --package {package}` to reproduce the errors on this machine."
         ),
     };
     let left = workspace::run(step, source, work).await;
@@ -307,7 +307,7 @@ cargo pkgid --locked --package {package} > /out/pkgid"
     )
 }
 
-/// The base's environment, then the settings', then the identity.
+/// The image's environment, in ascending order of precedence: base image, settings, `ci`'s own variables.
 fn environment(
     settings: &Settings,
     base: Option<&base::Fetched>,
@@ -319,7 +319,7 @@ fn environment(
         (
             "APP_BUILD_TIME".to_owned(),
             jiff::Timestamp::from_second(checkout.commit.time)
-                .or_environment("the commit has an impossible time")?
+                .or_environment("invalid commit time")?
                 .to_string(),
         ),
     ];
@@ -330,7 +330,7 @@ fn environment(
     Ok(env)
 }
 
-/// What is laid over the base image. Nothing in it has a time: the commit's would make each commit another layer.
+/// The layer on top of the base image. Its files have no time, so that commits with the same files share the layer.
 struct Layer {
     binary: PathBuf,
     name: String,
@@ -344,7 +344,7 @@ impl Layer {
         let content = File::open(&self.binary)?;
         let mut header = file_tree::header(content.metadata()?.len(), 0o755);
         tar.append_data(&mut header, &self.name, content)?;
-        // Nobody's folders are there yet: with a base image they are its own, or made when the image is unpacked.
+        // An image from scratch needs entries for directories. With a base image they would change the mode of its own.
         let mut folders = BTreeSet::new();
         for to in self.files.values().filter(|_| self.from_scratch) {
             folders.extend(
@@ -362,7 +362,7 @@ impl Layer {
                 let entry = entry?;
                 let below = entry.path().strip_prefix(&from);
                 let below = below.map_err(std::io::Error::other)?;
-                // Joined with nothing, a path would end in a slash.
+                // Joining an empty path would add a trailing slash.
                 let path = if below.as_os_str().is_empty() {
                     to.clone()
                 } else {
@@ -391,7 +391,7 @@ fn append(
     }
     let content = File::open(entry.path())?;
     let data = content.metadata()?;
-    // Git knows of a file's rights only this.
+    // Git records no other permissions.
     let mode = if is_executable(&data) { 0o755 } else { 0o644 };
     let mut header = file_tree::header(data.len(), mode);
     tar.append_data(&mut header, path, content)
@@ -403,8 +403,7 @@ fn folder(tar: &mut tar::Builder<&mut dyn Write>, path: &Path) -> std::io::Resul
     tar.append_data(&mut header, path, std::io::empty())
 }
 
-/// The identity that the image carries, by the keys that the [OCI image specification] defines and, for the tools that
-/// made it, keys of our own.
+/// The image's labels: those that the [OCI image specification] defines, and two of `ci` for the compiler and the linker.
 ///
 /// [OCI image specification]: https://github.com/opencontainers/image-spec/blob/main/annotations.md
 fn labels(

@@ -1,4 +1,4 @@
-//! crane in a container that reaches a registry: also one on this machine's loopback.
+//! A container with crane that can reach a registry, also one on this machine's loopback interface.
 
 use dagger_sdk::{Container, HostServiceOpts, NetworkProtocol, PortForward};
 
@@ -9,21 +9,20 @@ use crate::standin;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
 
-/// What a registry on this machine's loopback is called inside the engine's network.
+/// The host name, in the engine's network, of a registry on this machine's loopback interface.
 const LOOPBACK_ALIAS: &str = "registry";
 
-/// crane, ready to talk to one registry.
+/// crane for one registry.
 pub struct Crane {
-    /// Its container.
     pub container: Container,
-    /// What the registry is called in there.
+    /// The registry's host and port in the container.
     pub host: String,
     program: &'static str,
     insecure: bool,
 }
 
 impl Crane {
-    /// The command line for `arguments`.
+    /// The whole command line for crane's `arguments`.
     #[must_use]
     pub fn arguments(&self, arguments: &[&str]) -> Vec<String> {
         let insecure = self.insecure.then_some("--insecure");
@@ -37,17 +36,17 @@ impl Crane {
     }
 }
 
-/// crane, in a container that reaches `registry`.
+/// Creates a container with crane that can reach `registry`.
 ///
 /// # Errors
-/// When crane cannot be had.
+/// When crane's image cannot be pulled, or the engine cannot reach the registry (exit code 3).
 pub async fn container<K: Kind>(
     step: &StepContext<'_, K>,
     registry: &Registry,
 ) -> Result<Crane, Failure> {
     let client = step.client();
     let image = step.run.toolbox.crane().await?;
-    // The released image has a user who can read no secret, and write nowhere.
+    // The user of crane's image can neither read secrets nor write files.
     let mut container = image.container(client, None)?.with_user("0:0");
     let mut host = registry.to_string();
     if registry.is_loopback() {
@@ -65,8 +64,8 @@ pub async fn container<K: Kind>(
                 host: Some(&address),
             },
         );
-        // Until the session ends. The engine lets go of a tunnel ten seconds after the command that used it, and Dagger 0.19.10 crashes
-        // when the next command binds it at that moment: in core/services.go it waits for a service that cannot be waited for.
+        // Keeps the tunnel open for the whole session. Otherwise the engine closes it ten seconds after each command, and
+        // Dagger 0.19.10 crashes (in core/services.go) if the next command binds it at that moment.
         service.start().await.map_err(|error| {
             EngineError::from(error)
                 .into_environment(&format!("the engine cannot reach the registry {registry}"))

@@ -1,4 +1,4 @@
-//! The project's own gates: the commands of `[[gate]]` in `ci.toml`.
+//! Runs the project's own gates: the commands of `[[gate]]` in `ci.toml`.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -15,17 +15,17 @@ use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// The file in which the script says how long each gate took: `NAME MILLISECONDS`.
+/// The file to which the script writes the duration of each gate, as lines of `NAME MILLISECONDS`.
 const TIMES: &str = "gates";
 
-/// All gates that `ci.toml` configures have passed on this run's sources.
+/// Evidence that all gates in `ci.toml` passed on this run's sources.
 #[derive(Debug)]
 pub struct Gated<'run, K> {
     _run: Id<'run>,
     _kind: PhantomData<K>,
 }
 
-/// The evidence of a project that configures no gate of its own; none where it does.
+/// The evidence of a project without gates of its own; `None` if it has some.
 #[must_use]
 pub fn none<'run, K: Kind>(run: &RunContext<K>, source: &Source<'run>) -> Option<Gated<'run, K>> {
     run.settings.gates.is_empty().then(|| Gated {
@@ -34,10 +34,10 @@ pub fn none<'run, K: Kind>(run: &RunContext<K>, source: &Source<'run>) -> Option
     })
 }
 
-/// Runs all of them, one after another in one container; one that fails does not keep the others from running.
+/// Runs all gates one after another in one container. After a failure the other gates still run.
 ///
 /// # Errors
-/// When one of them fails, with the output of all (exit 1).
+/// When a gate fails, with the output of all gates (exit code 1).
 pub async fn run<'run, K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'run>,
@@ -48,7 +48,7 @@ pub async fn run<'run, K: Kind>(
         env: BTreeMap::new(),
         services: None,
         program: None,
-        leaves: true,
+        writes_out: true,
         failed: "a gate failed",
         hint: "",
     };
@@ -63,12 +63,12 @@ pub async fn run<'run, K: Kind>(
     })
 }
 
-/// What the shell does: each gate by itself, whatever the others do.
+/// The shell script that runs all gates, whether or not others fail.
 fn script(gates: &[Gate]) -> Result<String, Failure> {
     let quoted = |text: &str| {
         shlex::try_quote(text)
             .map(std::borrow::Cow::into_owned)
-            .or_environment("a command of [[gate]] cannot be handed to a shell")
+            .or_environment("cannot quote a command of [[gate]] for the shell")
     };
     let mut script = String::from("mkdir /out\nbad=\n");
     for gate in gates {
@@ -91,37 +91,38 @@ if [ "$code" -ne 0 ]; then echo "gate {name} failed with exit code $code" >&2; b
     Ok(script + "[ -z \"$bad\" ]\n")
 }
 
-/// The failure, by the names of those that failed.
+/// The failure, with the names of the failed gates.
 fn failed(gates: &[Gate], failure: Failure) -> Failure {
     let (ExitCode::GateFailed, Some(output)) = (failure.code, &failure.output) else {
         return failure;
     };
     let ended = |gate: &&Gate| {
         let line = format!("gate {} failed with exit code ", gate.name);
-        output.lines().any(|said| said.starts_with(&line))
+        output.lines().any(|written| written.starts_with(&line))
     };
     let failed: Vec<_> = gates.iter().filter(ended).collect();
     let message = match &failed[..] {
         [] => return failure,
-        [gate] => format!("the gate {} failed", gate.name),
+        [gate] => format!("gate {} failed", gate.name),
         gates => {
             let names: Vec<_> = gates.iter().map(|gate| &*gate.name).collect();
-            format!("the gates {} failed", names.join(", "))
+            format!("gates {} failed", names.join(", "))
         }
     };
     let commands: Vec<_> = failed
         .iter()
         .map(|gate| format!("`{}`", gate.run))
         .collect();
-    Failure::gate(message)
-        .output(output.clone())
-        .hint(format!("Run {} here.", commands.join(" and ")))
+    Failure::gate(message).output(output.clone()).hint(format!(
+        "Run {} to reproduce the failure on this machine.",
+        commands.join(" and ")
+    ))
 }
 
-/// The gates that passed, each with its time.
+/// The gates that passed, with their durations.
 fn passed(left: &Path) -> Result<Vec<StepPart>, Failure> {
     let times = std::fs::read_to_string(left.join(TIMES))
-        .or_environment("the engine does not say how long the gates took")?;
+        .or_environment("cannot read the durations of the gates")?;
     let parts = times.lines().filter_map(|line| {
         let (name, time) = line.split_once(' ')?;
         Some(StepPart {
@@ -149,38 +150,44 @@ mod tests {
         }
     }
 
-    /// Runs the script with a folder in the place of `/out`; returns whether it passed, what it said, and the times.
-    fn ran(gates: &[Gate]) -> (bool, String, String) {
+    /// Runs the script with a temporary directory in place of `/out`; returns whether it passed, its output, and the durations.
+    fn run_script(gates: &[Gate]) -> (bool, String, String) {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         let script = script(gates).unwrap();
         let script = script.replace("/out", out.to_str().unwrap());
-        let ran = std::process::Command::new("sh")
+        let output = std::process::Command::new("sh")
             .args(["-euc", &script])
             .output()
             .unwrap();
-        let said = String::from_utf8(ran.stderr).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
         let times = std::fs::read_to_string(out.join(TIMES)).unwrap();
-        (ran.status.success(), said, times)
+        (output.status.success(), stderr, times)
     }
 
     #[test]
-    fn runs_each_gate_though_another_fails_and_names_those_that_fail() {
+    fn runs_every_gate_and_names_the_failed_ones() {
         let gates = [
             gate("first", "exit 3", &[]),
             gate("second", "echo \"it is $A\" >&2", &[("A", "'b' \"c\"")]),
             gate("third", "false", &[]),
         ];
-        let (passed, said, times) = ran(&gates);
+        let (passed, stderr, times) = run_script(&gates);
         assert!(!passed);
-        assert!(said.contains("gate second\nit is 'b' \"c\"\n"), "{said}");
+        assert!(
+            stderr.contains("gate second\nit is 'b' \"c\"\n"),
+            "{stderr}"
+        );
         assert_eq!(times.lines().count(), 3, "{times}");
-        let failure = failed(&gates, Failure::gate("a gate failed").output(said));
-        assert_eq!(failure.to_string(), "the gates first, third failed");
+        let failure = failed(&gates, Failure::gate("a gate failed").output(stderr));
+        assert_eq!(failure.to_string(), "gates first, third failed");
         let hint = failure.hint.unwrap();
-        assert_eq!(hint, "Run `exit 3` and `false` here.");
+        assert_eq!(
+            hint,
+            "Run `exit 3` and `false` to reproduce the failure on this machine."
+        );
 
-        let (passed, said, _) = ran(&gates[1..2]);
-        assert!(passed, "{said}");
+        let (passed, stderr, _) = run_script(&gates[1..2]);
+        assert!(passed, "{stderr}");
     }
 }

@@ -1,10 +1,10 @@
-//! The environment of a container.
+//! Sets environment variables of containers.
 
 use std::collections::BTreeMap;
 
 use dagger_sdk::Container;
 
-/// `container` with these variables in its environment.
+/// Adds the variables to the container's environment.
 #[must_use]
 pub fn with_env(container: &Container, env: &BTreeMap<String, String>) -> Container {
     env.iter()

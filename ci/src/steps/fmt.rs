@@ -1,4 +1,4 @@
-//! The format check, and `ci fmt --fix`.
+//! Checks the formatting, and formats the working tree for `ci fmt --fix`.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -12,7 +12,7 @@ use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
 
-/// This run's sources are formatted.
+/// Evidence that this run's sources are formatted.
 #[derive(Debug)]
 pub struct Formatted<'run, K> {
     _run: Id<'run>,
@@ -28,16 +28,16 @@ fn work<'a>(script: &'a str, failed: &'a str, hint: &'a str) -> Work<'a> {
         env: BTreeMap::new(),
         services: None,
         program: None,
-        leaves: false,
+        writes_out: false,
         failed,
         hint,
     }
 }
 
-/// `cargo fmt --all --check`.
+/// Runs `cargo fmt --all --check`.
 ///
 /// # Errors
-/// When a file is not formatted; the output is the difference.
+/// When a file is not formatted, with the diff as output (exit code 1).
 pub async fn run<'run, K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'run>,
@@ -49,37 +49,37 @@ pub async fn run<'run, K: Kind>(
     })
 }
 
-/// Formats the working tree. Only files that the format changes are written, and none that was edited meanwhile.
+/// Formats the working tree, and returns the files that changed. Files that were edited in the meantime are left alone.
 ///
 /// # Errors
-/// When rustfmt cannot read the code, or a file cannot be written.
+/// When rustfmt cannot parse the code, a file was edited in the meantime (exit code 1), or cannot be written (exit code 3).
 pub async fn fix<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
 ) -> Result<Vec<PathBuf>, Failure> {
-    // What is in a volume cannot be exported: a copy can.
+    // Dagger cannot export files from a cache volume, only a copy of them.
     let script = "cargo fmt --all && mkdir -p /formatted && cp -a /work/src/. /formatted/";
     let work = work(
         script,
-        "rustfmt could not read the code",
-        "Mend what it says.",
+        "rustfmt cannot parse the code",
+        "Fix the syntax errors above.",
     );
     let done = workspace::execute(step, source, &work).await?;
     let folder =
-        tempfile::tempdir().or_environment("cannot make a folder for the formatted files")?;
+        tempfile::tempdir().or_environment("cannot create a directory for the formatted files")?;
     done.directory("/formatted")
         .export(folder.path().display().to_string())
         .await
         .map_err(|error| {
             crate::engine::graphql::EngineError::from(error)
-                .into_environment("cannot get the formatted files")
+                .into_environment("cannot export the formatted files")
         })?;
-    let given = source.given(step.step, &step.run.settings.paths)?;
+    let sources = source.for_step(step.step, &step.run.settings.paths)?;
     let mut changed = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
-        let entries =
-            std::fs::read_dir(given.path.join(&below)).or_environment("cannot list the sources")?;
+        let entries = std::fs::read_dir(sources.path.join(&below))
+            .or_environment("cannot list the sources")?;
         for entry in entries {
             let entry = entry.or_environment("cannot list the sources")?;
             let path = below.join(entry.file_name());
@@ -108,7 +108,7 @@ fn replace(source: &Source<'_>, formatted: &Path, path: &Path) -> Result<bool, F
     let file = source.checkout().root.join(path);
     if read(file.clone())? != before {
         return Err(Failure::gate(format!(
-            "{} was edited meanwhile and is left alone",
+            "{} was edited in the meantime and is left alone",
             path.display()
         ))
         .hint("Run `ci fmt --fix` again."));

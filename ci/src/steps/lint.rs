@@ -1,4 +1,4 @@
-//! clippy.
+//! Runs clippy.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -11,17 +11,17 @@ use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
 
-/// clippy has nothing to say about this run's sources.
+/// Evidence that clippy reports no warnings for this run's sources.
 #[derive(Debug)]
 pub struct Linted<'run, K> {
     _run: Id<'run>,
     _kind: PhantomData<K>,
 }
 
-/// `cargo clippy` on everything, tests and all features included; a warning is an error.
+/// Runs `cargo clippy` on all targets with all features; warnings are errors.
 ///
 /// # Errors
-/// When clippy warns, or the code does not compile.
+/// When clippy reports a warning, or the code does not compile (exit code 1).
 pub async fn run<'run, K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'run>,
@@ -33,9 +33,9 @@ pub async fn run<'run, K: Kind>(
         env: BTreeMap::new(),
         services: None,
         program: None,
-        leaves: false,
-        failed: "clippy found something",
-        hint: "Mend what it says; `cargo clippy --fix` does a part of it.",
+        writes_out: false,
+        failed: "clippy reports warnings or errors",
+        hint: "Fix the warnings above; `cargo clippy --fix` can apply some fixes.",
     };
     workspace::run(step, source, work).await?;
     Ok(Linted {

@@ -1,19 +1,19 @@
-//! What programs say when the image lacks a library or certificates, and the setting that gives it to them.
+//! Suggests settings for a library or certificates that are missing in an image, by the messages of the failed program.
 
 use common::pins;
 
-const NO_LIBRARY: &str = "A library that it links is not in the toolchain's container: add its Debian package (lib…-dev) to \
-                          toolchain.packages in ci.toml.";
+const NO_LIBRARY: &str =
+    "Add the Debian package (lib…-dev) of the missing library to toolchain.packages in ci.toml.";
 
-/// What a linker or build script says, and what it means.
+/// Messages of linkers and build scripts, and their meaning.
 const AT_BUILD: [(&str, &str); 6] = [
     (
         "attempted static link of dynamic object",
-        "A library that it links exists only as a shared one, and an image from scratch has none.",
+        "The service links a library that is only available as a shared library, which an image from scratch does not have.",
     ),
     (
         "Could not find directory of OpenSSL installation",
-        "It wants OpenSSL to compile: add libssl-dev and pkg-config to toolchain.packages in ci.toml, or use rustls.",
+        "Add libssl-dev and pkg-config to toolchain.packages in ci.toml, or use rustls instead of OpenSSL.",
     ),
     ("cannot find -l", NO_LIBRARY),
     ("unable to find library -l", NO_LIBRARY),
@@ -24,19 +24,19 @@ const AT_BUILD: [(&str, &str); 6] = [
     ),
 ];
 
-/// What a service says that was started without something it needs, and what it means.
+/// Messages of services that fail to start, and their meaning.
 const AT_START: [(&str, &str); 8] = [
     (
         "error while loading shared libraries",
-        "The base image lacks a library that the service links.",
+        "The base image lacks a shared library that the service links.",
     ),
     (
         "version `GLIBC_",
-        "The base image has an older C library than the one that the service was linked with (Debian 12's).",
+        "The base image's C library is older than the toolchain's (Debian 12's).",
     ),
     (
         "no such file or directory",
-        "The image has not the dynamic loader that the binary asks for: it needs glibc, and an image from scratch, or Alpine's, has none.",
+        "The image lacks the binary's dynamic loader: the binary needs glibc, which neither `scratch` nor Alpine has.",
     ),
     (
         "no CA certificates found",
@@ -54,12 +54,12 @@ const AT_START: [(&str, &str); 8] = [
     ),
 ];
 
-/// What to do when a build failed and said this, where that is known.
+/// A hint for the output of a failed build, if its cause is known.
 pub fn at_build(output: &str) -> Option<String> {
     hint(&AT_BUILD, output)
 }
 
-/// What to do when a service did not come up and said this, where that is known.
+/// A hint for the output of a service that failed to start, if its cause is known.
 pub fn at_start(output: &str) -> Option<String> {
     hint(&AT_START, output)
 }
@@ -70,7 +70,7 @@ fn hint(known: &[(&str, &str)], output: &str) -> Option<String> {
         (*what).to_owned()
     } else {
         format!(
-            "{what} image.base in ci.toml names an image to put the service on, such as {} (a C library, OpenSSL, CA certificates).",
+            "{what} Set image.base in ci.toml, for instance to {} (C library, OpenSSL, CA certificates).",
             pins::BASE_IMAGE
         )
     })
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_library_or_certificate_has_a_remedy() {
+    fn suggests_a_setting_for_missing_libraries_and_certificates() {
         let start = "/shop: error while loading shared libraries: libpq.so.5: cannot open shared object file";
         assert!(at_start(start).unwrap().contains("image.base"));
         let build = "error: linking with `cc` failed\n/usr/bin/ld: cannot find -lpq: No such file or directory";

@@ -1,4 +1,4 @@
-//! One step a file: what it runs, its evidence, its remedy; and what several of them use.
+//! The steps of the pipeline, one per file: its command, its evidence and its hints. The private modules are shared by steps.
 
 mod auditable;
 mod base;

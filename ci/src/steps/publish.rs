@@ -1,4 +1,4 @@
-//! The push, byte for byte: blobs, the manifest by its digest, the papers, and the tag last of all.
+//! Pushes the image byte for byte: the blobs, the manifest by its digest, the attestations, and finally the tag.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,11 +14,11 @@ use super::crane::{self, Crane};
 use super::workspace;
 use crate::engine::graphql::EngineError;
 use crate::image::archive::ArchiveInfo;
-use crate::image::attestations::Paper;
+use crate::image::attestations::Attestation;
 use crate::image::labels::REVISION;
 use crate::image::registry::{Access, Client, Manifest};
 use crate::model::image_name::{Reference, Registry, Tag};
-use crate::model::record::{Attached, Outcome, Published};
+use crate::model::record::{AttachedArtifact, Outcome, Published};
 use crate::run::execution::StepContext;
 use crate::source::checkout::State;
 use crate::steps::verified::Verified;
@@ -26,23 +26,25 @@ use crate::trust::authority::{Credential, Permit};
 use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// As long as it may take from the look at a tag to its being set; and how long a publisher waits before it reads back what
-/// it has set.
+/// The maximum time between reading a tag and setting it, and the time that a publisher waits before it reads the tag back.
 ///
-/// A registry has no "set if it is not there". Two publishers can both find no tag, and the later overwrites the earlier. As
-/// the later one looked before the earlier one had set the tag, it is through before the earlier one reads back, who then
-/// finds another's digest.
+/// Registries cannot set a tag only if it does not exist. Of two publishers that both find no tag, the later one overwrites
+/// the tag of the earlier one. The later one read the tag before the earlier one set it, so it has finished when the earlier
+/// one reads the tag back and finds a foreign digest.
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// How long one command of crane's may take. Dagger's tunnel to this machine's loopback does not tell crane when a registry
-/// ends a connection, so there it is short: crane would wait for ever, and nothing on loopback takes long.
+/// The time limit of one crane command. Dagger's tunnel to this machine's loopback interface does not forward the end of a
+/// connection, so crane would wait forever; commands on loopback are fast, and their limit is short.
 const LIMIT: Duration = Duration::from_secs(600);
 const LIMIT_ON_LOOPBACK: Duration = Duration::from_secs(45);
 
-/// Pushes the image and its papers, and reads back what was pushed.
+const RUN_AGAIN: &str = "Run again; existing content is not pushed again.";
+
+/// Pushes the image and its attestations, and reads the tag back.
 ///
 /// # Errors
-/// When the tag is there with another digest or the registry refuses (exit 4), or cannot be reached (exit 3).
+/// When the tag exists with another digest or the registry refuses the push (exit code 4), or the registry cannot be reached
+/// (exit code 3).
 pub async fn run<K: Kind>(
     step: &StepContext<'_, K>,
     (verified, permit): (Verified<'_, '_, K>, Permit<K::Registry>),
@@ -68,16 +70,16 @@ pub async fn run<K: Kind>(
         credential,
     };
 
-    let outcome = push.there().await?;
+    let outcome = push.check_tag().await?;
     if outcome == Outcome::Pushed {
         let layout = layout(step, image).await?;
         push.by_digest(&layout, digest, "image").await?;
     }
-    let referrers = push.papers(verified.papers()).await?;
+    let referrers = push.attestations(verified.attestations()).await?;
     if outcome == Outcome::Pushed {
         push.tag().await?;
     }
-    step.saw(digest);
+    step.set_digest(digest);
     Ok(Published {
         image: reference.clone(),
         digest: digest.clone(),
@@ -93,12 +95,12 @@ fn clean_tag<'a, K: Kind>(
     match image.state() {
         State::Clean(tag) if tag == permitted => Ok(permitted),
         state => Err(Failure::refused(format!(
-            "the image is that of {state}, and what may be published is {permitted}"
+            "the image was built from {state}, but only {permitted} is allowed to be published"
         ))),
     }
 }
 
-/// The image's archive as the layout that crane takes.
+/// Unpacks the image's archive to an OCI layout for crane.
 async fn layout<K: Kind>(
     step: &StepContext<'_, K>,
     image: &Image<'_, '_, K>,
@@ -127,47 +129,47 @@ struct Push<'a, 'step, K: Kind> {
 }
 
 impl<K: Kind> Push<'_, '_, K> {
-    /// What there is to do: nothing where the tag is there with this digest.
+    /// Checks whether the tag exists: [`Outcome::AlreadyThere`] if it does with this image's digest.
     ///
     /// # Errors
-    /// When it is there with another (exit 4).
-    async fn there(&self) -> Result<Outcome, Failure> {
+    /// When the tag exists with another digest (exit code 4).
+    async fn check_tag(&self) -> Result<Outcome, Failure> {
         match self
             .client
             .manifest(&self.reference.tag.to_string())
             .await?
         {
             None => Ok(Outcome::Pushed),
-            Some(there) if there.digest == self.info.digest => Ok(Outcome::AlreadyThere),
-            Some(there) => Err(self.taken(&there).await),
+            Some(existing) if existing.digest == self.info.digest => Ok(Outcome::AlreadyThere),
+            Some(existing) => Err(self.tag_conflict(&existing).await),
         }
     }
 
-    async fn taken(&self, there: &Manifest) -> Failure {
+    async fn tag_conflict(&self, existing: &Manifest) -> Failure {
         let Self {
             reference,
             commit: ours,
             ..
         } = self;
-        let theirs = self.revision(there).await;
+        let theirs = self.revision(existing).await;
         let of = |commit: &str| format!(", of commit {commit}");
         let output = format!(
             "in the registry: {}{}\nof this run:     {}{}",
-            there.digest,
+            existing.digest,
             theirs.as_deref().map(of).unwrap_or_default(),
             self.info.digest,
             of(ours),
         );
         match theirs.filter(|theirs| theirs != ours) {
-            Some(_) => Failure::refused(format!("{reference} is there already, as the image of another commit"))
-                .hint("Nothing was overwritten. Where two commits have the same short SHA, a longer one helps: git config core.abbrev 12"),
-            None => Failure::refused(format!("{reference} is there already with another digest"))
-                .hint("Nothing was overwritten: a tag is one commit's image for good. `ci verify` tells where the two part."),
+            Some(_) => Failure::refused(format!("{reference} already exists as the image of another commit"))
+                .hint("Nothing was overwritten. If two commits have the same short SHA, use longer ones: git config core.abbrev 12"),
+            None => Failure::refused(format!("{reference} already exists with another digest"))
+                .hint("Nothing was overwritten. Run `ci verify` to compare the two images."),
         }
         .output(output)
     }
 
-    /// The commit that an image in the registry says it is of.
+    /// The commit in the label of an image in the registry.
     async fn revision(&self, image: &Manifest) -> Option<String> {
         let manifest: ImageManifest = image.read().ok()?;
         let config = manifest.config().digest().to_string();
@@ -176,16 +178,19 @@ impl<K: Kind> Push<'_, '_, K> {
         config.labels_of_config()?.get(REVISION).cloned()
     }
 
-    /// Attaches the papers of which the registry has none of their kind.
-    async fn papers(&self, papers: [&Paper; 2]) -> Result<Vec<Attached>, Failure> {
+    /// Attaches the attestations, except for kinds that the registry already has.
+    async fn attestations(
+        &self,
+        attestations: [&Attestation; 2],
+    ) -> Result<Vec<AttachedArtifact>, Failure> {
         let mut attached = Vec::new();
-        for paper in papers {
-            let (digest, outcome) = match self.listed(paper).await? {
-                Some(there) => (there, Outcome::AlreadyThere),
-                None => (self.attach(paper).await?, Outcome::Pushed),
+        for attestation in attestations {
+            let (digest, outcome) = match self.listed(attestation).await? {
+                Some(existing) => (existing, Outcome::AlreadyThere),
+                None => (self.attach(attestation).await?, Outcome::Pushed),
             };
-            attached.push(Attached {
-                artifact_type: paper.kind.to_owned(),
+            attached.push(AttachedArtifact {
+                artifact_type: attestation.kind.to_owned(),
                 digest,
                 outcome,
             });
@@ -193,51 +198,53 @@ impl<K: Kind> Push<'_, '_, K> {
         Ok(attached)
     }
 
-    /// The digest of what the registry lists beside the image as of the paper's kind.
-    async fn listed(&self, paper: &Paper) -> Result<Option<String>, Failure> {
+    /// The digest of the image's OCI referrer with the attestation's kind.
+    async fn listed(&self, attestation: &Attestation) -> Result<Option<String>, Failure> {
         let listed = self.client.referrers(&self.info.digest).await?;
-        let found = listed.iter().find(|there| {
-            let kind = there.artifact_type().as_ref().map(ToString::to_string);
-            kind.as_deref() == Some(paper.kind)
+        let found = listed.iter().find(|referrer| {
+            let kind = referrer.artifact_type().as_ref().map(ToString::to_string);
+            kind.as_deref() == Some(attestation.kind)
         });
-        Ok(found.map(|there| there.digest().to_string()))
+        Ok(found.map(|referrer| referrer.digest().to_string()))
     }
 
-    /// Pushes a paper, and sees to it that it is listed; returns its digest.
+    /// Pushes an attestation until the registry lists it as a referrer; returns its digest.
     ///
-    /// The list of a registry without the referrers API is a tag, which two publishers can overwrite for each other; and crane
-    /// lists only what it has pushed itself. So each attempt is another artifact, by its time.
-    async fn attach(&self, paper: &Paper) -> Result<String, Failure> {
+    /// In a registry without the referrers API the list is a tag, which two publishers can overwrite for each other, and crane
+    /// adds an artifact to the list only when it pushes it. Each attempt therefore pushes a new artifact, with another time.
+    async fn attach(&self, attestation: &Attestation) -> Result<String, Failure> {
         let attempt = AtomicU32::new(0);
         let attach = || async {
             let number = attempt.fetch_add(1, Ordering::Relaxed);
-            if let (1.., Some(there)) = (number, self.listed(paper).await?) {
-                return Ok(there);
+            if let (1.., Some(existing)) = (number, self.listed(attestation).await?) {
+                return Ok(existing);
             }
-            let folder = tempfile::tempdir().or_environment("cannot make a folder for a paper")?;
-            let digest = paper
+            let folder = tempfile::tempdir()
+                .or_environment("cannot create a directory for an attestation")?;
+            let digest = attestation
                 .write_layout(folder.path(), self.info, jiff::Timestamp::now())
-                .or_environment("cannot write a paper")?;
+                .or_environment("cannot write an attestation")?;
             let host = self.step.client().host();
             let layout = host.directory(folder.path().display().to_string());
-            self.push(&layout, &digest, paper.kind, number).await?;
+            self.push(&layout, &digest, attestation.kind, number)
+                .await?;
             let listed = self.client.referrers(&self.info.digest).await?;
             if listed
                 .iter()
-                .any(|there| there.digest().to_string() == digest)
+                .any(|referrer| referrer.digest().to_string() == digest)
             {
                 return Ok(digest);
             }
             Err(Failure::environment(format!(
-                "{} does not list {} beside {}",
-                self.reference.registry, paper.kind, self.reference
+                "{} does not list {} as a referrer of {}",
+                self.reference.registry, attestation.kind, self.reference
             ))
-            .hint("Run again: what is missing is added."))
+            .hint("Run again to add the missing attestations."))
         };
         retried(attach).await
     }
 
-    /// Pushes blobs, and their manifest under its digest alone.
+    /// Pushes the blobs and the manifest, by its digest and without a tag.
     async fn by_digest(&self, layout: &Directory, digest: &str, what: &str) -> Result<(), Failure> {
         let attempt = AtomicU32::new(0);
         retried(|| {
@@ -267,17 +274,17 @@ impl<K: Kind> Push<'_, '_, K> {
             .await
     }
 
-    /// Lets the tag name the image, unless it names another; then waits, and reads back.
+    /// Sets the tag unless it exists, waits for [`WINDOW`], and reads the tag back.
     async fn tag(&self) -> Result<(), Failure> {
         let source = self.in_registry(&self.info.digest);
         let tag = self.reference.tag.to_string();
         let attempt = AtomicU32::new(0);
         let set = || async {
-            // Ready before the look, so that little time is between the two.
+            // Prepared first, to keep the time between reading and setting the tag short.
             let container = self
                 .container(attempt.fetch_add(1, Ordering::Relaxed))
                 .await?;
-            if self.there().await? == Outcome::AlreadyThere {
+            if self.check_tag().await? == Outcome::AlreadyThere {
                 return Ok(());
             }
             let arguments = ["tag", &source, &tag];
@@ -288,18 +295,18 @@ impl<K: Kind> Push<'_, '_, K> {
                     self.reference.registry,
                     WINDOW.as_secs()
                 ))
-                .hint("Run again: what is there is not pushed twice."))
+                .hint(RUN_AGAIN))
             })
         };
         retried(set).await?;
         tokio::time::sleep(WINDOW).await;
-        match self.there().await? {
+        match self.check_tag().await? {
             Outcome::AlreadyThere => Ok(()),
             Outcome::Pushed => Err(Failure::environment(format!(
                 "{} was pushed, but the registry does not have it",
                 self.reference
             ))
-            .hint("Run again: what is there is not pushed twice.")),
+            .hint(RUN_AGAIN)),
         }
     }
 
@@ -311,13 +318,13 @@ impl<K: Kind> Push<'_, '_, K> {
         let container = self
             .crane
             .container
-            // What is in a registry is not in the engine's cache: each run asks anew.
+            // Keeps the engine from reusing the result of an earlier run.
             .with_env_variable("RUN_ID", format!("{}-{attempt}", self.step.run.id));
         let Some(credential) = self.credential else {
             return Ok(container);
         };
-        // crane would take the credential to whatever host a registry names as its realm: it gets what this one gave for it.
-        let auth = match self.client.token().await? {
+        // crane would send the credential to any host that the registry names as its realm. It only gets the registry's token.
+        let auth = match self.client.fetch_token().await? {
             Some(token) => json!({ "registrytoken": token.expose_secret() }),
             None => json!({ "auth": credential.basic().expose_secret() }),
         };
@@ -341,10 +348,10 @@ impl<K: Kind> Push<'_, '_, K> {
         let command = container.with_exec(self.crane.arguments(arguments));
         let Ok(done) = tokio::time::timeout(limit, command.sync()).await else {
             return Err(Failure::environment(format!(
-                "{registry} did not take the push of {reference} ({what}) within {} s",
+                "pushing {reference} ({what}) to {registry} took longer than {} s",
                 limit.as_secs()
             ))
-            .hint("Run again: what is there is not pushed twice."));
+            .hint(RUN_AGAIN));
         };
         done.map(drop)
             .map_err(|error| match EngineError::from(error) {
@@ -354,28 +361,28 @@ impl<K: Kind> Push<'_, '_, K> {
                 )
                 .output(output),
                 EngineError::Exec { output, .. } => {
-                    Failure::environment(format!("the push of {reference} failed ({what})"))
+                    Failure::environment(format!("cannot push {reference} ({what})"))
                         .output(output)
-                        .hint("Run again: what is there is not pushed twice.")
+                        .hint(RUN_AGAIN)
                 }
                 other => other.into_environment("step publish"),
             })
     }
 }
 
-/// `work`, again where the network or the registry failed and did not refuse.
+/// Retries `work` after failures of the network or the registry, but not after a refusal.
 async fn retried<T, F>(work: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
     work.retry(
-        // crane itself tries three times within some seconds.
+        // crane itself tries three times within a few seconds.
         ExponentialBuilder::default()
             .with_max_times(2)
             .with_jitter(),
     )
     .when(|failure| failure.code == ExitCode::Environment)
-    .notify(|failure, wait| tracing::warn!("again in {wait:?}: {failure}"))
+    .notify(|failure, wait| tracing::warn!("retrying in {wait:?}: {failure}"))
     .await
 }
 
@@ -385,8 +392,8 @@ fn refused(output: &str) -> bool {
         .any(|sign| output.contains(sign))
 }
 
-/// The credential as files that exist for one command only: what `docker login` would write, and the bare token, so that
-/// the engine strikes it out of whatever the command prints.
+/// Mounts the credential for one command, as secrets that the engine redacts in its output: the file that `docker login` would
+/// write, and the bare token.
 fn with_credential<K: Kind>(
     step: &StepContext<'_, K>,
     container: Container,

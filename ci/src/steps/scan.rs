@@ -1,4 +1,4 @@
-//! Trivy's scan of the archive, and the gate on what it found.
+//! Scans the image with Trivy, and fails if vulnerabilities exceed the thresholds.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::build::Image;
 use crate::engine::graphql::EngineError;
-use crate::image::attestations::{self, Paper};
+use crate::image::attestations::{self, Attestation};
 use crate::run::execution::StepContext;
 use crate::runner_cache::place::Place;
 use crate::settings::tables::{ScanLimits, Severity};
@@ -18,28 +18,28 @@ use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// The file with the exceptions, in the top of the sources.
+/// The file with the exceptions, in the workspace's directory.
 pub const IGNORE_FILE: &str = ".trivyignore.yaml";
-/// What Trivy calls a binary that carries its dependency list.
+/// Trivy's result type for a Rust binary with an embedded dependency list.
 const RUST_BINARY: &str = "rustbinary";
 
-/// Trivy saw this image's packages, and none of them has a fixable vulnerability of high or critical severity.
+/// Evidence that Trivy found packages in this image, and no vulnerability that exceeds the thresholds.
 #[derive(Debug)]
 pub struct Scanned<'img, K> {
     _image: Id<'img>,
-    sbom: Paper,
+    sbom: Attestation,
     _kind: PhantomData<K>,
 }
 
 impl<K> Scanned<'_, K> {
-    /// The image's bill of materials, of the very scan that this is the evidence of.
+    /// The image's SBOM, from the same scan.
     #[must_use]
-    pub fn into_sbom(self) -> Paper {
+    pub fn into_sbom(self) -> Attestation {
         self.sbom
     }
 }
 
-/// What the gate reads of Trivy's JSON report.
+/// The parts of Trivy's JSON report that the gate reads.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct Report {
@@ -57,7 +57,7 @@ struct Metadata {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct ScanResult {
-    /// `rustbinary`, or what else the packages are of.
+    /// The source of the packages: `rustbinary`, or a distribution's name.
     #[serde(rename = "Type")]
     kind: String,
     packages: Vec<serde::de::IgnoredAny>,
@@ -78,7 +78,7 @@ struct Vulnerability {
 }
 
 impl Vulnerability {
-    fn counts(&self, limits: &ScanLimits) -> bool {
+    fn exceeds(&self, limits: &ScanLimits) -> bool {
         self.severity >= limits.severity && (limits.unfixed || !self.fixed_version.is_empty())
     }
 }
@@ -115,7 +115,8 @@ impl std::fmt::Display for Vulnerability {
 /// Scans the archive.
 ///
 /// # Errors
-/// A fixable vulnerability (exit 5), a scan that saw no packages (exit 1), no usable database (exit 3).
+/// When a vulnerability exceeds the thresholds (exit code 5), no packages of the service are found (exit code 1), or the
+/// vulnerability database is unavailable (exit code 3).
 pub async fn run<'img, K: Kind>(
     step: &StepContext<'_, K>,
     (source, image): (&Source<'_>, &Image<'_, 'img, K>),
@@ -150,7 +151,7 @@ pub async fn run<'img, K: Kind>(
         .with_directory("/cache/db", database)
         .with_directory("/out", client.directory())
         .with_mounted_file("/image.tar", archive)
-        // Exceptions end on a day: yesterday's answer is not today's.
+        // Exceptions expire, so a cached result is valid for one day.
         .with_env_variable(
             "SCAN_DATE",
             jiff::Timestamp::now().strftime("%F").to_string(),
@@ -167,7 +168,7 @@ pub async fn run<'img, K: Kind>(
         arguments.extend(["--ignorefile", "/trivyignore.yaml"]);
     }
     let scanned = container.with_exec(arguments);
-    let keep = async |scanned: &Container, name: &str| {
+    let save = async |scanned: &Container, name: &str| {
         let content = scanned.file(format!("/out/{name}")).contents().await;
         let content = content.map_err(|error| failed(error.into()))?;
         let path = settings.report_dir.join(name);
@@ -175,8 +176,8 @@ pub async fn run<'img, K: Kind>(
             .or_environment(format!("cannot write {}", path.display()))?;
         Ok::<_, Failure>(content)
     };
-    let report = keep(&scanned, "trivy.json").await?;
-    let of_the_same_scan = scanned.with_exec(vec![
+    let report = save(&scanned, "trivy.json").await?;
+    let converted = scanned.with_exec(vec![
         "trivy",
         "convert",
         "--format",
@@ -185,21 +186,21 @@ pub async fn run<'img, K: Kind>(
         "/out/sbom.cdx.json",
         "/out/trivy.json",
     ]);
-    let sbom = keep(&of_the_same_scan, "sbom.cdx.json").await?;
+    let sbom = save(&converted, "sbom.cdx.json").await?;
     let report: Report =
-        serde_json::from_str(&report).or_environment("Trivy's report is not what was expected")?;
+        serde_json::from_str(&report).or_environment("cannot parse Trivy's report")?;
     if report.metadata.image_id != image.info().config {
         return Err(Failure::gate(format!(
-            "Trivy scanned the image {}, not the one that was built, {}",
+            "Trivy scanned image {} instead of the built image {}",
             report.metadata.image_id,
             image.info().config
         )));
     }
     judge(&report, &settings.scan)?;
-    step.saw(&image.info().digest);
+    step.set_digest(&image.info().digest);
     Ok(Scanned {
         _image: image.id(),
-        sbom: Paper {
+        sbom: Attestation {
             kind: attestations::CYCLONEDX,
             annotations: BTreeMap::new(),
             content: sbom.into_bytes(),
@@ -217,17 +218,17 @@ fn judge(report: &Report, limits: &ScanLimits) -> Result<(), Failure> {
             .map(|result| result.packages.len())
             .sum()
     };
-    // Those of a base image say nothing about the service.
+    // Packages of the base image do not count.
     if packages(&|result| result.kind == RUST_BINARY) == 0 {
-        return Err(Failure::gate("the scan saw no packages of the service, so it says nothing").hint(
-            "The binary has to carry its dependency list: it is put there by cargo-auditable and must not be stripped of it.",
+        return Err(Failure::gate("Trivy found no packages of the service").hint(
+            "Do not strip the binary's section .dep-v0, in which cargo-auditable embeds the dependency list.",
         ));
     }
     let found: Vec<_> = report
         .results
         .iter()
         .flat_map(|result| &result.vulnerabilities)
-        .filter(|vulnerability| vulnerability.counts(limits))
+        .filter(|vulnerability| vulnerability.exceeds(limits))
         .collect();
     if found.is_empty() {
         return Ok(());
@@ -248,11 +249,12 @@ fn judge(report: &Report, limits: &ScanLimits) -> Result<(), Failure> {
     )
     .output(table)
     .hint(format!(
-        "Update the packages (`cargo update`), or the base image. An exception needs an entry in {IGNORE_FILE} with id, statement and expired_at."
+        "Update the packages (`cargo update`) or the base image, or add an exception with id, statement and expired_at to {IGNORE_FILE}."
     )))
 }
 
-/// Two runs at once take turns. The database is taken out of the volume: the scan goes by its content.
+/// Downloads the database; the lock is for concurrent runs. The copy outside of the volume makes the database's content part of
+/// the scan's cache key.
 const DOWNLOAD: &str = "set -e
 exec 9>>/downloaded/lock
 flock 9
@@ -266,13 +268,13 @@ async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failu
         return Ok(client.host().directory(stand_in.dir.display().to_string()));
     }
     let trivy = step.run.toolbox.trivy().await?;
-    step.run.bring(Place::Database).await;
+    step.run.restore(Place::Database).await;
     let volume = client.cache_volume(step.run.volume_of(Place::Database).await?);
     let now = jiff::Timestamp::now();
     let directory = trivy
         .container(client, None)?
         .with_mounted_cache("/downloaded", volume)
-        // Trivy publishes a new one every six hours, and knows itself whether the one that is there is still the newest.
+        // A new database is published every six hours; Trivy itself skips the download if it has the newest one.
         .with_env_variable(
             "DATABASE_OF",
             format!(
@@ -288,7 +290,7 @@ async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failu
         .contents()
         .await
         .map_err(|error| {
-            EngineError::from(error).into_environment("cannot get the vulnerability database")
+            EngineError::from(error).into_environment("cannot download the vulnerability database")
         })?;
     check_age(&metadata, now, step.run.settings.scan.database_age)?;
     Ok(directory)
@@ -302,14 +304,14 @@ struct DatabaseMetadata {
 
 fn check_age(metadata: &str, now: jiff::Timestamp, most: Duration) -> Result<(), Failure> {
     let metadata: DatabaseMetadata = serde_json::from_str(metadata)
-        .or_environment("the vulnerability database is damaged: its metadata.json")?;
+        .or_environment("cannot read metadata.json of the vulnerability database")?;
     let age = Duration::try_from(now.duration_since(metadata.updated_at)).unwrap_or_default();
     if age > most {
         return Err(Failure::environment(format!(
-            "the vulnerability database is of {}, which is too old",
+            "the vulnerability database is outdated (last updated {})",
             metadata.updated_at
         ))
-        .hint("Run again when ghcr.io/aquasecurity/trivy-db is up to date; scan.database-age in ci.toml is the limit."));
+        .hint("Run again when ghcr.io/aquasecurity/trivy-db is up to date, or raise scan.database-age in ci.toml."));
     }
     Ok(())
 }
@@ -321,7 +323,7 @@ fn failed(error: EngineError) -> Failure {
                 .iter()
                 .any(|sign| output.contains(sign)) =>
         {
-            Failure::environment("the vulnerability database cannot be used").output(output)
+            Failure::environment("cannot read the vulnerability database").output(output)
         }
         EngineError::Exec { exit_code, output } => {
             Failure::gate(format!("Trivy failed (exit code {exit_code})")).output(output)
@@ -346,13 +348,13 @@ struct IgnoreFile {
     vulnerabilities: Vec<Exception>,
 }
 
-/// Checks the exceptions: each says what, why, and until when.
+/// Checks that each exception has an id, a statement and an expiry date.
 ///
 /// # Errors
-/// When one does not, or the file is not YAML (exit 2).
+/// When an exception is incomplete, or the file is not valid YAML (exit code 2).
 pub fn check_exceptions(yaml: &str) -> Result<(), Failure> {
     let wrong = |why: String| Failure::usage(format!("{IGNORE_FILE}: {why}"));
-    // A file of comments only is a file without exceptions.
+    // A file with nothing but comments is `null` in YAML.
     let file: Option<IgnoreFile> =
         serde_saphyr::from_str(yaml).map_err(|error| wrong(error.to_string()))?;
     let mut problems = String::new();
@@ -366,36 +368,36 @@ pub fn check_exceptions(yaml: &str) -> Result<(), Failure> {
             problems += &format!("- {name} has no id\n");
         }
         if exception.statement.trim().is_empty() {
-            problems += &format!("- {name} has no statement, which says why it is accepted\n");
+            problems += &format!("- {name} has no statement, the reason for the exception\n");
         }
         match exception
             .expired_at
             .as_deref()
             .map(str::parse::<jiff::civil::Date>)
         {
-            // Trivy wants the bare date: it does not read one in quotes.
+            // Trivy ignores a quoted date.
             Some(Ok(day))
                 if ['"', '\'']
                     .iter()
                     .any(|quote| yaml.contains(&format!("{quote}{day}{quote}"))) =>
             {
                 problems +=
-                    &format!("- {name} has its expired_at in quotes, which Trivy does not read\n");
+                    &format!("- {name} has a quoted expired_at, which Trivy does not accept\n");
             }
             Some(Ok(_)) => {}
             Some(Err(_)) => {
                 problems +=
                     &format!("- {name} has an expired_at that is not a date such as 2027-01-31\n")
             }
-            None => problems += &format!("- {name} has no expired_at, the day on which it ends\n"),
+            None => problems += &format!("- {name} has no expired_at, the expiry date\n"),
         }
     }
     if problems.is_empty() {
         return Ok(());
     }
-    Err(wrong("some exceptions are not complete".to_owned())
+    Err(wrong("some exceptions are incomplete".to_owned())
         .output(problems)
-        .hint("Each entry below `vulnerabilities` needs id, statement and expired_at."))
+        .hint("Set id, statement and expired_at in each entry below `vulnerabilities`."))
 }
 
 #[cfg(test)]
@@ -413,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_that_saw_nothing_fails() {
+    fn fails_when_no_packages_of_the_service_are_found() {
         for empty in [
             "{}",
             r#"{"Results":[]}"#,
@@ -441,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn only_fixable_high_and_critical_findings_count() {
+    fn fails_only_on_fixable_high_and_critical_vulnerabilities_by_default() {
         for severity in ["HIGH", "CRITICAL"] {
             assert_eq!(
                 one(severity, "1.0.1", &LIMITS).unwrap_err().code,
@@ -455,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_can_be_others() {
+    fn the_thresholds_are_configurable() {
         let strict = ScanLimits {
             severity: Severity::Low,
             unfixed: true,
@@ -475,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exception_needs_a_statement_and_an_end() {
+    fn an_exception_needs_an_id_a_statement_and_an_expiry_date() {
         check_exceptions("").unwrap();
         check_exceptions("# nothing\n").unwrap();
         check_exceptions("vulnerabilities: []\n").unwrap();
@@ -509,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_database_is_none() {
+    fn rejects_an_outdated_or_damaged_database() {
         let now: jiff::Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
         check_age(
             r#"{"UpdatedAt":"2026-11-22T00:00:00Z"}"#,

@@ -1,4 +1,4 @@
-//! The services that a step's containers have beside them: databases, caches.
+//! Starts the backing services of a step, such as databases and caches.
 
 use std::time::Duration;
 
@@ -10,21 +10,20 @@ use crate::run::execution::StepContext;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
 
-/// How long a service may take until its port is open: pulled and unpacked, a database makes its files first.
+/// The time limit for a service to open its port, including pulling the image and creating a database's files.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// The backing services of one step.
 pub struct Services {
     services: Vec<(String, Service)>,
-    /// What they are, exactly; nothing where the name of an image does not say it.
     identity: Option<String>,
 }
 
 impl Services {
-    /// Those that the settings name for this step.
+    /// The services that the settings configure for this step.
     ///
     /// # Errors
-    /// When an image cannot be had and there is no stand-in for it.
+    /// When an image cannot be pulled and has no stand-in (exit code 3).
     pub async fn of<K: Kind>(step: &StepContext<'_, K>) -> Result<Self, Failure> {
         let client = step.client();
         let mut services = Vec::new();
@@ -64,13 +63,13 @@ impl Services {
         Ok(Self { services, identity })
     }
 
-    /// What they are, exactly. Nothing where the name of an image has no digest: tomorrow it may be another one.
+    /// The exact images and settings of the services; `None` if an image has no digest, as its content can change.
     #[must_use]
     pub fn identity(&self) -> Option<&str> {
         self.identity.as_deref()
     }
 
-    /// `container`, which reaches each of them by its name.
+    /// Makes the services available to `container` by their names.
     #[must_use]
     pub fn bind(&self, container: &Container) -> Container {
         self.services
@@ -80,41 +79,40 @@ impl Services {
             })
     }
 
-    /// `work`, while they run. The engine would wait without an end for one that does not open its port.
+    /// Runs `work` while the services run, and stops waiting if one does not open its port: the engine would wait forever.
     ///
     /// # Errors
-    /// Those of `work`, or that a service does not come up (exit 3).
-    pub async fn beside<T>(
+    /// When `work` fails, or a service does not start (exit code 3).
+    pub async fn run_with<T>(
         &self,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         tokio::select! {
             biased;
-            failure = self.broken() => Err(failure),
+            failure = self.start_failure() => Err(failure),
             done = work => done,
         }
     }
 
-    /// Ends when one of them does not come up.
-    async fn broken(&self) -> Failure {
+    /// Returns when a service does not start; otherwise never.
+    async fn start_failure(&self) -> Failure {
         for (name, service) in &self.services {
-            let hint =
-                format!("services.{name} in ci.toml says what is started, and its env with what.");
+            let hint = format!("Check the image and env of services.{name} in ci.toml.");
             match tokio::time::timeout(LIMIT, service.start()).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
                     return match EngineError::from(error) {
                         EngineError::Exec { exit_code, output } => Failure::environment(format!(
-                            "the service {name} ended with exit code {exit_code}"
+                            "service {name} exited with code {exit_code}"
                         ))
                         .output(output),
-                        other => other.into_environment(&format!("starting the service {name}")),
+                        other => other.into_environment(&format!("cannot start service {name}")),
                     }
                     .hint(hint);
                 }
                 Err(_) => {
                     return Failure::environment(format!(
-                        "the service {name} did not open its port within {} s",
+                        "service {name} did not open its port within {} s",
                         LIMIT.as_secs()
                     ))
                     .hint(hint);

@@ -1,4 +1,4 @@
-//! The image, started and asked for its health.
+//! Starts the image and polls its health endpoint.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -22,22 +22,22 @@ use crate::settings::tables::{Service, Trial};
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
 
-/// The interval between the first two tries.
+/// The interval between the first two requests.
 const FIRST_INTERVAL: Duration = Duration::from_millis(25);
-/// How long one try may take.
+/// The time limit of one request.
 const TRY_LIMIT: Duration = Duration::from_secs(2);
 
-/// This image, started, answered 200.
+/// Evidence that the health endpoint of this image answered 200.
 #[derive(Debug)]
 pub struct Smoked<'img, K> {
     _image: Id<'img>,
     _kind: PhantomData<K>,
 }
 
-/// Starts the image and polls its health. It always runs: a service is never taken from a cache.
+/// Starts the image and polls its health endpoint. The result is never cached.
 ///
 /// # Errors
-/// When no try is answered with 200; with what the container wrote.
+/// When no request is answered with 200, with the container's output (exit code 1).
 pub async fn run<'img, K: Kind>(
     step: &StepContext<'_, K>,
     image: &Image<'_, 'img, K>,
@@ -57,7 +57,7 @@ pub async fn run<'img, K: Kind>(
             .await
             .map_err(|error| match EngineError::from(error) {
                 EngineError::Exec { exit_code, output } => {
-                    Failure::gate(format!("the service ended with exit code {exit_code}"))
+                    Failure::gate(format!("the service exited with code {exit_code}"))
                         .output(output)
                 }
                 other => other.into_environment("cannot start the image"),
@@ -65,56 +65,56 @@ pub async fn run<'img, K: Kind>(
         let started = Instant::now();
         tunnel.start().await.map_err(engine)?;
         let address = tunnel.endpoint().await.map_err(engine)?;
-        // The port is that of a tunnel on this machine; it may say so by a name.
+        // The tunnel listens on this machine, but the endpoint may contain a host name.
         let port = address.rsplit(':').next().unwrap_or(&address);
         let url = format!("http://127.0.0.1:{port}{}", settings.service.health);
         tokio::select! {
             answered = poll(&url, settings, started) => answered,
-            ended = end(step) => Err(ended),
+            failure = wait_for_exit(step) => Err(failure),
         }
     };
-    let answered = services.beside(answered).await;
+    let answered = services.run_with(answered).await;
     let kill = || ServiceStopOpts { kill: Some(true) };
-    // A service that has ended cannot be stopped.
+    // Stopping fails if the service has exited.
     let stopped = tunnel
         .stop_opts(kill())
         .await
         .and(service.stop_opts(kill()).await);
     if let Err(error) = stopped {
-        tracing::debug!("stopping the service: {error}");
+        tracing::debug!("cannot stop the service: {error}");
     }
     if let Err(failure) = answered {
         step.run.telemetry.settle(Duration::from_secs(3)).await;
         let log = step.log();
-        let said = if log.trim().is_empty() {
-            "(the container wrote nothing)".to_owned()
+        let output = if log.trim().is_empty() {
+            "(no output from the container)".to_owned()
         } else {
             log
         };
         let Service { health, port, .. } = &settings.service;
-        let hint = missing::at_start(&said).unwrap_or_else(|| {
+        let hint = missing::at_start(&output).unwrap_or_else(|| {
             format!(
-                "The container has to answer GET {health} on port {port} with 200 within {:?}.",
+                "Make the service answer GET {health} on port {port} with 200 within {:?}.",
                 settings.smoke.within
             )
         });
-        return Err(failure.output(said).hint(hint));
+        return Err(failure.output(output).hint(hint));
     }
-    step.saw(&image.info().digest);
+    step.set_digest(&image.info().digest);
     Ok(Smoked {
         _image: image.id(),
         _kind: PhantomData,
     })
 }
 
-/// Waits for the end of the service, of which nobody but the engine's telemetry tells, and which nothing can mend.
-async fn end<K: Kind>(step: &StepContext<'_, K>) -> Failure {
+/// Waits until the service exits. Only the engine's telemetry reports that.
+async fn wait_for_exit<K: Kind>(step: &StepContext<'_, K>) -> Failure {
     let command = format!("/{}", step.run.settings.service.binary);
     loop {
-        if let Some(how) = step.ended(&command) {
+        if let Some(how) = step.exit_message(&command) {
             let code = how.strip_prefix("exit code: ").unwrap_or(&how);
             let code = if code.is_empty() { "0" } else { code };
-            return Failure::gate(format!("the service ended with exit code {code}"));
+            return Failure::gate(format!("the service exited with code {code}"));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -122,7 +122,7 @@ async fn end<K: Kind>(step: &StepContext<'_, K>) -> Failure {
 
 fn service(container: &Container, port: u16) -> EngineService {
     container
-        // The engine's own check would wait for a port that never opens, without an end.
+        // The engine's own health check would wait forever for a port that never opens.
         .without_exposed_port(port as isize)
         .with_exposed_port_opts(
             port as isize,
@@ -148,34 +148,34 @@ async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Fa
         .redirect(reqwest::redirect::Policy::none())
         .timeout(TRY_LIMIT)
         .build()
-        .or_environment("cannot make an HTTP client")?;
+        .or_environment("cannot create an HTTP client")?;
     let mut last = String::new();
     let Trial { tries, within, .. } = settings.smoke;
     for at in schedule(tries, within) {
         tokio::time::sleep_until(started + at).await;
         match client.get(url).send().await {
-            Ok(answer) if answer.status() == reqwest::StatusCode::OK => return Ok(()),
-            Ok(answer) => last = format!("it answered {}", answer.status()),
+            Ok(response) if response.status() == reqwest::StatusCode::OK => return Ok(()),
+            Ok(response) => last = format!("status {}", response.status()),
             Err(error) if error.is_timeout() => {
-                last = format!("it did not answer within {} s", TRY_LIMIT.as_secs())
+                last = format!("no response within {} s", TRY_LIMIT.as_secs())
             }
-            Err(_) => last = format!("nothing answers on port {}", settings.service.port),
+            Err(_) => last = format!("no connection to port {}", settings.service.port),
         }
     }
     Err(Failure::gate(format!(
-        "GET {} was not answered with 200 in {tries} tries within {within:?}; at the last, {last}",
+        "GET {} was not answered with 200 in {tries} tries within {within:?}; last result: {last}",
         settings.service.health
     )))
 }
 
-/// When each try is made: the first at once, the second after [`FIRST_INTERVAL`], each interval longer than the one before by
-/// the same factor, and the last at the end of `within`.
+/// The times of the requests: the first immediately, the second after [`FIRST_INTERVAL`], and the last at the end of `within`.
+/// Each interval is longer than the previous one by the same factor.
 fn schedule(tries: u32, within: Duration) -> impl Iterator<Item = Duration> {
     let intervals = tries.saturating_sub(1);
     let first = FIRST_INTERVAL.min(within / tries.max(1)).as_secs_f64();
     let until =
         move |n: u32, factor: f64| (0..n).map(|n| first * factor.powf(n.into())).sum::<f64>();
-    // The sum grows with the factor, so halving finds it.
+    // The sum grows with the factor, so bisection finds it.
     let (mut low, mut high) = (1.0_f64, 1e6_f64);
     for _ in 0..100 {
         let middle = f64::midpoint(low, high);
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn twenty_tries_end_at_twenty_seconds() {
+    fn the_last_of_twenty_tries_is_at_twenty_seconds() {
         let tries: Vec<_> = schedule(20, Duration::from_secs(20)).collect();
         assert_eq!(tries.len(), 20);
         assert_eq!(tries[0], Duration::ZERO);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_tries_ends_at_any_limit() {
+    fn the_last_try_is_at_the_limit() {
         for (tries, seconds) in [(1, 5), (2, 1), (3, 3600), (1000, 2), (20, 120)] {
             let within = Duration::from_secs(seconds);
             let times: Vec<_> = schedule(tries, within).collect();

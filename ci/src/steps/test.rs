@@ -1,4 +1,4 @@
-//! The tests of the workspace.
+//! Runs the workspace's tests.
 
 use std::marker::PhantomData;
 
@@ -11,33 +11,34 @@ use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
 
-/// The tests of this run's sources passed.
+/// Evidence that the tests passed on this run's sources.
 #[derive(Debug)]
 pub struct Tested<'run, K> {
     _run: Id<'run>,
     _kind: PhantomData<K>,
 }
 
-/// `cargo test --workspace --locked`. Suites that need an engine, a browser or servers are behind features of their own.
+/// Runs `cargo test --workspace --locked`. In this repository, suites that need an engine, a browser or servers are behind
+/// features.
 ///
 /// # Errors
-/// When a test fails, or does not compile.
+/// When a test fails or does not compile (exit code 1), or a backing service does not start (exit code 3).
 pub async fn run<'run, K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'run>,
 ) -> Result<Tested<'run, K>, Failure> {
     let services = Services::of(step).await?;
     let work = Work {
-        // What the tests are is compiled first: what cargo says of that is not mixed with what they say.
+        // Compiled separately, because the tests' output must not be mixed with cargo's JSON messages.
         script: &format!(
             "using cargo test --workspace --locked --no-run {MESSAGES}\ncargo test --workspace --locked"
         ),
         env: step.run.settings.test_env.clone(),
         services: Some(&services),
         program: None,
-        leaves: false,
+        writes_out: false,
         failed: "the tests failed",
-        hint: "Run `cargo test --workspace --locked` for the same tests on this machine.",
+        hint: "Run `cargo test --workspace --locked` to reproduce the failure on this machine.",
     };
     workspace::run(step, source, work).await?;
     Ok(Tested {

@@ -1,4 +1,4 @@
-//! What has to be shown before anything is published, as one type.
+//! The evidence of all gates, which is required to publish an image.
 
 use super::build::Image;
 use super::custom::Gated;
@@ -7,32 +7,32 @@ use super::lint::Linted;
 use super::scan::Scanned;
 use super::smoke::Smoked;
 use super::test::Tested;
-use crate::image::attestations::Paper;
+use crate::image::attestations::Attestation;
 use crate::model::step::Step;
 use crate::trust::kind::Kind;
 
-/// The struct of all the evidence, and the list of the gates that it is of: neither has a field more than the other.
+/// Defines the struct of all evidence and the list of its gates, so that the two cannot differ.
 macro_rules! evidence {
     ($($(#[$doc:meta])* $field:ident: $type:ty = $step:ident,)*) => {
-        /// What the gates of one run have shown about its sources and one image; none can be left out.
+        /// The evidence of every gate of one run, for its sources and one image.
         #[derive(Debug)]
         pub struct Evidence<'run, 'img, K> {
             $($(#[$doc])* pub $field: $type,)*
         }
 
-        /// The gates whose evidence it takes.
+        /// The gates whose evidence is required.
         pub const PROVEN: &[Step] = &[$(Step::$step),*];
     };
 }
 
 evidence! {
-    /// The tests.
+    /// The tests passed.
     tested: Tested<'run, K> = Test,
-    /// The format.
+    /// The sources are formatted.
     formatted: Formatted<'run, K> = Fmt,
-    /// clippy.
+    /// clippy reports no warnings.
     linted: Linted<'run, K> = Lint,
-    /// All gates of the project's own.
+    /// The project's own gates passed.
     gated: Gated<'run, K> = Custom,
     /// The image, built from the same sources.
     image: Image<'run, 'img, K> = Build,
@@ -44,15 +44,15 @@ evidence! {
 
 /// An image that passed every gate of its run: the only thing that can be published.
 ///
-/// `tests/e2e/compile-fail` holds the ways around a gate that do not compile.
+/// `tests/e2e/compile-fail` has attempts to bypass a gate; none of them compiles.
 #[derive(Debug)]
 pub struct Verified<'run, 'img, K> {
     image: Image<'run, 'img, K>,
-    sbom: Paper,
+    sbom: Attestation,
 }
 
 impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
-    /// Takes the evidence: what it proves, it proves once.
+    /// Consumes the evidence of every gate.
     #[must_use]
     pub fn new(evidence: Evidence<'run, 'img, K>) -> Self {
         Self {
@@ -61,15 +61,15 @@ impl<'run, 'img, K: Kind> Verified<'run, 'img, K> {
         }
     }
 
-    /// The image.
+    /// The verified image.
     #[must_use]
     pub fn image(&self) -> &Image<'run, 'img, K> {
         &self.image
     }
 
-    /// What goes beside it: the bill of materials of its scan, and how it came to be.
+    /// The image's attestations: the SBOM of its scan, and the provenance.
     #[must_use]
-    pub fn papers(&self) -> [&Paper; 2] {
+    pub fn attestations(&self) -> [&Attestation; 2] {
         [&self.sbom, self.image.provenance()]
     }
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_the_evidence_of_every_gate() {
+    fn requires_the_evidence_of_every_gate() {
         assert!(Step::gates().eq(PROVEN.iter().copied()), "{PROVEN:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The container in which cargo works on a run's sources.
+//! Runs cargo on the sources, in a container of the toolchain's image.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,26 +18,25 @@ use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure, OrFail};
 use common::pins;
 
-/// Where the sources of the run are mounted, as they are.
+/// The mount point of the run's sources.
 const CHECKOUT: &str = "/checkout";
-/// Where cargo works on them.
+/// The copy of the sources that cargo compiles.
 const SOURCES: &str = "/work/src";
-/// Where cargo keeps what it downloads.
+/// Cargo's home, with its downloads.
 const CARGO_HOME: &str = "/cargo";
 
-/// Brings `/work/src`, which lies in a cache volume, to the state of `/checkout`, and changes the time of a file only
-/// where its content changed.
+/// Synchronizes `/work/src`, which is in a cache volume, with `/checkout`, and changes a file's modification time only if its
+/// content changed.
 ///
-/// Cargo decides by a file's time whether it has to compile it again. The times of a checkout tell nothing (git, an archive
-/// or `touch` sets them), so cargo sees this copy: what is the same keeps the time that it got when it came, what changed is
-/// as new as now, in whatever direction it changed. Where cargo would not notice, everything is made new: a file that came,
-/// vanished or is no Rust source, which a macro may have looked at (those that embed folders, migrations and templates do), a
-/// link that leads to another file, whose own time is older, and a synchronization that was cut off. (The links are known by a list:
-/// what is carried to another runner has none in it.) Documentation is taken
-/// for what it is. Build scripts run again after any change: they may not have told cargo what they read.
+/// Cargo recompiles by modification times. Those of a checkout are meaningless (git, an archive or `touch` sets them), so cargo
+/// works on this copy: unchanged files keep their time, and changed files get the current time, even if they change back. All
+/// files get the current time if cargo would not notice the change: if a file was added or removed, or is neither Rust source
+/// nor documentation (macros that embed directories, migrations or templates may have read it), if a symbolic link has a new
+/// target, or if a synchronization was interrupted. Links are compared with a list, because saved caches contain no links.
+/// After any other change build scripts run again, because they may not declare everything that they read.
 ///
-/// Two runs at once take turns by a lock of their own, which ends with the container. The engine's (`LOCKED`) may stay
-/// behind for ever when a run is cancelled: nobody could use the volume again before the engine's restart.
+/// Concurrent runs wait for each other with a file lock, which is released when the container exits. The engine's own lock
+/// (`LOCKED`) can leak when a run is cancelled, and would block the volume until the engine restarts.
 const SYNC: &str = r#"set -eu
 exec 9>/work/lock
 flock --nonblock 9 || { echo "waiting for another run with the same cache" >&2; flock 9; }
@@ -45,7 +44,7 @@ mkdir -p /work/src
 all=
 if [ -e /work/unfinished ]; then all=yes; fi
 touch /work/unfinished
-# What a file is: documentation, something whose changes cargo notices by itself, or other.
+# The kind of a file: documentation, a file whose changes cargo notices by itself, or other.
 export KIND='case "$f" in
   */README* | */CHANGELOG* | */LICENSE* | ./docs/* | ./.github/*) kind=documentation ;;
   *.rs | */Cargo.toml | */Cargo.lock) kind=cargo ;;
@@ -92,48 +91,48 @@ elif [ -n "$new" ]; then find . -type f -name build.rs -exec touch {} +
 fi
 mv /work/links.now /work/links
 rm /work/unfinished
-# Nothing of this is for a build script to see.
+# Build scripts must not see this variable.
 unset KIND
 "#;
 
-/// A program of ours in the toolchain's container.
+/// A program that is mounted in the toolchain's container.
 pub struct Program {
-    /// Where it is mounted.
+    /// The path in the container.
     pub path: &'static str,
-    /// Its version, on which the outcome depends.
+    /// The version, which is part of the result's cache key.
     pub version: &'static str,
-    /// The program.
+    /// The executable, in the engine.
     pub file: File,
 }
 
-/// Work of cargo's on the sources, in the toolchain's container.
+/// A script that works on the sources in the toolchain's container.
 pub struct Work<'a> {
-    /// What the shell does in the workspace's folder.
+    /// The shell script, run in the workspace's directory.
     pub script: &'a str,
-    /// Its environment.
+    /// The script's environment.
     pub env: BTreeMap<String, String>,
-    /// What it has beside it.
+    /// The backing services that the script can reach.
     pub services: Option<&'a Services>,
-    /// A program that is mounted into its container.
+    /// A program to mount in the container.
     pub program: Option<Program>,
-    /// Whether it leaves something in `/out`.
-    pub leaves: bool,
-    /// What it is when the script fails.
+    /// Whether the script writes results to `/out`.
+    pub writes_out: bool,
+    /// The error message if the script fails.
     pub failed: &'a str,
-    /// What to do then.
+    /// The hint if the script fails.
     pub hint: &'a str,
 }
 
-/// A function for the scripts: runs a cargo command that has [`MESSAGES`], and keeps what it says of every file that it has used. By
-/// that it is known later what of a volume is worth carrying to another runner.
+/// A shell function that runs a cargo command with [`MESSAGES`] and stores the list of the files that the command used. Only
+/// those files of a volume are saved for other runners.
 const USING: &str = r#"using() { "$@" > /work/used.now && mv /work/used.now /work/used; }"#;
-/// What cargo says of the files that it uses goes to the standard output, and all else where it always goes.
+/// Makes cargo write JSON messages about the files that it uses to standard output; diagnostics stay on standard error.
 pub const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
-/// The toolchain's container, without the sources.
+/// A container of the toolchain's image with cargo's home, without the sources.
 ///
 /// # Errors
-/// When the toolchain cannot be had.
+/// When the toolchain's image cannot be pulled (exit code 3).
 pub async fn toolchain<K: Kind>(step: &StepContext<'_, K>) -> Result<Container, Failure> {
     toolchain_for(step, None).await
 }
@@ -146,7 +145,7 @@ async fn toolchain_for<K: Kind>(
     let home = step.client().cache_volume(home);
     Ok(bare_toolchain(step, platform)
         .await?
-        // The whole of cargo's home: the lock that keeps two cargos apart lies at its top, beside the registry.
+        // Mounts the whole home, because cargo's lock file is at its top, next to the registry.
         .with_mounted_cache(CARGO_HOME, home)
         .with_env_variable("CARGO_HOME", CARGO_HOME)
         // The official image has neither clippy nor rustfmt.
@@ -157,10 +156,10 @@ async fn toolchain_for<K: Kind>(
         ]))
 }
 
-/// The toolchain's container without any volume.
+/// A container of the toolchain's image without volumes.
 ///
 /// # Errors
-/// When the toolchain image cannot be pulled, nor a stand-in for it be made.
+/// When the toolchain's image cannot be pulled and its stand-in cannot be provisioned (exit code 3).
 pub async fn bare_toolchain<K: Kind>(
     step: &StepContext<'_, K>,
     platform: Option<&Platform>,
@@ -188,11 +187,11 @@ fn with_packages(container: &Container, packages: &[&str]) -> Container {
         .with_exec(install)
 }
 
-/// Does `work` on the sources that this step is given; returns a folder with what it has left, if it leaves something. Where the same
-/// work on the same sources has passed before, and the cache of this run remembers it, it is not done again.
+/// Runs `work` on the step's sources; returns a directory with the content of `/out`, if `work` writes to it. Reuses the result
+/// if the run's cache has one for the same work on the same sources.
 ///
 /// # Errors
-/// A gate's failure (exit 1) with the output of the script, or the engine's (exit 3).
+/// When the script fails, with its output (exit code 1), or the engine fails (exit code 3).
 pub async fn run<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
@@ -203,20 +202,23 @@ pub async fn run<K: Kind>(
         return Ok(left);
     }
     let done = execute(step, source, &work).await?;
-    let left = tempfile::tempdir().or_environment("cannot make a folder for the binary")?;
-    if work.leaves {
+    let left = tempfile::tempdir().or_environment("cannot create a directory for the results")?;
+    if work.writes_out {
         done.directory("/out")
             .export(left.path().display().to_string())
             .await
-            .map_err(|error| EngineError::from(error).into_environment("cannot get the binary"))?;
+            .map_err(|error| {
+                EngineError::from(error).into_environment("cannot export the results")
+            })?;
     }
     if let Some(key) = key {
-        step.passes(key, left.path())?;
+        step.record_pass(key, left.path())?;
     }
     Ok(left)
 }
 
-/// All that the outcome of `work` depends on; nothing where something of it has no exact name, or nobody would remember.
+/// The cache key of `work`'s result: everything that it depends on. `None` if an input has no exact identity, or the run has no
+/// cache.
 async fn key<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
@@ -226,15 +228,15 @@ async fn key<K: Kind>(
     let Some(services) = work.services.map_or(Some(""), Services::identity) else {
         return Ok(None);
     };
-    // The distribution's packages are those of the day.
+    // Debian packages have no fixed versions.
     if run.cache.is_none() || !run.settings.packages_of(step.step).is_empty() {
         return Ok(None);
     }
-    let given = source.given(step.step, &run.settings.paths)?;
+    let sources = source.for_step(step.step, &run.settings.paths)?;
     Ok(Some(
         Key::of(step.step)
             .with("toolchain", run.environment(step.step).await?)
-            .with("sources", &given.digest)
+            .with("sources", &sources.digest)
             .with("folder", run.settings.folder.display())
             .with("script", script(work))
             .with("env", format_args!("{:?}", work.env))
@@ -247,10 +249,10 @@ fn script(work: &Work<'_>) -> String {
     format!("{SYNC}\n{USING}\ncd \"$1\"\n{}", work.script)
 }
 
-/// Does `work` in any case.
+/// Runs `work` without looking for an earlier result.
 ///
 /// # Errors
-/// A gate's failure (exit 1) with the output of the script, or the engine's (exit 3).
+/// When the script fails, with its output (exit code 1), or the engine fails (exit code 3).
 pub async fn execute<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
@@ -258,15 +260,18 @@ pub async fn execute<K: Kind>(
 ) -> Result<Container, Failure> {
     let run = step.run;
     let client = step.client();
-    let given = source.given(step.step, &run.settings.paths)?;
+    let sources = source.for_step(step.step, &run.settings.paths)?;
     let volume = run.volume_of(Place::Work(step.step)).await?;
     let toolchain = toolchain_for(step, run.platform_of(step.step)).await?;
-    tokio::join!(run.bring(Place::Cargo), run.bring(Place::Work(step.step)));
+    tokio::join!(
+        run.restore(Place::Cargo),
+        run.restore(Place::Work(step.step))
+    );
     let folder = Path::new(SOURCES).join(&run.settings.folder);
     let container = with_packages(&toolchain, &run.settings.packages_of(step.step))
         .with_mounted_directory(
             CHECKOUT,
-            client.host().directory(given.path.display().to_string()),
+            client.host().directory(sources.path.display().to_string()),
         )
         .with_mounted_cache("/work", client.cache_volume(volume))
         .with_env_variable("CARGO_TARGET_DIR", "/work/target");
@@ -275,7 +280,7 @@ pub async fn execute<K: Kind>(
         container = container.with_mounted_file(program.path, program.file.clone());
     }
     if run.cache.is_some() {
-        // What that would make is not carried to the next runner.
+        // Incremental results are not saved for other runners.
         container = container.with_env_variable("CARGO_INCREMENTAL", "0");
     }
     if let Some(services) = work.services {
@@ -288,19 +293,19 @@ pub async fn execute<K: Kind>(
         "sh",
         &folder.display().to_string(),
     ]);
-    let ends = async {
-        let ended = done.sync().await;
-        ended.map_err(|error| judge(step, error.into(), work.failed, work.hint))
+    let finished = async {
+        let result = done.sync().await;
+        result.map_err(|error| to_failure(step, error.into(), work.failed, work.hint))
     };
     match work.services {
-        Some(services) => services.beside(ends).await?,
-        None => ends.await?,
+        Some(services) => services.run_with(finished).await?,
+        None => finished.await?,
     };
     Ok(done)
 }
 
-/// What cargo says when it is not the code that is at fault, and what that means.
-const SURROUNDINGS: [(&str, &str); 8] = [
+/// Messages of failures outside of the code, and their causes.
+const ENVIRONMENT_FAILURES: [(&str, &str); 8] = [
     ("No space left on device", "the engine's disk is full"),
     ("database or disk is full", "the engine's disk is full"),
     ("Could not resolve host", "the network failed"),
@@ -313,33 +318,34 @@ const SURROUNDINGS: [(&str, &str); 8] = [
         "the engine could not start its container",
     ),
 ];
-/// What is said when the code is at fault, whatever words its tests print.
-const FAULTS: [&str; 3] = [
+/// Messages of failures of the code, which take precedence: a test's output may contain any text.
+const CODE_FAILURES: [&str; 3] = [
     "test result: FAILED",
     "error: could not compile",
     "panicked at",
 ];
 
-/// What around the code failed, as far as `output` tells.
-fn surroundings(output: &str) -> Option<&'static str> {
-    let (_, what) = SURROUNDINGS
+/// The cause of a failure outside of the code, according to the command's output.
+fn environment_failure(output: &str) -> Option<&'static str> {
+    let (_, cause) = ENVIRONMENT_FAILURES
         .iter()
         .find(|(sign, _)| output.contains(sign))?;
-    (!FAULTS.iter().any(|fault| output.contains(fault))).then_some(what)
+    (!CODE_FAILURES.iter().any(|sign| output.contains(sign))).then_some(cause)
 }
 
-/// A failed command is the gate's failure; everything else is the surroundings'.
-pub fn judge<K: Kind>(
+/// A failed command fails the gate (exit code 1), unless its output shows that something outside of the code failed (exit
+/// code 3).
+fn to_failure<K: Kind>(
     step: &StepContext<'_, K>,
     error: EngineError,
     failed: &str,
     hint: &str,
 ) -> Failure {
     match error {
-        EngineError::Exec { exit_code, output } => match surroundings(&output) {
-            Some(what) => Failure::environment(format!("{}: {what}", step.step))
+        EngineError::Exec { exit_code, output } => match environment_failure(&output) {
+            Some(cause) => Failure::environment(format!("{}: {cause}", step.step))
                 .output(output)
-                .hint("Run again when that is mended; `ci doctor` tells what there is."),
+                .hint("Fix the cause and run again; `ci doctor` checks this machine's setup."),
             None => Failure::new(
                 ExitCode::GateFailed,
                 format!("{failed} (exit code {exit_code})"),
@@ -347,7 +353,7 @@ pub fn judge<K: Kind>(
             .output(output)
             .hint(if step.run.settings.paths.contains_key(&step.step) {
                 format!(
-                    "{hint} Here it has only the files of paths.{} in {FILE}.",
+                    "{hint} This step only has the files that paths.{} in {FILE} selects.",
                     step.step
                 )
             } else {
@@ -363,15 +369,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_not_the_fault_of_the_code_but_a_test_about_one_is() {
+    fn a_full_disk_does_not_fail_the_gate_unless_a_test_prints_the_message() {
         assert_eq!(
-            surroundings("error: No space left on device (os error 28)"),
+            environment_failure("error: No space left on device (os error 28)"),
             Some("the engine's disk is full")
         );
         assert_eq!(
-            surroundings("No space left on device\ntest result: FAILED. 1 passed"),
+            environment_failure("No space left on device\ntest result: FAILED. 1 passed"),
             None
         );
-        assert_eq!(surroundings("error[E0308]: mismatched types"), None);
+        assert_eq!(environment_failure("error[E0308]: mismatched types"), None);
     }
 }

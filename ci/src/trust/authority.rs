@@ -1,4 +1,4 @@
-//! When a run may publish: the whole rule, in one place.
+//! The rule that decides whether a run is allowed to publish.
 
 use base64::Engine as _;
 use secrecy::{ExposeSecret, SecretString};
@@ -8,10 +8,10 @@ use crate::model::image_name::{LoopbackRegistry, Registry, Tag};
 use crate::source::checkout::{Checkout, State};
 use common::failure::Failure;
 
-/// What GitHub Actions says of a run, by the names that its documentation gives.
+/// The variables that [GitHub Actions sets](https://docs.github.com/actions/reference/workflows-and-actions/variables) for a run.
 #[derive(Clone, Debug, Default)]
 pub struct GitHub {
-    /// `GITHUB_ACTIONS` is `true`.
+    /// Whether `GITHUB_ACTIONS` is `true`.
     pub actions: bool,
     /// `GITHUB_EVENT_NAME`.
     pub event_name: String,
@@ -26,7 +26,7 @@ pub struct GitHub {
 }
 
 impl GitHub {
-    /// What the environment of this process says.
+    /// Reads the variables from the environment of this process.
     #[must_use]
     pub fn from_env() -> Self {
         let var = |name| std::env::var(name).unwrap_or_default();
@@ -42,7 +42,7 @@ impl GitHub {
         }
     }
 
-    /// The credential for a registry, where there is a token.
+    /// Returns the credential for a registry if there is a token.
     #[must_use]
     pub fn credential(&self) -> Option<Credential> {
         Some(Credential {
@@ -55,7 +55,7 @@ impl GitHub {
         })
     }
 
-    /// What started the run, as far as GitHub's variables tell.
+    /// Returns the event that started the run.
     #[must_use]
     pub fn event(&self) -> Event {
         match self.event_name.as_str() {
@@ -69,16 +69,16 @@ impl GitHub {
 
 const MAIN: &str = "refs/heads/main";
 
-/// Where a setting came from, as far as it matters to what a token may be sent to.
+/// The origin of a setting. The token is sent only to registries that a trusted origin names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The command line, which is part of the workflow that was reviewed.
+    /// The command line, which is part of the reviewed workflow.
     CommandLine,
     /// Anything else.
     Elsewhere,
 }
 
-/// The credential of a registry: name and token. The token cannot be printed.
+/// The credential for a registry. The token cannot be printed.
 #[derive(Clone, Debug)]
 pub struct Credential {
     /// `GITHUB_ACTOR`.
@@ -88,7 +88,7 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// Name and token as a registry gets to see them: base64 of both.
+    /// Returns the base64-encoded `user:token` of the `Basic` scheme.
     #[must_use]
     pub fn basic(&self) -> SecretString {
         let text = format!("{}:{}", self.user, self.token.expose_secret());
@@ -98,7 +98,7 @@ impl Credential {
     }
 }
 
-/// The permission to publish one commit's image to one registry. Only [`permit`] makes it.
+/// The permission to publish the image of one commit to one registry. Only [`permit`] creates it.
 #[derive(Debug)]
 pub struct Permit<R> {
     registry: R,
@@ -107,19 +107,19 @@ pub struct Permit<R> {
 }
 
 impl<R> Permit<R> {
-    /// The tag that may be published.
+    /// Returns the tag to publish.
     #[must_use]
     pub fn tag(&self) -> &Tag {
         &self.tag
     }
 
-    /// The registry that it may be published to.
+    /// Returns the registry to publish to.
     #[must_use]
     pub fn registry(&self) -> &R {
         &self.registry
     }
 
-    /// The credential for it, where there is one.
+    /// Returns the credential for the registry, if there is one.
     #[must_use]
     pub fn credential(&self) -> Option<&Credential> {
         self.credential.as_ref()
@@ -127,7 +127,7 @@ impl<R> Permit<R> {
 }
 
 impl Permit<Registry> {
-    /// The same permission, when it is for a registry on loopback: what an image made with stand-ins needs.
+    /// Returns the same permission if the registry is on loopback, as images built with stand-ins require.
     #[must_use]
     pub fn for_loopback(self) -> Option<Permit<LoopbackRegistry>> {
         Some(Permit {
@@ -138,38 +138,33 @@ impl Permit<Registry> {
     }
 }
 
-/// What a command is for, as far as the rule is concerned.
+/// The purpose of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Some gates, and nothing after them.
+    /// A command that only runs gates.
     Gates,
-    /// `ci run`: every gate, and the publish on a push to main.
+    /// `ci run`: every gate, then publish on a push to main.
     Run,
-    /// `ci publish`: the publish, or a refusal.
+    /// `ci publish`: every gate, then publish. Fails if publishing is not allowed.
     Publish,
 }
 
-/// What a run is about to do, as the rule sees it.
+/// The inputs of the rule.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// What GitHub says.
-    pub github: &'a GitHub,
-    /// The event that counts: GitHub's, or a lower one that `--event` named.
+    pub(crate) github: &'a GitHub,
+    /// The effective event: from GitHub's variables, or from `--event`.
     pub event: Event,
-    /// What the command is for.
-    pub purpose: Purpose,
-    /// The registry.
-    pub registry: &'a Registry,
-    /// Where the registry was named.
-    pub registry_from: Origin,
-    /// The sources.
-    pub checkout: &'a Checkout,
+    pub(crate) purpose: Purpose,
+    pub(crate) registry: &'a Registry,
+    pub(crate) registry_from: Origin,
+    pub(crate) checkout: &'a Checkout,
 }
 
-/// The permission to publish, or none where the run ends after its gates.
+/// Returns the permission to publish, or `None` if the run stops after its gates.
 ///
 /// # Errors
-/// A run that means to publish and may not (exit 4); all conditions that fail are named at once.
+/// When the run would publish but is not allowed to (exit code 4). The failure lists all unmet conditions.
 pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure> {
     let Request {
         github,
@@ -179,24 +174,23 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
         registry_from,
         checkout,
     } = request;
-    // Who calls himself a push to main works in main's caches, which are not for everybody who asks: not for a gate alone,
-    // and not for a trial.
-    let raised = *event == Event::Push && github.event() != Event::Push;
-    let meant = match purpose {
-        Purpose::Gates => raised,
+    // A run that claims to be a push to main with `--event` would write the caches of main. It needs the full permission even for
+    // a single gate or a trial.
+    let claims_main = *event == Event::Push && github.event() != Event::Push;
+    let wants_permit = match purpose {
+        Purpose::Gates => claims_main,
         Purpose::Run => *event == Event::Push,
         Purpose::Publish => true,
     };
-    if !meant {
+    if !wants_permit {
         return Ok(None);
     }
-    let trial = *purpose == Purpose::Publish && registry.is_loopback() && !raised;
+    let trial = *purpose == Purpose::Publish && registry.is_loopback() && !claims_main;
     let mut missing = Vec::new();
     if !trial {
         if !github.actions {
             missing.push(
-                "GITHUB_ACTIONS is not `true`: images are published by GitHub Actions only"
-                    .to_owned(),
+                "GITHUB_ACTIONS is not `true`: only GitHub Actions can publish images".to_owned(),
             );
         }
         if github.event_name != "push" {
@@ -209,7 +203,7 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
             missing.push(format!("GITHUB_REF is `{}`, not `{MAIN}`", github.git_ref));
         }
         if *event != Event::Push {
-            missing.push(format!("--event says `{event}`"));
+            missing.push(format!("--event is `{event}`, not `push`"));
         }
         if github.sha != checkout.commit.sha {
             missing.push(format!(
@@ -220,7 +214,7 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
         match &github.token {
             None => missing.push("GITHUB_TOKEN is not set".to_owned()),
             Some(token) if !token.expose_secret().starts_with("ghs_") => missing.push(
-                "GITHUB_TOKEN is not the run's own token (those begin with `ghs_`); personal access tokens are not accepted".to_owned(),
+                "GITHUB_TOKEN is not the token of the workflow run, which begins with `ghs_`; personal access tokens are not accepted".to_owned(),
             ),
             Some(_) => {}
         }
@@ -232,7 +226,7 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
             && *registry_from != Origin::CommandLine
         {
             missing.push(format!(
-                "the token goes to {} only; another registry ({registry}) has to be named by --registry on the command line",
+                "the token is only sent to {}; another registry ({registry}) must be set with --registry on the command line",
                 Registry::GHCR
             ));
         }
@@ -250,11 +244,11 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
             tag,
             credential: github.credential(),
         })),
-        _ => Err(Failure::refused("this run may not publish")
+        _ => Err(Failure::refused("this run is not allowed to publish")
             .output(missing.iter().map(|line| format!("- {line}\n")).collect::<String>())
             .hint(
-                "Only a push to main, on GitHub Actions, publishes. For a trial: ci publish --registry 127.0.0.1:PORT, \
-                 with a registry on this machine; for the gates alone: ci run --event local.",
+                "Push to main to publish with GitHub Actions. To try it with a registry on this machine, run \
+                 `ci publish --registry 127.0.0.1:PORT`. To run only the gates, use `ci run --event local`.",
             )),
     }
 }
@@ -294,7 +288,7 @@ mod tests {
         }
     }
 
-    fn ask(
+    fn request_permit(
         github: &GitHub,
         explicit: bool,
         registry: &str,
@@ -315,15 +309,15 @@ mod tests {
     }
 
     #[test]
-    fn a_push_to_main_may_publish() {
-        let permit = ask(&push_to_main(), false, "ghcr.io", true)
+    fn push_to_main_is_allowed_to_publish() {
+        let permit = request_permit(&push_to_main(), false, "ghcr.io", true)
             .unwrap()
             .unwrap();
         assert_eq!(permit.tag().to_string(), "4f2a91c");
     }
 
     #[test]
-    fn each_missing_condition_refuses() {
+    fn refuses_if_any_condition_is_unmet() {
         type Break = fn(&mut GitHub);
         let breaks: [(&str, Break); 5] = [
             ("GITHUB_SHA", |g| g.sha = "0".repeat(40)),
@@ -335,18 +329,19 @@ mod tests {
         for (word, change) in breaks {
             let mut github = push_to_main();
             change(&mut github);
-            let failure = ask(&github, false, "ghcr.io", true).unwrap_err();
+            let failure = request_permit(&github, false, "ghcr.io", true).unwrap_err();
             assert_eq!(failure.code as u8, 4);
             assert!(failure.output.unwrap().contains(word), "{word}");
         }
-        let dirty = ask(&push_to_main(), false, "ghcr.io", false).unwrap_err();
+        let dirty = request_permit(&push_to_main(), false, "ghcr.io", false).unwrap_err();
         assert!(dirty.output.unwrap().contains("uncommitted"));
-        let elsewhere = ask(&push_to_main(), false, "registry.example.com", true).unwrap_err();
+        let elsewhere =
+            request_permit(&push_to_main(), false, "registry.example.com", true).unwrap_err();
         assert!(elsewhere.output.unwrap().contains("--registry"));
     }
 
     #[test]
-    fn ci_publish_refuses_what_ci_run_would_not_try() {
+    fn ci_publish_fails_if_ci_run_would_not_publish() {
         type Break = fn(&mut GitHub);
         let breaks: [(&str, Break); 3] = [
             ("GITHUB_ACTIONS", |g| g.actions = false),
@@ -359,36 +354,38 @@ mod tests {
             let mut github = push_to_main();
             change(&mut github);
             assert!(
-                ask(&github, false, "ghcr.io", true).unwrap().is_none(),
+                request_permit(&github, false, "ghcr.io", true)
+                    .unwrap()
+                    .is_none(),
                 "{word}"
             );
-            let failure = ask(&github, true, "ghcr.io", true).unwrap_err();
+            let failure = request_permit(&github, true, "ghcr.io", true).unwrap_err();
             assert!(failure.output.unwrap().contains(word), "{word}");
         }
     }
 
     #[test]
-    fn a_trial_on_loopback_needs_a_clean_tree_only() {
-        let nobody = GitHub::default();
+    fn trial_on_loopback_only_needs_a_clean_tree() {
+        let unset = GitHub::default();
         assert!(
-            ask(&nobody, true, "127.0.0.1:5000", true)
+            request_permit(&unset, true, "127.0.0.1:5000", true)
                 .unwrap()
                 .is_some()
         );
         assert_eq!(
-            ask(&nobody, true, "127.0.0.1:5000", false)
+            request_permit(&unset, true, "127.0.0.1:5000", false)
                 .unwrap_err()
                 .code as u8,
             4
         );
         assert!(
-            ask(&nobody, false, "127.0.0.1:5000", true)
+            request_permit(&unset, false, "127.0.0.1:5000", true)
                 .unwrap()
                 .is_none()
         );
     }
 
-    /// Every [event] that starts a workflow.
+    /// Every [event] that can start a workflow.
     ///
     /// [event]: https://docs.github.com/actions/reference/workflows-and-actions/events-that-trigger-workflows
     const EVENTS: [&str; 38] = [
@@ -445,7 +442,7 @@ mod tests {
     ];
 
     #[test]
-    fn of_all_that_github_can_send_only_a_push_to_main_publishes() {
+    fn only_a_push_to_main_publishes_among_all_events() {
         let mut published = Vec::new();
         for event in EVENTS {
             for git_ref in REFS {
@@ -454,9 +451,9 @@ mod tests {
                     git_ref: git_ref.into(),
                     ..push_to_main()
                 };
-                let run = ask(&github, false, "ghcr.io", true).unwrap();
-                // Nor does the command that means it.
-                let publish = ask(&github, true, "ghcr.io", true);
+                let run = request_permit(&github, false, "ghcr.io", true).unwrap();
+                // `ci publish` agrees with `ci run`.
+                let publish = request_permit(&github, true, "ghcr.io", true);
                 assert_eq!(run.is_some(), publish.is_ok(), "{event} {git_ref}");
                 assert_eq!(github.event() == Event::Push, run.is_some());
                 assert_eq!(github.event().domain() == Domain::Main, run.is_some());

@@ -1,37 +1,36 @@
-//! With what evidence was made: the real base images and database, or stand-ins.
+//! The kinds of evidence: from the original base images and vulnerability database, or from stand-ins.
 //!
-//! Each gate returns its own evidence, which nothing else can make. The lifetime `'run` is one run's alone and `'img` one
-//! image's ([`generativity`]): evidence of two runs or images does not fit together. The parameter `K` says whether it was
-//! made with the real base images and database ([`Genuine`]) or with stand-ins ([`StandIn`]).
+//! Each gate returns its own type of evidence, which no other code can create. The lifetimes `'run` and `'img` are unique to one
+//! run and one image ([`generativity`]), so that evidence of different runs or images cannot be combined. The parameter `K` is
+//! [`Genuine`] for the originals and [`StandIn`] for stand-ins.
 
 use super::authority::Permit;
 use crate::model::image_name::{LoopbackRegistry, Registry};
 use common::failure::Failure;
 
 mod sealed {
-    pub trait OneOfTheTwo {}
-    impl OneOfTheTwo for super::Genuine {}
-    impl OneOfTheTwo for super::StandIn {}
+    pub trait Sealed {}
+    impl Sealed for super::Genuine {}
+    impl Sealed for super::StandIn {}
 }
 
-/// With what evidence was made: [`Genuine`] or [`StandIn`].
-pub trait Kind: sealed::OneOfTheTwo + 'static {
-    /// The registries that may get an image of this kind.
+/// The kind of evidence: [`Genuine`] or [`StandIn`].
+pub trait Kind: sealed::Sealed + 'static {
+    /// The registries to which an image of this kind can be pushed.
     type Registry: Clone + std::fmt::Debug + Into<Registry>;
 
-    /// The permission, as far as it holds for an image of this kind.
+    /// Converts the permission to one for images of this kind.
     ///
     /// # Errors
-    /// When an image made with stand-ins was to go to a registry that is not on loopback (exit 3: the real base images
-    /// have to be reachable).
+    /// When an image built with stand-ins would be pushed to a registry that is not on loopback (exit code 3).
     fn accept(permit: Permit<Registry>) -> Result<Permit<Self::Registry>, Failure>;
 }
 
-/// Made with the base images and the vulnerability database that the pins name.
+/// Built with the base images and the vulnerability database that the pins name.
 #[derive(Debug)]
 pub enum Genuine {}
 
-/// Made with stand-ins for at least one of them.
+/// Built with a stand-in for at least one of them.
 #[derive(Debug)]
 pub enum StandIn {}
 
@@ -50,9 +49,9 @@ impl Kind for StandIn {
         let registry = permit.registry().to_string();
         permit.for_loopback().ok_or_else(|| {
             Failure::environment(format!(
-                "the base images cannot be reached, and what is made with stand-ins is not published to {registry}"
+                "cannot publish to {registry}: the base images cannot be pulled, and images built with stand-ins stay on this machine"
             ))
-            .hint("Let the engine reach docker.io, ghcr.io and gcr.io, and run again.")
+            .hint("Give the engine access to docker.io, ghcr.io and gcr.io, then run again.")
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Whether a run is allowed to publish, and with what its evidence was made.
+//! The permission to publish, and the kind of evidence that a run produces.
 
 pub mod authority;
 pub mod kind;

@@ -1,26 +1,26 @@
-//! `ci doctor` in an environment without anything of the caller's.
+//! `ci doctor`, in an environment without the caller's settings.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use crate::harness::{Ci, Outcome, Project};
-use crate::{NOWHERE, ci, without_a_named_engine};
+use crate::{MISSING_ENGINE, ci, run_without_engine_setting};
 
-/// A registry that does not answer: the doctor asks nobody outside of this machine here.
+/// A registry that does not respond, so that `ci doctor` contacts no other machine.
 const REGISTRY: [&str; 2] = ["LAB_CI_REGISTRY", "127.0.0.1:1"];
 
-/// Its lines, each problem with its remedy below it; and the exit code says whether there is a problem.
+/// Asserts that each problem has a fix on the next line and that the exit code matches; returns the lines.
 #[track_caller]
-fn examined(outcome: &Outcome) -> Vec<&str> {
+fn checked_lines(outcome: &Outcome) -> Vec<&str> {
     let lines: Vec<_> = outcome.stdout.lines().collect();
     let mut problems = 0;
     for (at, line) in lines.iter().enumerate() {
         if line.starts_with("problem ") {
             problems += 1;
-            let remedy = lines.get(at + 1).copied().unwrap_or_default();
+            let fix = lines.get(at + 1).copied().unwrap_or_default();
             assert!(
-                remedy.starts_with("          ") && !remedy.trim().is_empty(),
-                "no remedy below: {line}"
+                fix.starts_with("          ") && !fix.trim().is_empty(),
+                "no fix below: {line}"
             );
         } else {
             assert!(
@@ -39,7 +39,7 @@ fn examined(outcome: &Outcome) -> Vec<&str> {
     lines
 }
 
-fn doctor(project: &Project) -> (Outcome, tempfile::TempDir) {
+fn run_doctor(project: &Project) -> (Outcome, tempfile::TempDir) {
     let home = tempfile::tempdir().unwrap();
     let cache = home.path().join("cache");
     let ci = project
@@ -47,14 +47,14 @@ fn doctor(project: &Project) -> (Outcome, tempfile::TempDir) {
         .env(REGISTRY[0], REGISTRY[1])
         .env("HOME", home.path().to_str().unwrap())
         .env("LAB_CI_CACHE_DIR", cache.to_str().unwrap());
-    (without_a_named_engine(ci), home)
+    (run_without_engine_setting(ci), home)
 }
 
 #[test]
-fn it_looks_at_everything_a_run_would_use() {
+fn examines_everything_that_a_run_uses() {
     let project = Project::new("doctor");
-    let (outcome, _home) = doctor(&project);
-    let lines = examined(&outcome);
+    let (outcome, _home) = run_doctor(&project);
+    let lines = checked_lines(&outcome);
     for about in [
         "git", "service", "publish", "registry", "engine", "cache", "disk",
     ] {
@@ -67,15 +67,19 @@ fn it_looks_at_everything_a_run_would_use() {
     }
     let head = project.git(&["rev-parse", "HEAD"]);
     assert!(outcome.stdout.contains(&format!("commit {head}, clean")));
-    assert!(outcome.stdout.contains("it ends after its gates"));
+    assert!(
+        outcome
+            .stdout
+            .contains("local run: a run ends after the gates")
+    );
     assert!(
         !project.path().join("target").exists(),
-        "it changes nothing"
+        "ci doctor changes nothing"
     );
 }
 
-/// A doctor that does not look through the caches of this machine, which may be large.
-fn without_caches(ci: Ci) -> (Ci, tempfile::TempDir) {
+/// Gives the call an empty cache directory, because examining a large one takes long.
+fn with_empty_cache(ci: Ci) -> (Ci, tempfile::TempDir) {
     let cache = tempfile::tempdir().unwrap();
     let path = cache.path().to_str().unwrap().to_owned();
     let ci = ci
@@ -85,12 +89,12 @@ fn without_caches(ci: Ci) -> (Ci, tempfile::TempDir) {
 }
 
 #[test]
-fn an_engine_that_does_not_listen_is_a_problem() {
+fn reports_an_engine_that_does_not_listen() {
     let project = Project::new("doctor-engine");
-    let (doctor, _cache) = without_caches(ci(&project, &["doctor"]));
+    let (doctor, _cache) = with_empty_cache(ci(&project, &["doctor"]));
     let outcome = doctor.run().exits(3);
-    let lines = examined(&outcome);
-    let problem = format!("no engine listens on {NOWHERE}");
+    let lines = checked_lines(&outcome);
+    let problem = format!("no engine listens on {MISSING_ENGINE}");
     assert!(
         lines.iter().any(|line| line.contains(&problem)),
         "{lines:#?}"
@@ -98,26 +102,26 @@ fn an_engine_that_does_not_listen_is_a_problem() {
 }
 
 #[test]
-fn the_engine_that_the_environment_names_is_the_one_it_looks_at() {
+fn examines_the_engine_named_in_the_environment() {
     let project = Project::new("doctor-named");
-    let (doctor, _cache) = without_caches(project.ci(&["doctor"]));
-    let named = doctor.env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", NOWHERE);
-    let outcome = without_a_named_engine(named).exits(3);
+    let (doctor, _cache) = with_empty_cache(project.ci(&["doctor"]));
+    let named = doctor.env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", MISSING_ENGINE);
+    let outcome = run_without_engine_setting(named).exits(3);
     assert!(
-        examined(&outcome)
+        checked_lines(&outcome)
             .iter()
-            .any(|line| line.contains(&format!("no engine listens on {NOWHERE}"))),
+            .any(|line| line.contains(&format!("no engine listens on {MISSING_ENGINE}"))),
         "{}",
         outcome.stdout
     );
 }
 
 #[test]
-fn a_folder_without_a_repository_is_a_problem_with_a_remedy() {
+fn reports_a_directory_outside_a_repository() {
     let folder = tempfile::tempdir().unwrap();
-    let (doctor, _cache) = without_caches(crate::ci_in(folder.path(), &["doctor"]));
+    let (doctor, _cache) = with_empty_cache(crate::ci_in(folder.path(), &["doctor"]));
     let outcome = doctor.run().exits(3);
-    let lines = examined(&outcome);
+    let lines = checked_lines(&outcome);
     assert!(
         lines.iter().any(|line| line.starts_with("problem  git")),
         "{lines:#?}"
@@ -125,7 +129,7 @@ fn a_folder_without_a_repository_is_a_problem_with_a_remedy() {
 }
 
 #[test]
-fn wrong_settings_are_wrong_for_the_doctor_too() {
+fn rejects_invalid_settings() {
     let project = Project::new("doctor-settings");
     ci(&project, &["doctor", "--repository", "a/b:latest"])
         .run()
@@ -133,30 +137,30 @@ fn wrong_settings_are_wrong_for_the_doctor_too() {
         .says("it has a tag");
 }
 
-/// `ci` ends with 3 and these words, and the doctor says the same.
+/// Asserts that a run exits with code 3 and this message, and that `ci doctor` prints the same.
 #[track_caller]
-fn cannot_use(engine: &str, words: &str) {
+fn run_and_doctor_reject(engine: &str, words: &str) {
     let project = Project::new("doctor-url");
     let with = |command| {
-        let (ci, _cache) = without_caches(project.ci(&[command, "--engine", engine]));
+        let (ci, _cache) = with_empty_cache(project.ci(&[command, "--engine", engine]));
         ci.run().exits(3)
     };
     with("fmt").says(words);
     let outcome = with("doctor");
-    let lines = examined(&outcome);
+    let lines = checked_lines(&outcome);
     assert!(lines.iter().any(|line| line.contains(words)), "{lines:#?}");
 }
 
 #[test]
-fn an_engine_that_nobody_listens_for_is_known_at_once() {
+fn run_and_doctor_reject_an_address_without_a_listener() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());
     drop(listener);
-    cannot_use(&url, &format!("no engine listens on {url}"));
+    run_and_doctor_reject(&url, &format!("no engine listens on {url}"));
 }
 
 #[test]
-fn what_listens_and_is_no_engine_is_known_at_once() {
+fn run_and_doctor_reject_a_listener_that_is_not_an_engine() {
     for answer in ["", "HTTP/1.1 400 Bad Request\r\n\r\n"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("tcp://{}", listener.local_addr().unwrap());
@@ -167,12 +171,12 @@ fn what_listens_and_is_no_engine_is_known_at_once() {
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
-        cannot_use(&url, &format!("what listens on {url} is no Dagger engine"));
+        run_and_doctor_reject(&url, &format!("the server at {url} is not a Dagger engine"));
     }
 }
 
 #[test]
-fn the_program_that_a_url_needs_is_asked_for() {
+fn names_the_program_that_an_engine_url_needs() {
     let project = Project::new("doctor-kubectl");
     let programs = tempfile::tempdir().unwrap();
     let path = std::env::var_os("PATH").unwrap();
@@ -186,12 +190,12 @@ fn the_program_that_a_url_needs_is_asked_for() {
         .env("PATH", programs.path().to_str().unwrap())
         .run()
         .exits(3)
-        .says("through kubectl, which is not on the PATH")
+        .says("requires kubectl, which is not on PATH")
         .says("Install kubectl");
 }
 
 #[test]
-fn it_says_what_there_is_in_the_caches_of_a_throw_away_runner() {
+fn reports_the_content_of_the_runner_cache() {
     let project = Project::new("doctor-caches");
     let folder = tempfile::tempdir().unwrap();
     let doctor = || {
@@ -205,8 +209,8 @@ fn it_says_what_there_is_in_the_caches_of_a_throw_away_runner() {
                 home.path().join("cache").to_str().unwrap(),
             )
             .env("LAB_CI_RUNNER_CACHE", folder.path().to_str().unwrap());
-        let outcome = without_a_named_engine(ci);
-        let lines = examined(&outcome);
+        let outcome = run_without_engine_setting(ci);
+        let lines = checked_lines(&outcome);
         lines
             .into_iter()
             .find(|line| line.contains("cache-dir"))
@@ -221,7 +225,7 @@ fn it_says_what_there_is_in_the_caches_of_a_throw_away_runner() {
     std::fs::write(folder.path().join("cache.json"), "{\"schema\": 99}").unwrap();
     let line = doctor();
     assert!(
-        line.starts_with("note") && line.contains("another version"),
+        line.starts_with("note") && line.contains("its schema version is 99"),
         "{line}"
     );
 }

@@ -1,6 +1,7 @@
-//! What `ci` says of itself; the README says the same.
+//! Help, version and graph, and the documentation's tables of commands, options, `ci.toml` keys and exit codes.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use ci::settings::Cli;
 use clap::CommandFactory;
@@ -9,48 +10,60 @@ use common::failure::ExitCode;
 use crate::ci_in;
 use crate::harness::Project;
 
-const README: &str = include_str!("../../../README.md");
+const README: &str = "README.md";
+/// Lists the commands and their own options.
+const COMMANDS: &str = "ci/docs/commands.md";
+/// Lists the options of all commands, with their environment variables, and the keys of `ci.toml`.
+const CONFIGURATION: &str = "ci/docs/configuration.md";
 
-fn printed(arguments: &[&str]) -> String {
+/// Reads a page when the test runs: the pipeline's lint does not get `ci/docs`.
+fn page(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// Runs the command outside a repository and returns its standard output.
+fn stdout_of(arguments: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
-    // The help shows what is set.
+    // The help shows the current values of environment variables.
     let outcome =
-        crate::without_a_named_engine(crate::harness::Ci::new(folder.path(), arguments)).exits(0);
+        crate::run_without_engine_setting(crate::harness::Ci::new(folder.path(), arguments))
+            .exits(0);
     assert_eq!(outcome.stderr, "");
     outcome.stdout
 }
 
 #[test]
-fn the_help_of_every_command_is_as_reviewed() {
-    insta::assert_snapshot!("help", printed(&["--help"]));
+fn help_of_every_command_matches_its_snapshot() {
+    insta::assert_snapshot!("help", stdout_of(&["--help"]));
     for command in Cli::command().get_subcommands() {
         let name = command.get_name();
-        insta::assert_snapshot!(format!("help-{name}"), printed(&[name, "--help"]));
+        insta::assert_snapshot!(format!("help-{name}"), stdout_of(&[name, "--help"]));
         for below in command.get_subcommands() {
             let inner = below.get_name();
             insta::assert_snapshot!(
                 format!("help-{name}-{inner}"),
-                printed(&[name, inner, "--help"])
+                stdout_of(&[name, inner, "--help"])
             );
         }
     }
 }
 
 #[test]
-fn the_graph_is_drawn_without_a_repository_or_an_engine() {
-    insta::assert_snapshot!("graph-mermaid", printed(&["graph"]));
-    insta::assert_snapshot!("graph-dot", printed(&["graph", "--format", "dot"]));
-    insta::assert_snapshot!("graph-json", printed(&["graph", "--format", "json"]));
+fn prints_the_graph_without_a_repository_or_an_engine() {
+    insta::assert_snapshot!("graph-mermaid", stdout_of(&["graph"]));
+    insta::assert_snapshot!("graph-dot", stdout_of(&["graph", "--format", "dot"]));
+    insta::assert_snapshot!("graph-json", stdout_of(&["graph", "--format", "json"]));
     assert_eq!(
-        printed(&["graph"]),
-        printed(&["graph", "--format", "mermaid"])
+        stdout_of(&["graph"]),
+        stdout_of(&["graph", "--format", "mermaid"])
     );
 }
 
 #[test]
-fn the_version_is_that_of_the_package() {
+fn prints_the_package_version() {
     assert_eq!(
-        printed(&["--version"]),
+        stdout_of(&["--version"]),
         format!("ci {}\n", env!("CARGO_PKG_VERSION"))
     );
 }
@@ -67,8 +80,8 @@ const CODES: [ExitCode; 8] = [
 ];
 
 #[test]
-fn the_help_and_the_readme_name_every_exit_code() {
-    let help = printed(&["--help"]);
+fn help_and_documentation_list_every_exit_code() {
+    let help = stdout_of(&["--help"]);
     let codes = help
         .split_once("Exit codes:")
         .unwrap()
@@ -80,65 +93,127 @@ fn the_help_and_the_readme_name_every_exit_code() {
     for code in CODES {
         let number = (code as u8).to_string();
         assert!(words.contains(number.as_str()), "{number} in: {codes}");
-        assert!(
-            README.contains(&format!("\n| {number} | ")),
-            "the README's table has no row for exit code {number}"
-        );
+        for name in [README, COMMANDS] {
+            assert!(
+                page(name).contains(&format!("\n| {number} | ")),
+                "the table of {name} has no row for exit code {number}"
+            );
+        }
     }
 }
 
 #[test]
-fn the_readme_names_every_command_and_option() {
+fn documentation_lists_every_command_and_option() {
     let cli = Cli::command();
+    let commands = page(COMMANDS);
     for command in cli.get_subcommands() {
         let name = command.get_name();
-        assert!(README.contains(&format!("| `ci {name}")), "ci {name}");
+        assert!(commands.contains(&format!("| `ci {name}")), "ci {name}");
         for below in command.get_subcommands() {
             let inner = below.get_name();
-            assert!(README.contains(inner), "ci {name} {inner}");
+            assert!(commands.contains(inner), "ci {name} {inner}");
         }
-        for option in command.get_arguments().filter_map(|a| a.get_long()) {
-            assert!(README.contains(&format!("--{option}")), "--{option}");
+        // Options of all commands are listed with the settings, see below.
+        let own = command.get_arguments().filter(|a| !a.is_global_set());
+        for option in own.filter_map(|a| a.get_long()) {
+            assert!(commands.contains(&format!("--{option}")), "--{option}");
         }
     }
+    let configuration = page(CONFIGURATION);
     for argument in cli.get_arguments().filter(|a| a.get_id() != "help") {
         if let Some(option) = argument.get_long() {
-            assert!(README.contains(&format!("`--{option}")), "--{option}");
+            assert!(
+                configuration.contains(&format!("`--{option}")),
+                "--{option}"
+            );
         }
         if let Some(name) = argument.get_env() {
             let name = name.to_str().unwrap();
             assert!(name.starts_with("LAB_CI_"), "{name}");
-            assert!(README.contains(name), "{name}");
+            let option = argument.get_long().unwrap();
+            let row = |line: &&str| line.starts_with(&format!("| `--{option}"));
+            let row = configuration.lines().find(row);
+            assert!(
+                row.is_some_and(|row| row.contains(&format!("| `{name}` |"))),
+                "the row of --{option} does not name {name}"
+            );
         }
     }
 }
 
 #[test]
-fn the_readme_promises_no_command_that_is_not_there() {
+fn documentation_lists_no_unknown_command_or_option() {
     let cli = Cli::command();
     let known: BTreeSet<_> = cli.get_subcommands().map(clap::Command::get_name).collect();
-    for row in README
+    for name in [README, COMMANDS] {
+        let page = page(name);
+        for row in page.lines().filter_map(|line| line.strip_prefix("| `ci ")) {
+            let command = row.split([' ', '`']).next().unwrap();
+            assert!(known.contains(command), "ci {command} in {name}");
+        }
+    }
+    let known: BTreeSet<_> = cli.get_arguments().filter_map(|a| a.get_long()).collect();
+    for row in page(CONFIGURATION)
         .lines()
-        .filter_map(|line| line.strip_prefix("| `ci "))
+        .filter_map(|line| line.strip_prefix("| `--"))
     {
-        let name = row.split([' ', '`']).next().unwrap();
-        assert!(known.contains(name), "ci {name}");
+        let option = row.split([' ', '`']).next().unwrap();
+        assert!(known.contains(option), "--{option}");
     }
 }
 
-#[test]
-fn the_readme_shows_what_ci_graph_prints_for_a_project_with_a_gate_of_its_own() {
-    let project = Project::new("graph");
-    let graph = || project.ci(&["graph"]).run().exits(0).stdout;
-    let without = graph();
-    assert_eq!(without, printed(&["graph"]));
-    assert!(!without.contains("custom"), "{without}");
-    project.write("ci.toml", "[[gate]]\nname = \"a\"\nrun = \"b\"\n");
-    assert!(README.contains(&graph()));
+/// The keys of the commented settings file that `ci init` writes: `timeout`, `scan.severity`. A test of `ci init` compares that
+/// file with the parser.
+fn template_keys() -> BTreeSet<String> {
+    let mut table = String::new();
+    let mut keys = BTreeSet::new();
+    for line in include_str!("../../src/commands/init/ci.toml").lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if line.starts_with('[') && line.ends_with(']') {
+            table = line.trim_matches(['[', ']']).to_owned() + ".";
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+        {
+            keys.insert(match table.as_str() {
+                "services.database." => format!("services.NAME.{key}"),
+                "limits." | "paths." => format!("{table}STEP"),
+                _ => format!("{table}{key}"),
+            });
+        }
+    }
+    // Lines without a key of their own in the template.
+    keys.extend(["source", "image.base"].map(ToOwned::to_owned));
+    keys
 }
 
 #[test]
-fn help_needs_no_valid_surroundings() {
+fn documentation_lists_exactly_the_keys_of_the_settings_file() {
+    let page = page(CONFIGURATION);
+    let (_, section) = page.split_once("## `ci.toml`\n").unwrap();
+    let documented: BTreeSet<_> = section
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1)
+        .take_while(|line| line.starts_with('|'))
+        .flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .map(ToOwned::to_owned)
+        .collect();
+    assert_eq!(documented, template_keys());
+}
+
+#[test]
+fn readme_shows_the_graph_of_a_project_with_a_custom_gate() {
+    let project = Project::new("graph");
+    let graph = || project.ci(&["graph"]).run().exits(0).stdout;
+    let without = graph();
+    assert_eq!(without, stdout_of(&["graph"]));
+    assert!(!without.contains("custom"), "{without}");
+    project.write("ci.toml", "[[gate]]\nname = \"a\"\nrun = \"b\"\n");
+    assert!(page(README).contains(&graph()));
+}
+
+#[test]
+fn prints_help_despite_invalid_settings() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("ci.toml"), "nonsense").unwrap();
     ci_in(folder.path(), &["run", "--help"])

@@ -1,5 +1,5 @@
-//! The command line, without an engine: what is wrong is said before one is looked for, and what is right gets as far as to
-//! miss it.
+//! Tests of the command line that need no engine: invalid input is rejected before `ci` looks for an engine, and valid input
+//! fails only because the engine is missing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../e2e/harness.rs"]
@@ -7,10 +7,11 @@
     dead_code,
     clippy::expect_used,
     clippy::panic,
-    reason = "shared with the suite that has an engine and uses all of it"
+    reason = "shared with the e2e suite, which uses all of it"
 )]
 mod harness;
 
+mod docs;
 mod doctor;
 mod help;
 mod pins;
@@ -18,6 +19,7 @@ mod publish;
 mod report;
 mod settings;
 mod source;
+mod words;
 mod workflow;
 mod workspace;
 
@@ -25,20 +27,23 @@ use std::path::Path;
 
 use harness::{Ci, Outcome, Project};
 
-/// An engine that does not exist: what gets as far as this was valid.
-const NOWHERE: &str = "unix:///nonexistent/engine.sock";
+/// The address of an engine that does not exist. A call that gets as far as this address was valid.
+const MISSING_ENGINE: &str = "unix:///nonexistent/engine.sock";
 
-/// A call in `directory` that would go on to an engine.
+/// A call in `directory` with an engine that does not exist.
 fn ci_in(directory: &Path, arguments: &[&str]) -> Ci {
-    Ci::new(directory, &[arguments, &["--engine", NOWHERE]].concat())
+    Ci::new(
+        directory,
+        &[arguments, &["--engine", MISSING_ENGINE]].concat(),
+    )
 }
 
 fn ci(project: &Project, arguments: &[&str]) -> Ci {
     ci_in(project.path(), arguments)
 }
 
-/// Runs it without the engine that the caller's environment may name.
-fn without_a_named_engine(ci: Ci) -> Outcome {
+/// Runs the call without the caller's `LAB_CI_ENGINE`.
+fn run_without_engine_setting(ci: Ci) -> Outcome {
     let mut command = ci.into_command();
     let output = command.env_remove("LAB_CI_ENGINE").output().unwrap();
     let report = command
@@ -55,18 +60,18 @@ fn without_a_named_engine(ci: Ci) -> Outcome {
     }
 }
 
-trait Ends {
-    /// All was valid: only the engine is missing.
-    fn misses_the_engine(self) -> Outcome;
-    /// It was refused with this code and these words before any work, and nothing was left behind.
+trait Assertions {
+    /// Asserts that all input was valid and only the engine is missing.
+    fn finds_no_engine(self) -> Outcome;
+    /// Asserts that the call was refused with this exit code and message before any work, without a report.
     fn refuses(self, code: i32, words: &str) -> Outcome;
 }
 
-impl Ends for Outcome {
+impl Assertions for Outcome {
     #[track_caller]
-    fn misses_the_engine(self) -> Outcome {
+    fn finds_no_engine(self) -> Outcome {
         self.exits(3)
-            .says(&format!("no engine listens on {NOWHERE}"))
+            .says(&format!("no engine listens on {MISSING_ENGINE}"))
     }
 
     #[track_caller]
@@ -75,7 +80,7 @@ impl Ends for Outcome {
         assert!(outcome.report.is_null(), "{:#}", outcome.report);
         assert!(
             !outcome.stderr.contains("no engine"),
-            "an engine was looked for:\n{}",
+            "ci looked for an engine:\n{}",
             outcome.stderr
         );
         outcome

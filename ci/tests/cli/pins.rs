@@ -1,4 +1,4 @@
-//! What has to stand where its own tool looks for it is what `pins.rs` says, and the bot sees all of it.
+//! Versions in the files of other tools match `pins.rs`, and Renovate finds all of them.
 
 use std::path::{Path, PathBuf};
 
@@ -16,14 +16,14 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(path(file)).unwrap()
 }
 
-fn bot() -> Value {
+fn read_renovate_settings() -> Value {
     serde_json::from_str(&read(".github/renovate.json")).unwrap()
 }
 
-/// What the bot's own managers find in a file: name, version, digest.
-fn found(file: &str) -> Vec<[String; 3]> {
-    let bot = bot();
-    let managers = bot["customManagers"].as_array().unwrap();
+/// The dependencies that Renovate's custom managers find in a file: name, version, digest.
+fn find_pins(file: &str) -> Vec<[String; 3]> {
+    let settings = read_renovate_settings();
+    let managers = settings["customManagers"].as_array().unwrap();
     let mut found = Vec::new();
     for manager in managers {
         let pattern = manager["managerFilePatterns"][0].as_str().unwrap();
@@ -34,8 +34,8 @@ fn found(file: &str) -> Vec<[String; 3]> {
             continue;
         }
         let text = manager["matchStrings"][0].as_str().unwrap();
-        for one in Regex::new(text).unwrap().captures_iter(&read(file)) {
-            let group = |name| one.name(name).map_or("", |it| it.as_str()).to_owned();
+        for captures in Regex::new(text).unwrap().captures_iter(&read(file)) {
+            let group = |name| captures.name(name).map_or("", |it| it.as_str()).to_owned();
             assert!(manager["datasourceTemplate"].is_string() || !group("datasource").is_empty());
             found.push(["depName", "currentValue", "currentDigest"].map(group));
         }
@@ -43,18 +43,18 @@ fn found(file: &str) -> Vec<[String; 3]> {
     found
 }
 
-/// Every string in `pins.rs` that is a pin.
-fn pinned() -> Vec<String> {
+/// Every pinned version and image in `pins.rs`.
+fn read_pins() -> Vec<String> {
     Regex::new("(?m)^(?:pub const [^\"]*|    )\"([^\"]+)\"[;,]$")
         .unwrap()
         .captures_iter(&read(PINS))
-        .map(|one| one[1].to_owned())
+        .map(|captures| captures[1].to_owned())
         .collect()
 }
 
 #[test]
-fn the_bot_sees_every_pin_and_its_version() {
-    let mut found: Vec<_> = found(PINS)
+fn renovate_finds_every_pin_and_its_version() {
+    let mut found: Vec<_> = find_pins(PINS)
         .into_iter()
         .map(|[name, version, digest]| match digest.as_str() {
             "" if name.contains('.') => format!("{name}:{version}"),
@@ -63,10 +63,10 @@ fn the_bot_sees_every_pin_and_its_version() {
             commit => format!("{name}@{commit} # {version}"),
         })
         .collect();
-    let mut pinned = pinned();
+    let mut pinned = read_pins();
     assert!(pinned.len() >= 20, "{pinned:?}");
-    for some in [pins::DAGGER, pins::TRIVY_IMAGE, pins::ACTIONS[0]] {
-        assert!(pinned.iter().any(|it| it == some), "{some}");
+    for pin in [pins::DAGGER, pins::TRIVY_IMAGE, pins::ACTIONS[0]] {
+        assert!(pinned.iter().any(|it| it == pin), "{pin}");
     }
     let constants = read(PINS).matches("\npub const ").count();
     assert_eq!(pinned.len(), constants - 1 + pins::ACTIONS.len());
@@ -76,9 +76,9 @@ fn the_bot_sees_every_pin_and_its_version() {
 }
 
 #[test]
-fn a_digest_is_seen_where_an_image_has_one() {
-    let bot = bot();
-    let images = bot["customManagers"].as_array().unwrap();
+fn renovate_finds_the_digest_of_an_image() {
+    let settings = read_renovate_settings();
+    let images = settings["customManagers"].as_array().unwrap();
     let images = images
         .iter()
         .find(|manager| manager["datasourceTemplate"] == "docker")
@@ -88,16 +88,16 @@ fn a_digest_is_seen_where_an_image_has_one() {
     let regex = Regex::new(images["matchStrings"][0].as_str().unwrap()).unwrap();
     let undigested = pins::RUST_IMAGE.split('@').next().unwrap();
     let text = text.replace(pins::RUST_IMAGE, undigested);
-    let seen = regex.captures(&text).unwrap();
-    assert_eq!(&seen["currentDigest"], sum);
+    let found = regex.captures(&text).unwrap();
+    assert_eq!(&found["currentDigest"], sum);
     assert_eq!(
-        format!("{}:{}", &seen["depName"], &seen["currentValue"]),
+        format!("{}:{}", &found["depName"], &found["currentValue"]),
         undigested
     );
 }
 
 #[test]
-fn each_image_is_of_the_version_of_its_tool() {
+fn image_tags_match_the_tool_versions() {
     for (image, version) in [
         (pins::DAGGER_IMAGE, format!(":v{}", pins::DAGGER)),
         (pins::RUST_IMAGE, format!(":{}-bookworm", pins::RUST)),
@@ -110,7 +110,7 @@ fn each_image_is_of_the_version_of_its_tool() {
 }
 
 #[test]
-fn the_files_that_tools_read_say_what_the_pins_say() {
+fn tool_files_match_the_pins() {
     for (file, line) in [
         (
             "rust-toolchain.toml",
@@ -126,8 +126,8 @@ fn the_files_that_tools_read_say_what_the_pins_say() {
         assert!(text.lines().any(|it| it.ends_with(&line)), "{file}: {line}");
     }
     assert_eq!(
-        found(".ci/run"),
-        // As a wheel, and for machines without venv as a crate.
+        find_pins(".ci/run"),
+        // Once as a wheel, and once as a crate for machines without venv.
         [
             ["just", pins::JUST, ""].map(str::to_owned),
             ["just", pins::JUST, ""].map(str::to_owned)
@@ -136,7 +136,7 @@ fn the_files_that_tools_read_say_what_the_pins_say() {
 }
 
 #[test]
-fn the_workflows_use_the_pinned_actions_and_no_others() {
+fn workflows_use_exactly_the_pinned_actions() {
     let mut used = Vec::new();
     for workflow in std::fs::read_dir(path(".github/workflows")).unwrap() {
         let text = std::fs::read_to_string(workflow.unwrap().path()).unwrap();
@@ -155,24 +155,24 @@ fn the_workflows_use_the_pinned_actions_and_no_others() {
 }
 
 #[test]
-fn the_justfile_finds_each_version_that_it_looks_for() {
+fn justfile_patterns_find_every_version() {
     let justfile = read("justfile");
-    let looks = Regex::new("replace_regex\\(pins, '([^']+)', '\\$1'\\)").unwrap();
+    let lookups = Regex::new("replace_regex\\(pins, '([^']+)', '\\$1'\\)").unwrap();
     let pinned = read(PINS);
     let mut count = 0;
-    for one in looks.captures_iter(&justfile) {
-        let version = Regex::new(&one[1]).unwrap().replace(&pinned, "$1");
-        assert!(version.len() < 20, "{} is not there", &one[1]);
+    for lookup in lookups.captures_iter(&justfile) {
+        let version = Regex::new(&lookup[1]).unwrap().replace(&pinned, "$1");
+        assert!(version.len() < 20, "{} matches no pin", &lookup[1]);
         count += 1;
     }
     assert_eq!(count, 6);
 }
 
 #[test]
-fn the_bot_keeps_dagger_in_one_piece_and_away_from_the_compromised_trivy() {
-    let bot = bot();
+fn renovate_groups_dagger_and_excludes_the_compromised_trivy() {
+    let settings = read_renovate_settings();
     let group = |name: &str| {
-        let rules = bot["packageRules"].as_array().unwrap();
+        let rules = settings["packageRules"].as_array().unwrap();
         rules.iter().find(|rule| rule["groupName"] == name).unwrap()
     };
     let names = group("dagger")["matchDepNames"].to_string();
@@ -186,7 +186,7 @@ fn the_bot_keeps_dagger_in_one_piece_and_away_from_the_compromised_trivy() {
         assert!(names.contains(&format!("\"{part}\"")), "{part}");
     }
     let allowed = group("trivy")["allowedVersions"].as_str().unwrap();
-    let never = Regex::new(allowed.trim_start_matches('!').trim_matches('/')).unwrap();
-    assert!(never.is_match("0.69.4") && never.is_match("v0.69.5"));
-    assert!(!never.is_match(pins::TRIVY));
+    let excluded = Regex::new(allowed.trim_start_matches('!').trim_matches('/')).unwrap();
+    assert!(excluded.is_match("0.69.4") && excluded.is_match("v0.69.5"));
+    assert!(!excluded.is_match(pins::TRIVY));
 }

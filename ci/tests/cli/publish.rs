@@ -1,17 +1,17 @@
-//! When a run may publish: each missing condition refuses with exit code 4, before any work and without a registry.
+//! The conditions for publishing: if one is missing, `ci` exits with code 4 before any work and without a registry.
 
 use crate::harness::{Ci, Project};
-use crate::{Ends, ci};
+use crate::{Assertions, ci};
 
 const TOKEN: &str = "ghs_not-a-real-one";
 
-/// A push to main, as GitHub Actions would run it in `project`.
+/// A call in the environment of a push to main on GitHub Actions.
 fn push(project: &Project, arguments: &[&str]) -> Ci {
     ci(project, arguments).push_to_main(&project.git(&["rev-parse", "HEAD"]), TOKEN)
 }
 
 #[test]
-fn a_push_to_main_that_misses_a_condition_refuses_and_not_skipped() {
+fn refuses_to_publish_a_push_that_misses_a_condition() {
     let project = Project::new("push");
     for (name, value, words) in [
         (
@@ -47,7 +47,7 @@ fn a_push_to_main_that_misses_a_condition_refuses_and_not_skipped() {
             let outcome = push(&project, &[command])
                 .env(name, value)
                 .run()
-                .refuses(4, "this run may not publish")
+                .refuses(4, "this run is not allowed to publish")
                 .says(words);
             for token in [TOKEN, "ghp_a-person's", "github_pat_", "x-ghs_"] {
                 assert!(!outcome.stderr.contains(token), "{}", outcome.stderr);
@@ -59,11 +59,11 @@ fn a_push_to_main_that_misses_a_condition_refuses_and_not_skipped() {
     project.commit("another registry");
     push(&project, &[])
         .run()
-        .refuses(4, "has to be named by --registry on the command line");
+        .refuses(4, "must be set with --registry on the command line");
 }
 
 #[test]
-fn uncommitted_changes_are_never_published() {
+fn refuses_to_publish_uncommitted_changes() {
     let project = Project::new("push-dirty");
     project.write("new.txt", "not committed\n");
     push(&project, &[])
@@ -75,11 +75,11 @@ fn uncommitted_changes_are_never_published() {
 }
 
 #[test]
-fn all_that_is_missing_is_said_at_once() {
+fn reports_all_missing_conditions_at_once() {
     let project = Project::new("nothing");
     let mut outcome = ci(&project, &["publish"])
         .run()
-        .refuses(4, "this run may not publish");
+        .refuses(4, "this run is not allowed to publish");
     for words in [
         "GITHUB_ACTIONS is not `true`",
         "GITHUB_EVENT_NAME",
@@ -87,14 +87,14 @@ fn all_that_is_missing_is_said_at_once() {
         "GITHUB_SHA",
         "GITHUB_TOKEN is not set",
         "GITHUB_ACTOR is not set",
-        "hint: Only a push to main, on GitHub Actions, publishes",
+        "hint: Push to main to publish with GitHub Actions",
     ] {
         outcome = outcome.says(words);
     }
 }
 
 #[test]
-fn ci_publish_refuses_every_other_event() {
+fn publish_refuses_every_event_but_a_push_to_main() {
     let project = Project::new("events");
     for (name, value, words) in [
         ("GITHUB_ACTIONS", "1", "GITHUB_ACTIONS is not `true`"),
@@ -125,29 +125,29 @@ fn ci_publish_refuses_every_other_event() {
             "is `merge_group`, not `push`",
         ),
         ("GITHUB_EVENT_NAME", "schedule", "is `schedule`, not `push`"),
-        ("LAB_CI_EVENT", "local", "--event says `local`"),
+        ("LAB_CI_EVENT", "local", "--event is `local`, not `push`"),
     ] {
         push(&project, &["publish"])
             .env(name, value)
             .run()
             .refuses(4, words);
-        // The same without a wish to publish is a run of the gates.
+        // `ci run` runs the gates without publishing.
         let run = push(&project, &["run"])
             .env(name, value)
             .run()
-            .misses_the_engine();
+            .finds_no_engine();
         assert_ne!(run.report["event"], "push");
     }
 }
 
 #[test]
-fn no_option_raises_the_event() {
+fn event_option_grants_no_permission() {
     let project = Project::new("raise");
     for command in ["run", "publish", "test", "build", "scan"] {
         ci(&project, &[command, "--event", "push"])
             .run()
             .refuses(4, "GITHUB_ACTIONS is not `true`");
-        // Main's caches are main's alone: a pull request's own run does not get at them either.
+        // A pull request gets no access to main's caches either.
         push(&project, &[command, "--event", "push"])
             .env("GITHUB_EVENT_NAME", "pull_request")
             .env("GITHUB_REF", "refs/pull/1/merge")
@@ -163,21 +163,21 @@ fn no_option_raises_the_event() {
 }
 
 #[test]
-fn a_lower_event_needs_no_token_and_ends_after_the_gates() {
+fn lower_event_needs_no_token() {
     let project = Project::new("lower");
     for event in ["local", "pull-request"] {
         let run = push(&project, &["run", "--event", event])
             .env("GITHUB_TOKEN", "")
             .run()
-            .misses_the_engine();
+            .finds_no_engine();
         assert_eq!(run.report["event"], event);
     }
 }
 
 #[test]
-fn a_registry_that_cannot_be_reached_is_known_before_the_engine_is() {
+fn checks_the_registry_before_the_engine() {
     let project = Project::new("unreachable");
-    // The port is free again when the listener is gone.
+    // The port is free again once the listener is dropped.
     let port = std::net::TcpListener::bind(("127.0.0.1", 0))
         .unwrap()
         .local_addr()
@@ -187,7 +187,7 @@ fn a_registry_that_cannot_be_reached_is_known_before_the_engine_is() {
     let run = ci(&project, &["publish", "--registry", &registry])
         .run()
         .exits(3)
-        .says(&format!("the registry {registry} cannot be reached"));
+        .says(&format!("cannot reach the registry {registry}"));
     assert_eq!(run.report["engine"], serde_json::Value::Null);
     assert_eq!(run.report["publish"], serde_json::Value::Null);
 }

@@ -1,4 +1,4 @@
-//! Options, environment and `ci.toml`: what is not valid ends with exit code 2, by its name, before any work.
+//! Options, environment variables and `ci.toml`: invalid values are named, with exit code 2, before any work.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,10 +8,10 @@ use ci::model::step::Step;
 use serde_json::Value;
 
 use crate::harness::{Ci, Outcome, Project};
-use crate::{Ends, ci, ci_in, without_a_named_engine};
+use crate::{Assertions, ci, ci_in, run_without_engine_setting};
 
 #[test]
-fn an_option_that_is_not_valid_is_named_before_any_work() {
+fn rejects_invalid_options_before_any_work() {
     let project = Project::new("options");
     for (arguments, words) in [
         (
@@ -20,23 +20,26 @@ fn an_option_that_is_not_valid_is_named_before_any_work() {
         ),
         (&["--repository", "upwind1647/status-api:"], "it has a tag"),
         (&["--repository", "a/b@sha256:00"], "it has a tag or digest"),
-        (&["--repository", ""], "is not a repository: it is empty"),
+        (&["--repository", ""], "invalid repository ``: it is empty"),
         (
             &["--repository", "Upwind1647/status-api"],
-            "Write upwind1647/status-api.",
+            "Use upwind1647/status-api.",
         ),
-        (&["--repository", "a//b"], "is not a repository"),
-        (&["--registry", ""], "is not a registry: it is empty"),
+        (&["--repository", "a//b"], "invalid repository"),
+        (&["--registry", ""], "invalid registry ``: it is empty"),
         (&["--registry", "ghcr.io/upwind1647"], "it has a path"),
         (&["--registry", "https://ghcr.io"], "it has a scheme"),
         (&["--registry", "me@ghcr.io"], "it has a user name"),
         (&["--registry", "GHCR.io"], "lower-case"),
-        (&["--registry", "ghcr.io:0"], "its port"),
+        (
+            &["--registry", "ghcr.io:0"],
+            "the port must be a number from 1 to 65535",
+        ),
         (&["--event", "nonsense"], "invalid value 'nonsense'"),
         (&["--format", "xml"], "`xml` is not a format"),
-        (&["--timeout", "soon"], "`soon` is not a time limit"),
-        (&["--timeout", "0s"], "`0s` is not a time limit"),
-        (&["--timeout=-5m"], "`-5m` is not a time limit"),
+        (&["--timeout", "soon"], "invalid time limit `soon`"),
+        (&["--timeout", "0s"], "invalid time limit `0s`"),
+        (&["--timeout=-5m"], "invalid time limit `-5m`"),
         (&["--timeout"], "a value is required"),
         (&["--quiet", "--verbose"], "cannot be used with"),
         (&["--no-such-option"], "unexpected argument"),
@@ -50,7 +53,7 @@ fn an_option_that_is_not_valid_is_named_before_any_work() {
 }
 
 #[test]
-fn an_engine_that_is_none_refuses() {
+fn rejects_an_invalid_engine() {
     let project = Project::new("engine");
     for engine in ["nonsense", "", "Docker", "http://127.0.0.1:1234", "tcp://"] {
         project
@@ -62,23 +65,23 @@ fn an_engine_that_is_none_refuses() {
 }
 
 #[test]
-fn a_step_is_given_what_patterns_of_paths_say() {
+fn rejects_invalid_path_patterns() {
     let project = Project::new("paths");
     for (file, words) in [
         (
             "[paths]\ntest = [\"[a\"]\n",
-            "paths.test in ci.toml: `[a` is not a pattern",
+            "paths.test in ci.toml: invalid pattern `[a`",
         ),
-        ("[paths]\ntest = [\"!docs/**\"]\n", "nothing is left"),
+        ("[paths]\ntest = [\"!docs/**\"]\n", "no files are included"),
         (
             "[paths]\nlint = [\"/etc/**\"]\n",
-            "not a pattern of paths in the repository",
+            "must be relative to the repository root",
         ),
         (
             "[paths]\nsmoke = [\"**\"]\n",
-            "smoke does not look at the sources",
+            "the smoke step does not read the sources",
         ),
-        ("[paths]\nnonsense = [\"**\"]\n", "ci.toml is not valid"),
+        ("[paths]\nnonsense = [\"**\"]\n", "ci.toml is invalid"),
     ] {
         project.write("ci.toml", file);
         ci(&project, &[]).run().refuses(2, words);
@@ -87,12 +90,12 @@ fn a_step_is_given_what_patterns_of_paths_say() {
         "ci.toml",
         "[paths]\nfmt = [\"**/*.rs\", \"**/Cargo.*\", \"!x/**\"]\n",
     );
-    ci(&project, &[]).run().misses_the_engine();
+    ci(&project, &[]).run().finds_no_engine();
 }
 
-/// What cargo has to see of this repository, whatever a step is about.
+/// Each step needs the files of a complete workspace, because cargo rejects others.
 #[test]
-fn what_the_steps_of_this_repository_are_given_is_a_workspace() {
+fn path_patterns_of_this_repository_give_each_step_a_workspace() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let file: toml::Table = std::fs::read_to_string(top.join("ci.toml"))
         .unwrap()
@@ -100,29 +103,32 @@ fn what_the_steps_of_this_repository_are_given_is_a_workspace() {
         .unwrap();
     let table: BTreeMap<Step, Vec<String>> = file["paths"].clone().try_into().unwrap();
     for (step, paths) in ci::source::paths::resolve(table).unwrap() {
-        let given = tempfile::tempdir().unwrap();
-        let ours = |entry: &walkdir::DirEntry| {
+        let copy = tempfile::tempdir().unwrap();
+        let is_source = |entry: &walkdir::DirEntry| {
             !matches!(entry.file_name().to_str(), Some("target" | ".git"))
         };
-        for entry in walkdir::WalkDir::new(top).into_iter().filter_entry(ours) {
+        for entry in walkdir::WalkDir::new(top)
+            .into_iter()
+            .filter_entry(is_source)
+        {
             let entry = entry.unwrap();
             let path = entry.path().strip_prefix(top).unwrap();
-            if entry.file_type().is_file() && paths.has(path) {
-                let to = given.path().join(path);
+            if entry.file_type().is_file() && paths.includes(path) {
+                let to = copy.path().join(path);
                 std::fs::create_dir_all(to.parent().unwrap()).unwrap();
                 std::fs::copy(entry.path(), to).unwrap();
             }
         }
-        let seen = Command::new(env!("CARGO"))
+        let metadata = Command::new(env!("CARGO"))
             .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
-            .current_dir(given.path())
+            .current_dir(copy.path())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&seen.stderr);
-        assert!(seen.status.success(), "{step}: {said}");
-        let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
-        for package in seen["packages"].as_array().unwrap() {
-            // It leaves out what is not there, and says so only when it builds.
+        let stderr = String::from_utf8_lossy(&metadata.stderr);
+        assert!(metadata.status.success(), "{step}: {stderr}");
+        let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+        for package in metadata["packages"].as_array().unwrap() {
+            // `cargo metadata` silently omits targets whose files are missing.
             let found = package["targets"].as_array().unwrap().iter();
             let found: Vec<_> = found
                 .map(|target| target["name"].as_str().unwrap())
@@ -141,14 +147,14 @@ fn what_the_steps_of_this_repository_are_given_is_a_workspace() {
 }
 
 #[test]
-fn the_caches_of_a_throw_away_runner_are_no_sources() {
+fn rejects_a_cache_directory_among_the_sources() {
     let project = Project::new("cache-dir");
     std::fs::write(project.path().join("file"), "").unwrap();
     for (folder, words) in [
-        ("caches", "the caches would be among the sources"),
-        ("api/target", "the caches would be among the sources"),
-        ("api/../caches", "the caches would be among the sources"),
-        ("file", "is not a folder, and the caches go into one"),
+        ("caches", "is part of the sources"),
+        ("api/target", "is part of the sources"),
+        ("api/../caches", "is part of the sources"),
+        ("file", "is not a directory"),
     ] {
         ci(&project, &["--cache-dir", folder])
             .run()
@@ -168,10 +174,10 @@ fn the_caches_of_a_throw_away_runner_are_no_sources() {
     ] {
         ci(&project, &["--cache-dir", folder])
             .run()
-            .misses_the_engine();
+            .finds_no_engine();
     }
     ci(&project, &["cache", "save"]).run().refuses(2, "<DIR>");
-    // Main's are for main.
+    // Only a push to main writes main's caches.
     ci(
         &project,
         &["cache", "save", "target/caches", "--event", "push"],
@@ -181,7 +187,7 @@ fn the_caches_of_a_throw_away_runner_are_no_sources() {
 }
 
 #[test]
-fn valid_options_go_as_far_as_the_engine() {
+fn accepts_valid_options() {
     let project = Project::new("valid");
     for arguments in [
         &[][..],
@@ -200,12 +206,12 @@ fn valid_options_go_as_far_as_the_engine() {
         &["--fail-fast", "--keep-going", "-vv"],
         &["build", "--output", "somewhere.tar"],
     ] {
-        ci(&project, arguments).run().misses_the_engine();
+        ci(&project, arguments).run().finds_no_engine();
     }
 }
 
 #[test]
-fn ci_toml_is_held_to_its_keys_and_types() {
+fn rejects_unknown_keys_and_wrong_types_in_ci_toml() {
     let project = Project::new("toml");
     for (file, line, words) in [
         ("registry = \"ghcr.io\"\ncolour = 1\n", "line 2", "colour"),
@@ -215,9 +221,9 @@ fn ci_toml_is_held_to_its_keys_and_types() {
         ("# nothing\n[", "line 2", "["),
     ] {
         project.write("ci.toml", file);
-        let outcome = without_engine(&project);
+        let outcome = run_with_engine_from_file(&project);
         outcome
-            .refuses(2, "ci.toml is not valid")
+            .refuses(2, "ci.toml is invalid")
             .says(line)
             .says(words);
     }
@@ -226,20 +232,20 @@ fn ci_toml_is_held_to_its_keys_and_types() {
         ("registry = \"https://ghcr.io\"\n", "it has a scheme"),
         ("engine = \"nonsense\"\n", "`nonsense` is not an engine"),
         ("format = \"xml\"\n", "`xml` is not a format"),
-        ("timeout = \"soon\"\n", "`soon` is not a time limit"),
+        ("timeout = \"soon\"\n", "invalid time limit `soon`"),
     ] {
         project.write("ci.toml", file);
-        without_engine(&project).refuses(2, words);
+        run_with_engine_from_file(&project).refuses(2, words);
     }
 }
 
-/// Where `ci.toml` may name the engine itself.
-fn without_engine(project: &Project) -> Outcome {
-    without_a_named_engine(Ci::new(project.path(), &[]))
+/// Runs without `--engine` and `LAB_CI_ENGINE`, so that `ci.toml` can set the engine.
+fn run_with_engine_from_file(project: &Project) -> Outcome {
+    run_without_engine_setting(Ci::new(project.path(), &[]))
 }
 
 #[test]
-fn the_command_line_wins_over_the_environment_which_wins_over_the_file() {
+fn prefers_the_command_line_to_the_environment_and_both_to_ci_toml() {
     let project = Project::new("order");
     project.write(
         "ci.toml",
@@ -250,7 +256,7 @@ fn the_command_line_wins_over_the_environment_which_wins_over_the_file() {
             .env("LAB_CI_REPORT_DIR", "target/ci")
             .env("LAB_CI_REGISTRY", registry)
             .run()
-            .misses_the_engine();
+            .finds_no_engine();
         outcome.report["image"].as_str().unwrap().to_owned()
     };
     let by_flag = image(&["--registry", "flag.example.com"], "env.example.com");
@@ -263,15 +269,15 @@ fn the_command_line_wins_over_the_environment_which_wins_over_the_file() {
         by_environment.starts_with("env.example.com/from/file:"),
         "{by_environment}"
     );
-    ci(&project, &[]).run().misses_the_engine();
+    ci(&project, &[]).run().finds_no_engine();
     assert!(
         project.path().join("reports/report.json").exists(),
-        "the file's report-dir counts where nothing else was said"
+        "report-dir of ci.toml applies by default"
     );
 }
 
 #[test]
-fn what_the_environment_says_is_held_to_the_same_rules() {
+fn rejects_invalid_environment_variables() {
     let project = Project::new("environment");
     for (name, value, words) in [
         ("LAB_CI_REPOSITORY", "a/b:latest", "it has a tag"),
@@ -279,7 +285,7 @@ fn what_the_environment_says_is_held_to_the_same_rules() {
         ("LAB_CI_REGISTRY", "ghcr.io/x", "it has a path"),
         ("LAB_CI_EVENT", "nonsense", "invalid value 'nonsense'"),
         ("LAB_CI_FORMAT", "xml", "`xml` is not a format"),
-        ("LAB_CI_TIMEOUT", "soon", "`soon` is not a time limit"),
+        ("LAB_CI_TIMEOUT", "soon", "invalid time limit `soon`"),
     ] {
         ci(&project, &[]).env(name, value).run().refuses(2, words);
     }
@@ -291,7 +297,7 @@ fn what_the_environment_says_is_held_to_the_same_rules() {
 }
 
 #[test]
-fn the_settings_of_other_forges_are_not_ours() {
+fn ignores_the_variables_of_other_ci_systems() {
     let project = Project::new("gitlab");
     let outcome = ci(&project, &[])
         .env("CI", "true")
@@ -301,7 +307,7 @@ fn the_settings_of_other_forges_are_not_ours() {
         .env("CI_EVENT", "push")
         .env("CI_TIMEOUT", "soon")
         .run()
-        .misses_the_engine();
+        .finds_no_engine();
     let image = outcome.report["image"].as_str().unwrap();
     assert!(
         image.starts_with("ghcr.io/upwind1647/status-api:"),
@@ -311,7 +317,7 @@ fn the_settings_of_other_forges_are_not_ours() {
 }
 
 #[test]
-fn an_exception_from_the_scan_needs_a_reason_and_an_end() {
+fn rejects_scan_exceptions_without_a_reason_or_an_expiry_date() {
     let project = Project::new("exceptions");
     for (yaml, words) in [
         (
@@ -342,11 +348,11 @@ fn an_exception_from_the_scan_needs_a_reason_and_an_end() {
         "vulnerabilities:\n  - id: CVE-2026-1\n    statement: not reachable\n    expired_at: 2027-01-31\n",
     );
     project.commit("a whole exception");
-    ci(&project, &["scan"]).run().misses_the_engine();
+    ci(&project, &["scan"]).run().finds_no_engine();
 }
 
 #[test]
-fn a_graph_has_formats_of_its_own() {
+fn graph_rejects_the_formats_of_other_commands() {
     let folder = tempfile::tempdir().unwrap();
     ci_in(folder.path(), &["graph", "--format", "human"])
         .run()

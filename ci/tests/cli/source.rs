@@ -1,33 +1,33 @@
-//! Whatever git is asked about: a clear error, or the right commit.
+//! Finding the commit to build, in all kinds of git checkouts.
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::harness::{Outcome, Project, git};
-use crate::{Ends, ci, ci_in};
+use crate::{Assertions, ci, ci_in};
 
 #[test]
-fn a_folder_without_a_repository_refuses() {
+fn rejects_a_directory_outside_a_repository() {
     let folder = tempfile::tempdir().unwrap();
     ci_in(folder.path(), &[])
         .run()
         .refuses(2, "is not in a git working tree")
-        .says("hint: Run ci in a checkout");
+        .says("hint: Run ci in a git checkout");
 }
 
 #[test]
-fn a_repository_without_a_commit_refuses() {
+fn rejects_a_repository_without_commits() {
     let folder = tempfile::tempdir().unwrap();
     git(folder.path(), &["init", "--quiet"]);
     ci_in(folder.path(), &[])
         .run()
         .refuses(2, "has no commit yet")
-        .says("hint: Commit something first");
+        .says("hint: Create a commit first");
 }
 
 #[test]
-fn inside_of_the_git_folder_there_is_nothing_to_build() {
+fn rejects_the_git_directory() {
     let project = Project::new("inside");
     ci_in(&project.path().join(".git"), &[])
         .run()
@@ -35,7 +35,7 @@ fn inside_of_the_git_folder_there_is_nothing_to_build() {
 }
 
 #[test]
-fn a_bare_repository_has_nothing_to_build() {
+fn rejects_a_bare_repository() {
     let project = Project::new("bare");
     let folder = tempfile::tempdir().unwrap();
     let bare = folder.path().join("bare.git");
@@ -56,10 +56,10 @@ fn clone(project: &Project, options: &[&str], to: &Path) {
     git(project.path(), &arguments);
 }
 
-/// It got as far as the engine, with this commit and nothing changed against it.
+/// Asserts that the run used this commit, with a clean working tree, and failed only because the engine is missing.
 #[track_caller]
-fn is_at(outcome: Outcome, sha: &str) -> Outcome {
-    let outcome = outcome.misses_the_engine();
+fn is_clean_at(outcome: Outcome, sha: &str) -> Outcome {
+    let outcome = outcome.finds_no_engine();
     assert_eq!(outcome.report["commit"], sha);
     assert_eq!(outcome.report["clean"], true);
     let tag = outcome.report["tag"].as_str().unwrap();
@@ -68,37 +68,37 @@ fn is_at(outcome: Outcome, sha: &str) -> Outcome {
 }
 
 #[test]
-fn a_path_with_a_space_runs() {
+fn accepts_a_path_with_a_space() {
     let project = Project::new("space");
     assert!(project.path().to_str().unwrap().contains(' '));
-    is_at(
+    is_clean_at(
         ci(&project, &[]).run(),
         &project.git(&["rev-parse", "HEAD"]),
     );
 }
 
 #[test]
-fn a_shallow_clone_runs() {
+fn accepts_a_shallow_clone() {
     let project = Project::new("shallow");
     let head = project.commit("a second one");
     let folder = tempfile::tempdir().unwrap();
     let shallow = folder.path().join("shallow");
     clone(&project, &["--depth", "1"], &shallow);
     assert_eq!(git(&shallow, &["rev-list", "--count", "HEAD"]), "1");
-    is_at(ci_in(&shallow, &[]).run(), &head);
+    is_clean_at(ci_in(&shallow, &[]).run(), &head);
 }
 
 #[test]
-fn a_detached_head_runs() {
+fn accepts_a_detached_head() {
     let project = Project::new("detached");
     let first = project.git(&["rev-parse", "HEAD"]);
     project.commit("a second one");
     project.git(&["checkout", "--quiet", "--detach", &first]);
-    is_at(ci(&project, &[]).run(), &first);
+    is_clean_at(ci(&project, &[]).run(), &first);
 }
 
 #[test]
-fn a_worktree_runs_at_its_own_commit() {
+fn uses_the_commit_of_a_worktree() {
     let project = Project::new("worktree");
     let first = project.git(&["rev-parse", "HEAD"]);
     project.commit("a second one");
@@ -112,17 +112,17 @@ fn a_worktree_runs_at_its_own_commit() {
         tree.to_str().unwrap(),
         &first,
     ]);
-    is_at(ci_in(&tree, &[]).run(), &first);
+    is_clean_at(ci_in(&tree, &[]).run(), &first);
 }
 
 #[test]
-fn in_a_subdirectory_the_whole_repository_runs_and_the_report_is_at_its_top() {
+fn runs_the_whole_repository_from_a_subdirectory() {
     let project = Project::new("subdirectory");
     project.write("ci.toml", "repository = \"from/file\"\n");
     let head = project.commit("settings at the top");
     ci_in(&project.path().join("api/src"), &[])
         .run()
-        .misses_the_engine();
+        .finds_no_engine();
     assert!(!project.path().join("api/src/target").exists());
     let report = std::fs::read_to_string(project.path().join("target/ci/report.json")).unwrap();
     let report: Value = serde_json::from_str(&report).unwrap();
@@ -133,29 +133,29 @@ fn in_a_subdirectory_the_whole_repository_runs_and_the_report_is_at_its_top() {
 }
 
 #[test]
-fn uncommitted_changes_show_in_the_tag() {
+fn marks_uncommitted_changes_in_the_tag() {
     let project = Project::new("dirty");
     project.write("new.txt", "not yet committed\n");
-    let outcome = ci(&project, &[]).run().misses_the_engine();
+    let outcome = ci(&project, &[]).run().finds_no_engine();
     assert_eq!(outcome.report["clean"], false);
     let tag = outcome.report["tag"].as_str().unwrap();
     assert!(tag.ends_with("-dirty"), "{tag}");
 }
 
 #[test]
-fn a_hooks_environment_does_not_lead_to_another_repository() {
+fn ignores_the_git_variables_of_a_hook() {
     let (project, other) = (Project::new("hook"), Project::new("other"));
     let head = project.commit("a second one");
-    let there = other.path().join(".git");
+    let other_git = other.path().join(".git");
     let outcome = ci(&project, &[])
-        .env("GIT_DIR", there.to_str().unwrap())
+        .env("GIT_DIR", other_git.to_str().unwrap())
         .env("GIT_WORK_TREE", other.path().to_str().unwrap())
         .run();
-    is_at(outcome, &head);
+    is_clean_at(outcome, &head);
 }
 
 #[test]
-fn a_submodule_refuses_by_its_name() {
+fn rejects_a_submodule_by_name() {
     let project = Project::new("submodule");
     let nested = project.path().join("vendored");
     std::fs::create_dir(&nested).unwrap();
@@ -168,7 +168,7 @@ fn a_submodule_refuses_by_its_name() {
     ci(&project, &[])
         .run()
         .refuses(2, "vendored is a git submodule")
-        .says("hint: Submodules are not part of the commit's own content");
+        .says("hint: Vendor the files or depend on a released crate");
     project.write("new.txt", "and uncommitted changes\n");
     ci(&project, &[])
         .run()
@@ -176,7 +176,7 @@ fn a_submodule_refuses_by_its_name() {
 }
 
 #[test]
-fn without_git_the_remedy_is_named() {
+fn suggests_installing_git_if_it_is_missing() {
     let project = Project::new("no-git");
     let empty = tempfile::tempdir().unwrap();
     ci(&project, &[])

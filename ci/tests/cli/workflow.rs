@@ -1,10 +1,10 @@
-//! What the workflow may do, as its file says: it checks out and runs `ci`, and one step of one job has the token.
+//! The permissions of the GitHub workflow: it checks out and runs `ci`, and only one step of one job gets the token.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-fn workflow() -> Value {
+fn read_workflow() -> Value {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../.github/workflows/docker-builder.yml");
     serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
@@ -20,8 +20,8 @@ fn steps(job: &Value) -> &[Value] {
 }
 
 #[test]
-fn only_the_job_of_a_push_to_main_may_write_packages() {
-    let workflow = workflow();
+fn only_the_main_job_has_permission_to_write_packages() {
+    let workflow = read_workflow();
     let events = workflow["on"].as_object().unwrap();
     assert_eq!(events.keys().collect::<Vec<_>>(), ["pull_request", "push"]);
     assert_eq!(events["push"], serde_json::json!({ "branches": ["main"] }));
@@ -44,8 +44,8 @@ fn only_the_job_of_a_push_to_main_may_write_packages() {
 }
 
 #[test]
-fn one_step_has_the_token_and_there_is_no_other_secret() {
-    let workflow = workflow();
+fn only_one_step_gets_the_token() {
+    let workflow = read_workflow();
     let mut with_token = Vec::new();
     for (name, job) in jobs(&workflow) {
         for step in steps(job) {
@@ -63,8 +63,8 @@ fn one_step_has_the_token_and_there_is_no_other_secret() {
 }
 
 #[test]
-fn it_builds_ci_without_the_token_runs_it_and_does_nothing_else() {
-    let workflow = workflow();
+fn jobs_only_build_and_run_ci() {
+    let workflow = read_workflow();
     for (name, job) in jobs(&workflow) {
         let commands: Vec<_> = steps(job)
             .iter()
@@ -84,8 +84,8 @@ fn it_builds_ci_without_the_token_runs_it_and_does_nothing_else() {
 }
 
 #[test]
-fn a_pull_request_saves_no_cache() {
-    let workflow = workflow();
+fn pull_requests_save_no_cache() {
+    let workflow = read_workflow();
     for (name, job) in jobs(&workflow) {
         let saves = steps(job)
             .iter()
@@ -98,8 +98,8 @@ fn a_pull_request_saves_no_cache() {
 }
 
 #[test]
-fn each_commit_of_main_has_its_own_group_and_a_pull_request_cancels_itself() {
-    let concurrency = &workflow()["concurrency"];
+fn new_commits_cancel_only_runs_of_the_same_pull_request() {
+    let concurrency = &read_workflow()["concurrency"];
     let group = concurrency["group"].as_str().unwrap();
     assert!(group.ends_with("${{ github.event.pull_request.number || github.sha }}"));
     let cancels = concurrency["cancel-in-progress"].as_str().unwrap();

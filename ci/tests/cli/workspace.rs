@@ -1,10 +1,10 @@
-//! Which workspace and service a run is about, and `ci init`.
+//! Finding the workspace and the service, and `ci init`.
 
 use crate::harness::{Ci, Project};
-use crate::{Ends, NOWHERE, ci, ci_in};
+use crate::{Assertions, MISSING_ENGINE, ci, ci_in};
 
-/// A repository with a workspace in `backend`, which has two programs.
-fn two_programs(name: &str) -> Project {
+/// A repository with a workspace in `backend` that has two binaries.
+fn project_with_two_binaries(name: &str) -> Project {
     let package = |name: &str, more: &str| {
         format!("[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n{more}")
     };
@@ -32,10 +32,10 @@ fn two_programs(name: &str) -> Project {
 }
 
 #[test]
-fn the_workspace_is_the_one_that_the_folder_is_in() {
-    let project = two_programs("folder");
-    let several = "several packages have a binary";
-    // Neither is called api.
+fn finds_the_workspace_of_the_current_directory() {
+    let project = project_with_two_binaries("folder");
+    let several = "several packages have binaries";
+    // Neither package is named `api`.
     for folder in ["backend", "backend/crates/web/src"] {
         ci(&project, &["--workspace", folder])
             .run()
@@ -51,10 +51,10 @@ fn the_workspace_is_the_one_that_the_folder_is_in() {
         .says("--workspace");
     ci(&project, &["--workspace", "nowhere"])
         .run()
-        .refuses(2, "nowhere, which is not a directory");
+        .refuses(2, "nowhere is not a directory");
 
     project.write("backend/ci.toml", "[service]\npackage = \"web\"\n");
-    // From anywhere, and with the report where the workspace is.
+    // The workspace can be selected from anywhere, and the report is written into it.
     let elsewhere = tempfile::tempdir().unwrap();
     let workspace = project.path().join("backend");
     ci_in(elsewhere.path(), &[])
@@ -67,36 +67,42 @@ fn the_workspace_is_the_one_that_the_folder_is_in() {
     let image = report["image"].as_str().unwrap();
     assert!(
         image.starts_with("ghcr.io/web:"),
-        "somebody else's service is not called ours: {image}"
+        "the default repository is not this project's: {image}"
     );
 }
 
 #[test]
-fn what_is_wrong_with_the_service_is_said_before_any_work() {
+fn rejects_invalid_service_settings_before_any_work() {
     let project = Project::new("service-settings");
     for (file, words) in [
         ("[service]\npackage = \"web\"\n", "not in the workspace"),
         ("[service]\ncolour = 1\n", "colour"),
         ("[service]\nport = 70000\n", "port = 70000"),
-        ("[image]\nbase = \"debian\"\n", "no version"),
-        ("[image]\nuser = \"root\"\n", "not a number"),
+        ("[image]\nbase = \"debian\"\n", "must have a version tag"),
+        ("[image]\nuser = \"root\"\n", "not a numeric"),
         (
             "[image]\nfiles = { \"no/such\" = \"/x\" }\n",
-            "not among the sources",
+            "no such file in the sources",
         ),
         ("[services.db]\nport = 1\n", "missing field `image`"),
         (
             "[services.db]\nimage = \"postgres:17\"\nport = 1\nsteps = [\"build\"]\n",
-            "Services are for test and smoke",
+            "step cannot use backing services",
         ),
-        ("[toolchain]\npackages = [\"-y\"]\n", "not a package's name"),
+        (
+            "[toolchain]\npackages = [\"-y\"]\n",
+            "not a valid package name",
+        ),
         ("[scan]\nseverity = \"terrible\"\n", "terrible"),
-        ("[scan]\ndatabase-age = \"old\"\n", "`old` is not a time"),
+        (
+            "[scan]\ndatabase-age = \"old\"\n",
+            "invalid time limit `old`",
+        ),
         ("[smoke]\ntries = 0\n", "1 to 1000"),
-        ("[smoke]\nwithin = \"0s\"\n", "`0s` is not a time"),
-        ("[limits]\ntest = \"never\"\n", "`never` is not a time"),
+        ("[smoke]\nwithin = \"0s\"\n", "invalid time limit `0s`"),
+        ("[limits]\ntest = \"never\"\n", "invalid time limit `never`"),
         ("[limits]\nlunch = \"1h\"\n", "lunch"),
-        ("platform = \"windows/amd64\"\n", "not a platform"),
+        ("platform = \"windows/amd64\"\n", "unsupported platform"),
     ] {
         project.write("ci.toml", file);
         ci(&project, &[]).run().refuses(2, words);
@@ -109,63 +115,63 @@ fn what_is_wrong_with_the_service_is_said_before_any_work() {
     ci(&project, &[])
         .run()
         .refuses(2, "there is no Cargo.lock")
-        .says("Commit it");
+        .says("commit the file");
 }
 
 #[test]
-fn an_image_without_an_owner_is_not_for_ghcr() {
+fn rejects_a_ghcr_repository_without_an_owner() {
     let project = Project::new("no-owner");
     project.write("ci.toml", "repository = \"shop\"\n");
     let sha = project.commit("named");
-    Ci::new(project.path(), &["--engine", NOWHERE])
+    Ci::new(project.path(), &["--engine", MISSING_ENGINE])
         .push_to_main(&sha, "ghs_token")
         .run()
-        .refuses(2, "wants an owner too")
+        .refuses(2, "repository shop has no owner, which ghcr.io requires")
         .says("repository in ci.toml");
 }
 
 #[test]
-fn a_base_image_without_a_digest_is_for_the_gates_and_not_for_what_is_published() {
+fn requires_a_base_image_digest_only_for_publishing() {
     let project = Project::new("base");
     let base = |name: &str| {
         project.write("ci.toml", &format!("[image]\nbase = \"{name}\"\n"));
         project.commit(name)
     };
-    // Nobody listens there.
+    // Nothing listens on this port.
     let publish = ["publish", "--registry", "127.0.0.1:1"];
     let sha = base("debian:12.1");
-    let on_github = || Ci::new(project.path(), &["--engine", NOWHERE]);
+    let on_github = || Ci::new(project.path(), &["--engine", MISSING_ENGINE]);
     let pushes = on_github().push_to_main(&sha, "ghs_token").run();
     for run in [ci(&project, &publish).run(), pushes] {
         run.refuses(
             2,
             "image.base in ci.toml has no digest: docker.io/library/debian:12.1",
         )
-        .says("hint: `ci build` says which digest it has");
+        .says("hint: Run `ci build` to get the line with the current digest.");
     }
-    ci(&project, &["run"]).run().misses_the_engine();
-    // With a digest only the registry is missing.
+    ci(&project, &["run"]).run().finds_no_engine();
+    // With a digest, only the registry is missing.
     base(&format!("debian:12.1@sha256:{}", "0".repeat(64)));
     ci(&project, &publish)
         .run()
         .exits(3)
-        .says("cannot be reached");
+        .says("cannot reach the registry");
 }
 
 #[test]
-fn init_writes_settings_that_are_valid_and_says_what_it_found() {
-    let project = two_programs("init");
+fn init_writes_valid_settings_and_reports_its_findings() {
+    let project = project_with_two_binaries("init");
     project.git(&["remote", "add", "origin", "git@github.com:Acme/Shop.git"]);
     let init = || project.ci(&["init", "--workspace", "backend"]).run();
     init()
         .exits(0)
         .says("found    a Cargo workspace in backend with 2 packages")
-        .says("found    the service: the binary web of the package web")
+        .says("found    service: binary web of package web")
         .says("the image is ghcr.io/acme/shop")
         .says("openssl-sys in Cargo.lock")
         .says("wrote    backend/ci.toml")
         .says("wrote    .github/workflows/docker-builder.yml")
-        .says("to do    is web the service? Packages with a binary: web, admin");
+        .says("to do    check service.package: web was chosen; packages with a binary: web, admin");
     let settings = project.read("backend/ci.toml");
     for line in [
         "repository = \"acme/shop\"",
@@ -175,23 +181,23 @@ fn init_writes_settings_that_are_valid_and_says_what_it_found() {
     ] {
         assert!(settings.lines().any(|it| it == line), "{line}:\n{settings}");
     }
-    // What it has written is what a run takes.
+    // A run accepts the written files.
     project.commit("as init has written it");
     ci_in(&project.path().join("backend"), &[])
         .run()
         .exits(3)
         .says("no engine listens");
 
-    // What is there is somebody's work.
+    // Existing files are never overwritten.
     project.write("backend/ci.toml", "# mine\n");
     init()
         .exits(0)
-        .says("kept     backend/ci.toml, which is there already");
+        .says("kept     backend/ci.toml, which already exists");
     assert_eq!(project.read("backend/ci.toml"), "# mine\n");
 }
 
 #[test]
-fn init_needs_a_workspace_with_a_program() {
+fn init_rejects_a_workspace_without_a_binary() {
     let folder = tempfile::tempdir().unwrap();
     Ci::new(folder.path(), &["init"])
         .run()
@@ -210,7 +216,7 @@ fn init_needs_a_workspace_with_a_program() {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, content).unwrap();
     }
-    // Nor does it need git yet.
+    // `ci init` does not need a git repository.
     Ci::new(folder.path(), &["init"])
         .run()
         .exits(2)

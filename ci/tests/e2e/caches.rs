@@ -1,4 +1,4 @@
-//! What is carried from one throw-away runner to the next: it is reused, it is never a wrong build, and each keeps to his own.
+//! The caches of ephemeral runners: they are reused, they never lead to a wrong build, and each domain has its own.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::embedded::Machine;
 use crate::harness::{Ci, Outcome, Project, git};
 use crate::provisioned::Toolchain;
 use crate::registry::Registry;
-use crate::sources::{holds, is_from_2001, short};
+use crate::sources::{assert_binary_contains, set_mtime_to_2001, short_sha};
 
 const MAIN: &str = "api/src/main.rs";
 const WORDS: &str = "\"listening\"";
-const TOKEN: &str = "ghs_carried-by-nobody";
+const TOKEN: &str = "ghs_never-in-a-cache";
 
-/// A machine whose engine can be thrown away, and a folder that is not.
+/// A machine whose engine can be reset, and a cache folder that survives the reset.
 struct Runner {
     machine: Machine,
     folder: tempfile::TempDir,
@@ -26,7 +26,7 @@ struct Runner {
 impl Runner {
     fn new() -> Self {
         let folder = tempfile::Builder::new()
-            .prefix("carried caches ")
+            .prefix("runner caches ")
             .tempdir()
             .unwrap();
         Self {
@@ -39,10 +39,10 @@ impl Runner {
         self.folder.path().join("cache")
     }
 
-    /// From now on the engine has pulled the toolchain's image and has done nothing else, and this machine has no cargo-auditable.
-    fn is_new(&self) {
+    /// Resets the engine to one that has only pulled the toolchain's image, and removes the compiled cargo-auditable.
+    fn reset(&self) {
         self.machine.ci(&["engine", "down"]).run().exits(0);
-        self.machine.has_only_pulled();
+        self.machine.reset_to_pulled_image();
         for entry in std::fs::read_dir(self.machine.cache()).unwrap().flatten() {
             let name = entry.file_name();
             if name.to_string_lossy().starts_with("cargo-auditable-") {
@@ -51,20 +51,20 @@ impl Runner {
         }
     }
 
-    /// A call that carries the caches.
+    /// A call that restores and saves the caches.
     fn ci(&self, project: &Project, arguments: &[&str]) -> Ci {
         self.machine
             .ci_in(project, arguments)
             .env("LAB_CI_RUNNER_CACHE", self.folder().to_str().unwrap())
     }
 
-    fn list(&self) -> Value {
+    fn read_index(&self) -> Value {
         let text = std::fs::read_to_string(self.folder().join("cache.json")).unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Everything in the folder, byte for byte.
-    fn content(&self) -> BTreeMap<PathBuf, String> {
+    /// The digest of each file in the folder.
+    fn hash_files(&self) -> BTreeMap<PathBuf, String> {
         walkdir::WalkDir::new(self.folder())
             .into_iter()
             .map(Result::unwrap)
@@ -77,30 +77,30 @@ impl Runner {
     }
 }
 
-/// A project that depends on something, and on something with a build script.
-fn project(name: &str) -> Project {
+/// A project with two dependencies, one of which has a build script.
+fn project_with_dependencies(name: &str) -> Project {
     let project = Project::new(name);
-    project.depend("itoa = \"1.0.1\"\nlibc = \"0.2.150\"");
+    project.add_dependency("itoa = \"1.0.1\"\nlibc = \"0.2.150\"");
     project.commit("dependencies");
     project
 }
 
-fn parts(report: &Value, list: &str) -> Vec<String> {
+fn part_names(report: &Value, list: &str) -> Vec<String> {
     let parts = report["cache"][list].as_array().unwrap().iter();
     parts
         .map(|it| it.get("part").unwrap_or(it).as_str().unwrap().to_owned())
         .collect()
 }
 
-fn log(run: &Outcome, root: &Path, step: &str) -> String {
+fn read_log(run: &Outcome, root: &Path, step: &str) -> String {
     assert_eq!(run.status(step), "passed");
     std::fs::read_to_string(root.join(format!("target/ci/logs/{step}.log"))).unwrap()
 }
 
-/// The step was done, cargo has compiled `api` for it, and nothing else.
+/// Asserts that the step ran and that cargo compiled only `api` for it.
 #[track_caller]
 fn compiles_only_api(run: &Outcome, root: &Path, step: &str) {
-    let log = log(run, root, step);
+    let log = read_log(run, root, step);
     for line in log.lines().map(str::trim_start) {
         let word = line.split(' ').next().unwrap();
         if matches!(
@@ -117,14 +117,14 @@ fn compiles_only_api(run: &Outcome, root: &Path, step: &str) {
 const CARGO_STEPS: [&str; 3] = ["test", "lint", "build"];
 
 #[test]
-fn a_new_engine_gets_what_the_last_one_had_and_compiles_what_has_changed() {
+fn restores_caches_into_a_new_engine_and_compiles_only_changes() {
     let runner = Runner::new();
-    let project = project("caches-new-engine");
+    let project = project_with_dependencies("caches-new-engine");
     let commit = project.git(&["rev-parse", "HEAD"]);
     let cold = runner.ci(&project, &[]).run().exits(0);
     assert_eq!(cold.report["cache"]["domain"], "local");
-    assert_eq!(parts(&cold.report, "restored"), [""; 0]);
-    let mut saved = parts(&cold.report, "saved");
+    assert_eq!(part_names(&cold.report, "restored"), [""; 0]);
+    let mut saved = part_names(&cold.report, "saved");
     saved.sort();
     let everything = [
         "build/dependencies",
@@ -142,15 +142,15 @@ fn a_new_engine_gets_what_the_last_one_had_and_compiles_what_has_changed() {
     ];
     assert_eq!(saved, everything);
     for step in CARGO_STEPS {
-        let log = log(&cold, project.path(), step);
+        let log = read_log(&cold, project.path(), step);
         assert!(
             log.contains(" itoa v1") && log.contains(" libc v0"),
             "{log}"
         );
     }
 
-    // Elsewhere, where all is newly checked out, but for a change that looks old.
-    runner.is_new();
+    // A new clone at another path, with a change that has an old modification time.
+    runner.reset();
     let clone = tempfile::tempdir().unwrap();
     let clone = clone.path().join("somewhere else");
     let top = project.path().to_str().unwrap();
@@ -161,24 +161,24 @@ fn a_new_engine_gets_what_the_last_one_had_and_compiles_what_has_changed() {
     let main = clone.join(MAIN);
     let text = std::fs::read_to_string(&main).unwrap();
     std::fs::write(&main, text.replace(WORDS, "\"marker of the change\"")).unwrap();
-    is_from_2001(&main);
-    let carried = |arguments: &[&str]| {
+    set_mtime_to_2001(&main);
+    let ci = |arguments: &[&str]| {
         runner
             .machine
-            .here(Ci::new(&clone, arguments))
+            .with_cache(Ci::new(&clone, arguments))
             .env("LAB_CI_ENGINE", "embedded")
             .env("LAB_CI_REPOSITORY", project.repository())
             .env("LAB_CI_RUNNER_CACHE", runner.folder().to_str().unwrap())
     };
-    let warm = carried(&[])
+    let warm = ci(&[])
         .run()
         .exits(0)
-        .says("cache    brought tool, cargo, ");
+        .says("cache    restored tool, cargo, ");
     for step in CARGO_STEPS {
         compiles_only_api(&warm, &clone, step);
     }
-    holds(&clone, "marker of the change", &[]);
-    let mut restored = parts(&warm.report, "restored");
+    assert_binary_contains(&clone, "marker of the change", &[]);
+    let mut restored = part_names(&warm.report, "restored");
     restored.sort();
     let volumes: Vec<_> = everything
         .iter()
@@ -190,13 +190,13 @@ fn a_new_engine_gets_what_the_last_one_had_and_compiles_what_has_changed() {
         commit.as_str()
     );
 
-    // What nobody has changed is not packed again.
-    let saved = parts(&warm.report, "saved");
+    // Unchanged parts are not saved again.
+    let saved = part_names(&warm.report, "saved");
     assert!(
         saved.iter().any(|part| part == "test/workspace"),
         "{saved:?}"
     );
-    let unchanged = parts(&warm.report, "unchanged");
+    let unchanged = part_names(&warm.report, "unchanged");
     for part in [
         "tool",
         "cargo",
@@ -209,15 +209,15 @@ fn a_new_engine_gets_what_the_last_one_had_and_compiles_what_has_changed() {
             "{part} {unchanged:?}"
         );
     }
-    let again = carried(&[]).run().exits(0);
-    assert_eq!(parts(&again.report, "saved"), [""; 0]);
+    let again = ci(&[]).run().exits(0);
+    assert_eq!(part_names(&again.report, "saved"), [""; 0]);
 }
 
 #[test]
-fn what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets() {
+fn skips_passed_steps_until_their_inputs_change() {
     let runner = Runner::new();
-    let project = project("caches-passes");
-    // The test reads a file of which cargo is not told.
+    let project = project_with_dependencies("caches-passes");
+    // The test reads a file that cargo does not know about.
     project.write("api/expected.txt", "200");
     project.edit(
         MAIN,
@@ -234,25 +234,25 @@ fn what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets()
     let cold = runner.ci(&project, &[]).run().exits(0);
     let digest = cold.report["digest"].clone();
     let logs: BTreeMap<_, _> = ["test", "fmt", "lint", "build"]
-        .map(|step| (step, log(&cold, project.path(), step)))
+        .map(|step| (step, read_log(&cold, project.path(), step)))
         .into();
 
-    // The same commit: all that may be remembered is, and what was built then is what is shipped now.
+    // The same commit: all cacheable steps are skipped, and the image is the same.
     let again = runner
         .ci(&project, &[])
         .run()
         .exits(0)
-        .says("passed before with the same inputs: test, fmt, lint, build");
+        .says("reused results for the same inputs: test, fmt, lint, build");
     assert_eq!(again.report["digest"], digest);
-    assert_eq!(parts(&again.report, "restored"), [""; 0]);
+    assert_eq!(part_names(&again.report, "restored"), [""; 0]);
     for (step, before) in &logs {
         assert_eq!(again.step(step)["cached"], true);
         assert_eq!(again.step(step)["reused"]["commit"], commit.as_str());
-        assert_eq!(&log(&again, project.path(), step), before);
+        assert_eq!(&read_log(&again, project.path(), step), before);
     }
     assert_eq!(again.step("smoke")["cached"], false);
 
-    // A commit that changes what none of them gets, but for the test.
+    // A commit that changes only inputs of the test.
     project.write("NOTES.md", "# Notes\n");
     project.commit("notes");
     let notes = runner.ci(&project, &[]).run().exits(0);
@@ -264,7 +264,10 @@ fn what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets()
     ] {
         assert_eq!(notes.step(step)["cached"], cached, "{step}");
     }
-    assert_ne!(notes.report["digest"], digest, "the image names its commit");
+    assert_ne!(
+        notes.report["digest"], digest,
+        "the image contains the commit"
+    );
     project.write("README.md", "# What this is\n");
     project.commit("what this is");
     let readme = runner.ci(&project, &[]).run().exits(0);
@@ -272,23 +275,27 @@ fn what_has_passed_is_not_done_again_unless_something_has_changed_that_it_gets()
         assert_eq!(readme.step(step)["cached"], true, "{step}");
     }
 
-    // What the test reads makes it fail, and cargo has not been told.
+    // The file makes the test fail, although cargo does not know about it.
     project.write("api/expected.txt", "500");
     project.commit("another expectation");
     let fails = || runner.ci(&project, &[]).run().exits(1).only_fails("test");
     assert_eq!(fails().step("build")["cached"], true);
-    // A failure is not remembered: it is done again.
+    // A failure is not cached: the step runs again.
     let second = fails();
     assert_eq!(second.step("test")["cached"], false);
     assert!(second.step("test")["reused"].is_null());
     project.write("api/expected.txt", "200");
     project.commit("the old one");
-    let mended = runner.ci(&project, &[]).run().exits(0);
-    assert_eq!(mended.step("test")["cached"], true, "this one has passed");
+    let fixed = runner.ci(&project, &[]).run().exits(0);
+    assert_eq!(
+        fixed.step("test")["cached"],
+        true,
+        "these inputs have passed"
+    );
 }
 
-/// Packs one file for which `path` and the kind are what they are, and puts it in the place of a part's blob.
-fn forge(folder: &Path, entry: &mut Value, kind: tar::EntryType, path: &str) {
+/// Replaces a part's blob with an archive that has one entry of this kind and path.
+fn forge_part(folder: &Path, entry: &mut Value, kind: tar::EntryType, path: &str) {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
@@ -313,9 +320,9 @@ fn forge(folder: &Path, entry: &mut Value, kind: tar::EntryType, path: &str) {
 }
 
 #[test]
-fn who_is_killed_while_he_saves_leaves_nothing_that_looks_whole() {
+fn a_killed_save_leaves_no_valid_cache() {
     let runner = Runner::new();
-    let project = project("caches-killed");
+    let project = project_with_dependencies("caches-killed");
     let mut ci = runner
         .ci(&project, &["lint"])
         .into_command()
@@ -336,31 +343,31 @@ fn who_is_killed_while_he_saves_leaves_nothing_that_looks_whole() {
     while !unfinished() {
         assert!(
             begun.elapsed() < Duration::from_secs(300),
-            "nothing is saved"
+            "no save started"
         );
-        assert!(ci.try_wait().unwrap().is_none(), "it has ended too early");
+        assert!(ci.try_wait().unwrap().is_none(), "ci exited too early");
         std::thread::sleep(Duration::from_millis(2));
     }
     ci.kill().unwrap();
     ci.wait().unwrap();
     assert!(!runner.folder().join("cache.json").exists());
     let run = runner.ci(&project, &["lint"]).run().exits(0);
-    assert!(parts(&run.report, "saved").contains(&"lint/dependencies".to_owned()));
-    assert!(!unfinished(), "what was left is swept away");
+    assert!(part_names(&run.report, "saved").contains(&"lint/dependencies".to_owned()));
+    assert!(!unfinished(), "leftovers are removed");
 }
 
 #[test]
-fn what_is_damaged_or_forged_is_passed_over_and_nothing_of_it_is_built() {
+fn ignores_damaged_and_forged_caches() {
     let runner = Runner::new();
-    let project = project("caches-damaged");
+    let project = project_with_dependencies("caches-damaged");
     project.edit(MAIN, WORDS, "\"marker before\"");
     project.commit("before");
     runner.ci(&project, &[]).run().exits(0);
     let folder = runner.folder();
-    let mut list = runner.list();
+    let mut index = runner.read_index();
     let blob = |entry: &Value| folder.join("blobs").join(entry["sha256"].as_str().unwrap());
-    let mut wrongs = Vec::new();
-    for entry in list["parts"].as_array_mut().unwrap() {
+    let mut ignored = Vec::new();
+    for entry in index["parts"].as_array_mut().unwrap() {
         let part = entry["part"].to_string().replace(['{', '}', '"'], "");
         let file = blob(entry);
         let bytes = std::fs::read(&file).unwrap();
@@ -369,7 +376,7 @@ fn what_is_damaged_or_forged_is_passed_over_and_nothing_of_it_is_built() {
                 std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
                 "truncated"
             }
-            // A unit test damages it: it would take a minute to compile it anew.
+            // Left intact, because compiling the tool again takes a minute; a unit test covers its damage.
             "tool" => continue,
             "dependencies:test" => {
                 let mut damaged = bytes.clone();
@@ -378,37 +385,37 @@ fn what_is_damaged_or_forged_is_passed_over_and_nothing_of_it_is_built() {
                 "damaged"
             }
             "workspace:test" => {
-                forge(&folder, entry, tar::EntryType::Symlink, "src/api");
-                "there is a link in it"
+                forge_part(&folder, entry, tar::EntryType::Symlink, "src/api");
+                "it contains a link"
             }
             "dependencies:lint" => {
-                forge(
+                forge_part(
                     &folder,
                     entry,
                     tar::EntryType::Regular,
                     "target/../../../forged",
                 );
-                "leads out"
+                "leads outside"
             }
             "workspace:lint" => {
-                forge(&folder, entry, tar::EntryType::Regular, "lock");
-                "does not belong there"
+                forge_part(&folder, entry, tar::EntryType::Regular, "lock");
+                "it contains an unexpected path"
             }
             "dependencies:build" => {
                 std::fs::remove_file(&file).unwrap();
-                "not there"
+                "its file is missing"
             }
             "workspace:build" => {
                 entry["unpacked"] = json!(17);
-                "more in it than"
+                "its content is larger than the recorded"
             }
             "pass:fmt" => {
                 std::fs::write(&file, [&bytes[..], b"more"].concat()).unwrap();
-                "larger than it says"
+                "larger than recorded"
             }
             "pass:lint" => {
-                forge(&folder, entry, tar::EntryType::Regular, "../log");
-                "leads out"
+                forge_part(&folder, entry, tar::EntryType::Regular, "../log");
+                "leads outside"
             }
             "pass:test" => {
                 entry["key"] = json!("0".repeat(64));
@@ -428,66 +435,66 @@ fn what_is_damaged_or_forged_is_passed_over_and_nothing_of_it_is_built() {
             "cargo" => part.clone(),
             kind => format!("{step}/{kind}"),
         };
-        wrongs.push((name, why));
+        ignored.push((name, why));
     }
-    assert_eq!(wrongs.len(), 10);
-    std::fs::write(folder.join("cache.json"), list.to_string()).unwrap();
+    assert_eq!(ignored.len(), 10);
+    std::fs::write(folder.join("cache.json"), index.to_string()).unwrap();
 
-    runner.is_new();
+    runner.reset();
     let run = runner.ci(&project, &[]).run().exits(0);
-    for (part, why) in &wrongs {
-        let words = format!("the cache's {part} is not used: ");
-        let said = run.stderr.lines().find(|line| line.contains(&words));
+    for (part, why) in &ignored {
+        let words = format!("ignoring the cached {part}: ");
+        let warning = run.stderr.lines().find(|line| line.contains(&words));
         assert!(
-            said.is_some_and(|it| it.contains(why)),
+            warning.is_some_and(|it| it.contains(why)),
             "{part} {why}: {}",
             run.stderr
         );
     }
-    assert_eq!(parts(&run.report, "restored"), ["tool"]);
-    assert_eq!(parts(&run.report, "ignored").len(), wrongs.len());
+    assert_eq!(part_names(&run.report, "restored"), ["tool"]);
+    assert_eq!(part_names(&run.report, "ignored").len(), ignored.len());
     for step in ["test", "fmt", "lint", "build"] {
         assert_eq!(run.step(step)["cached"], false, "{step}");
     }
-    holds(project.path(), "marker before", &["forged"]);
+    assert_binary_contains(project.path(), "marker before", &["forged"]);
     assert!(!Path::new("/forged").exists() && !folder.join("forged").exists());
 
-    // All of it is whole again.
-    runner.is_new();
+    // The caches are valid again.
+    runner.reset();
     project.edit(MAIN, "marker before", "marker after");
     project.commit("after");
     let run = runner.ci(&project, &[]).run().exits(0);
-    assert_eq!(parts(&run.report, "ignored"), [""; 0]);
+    assert_eq!(part_names(&run.report, "ignored"), [""; 0]);
     for step in CARGO_STEPS {
         compiles_only_api(&run, project.path(), step);
     }
-    holds(project.path(), "marker after", &["marker before"]);
+    assert_binary_contains(project.path(), "marker after", &["marker before"]);
 
-    // A list of which nothing is known, and one of another toolchain.
+    // An index of an unknown version, and one of another toolchain.
     std::fs::write(folder.join("cache.json"), "{\"schema\": 99}").unwrap();
     runner
         .ci(&project, &["fmt"])
         .run()
         .exits(0)
-        .says("another version (99, this is 2)");
+        .says("its schema version is 99, not 2");
     runner.ci(&project, &["lint"]).run().exits(0);
-    let mut list = runner.list();
-    for entry in list["parts"].as_array_mut().unwrap() {
+    let mut index = runner.read_index();
+    for entry in index["parts"].as_array_mut().unwrap() {
         entry["key"] = json!("0123456789abcdef");
     }
-    std::fs::write(folder.join("cache.json"), list.to_string()).unwrap();
+    std::fs::write(folder.join("cache.json"), index.to_string()).unwrap();
     let run = runner
         .ci(&project, &["lint"])
         .run()
         .exits(0)
-        .says("the cache's lint/dependencies is not used: it is of another toolchain");
-    assert_eq!(parts(&run.report, "restored"), [""; 0]);
+        .says("ignoring the cached lint/dependencies: made with another toolchain");
+    assert_eq!(part_names(&run.report, "restored"), [""; 0]);
 }
 
 #[test]
-fn a_pull_request_reads_what_main_has_left_and_writes_nothing_of_it() {
+fn pull_requests_read_the_caches_of_main_and_never_change_them() {
     let runner = Runner::new();
-    let project = project("caches-domains");
+    let project = project_with_dependencies("caches-domains");
     let registry = Registry::with_credential("somebody", TOKEN);
     let address = registry.address();
     let sha = project.git(&["rev-parse", "HEAD"]);
@@ -501,24 +508,24 @@ fn a_pull_request_reads_what_main_has_left_and_writes_nothing_of_it() {
     let main = on_main(&sha);
     assert_eq!(main.report["cache"]["domain"], "main");
     assert_eq!(main.report["publish"]["outcome"], "pushed");
-    assert_eq!(runner.list()["domain"], "main");
-    let mains = runner.content();
+    assert_eq!(runner.read_index()["domain"], "main");
+    let files_of_main = runner.hash_files();
 
-    // The volumes of pull requests are empty yet.
+    // The volumes of pull requests are still empty.
     project.git(&["switch", "--quiet", "--create", "topic"]);
     project.edit(MAIN, WORDS, "\"marker of the pull request\"");
     project.commit("a pull request");
-    let ask = |arguments: &[&str]| {
+    let on_pull_request = |arguments: &[&str]| {
         runner
             .ci(&project, arguments)
             .env("GITHUB_ACTIONS", "true")
             .env("GITHUB_EVENT_NAME", "pull_request")
             .env("GITHUB_REF", "refs/pull/1/merge")
     };
-    let theirs = ask(&[])
+    let theirs = on_pull_request(&[])
         .run()
         .exits(0)
-        .says("is left as it is: it is main's")
+        .says("is read-only for this run: it belongs to main")
         .publishes_nothing();
     assert_eq!(theirs.report["cache"]["read_only"], true);
     for step in CARGO_STEPS {
@@ -526,49 +533,49 @@ fn a_pull_request_reads_what_main_has_left_and_writes_nothing_of_it() {
     }
     let folder = runner.folder();
     let folder = folder.to_str().unwrap();
-    ask(&["cache", "save", folder])
+    on_pull_request(&["cache", "save", folder])
         .run()
         .exits(3)
-        .says("is main's, and is not written by this run");
+        .says("belongs to main and is read-only for this run");
     runner
         .ci(&project, &["cache", "save", folder])
         .run()
         .exits(3)
-        .says("Only a push to main writes it");
-    assert_eq!(runner.content(), mains);
+        .says("only a push to main can write to this one");
+    assert_eq!(runner.hash_files(), files_of_main);
 
-    // A folder of their own they may write, and main does not look at it.
+    // Pull requests write their own folder, and main ignores it.
     std::fs::remove_dir_all(folder).unwrap();
-    ask(&["lint"]).run().exits(0);
-    assert_eq!(runner.list()["domain"], "pr");
+    on_pull_request(&["lint"]).run().exits(0);
+    assert_eq!(runner.read_index()["domain"], "pr");
     project.git(&["switch", "--quiet", "main"]);
-    let main = on_main(&sha).says("is pr's, and not for main: it is not used");
-    assert_eq!(parts(&main.report, "restored"), [""; 0]);
-    assert_eq!(parts(&main.report, "passed_before"), [""; 0]);
+    let main = on_main(&sha).says("it belongs to pr, and main does not read it");
+    assert_eq!(part_names(&main.report, "restored"), [""; 0]);
+    assert_eq!(part_names(&main.report, "passed_before"), [""; 0]);
     assert_eq!(main.report["publish"]["outcome"], "already-there");
-    assert_eq!(runner.list()["domain"], "main");
+    assert_eq!(runner.read_index()["domain"], "main");
     assert_eq!(
         registry.tags(project.repository())[0],
-        short(&project).as_str()
+        short_sha(&project).as_str()
     );
 }
 
-/// `ci cache save` and `ci cache restore`, and with them the scanner's database.
+/// Covers the scanner's database, too.
 #[test]
-fn the_two_halves_work_by_themselves() {
+fn saves_and_restores_with_separate_commands() {
     let runner = Runner::new();
-    let project = project("caches-commands");
+    let project = project_with_dependencies("caches-commands");
     let folder = runner.folder();
     let folder = folder.to_str().unwrap();
     let ci = |arguments: &[&str]| runner.machine.ci_in(&project, arguments);
-    // Nothing is there yet.
+    // The folder is still empty.
     ci(&["cache", "restore", folder])
         .run()
         .exits(0)
-        .says("there was nothing to carry");
-    // Where it is downloaded the database lies here, which no machine without a registry can see happen.
+        .says("nothing to save or restore");
+    // The scan downloads its database into this volume; without access to a registry, this file takes its place.
     let content = format!("{:?}", Instant::now());
-    in_volume(
+    run_in_volume(
         &runner,
         &format!("mkdir -p /volume/db && printf '{content}' > /volume/db/trivy.db"),
     );
@@ -576,8 +583,8 @@ fn the_two_halves_work_by_themselves() {
     let saved = ci(&["cache", "save", folder, "--format", "json"])
         .run()
         .exits(0);
-    let said: Value = serde_json::from_str(&saved.stdout).unwrap();
-    let names: Vec<_> = said["saved"]
+    let printed: Value = serde_json::from_str(&saved.stdout).unwrap();
+    let names: Vec<_> = printed["saved"]
         .as_array()
         .unwrap()
         .iter()
@@ -590,31 +597,35 @@ fn the_two_halves_work_by_themselves() {
     ci(&["cache", "save", folder])
         .run()
         .exits(0)
-        .says("all of it was there already");
-    assert!(saved.report.is_null(), "the report stays the run's");
+        .says("cache    already up to date");
+    assert!(saved.report.is_null(), "only a run writes a report");
 
-    runner.is_new();
+    runner.reset();
     ci(&["cache", "restore", folder])
         .run()
         .exits(0)
-        .says("brought cargo, database, lint/dependencies, lint/workspace");
-    assert_eq!(in_volume(&runner, "cat /volume/db/trivy.db"), content);
+        .says("restored cargo, database, lint/dependencies, lint/workspace");
+    assert_eq!(run_in_volume(&runner, "cat /volume/db/trivy.db"), content);
     let run = ci(&["lint"]).run().exits(0);
-    let said = log(&run, project.path(), "lint");
+    let log = read_log(&run, project.path(), "lint");
     assert!(
-        !said.contains("Checking") && !said.contains("Downloaded"),
-        "{said}"
+        !log.contains("Checking") && !log.contains("Downloaded"),
+        "{log}"
     );
-    // An engine that has something keeps it.
+    // Existing volumes are not overwritten.
     ci(&["cache", "restore", folder])
         .run()
         .exits(0)
-        .says("there was nothing to carry");
+        .says("nothing to save or restore");
 
     project.write("target/file", "");
     for (name, code, why) in [
-        ("target/file", 2, "is not a folder"),
-        ("target/file/x", 3, "is not kept: cannot write into"),
+        ("target/file", 2, "is not a directory"),
+        (
+            "target/file/x",
+            3,
+            "cannot save the cache of cargo: cannot write to",
+        ),
     ] {
         let path = project.path().join(name);
         ci(&["cache", "save", path.to_str().unwrap()])
@@ -624,13 +635,13 @@ fn the_two_halves_work_by_themselves() {
     }
 }
 
-/// Runs a script with the volume of the scanner's database.
-fn in_volume(runner: &Runner, script: &str) -> String {
+/// Runs a script in a container with the volume of the scanner's database.
+fn run_in_volume(runner: &Runner, script: &str) -> String {
     let up = runner.machine.ci(&["engine", "up"]).run().exits(0);
     Toolchain {
         cli: &runner.machine.programs().join("bin/dagger"),
         engine: up.stdout.trim(),
         stand_ins: &runner.machine.cache().join("stand-ins"),
     }
-    .runs(script, Some("infrastructure-lab-ci/local/trivy"))
+    .run(script, Some("infrastructure-lab-ci/local/trivy"))
 }

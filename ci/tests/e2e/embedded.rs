@@ -1,4 +1,4 @@
-//! The embedded engine: it comes up, survives what happens to it, and leaves nothing behind.
+//! The embedded engine: it starts, recovers from faults, and leaves nothing behind.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,80 +12,80 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Ci, Outcome, Project, TEST_RUNS, pause, whole_machine};
-use crate::provisioned::provisioned;
+use crate::harness::{Ci, Outcome, Project, TEST_RUNS, lock_machine, sleep};
+use crate::provisioned::provision;
 
-/// A cache directory of the test's own, with the programs and stand-ins that were built already.
+/// A separate cache directory with the programs and stand-ins that were built before. Its engine is stopped on drop.
 pub struct Machine {
     cache: tempfile::TempDir,
     programs: PathBuf,
-    /// An engine that is everybody's, which stays.
-    pub everybodys: String,
+    /// The address of the engine that all tests share.
+    pub shared_engine: String,
 }
 
 impl Machine {
     pub fn new() -> Self {
-        let shared = provisioned();
+        let shared = provision();
         let cache = short_folder();
-        let programs = shared.copied_to(cache.path());
+        let programs = shared.copy_to(cache.path());
         Self {
             cache,
             programs,
-            everybodys: shared.engine,
+            shared_engine: shared.engine,
         }
     }
 
-    /// One whose engine has pulled the toolchain's image before, which takes seconds, and has done nothing else.
+    /// A machine whose engine has only pulled the toolchain's image, which takes seconds.
     pub fn pulled() -> Self {
         let machine = Self::new();
-        machine.has_only_pulled();
+        machine.reset_to_pulled_image();
         machine
     }
 
-    /// Gives the engine, which must not run, the state of one that has only pulled the toolchain's image.
-    pub fn has_only_pulled(&self) {
+    /// Resets the state of the engine, which must not run, to one that has only pulled the toolchain's image.
+    pub fn reset_to_pulled_image(&self) {
         let state = self.programs.join("state");
         if state.exists() {
             std::fs::remove_dir_all(&state).unwrap();
         }
-        copy(&["-a"], &provisioned().pulled(), &state);
+        copy(&["-a"], &provision().pulled_state(), &state);
     }
 
     pub fn cache(&self) -> &Path {
         self.cache.path()
     }
 
-    /// The engine's folder.
+    /// The folder of the engine's programs and state.
     pub fn programs(&self) -> &Path {
         &self.programs
     }
 
-    /// From now on the stand-ins are this machine's own.
-    fn owns_its_stand_ins(&self) {
+    /// Replaces the shared folder of stand-ins with a separate one.
+    fn separate_stand_ins(&self) {
         let own = self.cache.path().join("stand-ins");
-        let everybodys = std::fs::read_link(&own).unwrap();
+        let shared = std::fs::read_link(&own).unwrap();
         std::fs::remove_file(&own).unwrap();
         std::fs::create_dir(&own).unwrap();
-        for entry in std::fs::read_dir(everybodys).unwrap().flatten() {
-            // Nobody writes into a stand-in: the names are enough.
+        for entry in std::fs::read_dir(shared).unwrap().flatten() {
+            // Stand-ins are read-only, so links are sufficient.
             if !entry.file_name().to_string_lossy().starts_with('.') {
                 symlink(entry.path(), own.join(entry.file_name())).unwrap();
             }
         }
     }
 
-    /// A call with this machine's cache directory.
-    pub fn here(&self, ci: Ci) -> Ci {
+    /// Gives a call this cache directory.
+    pub fn with_cache(&self, ci: Ci) -> Ci {
         ci.env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
     }
 
     pub fn ci(&self, arguments: &[&str]) -> Ci {
-        self.here(Ci::new(self.cache.path(), arguments))
+        self.with_cache(Ci::new(self.cache.path(), arguments))
     }
 
-    /// A call in a project, on the embedded engine.
+    /// A call in a project with the embedded engine.
     pub fn ci_in(&self, project: &Project, arguments: &[&str]) -> Ci {
-        self.here(project.ci(arguments))
+        self.with_cache(project.ci(arguments))
             .env("LAB_CI_ENGINE", "embedded")
     }
 
@@ -93,8 +93,8 @@ impl Machine {
         status(self.ci(&["engine", "status"]))
     }
 
-    /// The engine's own process.
-    fn engine(&self) -> i64 {
+    /// The process ID of the engine.
+    fn engine_pid(&self) -> i64 {
         self.status()["pid"].as_i64().unwrap()
     }
 
@@ -103,13 +103,13 @@ impl Machine {
         PathBuf::from(up.stdout.trim().strip_prefix("unix://").unwrap())
     }
 
-    /// A gate on the engine, which proves that it works.
-    fn works(&self) {
+    /// Asserts that a step passes on the engine.
+    fn assert_works(&self) {
         let project = Project::new("embedded");
         self.ci_in(&project, &["fmt"]).run().exits(0);
     }
 
-    /// Ends the engine, and finds nothing of it on this machine.
+    /// Stops the engine, and asserts that nothing of it is left on this machine.
     pub fn down(&self) -> Outcome {
         let network = std::fs::read(self.programs.join("run/network.json")).unwrap();
         let network: Value = serde_json::from_slice(&network).unwrap();
@@ -118,21 +118,21 @@ impl Machine {
         let before = std::fs::read_to_string("/etc/resolv.conf").unwrap();
         let down = self.ci(&["engine", "down"]).run().exits(0);
 
-        let links = said("ip", &["-oneline", "link"]);
+        let links = stdout_of("ip", &["-oneline", "link"]);
         assert!(!links.contains(name), "{name} is left: {links}");
-        let rules = said("iptables-save", &[]);
+        let rules = stdout_of("iptables-save", &[]);
         assert!(
             !rules.contains(name) && !rules.contains(&range),
             "{name} is left: {rules}"
         );
-        let groups = said("find", &["/sys/fs/cgroup", "-type", "d", "-name", name]);
+        let groups = stdout_of("find", &["/sys/fs/cgroup", "-type", "d", "-name", name]);
         assert_eq!(groups, "", "control groups are left");
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(
             !mounts.contains(self.cache.path().to_str().unwrap()),
             "{mounts}"
         );
-        leaves_no_process(self.cache.path());
+        assert_no_process_left(self.cache.path());
         let after = std::fs::read_to_string("/etc/resolv.conf").unwrap();
         assert_eq!(before, after);
         assert!(!self.programs.join("run").exists() && !self.programs.join("state/net").exists());
@@ -147,9 +147,10 @@ impl Drop for Machine {
     }
 }
 
-/// A folder whose path leaves room for a socket's, which has at most 107 bytes.
+/// A temporary folder with a short path, because the path of a socket has at most 107 bytes.
 ///
-/// It is in memory where there is enough: a new engine writes two gigabytes in a hundred thousand files, and syncs most of them.
+/// The folder is in memory if there is enough: a new engine writes two gigabytes in a hundred thousand files, and syncs most of
+/// them.
 pub fn short_folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let enough = statvfs(memory).is_ok_and(|it| {
@@ -172,8 +173,8 @@ fn status(ci: Ci) -> Value {
     serde_json::from_str(&status.stdout).unwrap()
 }
 
-/// The processes that a `ci` with this cache directory has started, or that belong to its engine: all of them inherit
-/// the path.
+/// The command lines of the processes that a `ci` with this cache directory has started, and of its engine. All of them have the
+/// path in their environment or arguments.
 pub fn processes_of(cache: &Path) -> Vec<String> {
     let cache = cache.to_str().unwrap();
     let read = |file: PathBuf| {
@@ -197,18 +198,18 @@ pub fn processes_of(cache: &Path) -> Vec<String> {
         })
         .filter(|(environment, line)| environment.contains(cache) || line.contains(cache))
         .map(|(environment, line)| {
-            let engines = if environment.contains("ENGINE_RUN=") {
+            let prefix = if environment.contains("ENGINE_RUN=") {
                 "engine: "
             } else {
                 ""
             };
-            format!("{engines}{line}")
+            format!("{prefix}{line}")
         })
         .collect()
 }
 
-/// A group's guard ends a moment after the `ci` that has started it.
-pub fn leaves_no_process(cache: &Path) {
+/// Asserts that all processes with this cache directory exit. The guard of a process group exits shortly after `ci`.
+pub fn assert_no_process_left(cache: &Path) {
     let begun = Instant::now();
     loop {
         let left = processes_of(cache);
@@ -216,11 +217,11 @@ pub fn leaves_no_process(cache: &Path) {
             return;
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "{left:?}");
-        pause(Duration::from_millis(50));
+        sleep(Duration::from_millis(50));
     }
 }
 
-fn said(program: &str, arguments: &[&str]) -> String {
+fn stdout_of(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -229,12 +230,12 @@ fn said(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn signal(pid: i64, signal: Signal) {
+fn send_signal(pid: i64, signal: Signal) {
     kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
-/// For a process that may end by itself meanwhile, as the engine's helpers do.
-fn signal_if_there(pid: i64, signal: Signal) {
+/// Sends a signal to a process that may have exited meanwhile, such as the engine's helpers.
+fn send_signal_if_alive(pid: i64, signal: Signal) {
     match kill(Pid::from_raw(pid.try_into().unwrap()), signal) {
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(error) => panic!("{pid}: {error}"),
@@ -242,7 +243,7 @@ fn signal_if_there(pid: i64, signal: Signal) {
 }
 
 #[test]
-fn it_comes_up_once_survives_a_kill_and_goes_away_without_a_trace() {
+fn starts_once_recovers_from_a_kill_and_stops_without_a_trace() {
     let machine = Machine::new();
     assert_eq!(machine.status()["healthy"], false);
 
@@ -251,23 +252,26 @@ fn it_comes_up_once_survives_a_kill_and_goes_away_without_a_trace() {
         .ci(&["engine", "up"])
         .run()
         .exits(0)
-        .says("was running");
+        .says("already running");
     assert_eq!(first.stdout, second.stdout);
     assert_eq!(machine.status()["healthy"], true);
 
-    // Killed, it leaves a stale socket and its link behind.
-    let pid = machine.engine();
-    signal(pid, Signal::SIGKILL);
+    // A killed engine leaves a stale socket and its network interface behind.
+    let pid = machine.engine_pid();
+    send_signal(pid, Signal::SIGKILL);
     let begun = Instant::now();
-    // The kernel ends what is in its namespace a moment later.
+    // The kernel kills the other processes of its namespace a moment later.
     while machine.status()["healthy"] == true {
-        assert!(begun.elapsed() < Duration::from_secs(20), "it lives on");
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "the engine is still healthy"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     let third = machine.ci(&["engine", "up"]).run().exits(0).says("started");
     assert_eq!(first.stdout, third.stdout);
-    assert_ne!(machine.engine(), pid);
-    machine.works();
+    assert_ne!(machine.engine_pid(), pid);
+    machine.assert_works();
     machine.down();
     machine
         .ci(&["engine", "down"])
@@ -276,7 +280,7 @@ fn it_comes_up_once_survives_a_kill_and_goes_away_without_a_trace() {
         .says("no engine was running");
 }
 
-/// A network namespace in which nobody else is: what is there before and after has to be the same.
+/// Starts and stops an engine in a new network namespace, and records the state before and afterwards, which must be equal.
 const ALONE: &str = r#"
 ip link set lo up
 ip link add lab0 type veth peer name lab1
@@ -291,10 +295,10 @@ picture() {
     iptables-save | sed '/^#/d; s/ \[.*//'
     cat /proc/sys/net/ipv4/ip_forward /etc/resolv.conf
     ls -d /run/infrastructure-lab-ci*.$(readlink /proc/self/ns/net | tr -dc 0-9) 2>&1 || true
-    # What other tests have mounted goes with their folders, here too.
+    # Skips mounts of other tests, which disappear with their folders.
     awk -v own="$LAB_CI_CACHE_DIR" 'index($2, own) == 1 || $2 !~ "^(/tmp|/dev/shm)/" { print $2, $3 }' /proc/self/mounts
 }
-# The tables are there from the first rule on.
+# The tables exist only after the first rule.
 for table in filter nat; do
     iptables --table $table --new-chain first
     iptables --table $table --delete-chain first
@@ -303,7 +307,7 @@ picture >$3/before
 "$CI" engine up
 test $(cat /proc/sys/net/ipv4/ip_forward) = 1 || sleep 1
 cat /proc/sys/net/ipv4/ip_forward >$3/during
-# Killed and started again: what was before the first start counts.
+# After a kill and a second start, the state before the first start is restored.
 kill -9 $(cut -d' ' -f1 "$4/run/process" | head -n 1)
 "$CI" engine up
 "$CI" engine down
@@ -311,7 +315,7 @@ picture >$3/after
 "#;
 
 #[test]
-fn a_host_that_forwards_nothing_forwards_nothing_afterwards() {
+fn restores_the_ip_forwarding_of_the_host() {
     let machine = Machine::new();
     let notes = tempfile::tempdir().unwrap();
     let read = |name: &str| std::fs::read_to_string(notes.path().join(name)).unwrap();
@@ -327,22 +331,22 @@ fn a_host_that_forwards_nothing_forwards_nothing_afterwards() {
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{said}");
-        assert_eq!(read("during"), "1\n", "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(read("during"), "1\n", "{stderr}");
         let expected = if forwards == after {
             read("before")
         } else {
-            // Whoever has a bridge needs it.
+            // Other bridges need forwarding.
             read("before").replacen("\n0\n", "\n1\n", 1)
         };
-        assert_eq!(expected, read("after"), "{forwards} {others}: {said}");
+        assert_eq!(expected, read("after"), "{forwards} {others}: {stderr}");
     }
 }
 
 #[test]
-fn a_second_start_takes_at_most_three_seconds() {
-    let _alone = whole_machine();
+fn starts_again_within_three_seconds() {
+    let _alone = lock_machine();
     let machine = Machine::new();
     machine.up();
     let best = (0..3)
@@ -358,7 +362,7 @@ fn a_second_start_takes_at_most_three_seconds() {
 }
 
 #[test]
-fn two_that_start_it_at_once_share_it() {
+fn concurrent_starts_share_one_engine() {
     let machine = Machine::new();
     let children: Vec<_> = (0..3)
         .map(|_| {
@@ -391,7 +395,7 @@ fn two_that_start_it_at_once_share_it() {
     assert_eq!(started, 1, "{outputs:?}");
 }
 
-/// A call of the real binary as nobody.
+/// Runs the real binary as the user `nobody`.
 struct Nobody {
     folder: tempfile::TempDir,
 }
@@ -400,12 +404,12 @@ impl Nobody {
     fn new() -> Self {
         let folder = short_folder();
         std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
-        // Where that user can run it.
+        // That user has no access to the original binary.
         std::fs::copy(env!("CARGO_BIN_EXE_ci"), folder.path().join("ci")).unwrap();
         Self { folder }
     }
 
-    fn runs(&self, arguments: &[&str], cache: &Path) -> Outcome {
+    fn run(&self, arguments: &[&str], cache: &Path) -> Outcome {
         let output = Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .arg(self.folder.path().join("ci"))
@@ -427,7 +431,7 @@ impl Nobody {
 }
 
 #[test]
-fn its_sockets_and_folders_are_the_owners_alone() {
+fn denies_other_users_access_to_the_engine() {
     let machine = Machine::new();
     let socket = machine.up();
     for path in [&socket, socket.parent().unwrap()] {
@@ -437,20 +441,20 @@ fn its_sockets_and_folders_are_the_owners_alone() {
     let nobody = Nobody::new();
     for command in ["up", "down", "status", "prune"] {
         nobody
-            .runs(&["engine", command], machine.cache())
+            .run(&["engine", command], machine.cache())
             .exits(3)
             .says("belongs to another user")
             .says("LAB_CI_CACHE_DIR");
     }
     assert_eq!(machine.status()["healthy"], true);
 
-    // A project of that user's, which is what git insists on.
+    // The project must belong to that user, because git rejects others.
     let project = Project::new("embedded-nobody");
     let own = nobody.folder.path();
     copy(&["-a"], &project.path().join("."), own);
-    said("chown", &["-R", "65534:65534", own.to_str().unwrap()]);
+    stdout_of("chown", &["-R", "65534:65534", own.to_str().unwrap()]);
     nobody
-        .runs(
+        .run(
             &["fmt", "--engine", &format!("unix://{}", socket.display())],
             &nobody.folder.path().join("cache"),
         )
@@ -459,7 +463,7 @@ fn its_sockets_and_folders_are_the_owners_alone() {
 }
 
 #[test]
-fn a_cache_directory_that_others_have_a_hand_in_is_refused() {
+fn rejects_a_cache_directory_that_others_can_change() {
     let nobody = Nobody::new();
     let folder = short_folder();
     let open = std::fs::Permissions::from_mode(0o777);
@@ -477,20 +481,20 @@ fn a_cache_directory_that_others_have_a_hand_in_is_refused() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// Lets the test say that it runs, and then do something before it passes.
-fn test_does(project: &Project, what: &str) {
-    project.test_does(&format!("{TEST_RUNS}\n        {what}"));
-    project.commit("a test that does more");
+/// Lets the unit test announce its start and then run these statements.
+fn extend_test(project: &Project, statements: &str) {
+    project.extend_test(&format!("{TEST_RUNS}\n        {statements}"));
+    project.commit("a longer test");
 }
 
-/// A run whose test is running.
-struct Busy {
+/// A run of `ci` whose unit test has started.
+struct RunningCi {
     child: Child,
     stderr: BufReader<ChildStderr>,
-    said: String,
+    text: String,
 }
 
-impl Busy {
+impl RunningCi {
     fn new(ci: Ci) -> Self {
         let mut child = ci
             .into_command()
@@ -499,46 +503,46 @@ impl Busy {
             .spawn()
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut busy = Self {
+        let mut run = Self {
             child,
             stderr,
-            said: String::new(),
+            text: String::new(),
         };
-        while !busy.said.contains("the test runs") {
-            let read = busy.stderr.read_line(&mut busy.said).unwrap();
-            assert_ne!(read, 0, "it ended:\n{}", busy.said);
+        while !run.text.contains("the test runs") {
+            let read = run.stderr.read_line(&mut run.text).unwrap();
+            assert_ne!(read, 0, "ci exited:\n{}", run.text);
         }
-        busy
+        run
     }
 
-    /// Its exit code, and what it said.
-    fn ends(mut self) -> (Option<i32>, String) {
-        self.stderr.read_to_string(&mut self.said).unwrap();
+    /// Waits for the exit; returns exit code and standard error.
+    fn wait(mut self) -> (Option<i32>, String) {
+        self.stderr.read_to_string(&mut self.text).unwrap();
         (
             self.child.wait().unwrap().code(),
-            std::mem::take(&mut self.said),
+            std::mem::take(&mut self.text),
         )
     }
 }
 
-impl Drop for Busy {
+impl Drop for RunningCi {
     fn drop(&mut self) {
-        // It has ended already, where the test went well.
+        // If the test passed, the process has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Stops the engine and all that runs below it, which it names. A parent is stopped before its children are listed, so that
-/// none is born unseen.
-fn freezes(machine: &Machine) -> Vec<i64> {
-    let mut stopped = vec![machine.engine()];
-    signal(stopped[0], Signal::SIGSTOP);
+/// Sends SIGSTOP to the engine and all its descendants, and returns their process IDs. Each parent is stopped before its children
+/// are listed, so that none is missed.
+fn freeze(machine: &Machine) -> Vec<i64> {
+    let mut stopped = vec![machine.engine_pid()];
+    send_signal(stopped[0], Signal::SIGSTOP);
     let mut at = 0;
     while at < stopped.len() {
-        let below = said("ps", &["-o", "pid=", "--ppid", &stopped[at].to_string()]);
-        for pid in below.split_whitespace().map(|pid| pid.parse().unwrap()) {
-            signal_if_there(pid, Signal::SIGSTOP);
+        let children = stdout_of("ps", &["-o", "pid=", "--ppid", &stopped[at].to_string()]);
+        for pid in children.split_whitespace().map(|pid| pid.parse().unwrap()) {
+            send_signal_if_alive(pid, Signal::SIGSTOP);
             stopped.push(pid);
         }
         at += 1;
@@ -546,76 +550,76 @@ fn freezes(machine: &Machine) -> Vec<i64> {
     stopped
 }
 
-/// A project whose test takes so long.
-fn sleeps(name: &str, seconds: u32) -> Project {
+/// A project whose unit test sleeps for so many seconds.
+fn project_with_sleeping_test(name: &str, seconds: u32) -> Project {
     let project = Project::new(name);
-    let sleep = format!("std::thread::sleep(std::time::Duration::from_secs({seconds}));");
-    test_does(&project, &sleep);
+    let statement = format!("std::thread::sleep(std::time::Duration::from_secs({seconds}));");
+    extend_test(&project, &statement);
     project
 }
 
 #[test]
-fn an_engine_that_pauses_does_not_end_the_run() {
+fn run_survives_an_engine_that_pauses() {
     let machine = Machine::pulled();
-    let project = sleeps("embedded-pauses", 2);
-    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
-    let stopped = freezes(&machine);
-    pause(Duration::from_secs(12));
+    let project = project_with_sleeping_test("embedded-pauses", 2);
+    let run = RunningCi::new(machine.ci_in(&project, &["test", "-v"]));
+    let stopped = freeze(&machine);
+    sleep(Duration::from_secs(12));
     for pid in stopped {
-        signal_if_there(pid, Signal::SIGCONT);
+        send_signal_if_alive(pid, Signal::SIGCONT);
     }
-    let (code, said) = run.ends();
-    assert_eq!(code, Some(0), "{said}");
+    let (code, stderr) = run.wait();
+    assert_eq!(code, Some(0), "{stderr}");
 }
 
 #[test]
-fn an_engine_that_dies_ends_the_run_and_the_next_one_starts_it_anew() {
+fn run_fails_when_the_engine_dies_and_the_next_run_restarts_it() {
     let machine = Machine::pulled();
-    let project = sleeps("embedded-dies", 3600);
-    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
+    let project = project_with_sleeping_test("embedded-dies", 3600);
+    let run = RunningCi::new(machine.ci_in(&project, &["test", "-v"]));
     let begun = Instant::now();
-    signal(machine.engine(), Signal::SIGKILL);
-    let (code, said) = run.ends();
-    assert_eq!(code, Some(3), "{said}");
-    assert!(said.contains("engine"), "{said}");
+    send_signal(machine.engine_pid(), Signal::SIGKILL);
+    let (code, stderr) = run.wait();
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("engine"), "{stderr}");
     assert!(
         begun.elapsed() < Duration::from_secs(40),
         "{:?}",
         begun.elapsed()
     );
 
-    machine.works();
+    machine.assert_works();
 }
 
 #[test]
-fn an_engine_that_freezes_ends_the_run() {
+fn run_fails_when_the_engine_freezes() {
     let machine = Machine::pulled();
-    let project = sleeps("embedded-freezes", 3600);
-    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
+    let project = project_with_sleeping_test("embedded-freezes", 3600);
+    let run = RunningCi::new(machine.ci_in(&project, &["test", "-v"]));
     let begun = Instant::now();
-    freezes(&machine);
-    let (code, said) = run.ends();
-    assert_eq!(code, Some(3), "{said}");
+    freeze(&machine);
+    let (code, stderr) = run.wait();
+    assert_eq!(code, Some(3), "{stderr}");
     assert!(
-        said.contains("the engine does not answer any more"),
-        "{said}"
+        stderr.contains("the engine does not answer any more"),
+        "{stderr}"
     );
-    assert!(said.contains("ci engine down"), "{said}");
+    assert!(stderr.contains("ci engine down"), "{stderr}");
     assert!(
         begun.elapsed() < Duration::from_secs(90),
         "{:?}",
         begun.elapsed()
     );
     assert_eq!(machine.status()["healthy"], false);
-    // With a container in the middle of its work.
+    // A container is still running.
     machine.down();
 }
 
 #[test]
-fn ten_runs_of_two_checkouts_at_once_share_one_engine() {
+fn ten_concurrent_runs_share_one_engine() {
     let machine = Machine::pulled();
-    // The first takes the stand-ins into the engine.
-    machine.works();
+    // The first run imports the stand-ins into the engine.
+    machine.assert_works();
     let projects = ["embedded-left", "embedded-right"].map(Project::new);
     let children: Vec<_> = (0..10)
         .map(|number| {
@@ -631,10 +635,10 @@ fn ten_runs_of_two_checkouts_at_once_share_one_engine() {
         .collect();
     for child in children {
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
     }
-    let engines = said("ps", &["-eo", "args"])
+    let engines = stdout_of("ps", &["-eo", "args"])
         .lines()
         .filter(|line| line.starts_with(machine.programs().join("bin/engine").to_str().unwrap()))
         .count();
@@ -643,7 +647,7 @@ fn ten_runs_of_two_checkouts_at_once_share_one_engine() {
 }
 
 #[test]
-fn two_users_run_an_engine_each_and_down_ends_only_ones_own() {
+fn users_have_separate_engines_and_down_stops_only_their_own() {
     let one = Machine::pulled();
     let two = Machine::pulled();
     let other = |arguments: &[&str]| two.ci(arguments);
@@ -654,34 +658,37 @@ fn two_users_run_an_engine_each_and_down_ends_only_ones_own() {
     assert_eq!(status(other(&["engine", "status"]))["healthy"], true);
     let project = Project::new("embedded-other");
     two.ci_in(&project, &["fmt"]).run().exits(0);
-    other(&["engine", "down"]).run().exits(0).says("ended 1");
-    leaves_no_process(two.cache());
+    other(&["engine", "down"])
+        .run()
+        .exits(0)
+        .says("stopped 1 engine");
+    assert_no_process_left(two.cache());
 }
 
 #[test]
-fn engines_of_other_versions_do_no_harm_and_down_ends_them_too() {
+fn coexists_with_engines_of_other_versions_and_cleans_up_after_them() {
     let machine = Machine::new();
-    machine.owns_its_stand_ins();
+    machine.separate_stand_ins();
     machine.up();
-    // As if another version had been running here: another folder, and so another network.
+    // Simulates an engine of another version, which has another folder and so another network.
     let older = machine.cache().join("dagger-engine-0.19.9-0123456789ab");
     std::fs::rename(machine.programs(), &older).unwrap();
     std::fs::create_dir(machine.programs()).unwrap();
     copy(&["-a"], &older.join("bin"), machine.programs());
     let file = older.join("run/network.json");
     let network = std::fs::read_to_string(&file).unwrap();
-    // Its name comes from the path that it was started at.
+    // The network's name is derived from the folder at the start.
     machine
         .ci(&["engine", "down"])
         .run()
         .exits(0)
-        .says("ended 1");
+        .says("stopped 1 engine");
     std::fs::create_dir(older.join("run")).unwrap();
     std::fs::write(&file, network).unwrap();
     std::fs::write(older.join("run/engine.sock"), "stale").unwrap();
-    // That one is dead and has left things; this one starts beside it.
+    // The old engine is dead and has left files behind. The current version starts regardless.
     machine.up();
-    machine.works();
+    machine.assert_works();
     machine.down();
     assert!(!older.join("run").exists());
     machine
@@ -694,13 +701,13 @@ fn engines_of_other_versions_do_no_harm_and_down_ends_them_too() {
 }
 
 #[test]
-fn prune_frees_what_can_be_made_again_and_leaves_what_is_in_use() {
+fn prune_removes_unused_data_and_keeps_data_in_use() {
     let machine = Machine::pulled();
-    machine.owns_its_stand_ins();
+    machine.separate_stand_ins();
     let replaced = machine.cache().join("stand-ins/crane-0.0.1-000000000000");
     std::fs::create_dir_all(replaced.join("root")).unwrap();
     std::fs::write(replaced.join("root/file"), [0; 4096]).unwrap();
-    // On an empty machine nobody has made a newer one yet.
+    // A newer version, so that the old one counts as replaced.
     std::fs::create_dir(machine.cache().join("stand-ins/crane-0.0.2-000000000000")).unwrap();
     let long_ago = SystemTime::now() - Duration::from_secs(86400);
     std::fs::File::open(&replaced)
@@ -714,11 +721,11 @@ fn prune_frees_what_can_be_made_again_and_leaves_what_is_in_use() {
     std::fs::write(unfinished.join("file"), [0; 4096]).unwrap();
 
     let project = Project::new("embedded-pruned");
-    test_does(
+    extend_test(
         &project,
         "std::thread::sleep(std::time::Duration::from_secs(15));",
     );
-    let run = Busy::new(machine.ci_in(&project, &["test", "-v"]));
+    let run = RunningCi::new(machine.ci_in(&project, &["test", "-v"]));
     let before = machine.status();
     assert!(
         before["cache"]["entries"].as_u64().unwrap() > 0,
@@ -746,8 +753,8 @@ fn prune_frees_what_can_be_made_again_and_leaves_what_is_in_use() {
         .says("removed stand-ins/crane-0.0.1-000000000000")
         .says("removed unfinished work");
     assert!(!replaced.exists() && !unfinished.exists());
-    let (code, said) = run.ends();
-    assert_eq!(code, Some(0), "{said}");
+    let (code, stderr) = run.wait();
+    assert_eq!(code, Some(0), "{stderr}");
 
     machine
         .ci(&["engine", "prune"])
@@ -759,16 +766,16 @@ fn prune_frees_what_can_be_made_again_and_leaves_what_is_in_use() {
         after["cache"]["bytes"].as_u64() < before["cache"]["bytes"].as_u64(),
         "{before:#} {after:#}"
     );
-    machine.works();
+    machine.assert_works();
     machine.down();
     assert!(machine.status()["state_bytes"].as_u64().unwrap() > 100 << 20);
     machine.ci(&["engine", "prune"]).run().exits(0);
     assert_eq!(machine.status()["state_bytes"], 0);
-    machine.works();
+    machine.assert_works();
 }
 
 #[test]
-fn a_damaged_program_is_built_anew() {
+fn rebuilds_a_damaged_program() {
     let machine = Machine::new();
     let program = machine.programs().join("bin/engine");
     let length = program.metadata().unwrap().len();
@@ -780,28 +787,28 @@ fn a_damaged_program_is_built_anew() {
 }
 
 #[test]
-fn a_half_downloaded_client_is_not_trusted() {
+fn ignores_a_partly_downloaded_client() {
     let machine = Machine::new();
     let downloads = tempfile::tempdir().unwrap();
-    // Where the SDK's own downloader puts it, and looks for it.
+    // The path that the SDK's downloader uses.
     let folder = downloads.path().join("dagger");
     std::fs::create_dir(&folder).unwrap();
     let whole = std::fs::read(machine.programs().join("bin/dagger")).unwrap();
     let half = folder.join(format!("dagger-{}", common::pins::DAGGER));
     std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
     std::fs::set_permissions(&half, std::fs::Permissions::from_mode(0o700)).unwrap();
-    // Only the client is needed for an engine elsewhere.
+    // A remote engine needs only the client.
     std::fs::remove_dir_all(machine.programs()).unwrap();
     let project = Project::new("embedded-download");
     machine
-        .here(project.ci(&["fmt", "--engine", &machine.everybodys]))
+        .with_cache(project.ci(&["fmt", "--engine", &machine.shared_engine]))
         .env("XDG_CACHE_HOME", downloads.path().to_str().unwrap())
-        .env("GOCACHE", said("go", &["env", "GOCACHE"]).trim())
+        .env("GOCACHE", stdout_of("go", &["env", "GOCACHE"]).trim())
         .run()
         .exits(0);
 }
 
-/// A cache directory on a small disk of its own, which nobody else sees; then on a larger one.
+/// Starts an engine with the cache directory on a small disk, and then on a larger one.
 const SMALL_DISK: &str = r#"
 mount -t tmpfs -o size=64m,mode=0700 none "$LAB_CI_CACHE_DIR"
 code=0
@@ -815,19 +822,19 @@ ls -A "$LAB_CI_CACHE_DIR"/dagger-engine-* | grep unfinished && exit 1
 "#;
 
 #[test]
-fn a_disk_that_is_full_while_the_engine_is_built_is_called_full_and_nothing_half_made_counts() {
+fn reports_a_full_disk_while_building_the_engine() {
     let cache = short_folder();
     Ci::new(Path::new("/"), &["--version"]).run().exits(0);
-    let output = in_own_mounts(SMALL_DISK, cache.path());
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{said}");
+    let output = run_in_mount_namespace(SMALL_DISK, cache.path());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
     assert!(
-        said.contains("the disk is full") && said.contains("LAB_CI_CACHE_DIR"),
-        "{said}"
+        stderr.contains("the disk is full") && stderr.contains("LAB_CI_CACHE_DIR"),
+        "{stderr}"
     );
 }
 
-/// The engine's state on a small disk, which a run fills.
+/// Runs a step with the engine's state on a small disk, which the run fills.
 const SMALL_STATE: &str = r#"
 mkdir -p "$STATE"
 mount -t tmpfs -o size=150m,mode=0700 none "$STATE"
@@ -842,7 +849,7 @@ umount "$STATE"
 "#;
 
 #[test]
-fn a_disk_that_is_full_while_a_run_goes_on_is_called_full() {
+fn reports_a_full_disk_during_a_run() {
     let machine = Machine::new();
     let project = Project::new("embedded-full");
     let script = format!(
@@ -850,13 +857,13 @@ fn a_disk_that_is_full_while_a_run_goes_on_is_called_full() {
         machine.programs().display(),
         project.path().display()
     );
-    let output = in_own_mounts(&script, machine.cache());
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("disk is full"), "{said}");
+    let output = run_in_mount_namespace(&script, machine.cache());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("disk is full"), "{stderr}");
 }
 
-fn in_own_mounts(script: &str, cache: &Path) -> Output {
+fn run_in_mount_namespace(script: &str, cache: &Path) -> Output {
     Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-euc", script])
         .env("CI", env!("CARGO_BIN_EXE_ci"))
@@ -867,21 +874,21 @@ fn in_own_mounts(script: &str, cache: &Path) -> Output {
         .unwrap()
 }
 
-/// There is no engine to be had, and these are the choices.
+/// Asserts that no engine was found and the message lists these choices.
 #[track_caller]
-fn is_told(output: Output, choices: &[&str]) {
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{said}");
+fn assert_suggests(output: Output, choices: &[&str]) {
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
     for choice in choices {
-        assert!(said.contains(choice), "{choice} is not in: {said}");
+        assert!(stderr.contains(choice), "{choice} is not in: {stderr}");
     }
 }
 
 #[test]
-fn who_is_not_root_is_told_the_choices() {
+fn suggests_other_engines_to_users_without_root() {
     let nobody = Nobody::new();
     nobody
-        .runs(&["engine", "up"], &nobody.folder.path().join("cache"))
+        .run(&["engine", "up"], &nobody.folder.path().join("cache"))
         .exits(3)
         .says("root")
         .says("container runtime")
@@ -889,11 +896,11 @@ fn who_is_not_root_is_told_the_choices() {
 }
 
 #[test]
-fn who_has_no_go_is_told_the_choices() {
+fn suggests_other_engines_if_go_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let programs = folder.path().join("bin");
     std::fs::create_dir(&programs).unwrap();
-    // All that the engine needs but Go, and nothing to get Go with.
+    // All programs that the engine needs, except for Go and any way to install it.
     for name in [
         "runc", "iptables", "ip", "dnsmasq", "pigz", "git", "tini", "unshare",
     ] {
@@ -901,7 +908,7 @@ fn who_has_no_go_is_told_the_choices() {
         let mode = PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(programs.join(name), mode).unwrap();
     }
-    // Go is found where its own installer puts it, too: there is none in a mount namespace without that folder.
+    // `ci` also finds Go in the folder of its installer, so a mount namespace hides that folder.
     let hidden = "/usr/bin/mkdir -p /usr/local/go && /usr/bin/mount -t tmpfs none /usr/local/go && exec \"$0\" engine up";
     let output = Command::new("/usr/bin/unshare")
         .args([
@@ -919,5 +926,5 @@ fn who_has_no_go_is_told_the_choices() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    is_told(output, &["Go ", "container runtime", "--engine URL"]);
+    assert_suggests(output, &["Go ", "container runtime", "--engine URL"]);
 }

@@ -1,5 +1,5 @@
-# Lays out a root file system in $1 for an image of the engine, from the embedded engine's programs in $2, dial-stdio in
-# $3 and what the engine needs of this machine's distribution.
+# Builds a root file system for an engine image in $1, from the embedded engine's programs in $2, dial-stdio in $3, and programs
+# of this machine's distribution.
 set -eu
 root=$1 engine=$2 dial_stdio=$3
 
@@ -20,9 +20,9 @@ install -D "$engine/dnsname" "$root/opt/cni/bin/dnsname"
 for plugin in bridge firewall host-local loopback; do
 	install "/usr/lib/cni/$plugin" "$root/opt/cni/bin"
 done
-# The CLI calls it by this name.
+# Dagger's CLI uses this name.
 install "$dial_stdio" "$root/usr/bin/buildctl"
 mkdir -p "$root/tmp" "$root/run/lab-engine/content" "$root/var/lib/dagger"
 ln -s /run "$root/var/run"
-# Where a container has no network, podman makes none.
+# podman does not create this file for containers without a network.
 : >"$root/etc/resolv.conf"

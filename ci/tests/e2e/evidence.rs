@@ -1,6 +1,6 @@
-//! What the types of evidence forbid does not compile, and what they are for does.
+//! The evidence types accept correct code and reject code that bypasses a gate.
 //!
-//! Each file in `compile-fail` is a way around a gate, beside what the compiler says to it.
+//! Each file in `compile-fail` tries to bypass a gate and has the expected compiler errors in its `.stderr` file.
 
 use ci::model::image_name::{LoopbackRegistry, Registry};
 use ci::run::execution::StepContext;
@@ -17,17 +17,17 @@ use ci::trust::authority::{Credential, Permit};
 use ci::trust::kind::{Genuine, StandIn};
 
 #[test]
-fn no_way_around_a_gate_compiles() {
+fn bypassing_a_gate_does_not_compile() {
     trybuild::TestCases::new().compile_fail("tests/e2e/compile-fail/*.rs");
 }
 
-/// The way through the gates: that this compiles is the test.
+/// Compiles, and so proves that an image with all evidence can be published.
 #[expect(
     dead_code,
     clippy::too_many_arguments,
-    reason = "it is compiled, not called"
+    reason = "compiled, but not called"
 )]
-async fn the_way_through_the_gates_compiles<'run, 'img>(
+async fn publishing_with_all_evidence_compiles<'run, 'img>(
     step: &StepContext<'_, Genuine>,
     tested: Tested<'run, Genuine>,
     formatted: Formatted<'run, Genuine>,
@@ -50,9 +50,9 @@ async fn the_way_through_the_gates_compiles<'run, 'img>(
     let _ = publish::run(step, (verified, permit)).await;
 }
 
-/// And that of stand-ins, which ends on loopback.
-#[expect(dead_code, reason = "it is compiled, not called")]
-async fn stand_ins_go_to_loopback(
+/// Compiles, and so proves that an image made with stand-ins can be published to a loopback registry.
+#[expect(dead_code, reason = "compiled, but not called")]
+async fn publishing_stand_ins_to_loopback_compiles(
     step: &StepContext<'_, StandIn>,
     verified: Verified<'_, '_, StandIn>,
     permit: Permit<LoopbackRegistry>,
@@ -61,7 +61,7 @@ async fn stand_ins_go_to_loopback(
 }
 
 #[test]
-fn a_token_is_not_in_what_is_printed_for_debugging() {
+fn debug_output_hides_the_token() {
     let credential = Credential {
         user: "somebody".into(),
         token: "ghs_not-a-real-one".to_owned().into(),

@@ -1,4 +1,5 @@
-//! A registry that fails at each stage of a push, refuses, or lies: the real one behind a proxy that does it.
+//! A registry that fails, refuses access, or returns wrong content at each stage of a push: a real registry behind a faulty
+//! proxy.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,103 +22,103 @@ use serde_json::{Value, json};
 
 use crate::harness::{Outcome, Project};
 use crate::registry::Registry;
-use crate::sources::short;
+use crate::sources::short_sha;
 
-/// What a request meets.
+/// A fault that the proxy applies to a request.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The registry sees it so much later.
-    Late(Duration),
-    /// The answer comes when as many wait for theirs as meet here.
-    Meet(Arc<Barrier>),
-    /// The connection ends before the registry sees it.
-    Lost,
-    /// The registry does what it is asked, and the connection ends before its answer.
-    NoAnswer,
-    /// The connection ends within the answer's body.
-    CutAnswer,
-    /// It is answered, and for a moment nobody listens any more: what follows finds no connection.
+    /// The request is forwarded after this delay.
+    Delay(Duration),
+    /// The response is held until as many clients wait for one as the barrier requires.
+    WaitForOthers(Arc<Barrier>),
+    /// The connection is closed before the request is forwarded.
+    DropRequest,
+    /// The request is forwarded, and the connection is closed before the response.
+    DropResponse,
+    /// The connection is closed in the middle of the response's body.
+    TruncateResponse,
+    /// The response is sent, and then the proxy refuses connections for a moment.
     ///
-    /// This is how crane sees one end. Dagger's tunnel to this machine's loopback does not tell it when a server ends one that
-    /// there is: it waits until it is stopped.
-    Away,
-    /// Another answer than the registry's, which never sees it.
-    Answer(u16),
-    /// The answer's body has one byte more.
-    OtherBytes,
-    /// The answer says another digest.
-    OtherDigest,
+    /// crane notices a lost connection only this way: Dagger's tunnel to the loopback interface of this machine does not report
+    /// that a server has closed a connection, and crane waits until it is stopped.
+    StopListening,
+    /// The proxy responds with this status code, without forwarding the request.
+    Respond(u16),
+    /// The response's body has one extra byte.
+    ExtraByte,
+    /// The response has a wrong digest header.
+    WrongDigest,
 }
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub enum Client {
     /// `ci` itself.
     Ci,
-    /// crane, in the engine.
+    /// crane, in a container of the engine.
     Crane,
 }
 
-/// A kind of request: who asks, how, and what the path has in it.
-pub type Stage = (Who, &'static str, &'static str);
+/// A kind of request: its sender, its method, and a part of its path. `$` marks the end of the path.
+pub type Stage = (Client, &'static str, &'static str);
 
-/// Everything that is asked of a registry before, while and after an image and its papers are pushed.
+/// All requests to a registry before, during, and after the push of an image and its attestations.
 const STAGES: [Stage; 17] = [
-    (Who::Ci, "GET", "/v2/$"),
-    (Who::Ci, "POST", "/blobs/uploads/"),
-    (Who::Ci, "GET", "/manifests/TAG"),
-    (Who::Ci, "GET", "/referrers/"),
-    (Who::Ci, "GET", "/manifests/sha256-"),
-    (Who::Crane, "GET", "/v2/$"),
-    (Who::Crane, "HEAD", "/manifests/sha256:"),
-    (Who::Crane, "HEAD", "/blobs/"),
-    (Who::Crane, "POST", "/blobs/uploads/"),
-    (Who::Crane, "PATCH", "/blobs/uploads/"),
-    (Who::Crane, "PUT", "/blobs/uploads/"),
-    (Who::Crane, "PUT", "/manifests/sha256:"),
-    (Who::Crane, "GET", "/referrers/"),
-    (Who::Crane, "GET", "/manifests/sha256-"),
-    (Who::Crane, "PUT", "/manifests/sha256-"),
-    (Who::Crane, "GET", "/manifests/sha256:"),
-    (Who::Crane, "PUT", "/manifests/TAG"),
+    (Client::Ci, "GET", "/v2/$"),
+    (Client::Ci, "POST", "/blobs/uploads/"),
+    (Client::Ci, "GET", "/manifests/TAG"),
+    (Client::Ci, "GET", "/referrers/"),
+    (Client::Ci, "GET", "/manifests/sha256-"),
+    (Client::Crane, "GET", "/v2/$"),
+    (Client::Crane, "HEAD", "/manifests/sha256:"),
+    (Client::Crane, "HEAD", "/blobs/"),
+    (Client::Crane, "POST", "/blobs/uploads/"),
+    (Client::Crane, "PATCH", "/blobs/uploads/"),
+    (Client::Crane, "PUT", "/blobs/uploads/"),
+    (Client::Crane, "PUT", "/manifests/sha256:"),
+    (Client::Crane, "GET", "/referrers/"),
+    (Client::Crane, "GET", "/manifests/sha256-"),
+    (Client::Crane, "PUT", "/manifests/sha256-"),
+    (Client::Crane, "GET", "/manifests/sha256:"),
+    (Client::Crane, "PUT", "/manifests/TAG"),
 ];
 
-const FOR_EVER: usize = usize::MAX;
+const FOREVER: usize = usize::MAX;
 
-/// A fault, where it strikes, and how often it does.
+/// A fault, the requests it applies to, and how often it applies.
 #[derive(Clone, Debug)]
 pub struct Rule {
     stage: Stage,
     fault: Fault,
-    /// So many requests get through before it strikes.
+    /// The number of requests before the fault applies.
     after: usize,
     times: usize,
-    struck: usize,
+    applied: usize,
 }
 
-/// This strikes once, at the first request.
-pub fn once(stage: Stage, fault: Fault) -> Rule {
+/// Applies the fault once, to the first request.
+pub fn apply_once(stage: Stage, fault: Fault) -> Rule {
     Rule {
         stage,
         fault,
         after: 0,
         times: 1,
-        struck: 0,
+        applied: 0,
     }
 }
 
-/// Two publishers wait for each other here, once.
-pub fn meeting(stage: Stage) -> Rule {
+/// Makes two publishers wait for each other, once.
+pub fn rendezvous(stage: Stage) -> Rule {
     Rule {
         times: 2,
-        ..once(stage, Fault::Meet(Arc::new(Barrier::new(2))))
+        ..apply_once(stage, Fault::WaitForOthers(Arc::new(Barrier::new(2))))
     }
 }
 
-fn always(stage: Stage, fault: Fault) -> Rule {
+fn apply_always(stage: Stage, fault: Fault) -> Rule {
     Rule {
-        times: FOR_EVER,
-        ..once(stage, fault)
+        times: FOREVER,
+        ..apply_once(stage, fault)
     }
 }
 
@@ -126,26 +127,26 @@ struct State {
     rules: Vec<Rule>,
     /// The tag of the image that is pushed.
     tag: String,
-    seen: Vec<(Who, String)>,
-    /// It wants a token, and sends crane for it to another host, of this name.
+    requests: Vec<(Client, String)>,
+    /// If set, the registry requires a token, and refers crane to a token server with this host name.
     realm: Option<&'static str>,
-    /// What that other host has got to see.
-    elsewhere: Vec<String>,
+    /// Authorization headers that the other token server has received.
+    other_host: Vec<String>,
 }
 
 impl State {
-    fn matches(&self, (who, method, part): Stage, request: &(Who, String)) -> bool {
+    fn matches(&self, (client, method, part): Stage, request: &(Client, String)) -> bool {
         let part = part.replace("TAG", &self.tag);
-        let (begun, path) = request.1.split_once(' ').unwrap();
-        let there = match part.strip_suffix('$') {
-            Some(whole) => path == whole,
+        let (sent_method, path) = request.1.split_once(' ').unwrap();
+        let matches_path = match part.strip_suffix('$') {
+            Some(whole_path) => path == whole_path,
             None => path.contains(&part),
         };
-        request.0 == who && begun == method && there
+        request.0 == client && sent_method == method && matches_path
     }
 
-    /// What this request meets.
-    fn meets(&mut self, request: (Who, String)) -> Option<Fault> {
+    /// Records the request, and returns the fault to apply.
+    fn apply(&mut self, request: (Client, String)) -> Option<Fault> {
         let mut found = None;
         for index in 0..self.rules.len() {
             if found.is_some() || !self.matches(self.rules[index].stage, &request) {
@@ -154,17 +155,17 @@ impl State {
             let rule = &mut self.rules[index];
             if rule.after > 0 {
                 rule.after -= 1;
-            } else if rule.struck < rule.times {
-                rule.struck += 1;
+            } else if rule.applied < rule.times {
+                rule.applied += 1;
                 found = Some(rule.fault.clone());
             }
         }
-        self.seen.push(request);
+        self.requests.push(request);
         found
     }
 }
 
-/// The real registry, as it is seen through a bad line.
+/// A proxy that applies faults to the requests to a real registry.
 pub struct Proxy {
     pub registry: Registry,
     state: Arc<Mutex<State>>,
@@ -174,11 +175,11 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn new() -> Self {
-        // It may be set already: the tests of this process share it.
+        // Another test of this process may have set the provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let registry = Registry::open();
         let state = Arc::new(Mutex::new(State::default()));
-        let (away, mut goes) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
+        let (stop_listening, mut stops) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
         let upstream = Upstream {
             client: reqwest::Client::builder()
                 .no_proxy()
@@ -187,21 +188,21 @@ impl Proxy {
                 .unwrap(),
             address: registry.address(),
             state: Arc::clone(&state),
-            away,
+            stop_listening,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
-        // Keeps the port while nobody listens.
-        let kept = {
+        // Reserves the port while the proxy does not listen.
+        let reserved = {
             let _inside = runtime.enter();
             socket(([127, 0, 0, 1], 0).into())
         };
-        let address = kept.local_addr().unwrap();
+        let address = reserved.local_addr().unwrap();
         runtime.spawn(async move {
-            let _kept = kept;
+            let _reserved = reserved;
             let mut listener = listen(address);
             loop {
                 tokio::select! {
@@ -210,15 +211,15 @@ impl Proxy {
                         tokio::spawn(async move {
                             let answer = service_fn(|request| upstream.clone().answer(request));
                             let mut server = hyper::server::conn::http1::Builder::new();
-                            // One request each: what comes after a fault has to connect anew.
+                            // One request per connection, so that the request after a fault needs a new one.
                             let server = server.keep_alive(false);
-                            // A fault is an error: then the connection ends.
+                            // Some faults are errors, which close the connection.
                             let _ = server.serve_connection(TokioIo::new(stream), answer).await;
                         });
                     }
-                    Some(gone) = goes.recv() => {
+                    Some(stopped) = stops.recv() => {
                         drop(listener);
-                        let _ = gone.send(());
+                        let _ = stopped.send(());
                         tokio::time::sleep(Duration::from_millis(300)).await;
                         listener = listen(address);
                     }
@@ -233,22 +234,22 @@ impl Proxy {
         }
     }
 
-    /// Runs `ci publish` on a new commit, whose requests meet these faults.
-    fn publish(&self, project: &Project, rules: &[Rule]) -> Publish {
+    /// Runs `ci publish` on a new commit with these faults.
+    fn publish(&self, project: &Project, rules: &[Rule]) -> PublishRun {
         project.commit("another image");
-        let tag = short(project);
-        self.rule(&tag, rules);
+        let tag = short_sha(project);
+        self.set_rules(&tag, rules);
         let outcome = project.ci(&["publish", "--registry", &self.address]).run();
-        let state = self.take();
-        Publish {
+        let state = self.take_state();
+        PublishRun {
             outcome,
             tag,
             state,
         }
     }
 
-    /// From now on requests meet these faults; `tag` is that of the image that is pushed.
-    pub fn rule(&self, tag: &str, rules: &[Rule]) {
+    /// Sets the faults for the following requests. `tag` is the tag of the image that is pushed.
+    pub fn set_rules(&self, tag: &str, rules: &[Rule]) {
         *self.state.lock().unwrap() = State {
             rules: rules.to_vec(),
             tag: tag.to_owned(),
@@ -256,26 +257,30 @@ impl Proxy {
         };
     }
 
-    /// How often a fault has struck since then; now there are none.
-    pub fn struck(&self) -> usize {
-        self.take().rules.iter().map(|rule| rule.struck).sum()
+    /// Clears the faults, and returns how many were applied.
+    pub fn applied(&self) -> usize {
+        self.take_state()
+            .rules
+            .iter()
+            .map(|rule| rule.applied)
+            .sum()
     }
 
-    fn take(&self) -> State {
+    fn take_state(&self) -> State {
         std::mem::take(&mut *self.state.lock().unwrap())
     }
 
-    /// A run meets these faults, all of them, and passes: its image is there with its papers, and nothing else has come.
+    /// Asserts that a run with all of these faults passes, and publishes its image, its attestations, and nothing else.
     #[track_caller]
-    fn passes_in_spite_of(&self, project: &Project, rules: &[Rule]) {
+    fn assert_publishes_despite(&self, project: &Project, rules: &[Rule]) {
         let before = self.tags(project);
         let publish = self.publish(project, rules);
         publish.outcome.clone().exits(0);
         for rule in &publish.state.rules {
             assert_eq!(
-                rule.struck, rule.times,
+                rule.applied, rule.times,
                 "{rule:?} of {:#?}",
-                publish.state.seen
+                publish.state.requests
             );
         }
         assert_eq!(publish.outcome.report["publish"]["outcome"], "pushed");
@@ -286,10 +291,10 @@ impl Proxy {
         assert_eq!(publish.outcome.report["digest"], digest.as_str());
         let list = attestations::fallback_tag(&digest);
         let list: Value = serde_json::from_slice(&self.registry.index(repository, &list)).unwrap();
-        let papers = list["manifests"].as_array().unwrap();
-        assert_eq!(papers.len(), 2, "{list:#}");
-        for paper in papers {
-            let digest = paper["digest"].as_str().unwrap();
+        let attestations = list["manifests"].as_array().unwrap();
+        assert_eq!(attestations.len(), 2, "{list:#}");
+        for attestation in attestations {
+            let digest = attestation["digest"].as_str().unwrap();
             let manifest = self.registry.manifest(repository, digest);
             let manifest: Value = serde_json::from_slice(&manifest).unwrap();
             for blob in [&manifest["config"], &manifest["layers"][0]] {
@@ -325,24 +330,25 @@ fn listen(address: SocketAddr) -> TcpListener {
     socket(address).listen(64).unwrap()
 }
 
-/// A run, and what its requests met.
-struct Publish {
+/// A run of `ci publish`, and the requests that the proxy has recorded.
+struct PublishRun {
     outcome: Outcome,
     tag: String,
     state: State,
 }
 
-impl Publish {
-    /// How often a kind of request came.
+impl PublishRun {
+    /// The number of requests of this kind.
     fn count(&self, stage: Stage) -> usize {
-        let seen = self.state.seen.iter();
-        seen.filter(|request| self.state.matches(stage, request))
+        let requests = self.state.requests.iter();
+        requests
+            .filter(|request| self.state.matches(stage, request))
             .count()
     }
 
-    /// It ended with this code, and nothing is said to be published.
+    /// Asserts that the publish step failed with this exit code.
     #[track_caller]
-    fn fails(&self, code: i32) -> &Outcome {
+    fn assert_fails(&self, code: i32) -> &Outcome {
         self.outcome
             .clone()
             .exits(code)
@@ -357,7 +363,7 @@ struct Upstream {
     client: reqwest::Client,
     address: String,
     state: Arc<Mutex<State>>,
-    away: mpsc::UnboundedSender<oneshot::Sender<()>>,
+    stop_listening: mpsc::UnboundedSender<oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -365,7 +371,7 @@ struct Dropped;
 
 impl std::fmt::Display for Dropped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the connection is dropped")
+        f.write_str("the connection was dropped")
     }
 }
 
@@ -375,25 +381,25 @@ impl Upstream {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Content>, Dropped> {
         let agent = request.headers().get("user-agent");
         let agent = agent.map_or("", |agent| agent.to_str().unwrap());
-        let who = if agent.starts_with("infrastructure-lab-ci") {
-            Who::Ci
+        let client = if agent.starts_with("infrastructure-lab-ci") {
+            Client::Ci
         } else {
-            Who::Crane
+            Client::Crane
         };
-        if let Some(answer) = self.challenge(who, &request) {
+        if let Some(answer) = self.challenge(client, &request) {
             return Ok(answer);
         }
         let line = format!("{} {}", request.method(), request.uri().path());
-        let fault = self.state.lock().unwrap().meets((who, line));
+        let fault = self.state.lock().unwrap().apply((client, line));
         match &fault {
-            Some(Fault::Lost) => {
+            Some(Fault::DropRequest) => {
                 let _ = request.into_body().collect().await;
                 return Err(Dropped);
             }
-            Some(Fault::Late(time)) => tokio::time::sleep(*time).await,
-            Some(Fault::Answer(status)) => {
+            Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
+            Some(Fault::Respond(status)) => {
                 let _ = request.into_body().collect().await;
-                let mut answer = Response::new(Content::whole(Bytes::new()));
+                let mut answer = Response::new(Content::complete(Bytes::new()));
                 *answer.status_mut() = StatusCode::from_u16(*status).unwrap();
                 return Ok(answer);
             }
@@ -401,33 +407,33 @@ impl Upstream {
         }
         let (status, mut headers, body) = self.forward(request).await?;
         let content = match &fault {
-            Some(Fault::NoAnswer) => return Err(Dropped),
-            Some(Fault::CutAnswer) => Content {
+            Some(Fault::DropResponse) => return Err(Dropped),
+            Some(Fault::TruncateResponse) => Content {
                 size: body.len() as u64 + 1,
                 bytes: Some(body),
             },
-            Some(Fault::OtherBytes) => Content::whole([&body[..], b"\n"].concat().into()),
-            Some(Fault::OtherDigest) => {
+            Some(Fault::ExtraByte) => Content::complete([&body[..], b"\n"].concat().into()),
+            Some(Fault::WrongDigest) => {
                 let other = digest::sha256(b"another");
                 let other = HeaderValue::from_str(&other).unwrap();
                 headers.insert("docker-content-digest", other);
-                Content::whole(body)
+                Content::complete(body)
             }
-            Some(Fault::Meet(meeting)) => {
-                // Where the other one never comes, the test tells.
-                let _ = tokio::time::timeout(Duration::from_secs(60), meeting.wait()).await;
-                Content::whole(body)
+            Some(Fault::WaitForOthers(rendezvous)) => {
+                // After a timeout, the test fails on the number of applied faults.
+                let _ = tokio::time::timeout(Duration::from_secs(60), rendezvous.wait()).await;
+                Content::complete(body)
             }
-            Some(Fault::Away) => {
-                let (gone, is_gone) = oneshot::channel();
-                self.away.send(gone).unwrap();
-                is_gone.await.unwrap();
-                Content::whole(body)
+            Some(Fault::StopListening) => {
+                let (stopped, is_stopped) = oneshot::channel();
+                self.stop_listening.send(stopped).unwrap();
+                is_stopped.await.unwrap();
+                Content::complete(body)
             }
-            _ => Content::whole(body),
+            _ => Content::complete(body),
         };
-        // An answer to HEAD has the length of what it does not have.
-        if matches!(fault, Some(Fault::CutAnswer | Fault::OtherBytes)) {
+        // A response to HEAD keeps this header, because it has no body.
+        if matches!(fault, Some(Fault::TruncateResponse | Fault::ExtraByte)) {
             headers.remove("content-length");
         }
         let mut answer = Response::new(content);
@@ -436,8 +442,8 @@ impl Upstream {
         Ok(answer)
     }
 
-    /// What a registry with tokens says to who has none, and what the giver of tokens says.
-    fn challenge(&self, who: Who, request: &Request<Incoming>) -> Option<Response<Content>> {
+    /// The response of a token server, or the challenge of a registry that requires a token.
+    fn challenge(&self, client: Client, request: &Request<Incoming>) -> Option<Response<Content>> {
         let mut state = self.state.lock().unwrap();
         let other = state.realm?;
         let header = |name| {
@@ -449,26 +455,26 @@ impl Upstream {
         let (host, authorization) = (header("host"), header("authorization"));
         if request.uri().path() == "/token" {
             if host.starts_with(&format!("{other}:")) {
-                state.elsewhere.push(authorization.to_owned());
+                state.other_host.push(authorization.to_owned());
             }
             let token = Bytes::from_static(br#"{"token":"given"}"#);
-            return Some(Response::new(Content::whole(token)));
+            return Some(Response::new(Content::complete(token)));
         }
         if authorization == "Bearer given" {
             return None;
         }
-        let realm = match (who, host.rsplit_once(':')?.1) {
-            (Who::Ci, _) => host.to_owned(),
-            (Who::Crane, port) => format!("{other}:{port}"),
+        let realm = match (client, host.rsplit_once(':')?.1) {
+            (Client::Ci, _) => host.to_owned(),
+            (Client::Crane, port) => format!("{other}:{port}"),
         };
         let challenge = format!("Bearer realm=\"http://{realm}/token\",service=\"test\"");
         let answer = Response::builder()
             .status(401)
             .header("www-authenticate", challenge);
-        Some(answer.body(Content::whole(Bytes::new())).unwrap())
+        Some(answer.body(Content::complete(Bytes::new())).unwrap())
     }
 
-    /// What the real registry says. It knows itself by the name that the client has for this proxy, and so points to it.
+    /// Forwards the request to the real registry. The registry sees the proxy's host name, and so refers clients to the proxy.
     async fn forward(
         &self,
         request: Request<Incoming>,
@@ -480,28 +486,28 @@ impl Upstream {
         headers.remove("transfer-encoding");
         headers.remove("content-length");
         let url = format!("http://{}{path}", self.address);
-        let mut asked = self
+        let mut forwarded = self
             .client
             .request(head.method.clone(), url)
             .headers(headers);
         if head.method != Method::GET && head.method != Method::HEAD {
-            asked = asked.body(body);
+            forwarded = forwarded.body(body);
         }
-        let answer = asked.send().await.map_err(|_| Dropped)?;
+        let answer = forwarded.send().await.map_err(|_| Dropped)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = answer.bytes().await.map_err(|_| Dropped)?;
         Ok((status, headers, body))
     }
 }
 
-/// The body of an answer: as long as it says, or cut off.
+/// The body of a response. If `size` exceeds the length of `bytes`, the body is cut off.
 struct Content {
     size: u64,
     bytes: Option<Bytes>,
 }
 
 impl Content {
-    fn whole(bytes: Bytes) -> Self {
+    fn complete(bytes: Bytes) -> Self {
         Self {
             size: bytes.len() as u64,
             bytes: Some(bytes),
@@ -532,125 +538,147 @@ impl Body for Content {
     }
 }
 
-/// Those of `who`.
-fn stages(who: Who) -> impl Iterator<Item = Stage> {
-    STAGES.into_iter().filter(move |stage| stage.0 == who)
+fn stages(client: Client) -> impl Iterator<Item = Stage> {
+    STAGES.into_iter().filter(move |stage| stage.0 == client)
 }
 
-const UPLOAD: Stage = (Who::Crane, "POST", "/blobs/uploads/");
-const MANIFEST: Stage = (Who::Crane, "PUT", "/manifests/sha256:");
-const TAG: Stage = (Who::Crane, "PUT", "/manifests/TAG");
-const LOOK: Stage = (Who::Ci, "GET", "/manifests/TAG");
+const START_UPLOAD: Stage = (Client::Crane, "POST", "/blobs/uploads/");
+const PUT_MANIFEST: Stage = (Client::Crane, "PUT", "/manifests/sha256:");
+const PUT_TAG: Stage = (Client::Crane, "PUT", "/manifests/TAG");
+const GET_TAG: Stage = (Client::Ci, "GET", "/manifests/TAG");
 
 #[test]
-fn a_connection_of_cis_own_that_ends_at_any_stage_is_made_again() {
+fn ci_retries_after_a_lost_connection_at_any_stage() {
     let project = Project::new("dropping-ci");
     let proxy = Proxy::new();
-    proxy.passes_in_spite_of(&project, &[]);
-    // Three in a row for each question.
-    let faults = [Fault::Lost, Fault::NoAnswer, Fault::CutAnswer];
-    let of = |stage| faults.clone().map(|fault| once(stage, fault));
-    let rules: Vec<_> = stages(Who::Ci).flat_map(of).collect();
-    proxy.passes_in_spite_of(&project, &rules);
+    proxy.assert_publishes_despite(&project, &[]);
+    // Three faults in a row for each request.
+    let faults = [
+        Fault::DropRequest,
+        Fault::DropResponse,
+        Fault::TruncateResponse,
+    ];
+    let of = |stage| faults.clone().map(|fault| apply_once(stage, fault));
+    let rules: Vec<_> = stages(Client::Ci).flat_map(of).collect();
+    proxy.assert_publishes_despite(&project, &rules);
 }
 
 #[test]
-fn a_connection_of_cranes_that_ends_at_any_stage_is_made_again() {
+fn crane_retries_after_a_lost_connection_at_any_stage() {
     let project = Project::new("dropping-crane");
     let proxy = Proxy::new();
-    proxy.passes_in_spite_of(&project, &[]);
-    let rules: Vec<_> = stages(Who::Crane)
-        .filter(|stage| *stage != TAG)
+    proxy.assert_publishes_despite(&project, &[]);
+    let rules: Vec<_> = stages(Client::Crane)
+        .filter(|stage| *stage != PUT_TAG)
         .map(|stage| Rule {
-            // crane asks for both blobs at once, and nothing else runs beside.
+            // crane requests both blobs at once, so the fault applies to the second one.
             after: usize::from(stage.1 == "HEAD" && stage.2 == "/blobs/"),
-            ..once(stage, Fault::Away)
+            ..apply_once(stage, Fault::StopListening)
         })
         .collect();
-    // Every second one in one run, so that what else befalls a busy machine does not use up its tries.
+    // Half of the stages per run, so that enough attempts are left for unrelated failures on a busy machine.
     for first in [0, 1] {
         let rules: Vec<_> = rules.iter().skip(first).step_by(2).cloned().collect();
-        proxy.passes_in_spite_of(&project, &rules);
+        proxy.assert_publishes_despite(&project, &rules);
     }
 }
 
-/// What crane does not hear of is given up in time.
-fn is_given_up_in_time(name: &str, rule: Rule) {
-    Proxy::new().passes_in_spite_of(&Project::new(name), &[rule]);
+/// Asserts that a request is repeated, although crane does not notice the fault.
+fn assert_request_is_repeated(name: &str, rule: Rule) {
+    Proxy::new().assert_publishes_despite(&Project::new(name), &[rule]);
 }
 
 #[test]
-fn an_upload_that_is_lost_is_made_again() {
-    is_given_up_in_time("dropping-upload", once(UPLOAD, Fault::Lost));
+fn retries_a_lost_upload() {
+    assert_request_is_repeated(
+        "dropping-upload",
+        apply_once(START_UPLOAD, Fault::DropRequest),
+    );
 }
 
 #[test]
-fn a_manifest_that_is_not_answered_is_pushed_again() {
-    is_given_up_in_time("dropping-manifest", once(MANIFEST, Fault::NoAnswer));
+fn retries_a_manifest_without_a_response() {
+    assert_request_is_repeated(
+        "dropping-manifest",
+        apply_once(PUT_MANIFEST, Fault::DropResponse),
+    );
 }
 
 #[test]
-fn a_tag_that_is_lost_or_set_without_an_answer_is_set_once() {
-    is_given_up_in_time("dropping-tag", once(TAG, Fault::Lost));
-    is_given_up_in_time("dropping-tag-answer", once(TAG, Fault::NoAnswer));
+fn retries_a_tag_after_a_lost_request_or_response() {
+    assert_request_is_repeated("dropping-tag", apply_once(PUT_TAG, Fault::DropRequest));
+    assert_request_is_repeated(
+        "dropping-tag-answer",
+        apply_once(PUT_TAG, Fault::DropResponse),
+    );
 }
 
 #[test]
-fn a_registry_that_is_busy_once_at_every_stage_is_asked_again() {
-    let all = STAGES.map(|stage| once(stage, Fault::Answer(429)));
-    Proxy::new().passes_in_spite_of(&Project::new("busy"), &all);
+fn retries_a_busy_registry_at_every_stage() {
+    let all = STAGES.map(|stage| apply_once(stage, Fault::Respond(429)));
+    Proxy::new().assert_publishes_despite(&Project::new("busy"), &all);
 }
 
 #[test]
-fn a_registry_that_fails_once_at_every_stage_is_asked_again() {
+fn retries_after_server_errors() {
     let project = Project::new("failing");
     let proxy = Proxy::new();
     for status in [500, 503] {
-        let stages = [STAGES[1], LOOK, UPLOAD, MANIFEST, TAG];
-        let rules = stages.map(|stage| once(stage, Fault::Answer(status)));
-        proxy.passes_in_spite_of(&project, &rules);
+        let stages = [STAGES[1], GET_TAG, START_UPLOAD, PUT_MANIFEST, PUT_TAG];
+        let rules = stages.map(|stage| apply_once(stage, Fault::Respond(status)));
+        proxy.assert_publishes_despite(&project, &rules);
     }
 }
 
 #[test]
-fn a_registry_that_cannot_be_reached_any_more_gets_no_tag() {
-    gets_no_tag("lost-look", LOOK, Fault::Lost, "cannot be reached");
+fn sets_no_tag_when_the_registry_becomes_unreachable() {
+    assert_no_tag(
+        "lost-look",
+        GET_TAG,
+        Fault::DropRequest,
+        "cannot reach the registry",
+    );
 }
 
 #[test]
-fn a_registry_that_takes_no_upload_gets_no_tag() {
-    let fault = Fault::Answer(503);
-    gets_no_tag("lost-upload", UPLOAD, fault, "503 Service Unavailable");
+fn sets_no_tag_when_uploads_fail() {
+    let fault = Fault::Respond(503);
+    assert_no_tag(
+        "lost-upload",
+        START_UPLOAD,
+        fault,
+        "503 Service Unavailable",
+    );
 }
 
 #[test]
-fn a_registry_that_takes_no_tag_gets_none() {
+fn fails_when_the_tag_cannot_be_set() {
     let words = "took longer than 5 s to set a tag";
-    gets_no_tag("lost-tag", TAG, Fault::Lost, words);
+    assert_no_tag("lost-tag", PUT_TAG, Fault::DropRequest, words);
 }
 
-/// Where requests of this kind always meet this fault, nothing is published, and these words say why.
-fn gets_no_tag(name: &str, stage: Stage, fault: Fault, words: &str) {
+/// Asserts that nothing is published, and that the message contains `words`, if this fault applies to all requests of this kind.
+fn assert_no_tag(name: &str, stage: Stage, fault: Fault, words: &str) {
     let project = Project::new(name);
     let proxy = Proxy::new();
-    // The layer is there: of another commit's image only the configuration is new, whose uploads are counted.
-    proxy.passes_in_spite_of(&project, &[]);
-    let publish = proxy.publish(&project, &[always(stage, fault)]);
-    let outcome = publish.fails(3).clone();
+    // After this push, only the configuration of another commit's image is new, and its uploads are counted.
+    proxy.assert_publishes_despite(&project, &[]);
+    let publish = proxy.publish(&project, &[apply_always(stage, fault)]);
+    let outcome = publish.assert_fails(3).clone();
     outcome.says(words).says(&proxy.address);
     assert!((3..=9).contains(&publish.count(stage)), "{stage:?}");
     assert!(!proxy.tags(&project).contains(&publish.tag));
 }
 
 #[test]
-fn a_registry_that_refuses_gets_no_tag() {
+fn sets_no_tag_when_the_registry_denies_access() {
     let project = Project::new("refusing");
     let proxy = Proxy::new();
-    proxy.passes_in_spite_of(&project, &[]);
+    proxy.assert_publishes_despite(&project, &[]);
     for status in [401, 403] {
-        for stage in [UPLOAD, MANIFEST, TAG] {
-            let publish = proxy.publish(&project, &[always(stage, Fault::Answer(status))]);
-            let outcome = publish.fails(4).clone();
+        for stage in [START_UPLOAD, PUT_MANIFEST, PUT_TAG] {
+            let publish = proxy.publish(&project, &[apply_always(stage, Fault::Respond(status))]);
+            let outcome = publish.assert_fails(4).clone();
             outcome.says("refused the push").says(&status.to_string());
             assert_eq!(publish.count(stage), 1, "{stage:?}");
             assert!(!proxy.tags(&project).contains(&publish.tag));
@@ -659,35 +687,35 @@ fn a_registry_that_refuses_gets_no_tag() {
 }
 
 #[test]
-fn a_registry_that_lies_about_what_was_pushed_is_caught() {
+fn detects_a_registry_that_returns_different_content() {
     let project = Project::new("lying");
     let proxy = Proxy::new();
-    for fault in [Fault::OtherBytes, Fault::OtherDigest] {
+    for fault in [Fault::ExtraByte, Fault::WrongDigest] {
         let read_back = Rule {
-            // It is asked before the push and before the tag, too.
+            // The first two requests are those before the push and before the tag.
             after: 2,
-            ..always(LOOK, fault)
+            ..apply_always(GET_TAG, fault)
         };
         let publish = proxy.publish(&project, &[read_back]);
-        let outcome = publish.fails(1).clone();
-        outcome.says("hands out other bytes");
-        assert_eq!(publish.count(TAG), 1);
+        let outcome = publish.assert_fails(1).clone();
+        outcome.says("digest mismatch");
+        assert_eq!(publish.count(PUT_TAG), 1);
     }
 }
 
 #[test]
-fn the_credential_does_not_go_where_the_registry_points_to_after_the_preflight() {
+fn sends_no_credential_to_another_token_server_during_the_push() {
     let project = Project::new("realm");
     let proxy = Proxy::new();
     let sha = project.git(&["rev-parse", "HEAD"]);
     proxy.state.lock().unwrap().realm = Some("REGISTRY");
-    // The same machine in the engine's network, and another host by its name.
+    // This name resolves to the same machine in the engine's network, but is another host name.
     let run = project
         .ci(&["run", "--registry", &proxy.address])
         .push_to_main(&sha, "ghs_of.this-test_only")
         .run();
-    let state = proxy.take();
-    assert_eq!(state.elsewhere, Vec::<String>::new());
-    // With what this one gave for the credential.
+    let state = proxy.take_state();
+    assert_eq!(state.other_host, Vec::<String>::new());
+    // crane uses the token that this registry has issued.
     run.exits(0);
 }

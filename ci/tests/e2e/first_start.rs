@@ -1,13 +1,14 @@
-//! The first run on a machine where nothing is made yet: what can be made at once is, and each part's time is told.
+//! The first run on a machine where nothing is provisioned: independent parts are provisioned concurrently, and the report has
+//! the time of each part.
 
 use ci::image::archive;
 use serde_json::Value;
 
 use crate::embedded::short_folder;
 use crate::harness::{Ci, Project};
-use crate::provisioned::provisioned;
+use crate::provisioned::provision;
 
-/// A part of the preparation: when it began and ended, in milliseconds of the same clock.
+/// Start and end of a provisioned part, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     start: i64,
@@ -23,8 +24,8 @@ fn span(part: &Value) -> Span {
     }
 }
 
-/// The part whose description has these words.
-fn part(report: &Value, words: &str) -> Span {
+/// The provisioned part whose description contains these words.
+fn find_part(report: &Value, words: &str) -> Span {
     let parts = report["prepared"].as_array().unwrap();
     let found = parts
         .iter()
@@ -33,12 +34,12 @@ fn part(report: &Value, words: &str) -> Span {
 }
 
 #[test]
-fn what_does_not_wait_for_each_other_is_made_at_the_same_time_and_once() {
-    // On an empty machine the compilers' caches are cold, too: once is enough. So is compiling cargo-auditable.
-    let shared = provisioned();
+fn provisions_independent_parts_concurrently_and_once() {
+    // The programs were compiled before, so the compilers' caches are warm; the compiled cargo-auditable is copied.
+    let shared = provision();
     let cache = short_folder();
     shared.copy_auditable_to(cache.path());
-    let engine = EngineOf(cache.path().to_str().unwrap().to_owned());
+    let engine = EmbeddedEngine(cache.path().to_str().unwrap().to_owned());
     let project = Project::new("first-start");
     let scan = || {
         project
@@ -46,12 +47,12 @@ fn what_does_not_wait_for_each_other_is_made_at_the_same_time_and_once() {
             .env("LAB_CI_CACHE_DIR", &engine.0)
     };
     let first = scan().run().exits(0).report;
-    let toolchain = part(&first, "the Rust stand-in image");
-    let built = part(&first, "building dagger-engine");
-    let trivy = part(&first, "building trivy");
+    let toolchain = find_part(&first, "the Rust stand-in image");
+    let built = find_part(&first, "building dagger-engine");
+    let trivy = find_part(&first, "building trivy");
     assert!(
         toolchain.start < built.end,
-        "the toolchain does not wait for the engine: {first:#}"
+        "the toolchain waited for the engine: {first:#}"
     );
     let step = |name: &str| {
         let steps = first["steps"].as_array().unwrap();
@@ -59,12 +60,12 @@ fn what_does_not_wait_for_each_other_is_made_at_the_same_time_and_once() {
     };
     assert!(
         trivy.start < step("scan").start,
-        "the scanner does not wait for the scan: {first:#}"
+        "the scanner waited for the scan: {first:#}"
     );
-    assert!(part(&first, "starting the embedded engine").start >= built.end);
+    assert!(find_part(&first, "starting the embedded engine").start >= built.end);
     let digest = archive::read_digest(&project.path().join("target/ci/image.tar")).unwrap();
 
-    // What there is is not made again.
+    // Existing parts are not provisioned again.
     let second = scan().run().exits(0).report;
     assert_eq!(second["prepared"], serde_json::json!([]), "{second:#}");
     assert_eq!(second["digest"], digest);
@@ -72,13 +73,13 @@ fn what_does_not_wait_for_each_other_is_made_at_the_same_time_and_once() {
     let third = scan().run().exits(0).report;
     let parts = third["prepared"].as_array().unwrap();
     assert_eq!(parts.len(), 1, "{parts:#?}");
-    part(&third, "starting the embedded engine");
+    find_part(&third, "starting the embedded engine");
 }
 
-/// The embedded engine of one cache directory; it ends with this value.
-struct EngineOf(String);
+/// The embedded engine of a cache directory. It is stopped on drop.
+struct EmbeddedEngine(String);
 
-impl EngineOf {
+impl EmbeddedEngine {
     fn down(&self) {
         Ci::new(std::path::Path::new("/"), &["engine", "down"])
             .env("LAB_CI_CACHE_DIR", &self.0)
@@ -87,7 +88,7 @@ impl EngineOf {
     }
 }
 
-impl Drop for EngineOf {
+impl Drop for EmbeddedEngine {
     fn drop(&mut self) {
         Ci::new(std::path::Path::new("/"), &["engine", "down"])
             .env("LAB_CI_CACHE_DIR", &self.0)

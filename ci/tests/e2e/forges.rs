@@ -1,4 +1,4 @@
-//! Where there is no forge: the script of `ci/docs/other-forges.md`, run by a real cron in the environment that cron gives.
+//! Checks main without a forge: runs the script of `ci/docs/other-forges.md` with a real cron.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -8,31 +8,31 @@ use std::time::{Duration, Instant};
 use common::provision::{Package, Probe, UTIL_LINUX};
 use serde_json::Value;
 
-use crate::harness::{Ended, git};
+use crate::harness::{KillOnDrop, git};
 use crate::installed::install;
-use crate::workflow::{Forge, cargo_home, kept};
+use crate::workflow::{Forge, cargo_home, runner_environment};
 
 const CRON: Package = Package {
     name: "cron",
     purpose: "runs the documentation's script in the tests",
     probe: Probe::Program("cron"),
 };
-/// Read when the test runs: the lint of this repository is given no documentation.
+/// Read at run time, because the lint step gets no documentation files.
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/other-forges.md");
 
-/// The page's block of this language that has these words.
-fn block(language: &str, words: &str) -> String {
+/// The code block of the page in this language that contains these words.
+fn code_block(language: &str, words: &str) -> String {
     let page = std::fs::read_to_string(PAGE).unwrap();
     page.split(&format!("```{language}\n"))
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap())
         .find(|block| block.contains(words))
-        .unwrap_or_else(|| panic!("no block of {language} with {words}"))
+        .unwrap_or_else(|| panic!("no {language} block contains {words}"))
         .to_owned()
 }
 
-/// A host that has what the forge's runner had left on its disk: its clone, its home, its caches.
-pub fn a_cron_host_checks_main(forge: &Forge) {
+/// Sets up a host with a clone, a home and the caches that the forge's runner has saved, and lets cron run the script on it.
+pub fn check_main_with_cron(forge: &Forge) {
     install(&[CRON, UTIL_LINUX]);
     let home = forge.path("home");
     let clone = home.join("infrastructure-lab");
@@ -47,29 +47,29 @@ pub fn a_cron_host_checks_main(forge: &Forge) {
         symlink(cargo_home().join("bin"), bin).unwrap();
     }
     let script = forge.path("check-main");
-    std::fs::write(&script, block("sh", "#!/bin/sh")).unwrap();
+    std::fs::write(&script, code_block("sh", "#!/bin/sh")).unwrap();
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
 
-    // The documentation's own line, each minute, with what this machine needs beside it.
-    let (said, code) = (forge.path("said"), forge.path("code"));
-    let line = block("crontab", "flock")
+    // The line from the documentation, but each minute and with the settings that this machine needs.
+    let (output, code) = (forge.path("output"), forge.path("code"));
+    let line = code_block("crontab", "flock")
         .lines()
         .last()
         .unwrap()
         .replace("17 3 * * *", "* * * * *")
         .replace("/usr/local/bin/check-main", script.to_str().unwrap());
     let mut tab = format!("MAILTO=\"\"\nHOME={}\n", home.display());
-    for (name, value) in kept() {
+    for (name, value) in runner_environment() {
         if name != "PATH" {
             tab += &format!("{name}={}\n", value.to_str().unwrap());
         }
     }
-    // Once: the next minute comes before it has ended.
+    // Only once, because the script takes longer than a minute.
     let (when, command) = line.split_at("* * * * * ".len());
     tab += &format!(
         "{when}mkdir {} 2>/dev/null && {{ {command} > {} 2>&1; echo $? > {}; }}\n",
         forge.path("once").display(),
-        said.display(),
+        output.display(),
         code.display()
     );
     let tabs = forge.path("tabs");
@@ -77,8 +77,7 @@ pub fn a_cron_host_checks_main(forge: &Forge) {
     std::fs::write(tabs.join("root"), tab).unwrap();
     std::fs::set_permissions(tabs.join("root"), PermissionsExt::from_mode(0o600)).unwrap();
 
-    // In a namespace: this machine's own tables and daemon are none of the test's business, nor is what it has a login do, which a
-    // sandbox may not let happen.
+    // A mount namespace hides this machine's crontabs and cron daemon, and its PAM configuration, which a sandbox may not permit.
     let login = forge.path("login");
     let permits =
         ["auth", "account", "session"].map(|kind| format!("{kind} required pam_permit.so\n"));
@@ -100,26 +99,30 @@ pub fn a_cron_host_checks_main(forge: &Forge) {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let mut cron = Ended(cron);
-    let mut comes = |file: &Path, seconds| {
+    let mut cron = KillOnDrop(cron);
+    let mut wait_for = |file: &Path, seconds| {
         let begun = Instant::now();
         while !file.exists() {
-            assert!(cron.0.try_wait().unwrap().is_none(), "cron has ended");
+            assert!(cron.0.try_wait().unwrap().is_none(), "cron exited");
             assert!(
                 begun.elapsed() < Duration::from_secs(seconds),
-                "{} does not come; {:?}",
+                "{} was not created; {:?}",
                 file.display(),
-                std::fs::read_to_string(&said)
+                std::fs::read_to_string(&output)
             );
             std::thread::sleep(Duration::from_millis(200));
         }
     };
-    comes(&forge.path("once"), 180);
-    comes(&code, 900);
+    wait_for(&forge.path("once"), 180);
+    wait_for(&code, 900);
     drop(cron);
-    let said = std::fs::read_to_string(said).unwrap();
-    assert_eq!(std::fs::read_to_string(code).unwrap().trim(), "0", "{said}");
-    assert_eq!(said, "", "no mail means that all is well");
+    let output = std::fs::read_to_string(output).unwrap();
+    assert_eq!(
+        std::fs::read_to_string(code).unwrap().trim(),
+        "0",
+        "{output}"
+    );
+    assert_eq!(output, "", "cron sends mail only if there is output");
     let report = std::fs::read_to_string(clone.join("target/ci/report.json")).unwrap();
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["verdict"]["passed"], true);

@@ -1,4 +1,4 @@
-//! Each gate fails on a real defect, and says what is wrong.
+//! Each gate fails on a real defect and reports the cause.
 
 use crate::harness::Project;
 use crate::registry::Registry;
@@ -30,7 +30,7 @@ fn a_failing_test_fails_the_test_gate() {
         .run()
         .exits(1)
         .only_fails("test")
-        .says("it_answers_well");
+        .says("answers_with_200");
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_badly_formatted_file_fails_the_format_gate_until_it_is_fixed() {
         "    println!(\"listening\");\n",
         "  println!( \"listening\" ) ;\n",
     );
-    project.commit("a file that nobody formatted");
+    project.commit("an unformatted file");
     project
         .ci(&[])
         .run()
@@ -61,7 +61,10 @@ fn a_badly_formatted_file_fails_the_format_gate_until_it_is_fixed() {
     assert_eq!(project.read("api/src/main.rs"), good);
     assert_eq!(project.git(&["status", "--short"]), "M api/src/main.rs");
     let run = project.ci(&["fmt"]).run().exits(0);
-    assert_eq!(run.report["clean"], false, "what was checked is the fix");
+    assert_eq!(
+        run.report["clean"], false,
+        "the uncommitted fix was checked"
+    );
 }
 
 #[test]
@@ -72,7 +75,7 @@ fn a_clippy_warning_fails_the_lint_gate() {
         "let _ = stream.read(&mut request);",
         "if stream.read(&mut request).is_err() == true {\n            continue;\n        }",
     );
-    project.commit("what clippy warns of");
+    project.commit("code with a clippy warning");
     project
         .ci(&[])
         .run()
@@ -83,7 +86,7 @@ fn a_clippy_warning_fails_the_lint_gate() {
 }
 
 #[test]
-fn a_failing_gate_of_the_projects_own_is_named_and_keeps_the_image_from_being_published() {
+fn publishes_nothing_when_a_custom_gate_fails() {
     let project = Project::new("own-gates");
     let gates = |second: &str| {
         project.write(
@@ -103,12 +106,12 @@ fn a_failing_gate_of_the_projects_own_is_named_and_keeps_the_image_from_being_pu
         .run()
         .exits(1)
         .only_fails("custom")
-        .says("the gate second failed")
+        .says("gate second failed")
         .says("it is wrong")
         .says("gate second failed with exit code 3");
     assert_eq!(run.status("smoke"), "passed");
     assert_eq!(run.status("publish"), "skipped");
-    registry.is_empty();
+    registry.assert_empty();
 
     gates("cargo --version");
     let run = project.ci(&["custom"]).run().exits(0);
@@ -128,14 +131,14 @@ fn a_failing_gate_of_the_projects_own_is_named_and_keeps_the_image_from_being_pu
 }
 
 #[test]
-fn code_that_does_not_compile_is_neither_scanned_nor_started() {
+fn skips_scan_and_smoke_test_when_the_build_fails() {
     let project = Project::new("does-not-compile");
     project.edit(
         "api/src/main.rs",
         "println!(\"listening\");",
         "let _port: u16 = \"8000\";",
     );
-    project.commit("a type that does not fit");
+    project.commit("a type error");
     let run = project.ci(&[]).run().exits(1).says("E0308");
     for (step, status) in [
         ("test", "failed"),
@@ -153,14 +156,15 @@ fn code_that_does_not_compile_is_neither_scanned_nor_started() {
     run.publishes_nothing();
 }
 
-/// regex 1.5.4 has CVE-2022-24713, which is HIGH, and 1.5.5 mends it.
+/// regex 1.5.4 has CVE-2022-24713, which is HIGH and fixed in 1.5.5.
 const VULNERABLE: &str =
     r#"regex = { version = "=1.5.4", default-features = false, features = ["std"] }"#;
 
-/// A project that depends on regex 1.5.4, with these exceptions. All of them share one name: only the first has to compile.
+/// A project that depends on regex 1.5.4, with an exception that has these fields. All of them share one name, so that only the
+/// first is compiled.
 fn vulnerable(exceptions: Option<&str>) -> Project {
     let project = Project::new("vulnerable");
-    project.depend(VULNERABLE);
+    project.add_dependency(VULNERABLE);
     let exceptions = exceptions.map_or("vulnerabilities: []\n".to_owned(), |fields| {
         format!("vulnerabilities:\n  - id: CVE-2022-24713\n{fields}")
     });
@@ -188,12 +192,12 @@ fn a_complete_exception_lets_an_advisory_pass() {
     assert_eq!(run.status("scan"), "passed");
     assert!(
         project.read("target/ci/trivy.json").contains("1.5.4"),
-        "the package was seen"
+        "the scan found the package"
     );
 }
 
 #[test]
-fn an_exception_that_has_expired_counts_no_more() {
+fn ignores_an_expired_exception() {
     vulnerable(Some(
         "    statement: no pattern comes from outside\n    expired_at: 2022-12-31\n",
     ))
@@ -205,7 +209,7 @@ fn an_exception_that_has_expired_counts_no_more() {
 }
 
 #[test]
-fn an_exception_without_an_end_is_refused_before_any_work() {
+fn rejects_an_exception_without_an_expiry_date_before_any_work() {
     let project = vulnerable(Some("    statement: no pattern comes from outside\n"));
     let run = project
         .ci(&[])
@@ -213,18 +217,21 @@ fn an_exception_without_an_end_is_refused_before_any_work() {
         .exits(2)
         .says(".trivyignore.yaml")
         .says("CVE-2022-24713 has no expired_at");
-    assert!(run.report.is_null(), "no run was begun: {:#}", run.report);
+    assert!(run.report.is_null(), "there is a report: {:#}", run.report);
 }
 
 #[test]
-fn findings_that_are_not_high_or_have_no_fix_pass_the_scan() {
+fn tolerates_findings_without_a_fix() {
     let project = Project::new("tolerated");
-    // RUSTSEC-2019-0036 is CRITICAL and was never fixed; CVE-2021-32714 of hyper 0.14.9 is MEDIUM by GitHub's word.
-    project.depend(r#"failure = { version = "=0.1.8", default-features = false }"#);
-    project.commit("a dependency that nobody mends");
+    // RUSTSEC-2019-0036 (CVE-2019-25010) is CRITICAL and was never fixed.
+    project.add_dependency(r#"failure = { version = "=0.1.8", default-features = false }"#);
+    project.commit("a dependency with an unfixed advisory");
     project.ci(&["scan"]).run().exits(0);
     let report = project.read("target/ci/trivy.json");
-    assert!(report.contains("CVE-2019-25010"), "it was found: {report}");
+    assert!(
+        report.contains("CVE-2019-25010"),
+        "the finding is not reported: {report}"
+    );
 }
 
 #[test]
@@ -242,11 +249,11 @@ fn an_image_without_its_dependency_list_fails_the_scan() {
 }
 "#,
     );
-    project.commit("a linker script that throws the list away");
+    project.commit("a linker script that removes the list");
     project
         .ci(&["scan"])
         .run()
         .exits(1)
         .only_fails("scan")
-        .says("the scan saw no packages");
+        .says("Trivy found no packages of the service");
 }

@@ -1,4 +1,4 @@
-//! A project to run the real binary on, in an environment without anything of the caller's.
+//! Test projects, and calls of the real binary in an environment without the caller's settings.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use ci::model::step::Step;
 use serde_json::Value;
 
-/// What the embedded engine and the toolchain need of the caller's environment; nothing else is handed on.
-const KEPT: [&str; 14] = [
+/// Environment variables that the embedded engine and the toolchain need; no others are passed on.
+const INHERITED: [&str; 14] = [
     "PATH",
     "HOME",
     "SSL_CERT_FILE",
@@ -27,64 +27,64 @@ const KEPT: [&str; 14] = [
     "XDG_CACHE_HOME",
 ];
 
-/// A service of the standard library alone that is healthy.
+/// The source of a healthy service that uses only the standard library.
 pub const SERVICE: &str = include_str!("service.rs");
 
-/// A statement for the service's unit test: it says, past the harness of the tests, that it runs.
+/// A statement for the service's unit test that announces its start on the real standard error, which libtest does not capture.
 pub const TEST_RUNS: &str =
     r#"std::io::Write::write_all(&mut std::io::stderr(), b"the test runs\n").unwrap();"#;
 
-/// A process that does not outlive its test.
-pub struct Ended(pub std::process::Child);
+/// A process that is killed on drop.
+pub struct KillOnDrop(pub std::process::Child);
 
-impl Drop for Ended {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // It has ended already, where the test went well.
+        // If the test passed, the process has exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Held by at most one test at a time, in whatever process it runs: nextest gives each test one of its own.
+/// A file lock. It also excludes other processes, because nextest runs each test in its own process.
 #[must_use]
-pub struct Turn(#[expect(dead_code, reason = "the lock ends with the file")] File);
+pub struct Lock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
 
-/// Waits until no other test holds the turn of this name.
-pub fn turn(name: &str) -> Turn {
+/// Waits until no other test holds the lock of this name.
+pub fn lock_named(name: &str) -> Lock {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.lock"));
     let file = File::create(path).unwrap();
     let begun = Instant::now();
     file.lock().unwrap();
-    waited("lock", begun.elapsed());
-    Turn(file)
+    record_wait("lock", begun.elapsed());
+    Lock(file)
 }
 
-/// A place among those who may use the engine at the same time. nextest sees to that by itself; plain `cargo test` starts more tests at
-/// once than an engine on two cores has room for.
-fn place() -> Option<Turn> {
+/// Waits for one of the slots that limit how many tests use the engine at the same time. nextest has its own limit, but plain
+/// `cargo test` starts more tests at once than an engine on two cores can serve.
+fn acquire_slot() -> Option<Lock> {
     if std::env::var_os("NEXTEST").is_some() {
         return None;
     }
     loop {
         for number in 0..4 {
-            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("place-{number}.lock"));
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("slot-{number}.lock"));
             let file = File::create(path).unwrap();
             if file.try_lock().is_ok() {
-                return Some(Turn(file));
+                return Some(Lock(file));
             }
         }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Waits on purpose.
-pub fn pause(time: Duration) {
+/// Sleeps, and records the wait for `just test-times`.
+pub fn sleep(time: Duration) {
     std::thread::sleep(time);
-    waited("sleep", time);
+    record_wait("sleep", time);
 }
 
-/// Notes for `just test-times` what this test has waited for: a line of JSON in a file of this run's.
-fn waited(what: &str, time: Duration) {
+/// Records for `just test-times` how long this test has waited, as a line of JSON in a file of this test run.
+fn record_wait(what: &str, time: Duration) {
     let (Ok(run), Ok(test)) = (
         std::env::var("NEXTEST_RUN_ID"),
         std::env::var("NEXTEST_TEST_NAME"),
@@ -99,14 +99,14 @@ fn waited(what: &str, time: Duration) {
         .append(true)
         .open(folder.join(format!("{run}.jsonl")))
         .unwrap();
-    // In one piece, as other tests write, too.
+    // A single write, because other tests append to the same file.
     file.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-/// The machine for this test alone, among those that ask for it, for claims about seconds. nextest runs nothing else beside them, by
+/// Excludes all other tests that take this lock, for assertions on durations. nextest runs no other test meanwhile, because of
 /// the group `machine` in `.config/nextest.toml`.
-pub fn whole_machine() -> Turn {
-    turn("whole-machine")
+pub fn lock_machine() -> Lock {
+    lock_named("whole-machine")
 }
 
 /// A git repository with a workspace whose package `api` is the service.
@@ -116,7 +116,7 @@ pub struct Project {
 }
 
 impl Project {
-    /// A healthy project with one commit. `name` names its repository, and so its cache volumes.
+    /// A healthy project with one commit. `name` becomes part of its repository, and so of the names of its cache volumes.
     pub fn new(name: &str) -> Self {
         Self::of(
             name,
@@ -139,7 +139,7 @@ impl Project {
         )
     }
 
-    /// A project of these files, in one commit.
+    /// A project with these files in one commit.
     pub fn of(name: &str, files: &[(&str, &str)]) -> Self {
         let project = Self {
             folder: tempfile::Builder::new()
@@ -156,7 +156,7 @@ impl Project {
         project
     }
 
-    /// The top of the working tree; there is a space in it.
+    /// The top of the working tree. Its path contains a space.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -167,7 +167,7 @@ impl Project {
         std::fs::write(file, content).unwrap();
     }
 
-    /// Replaces the one place in a file.
+    /// Replaces the only occurrence of `from` in a file.
     pub fn edit(&self, path: &str, from: &str, to: &str) {
         let text = std::fs::read_to_string(self.path().join(path)).unwrap();
         assert_eq!(text.matches(from).count(), 1, "{from} in {path}");
@@ -178,17 +178,17 @@ impl Project {
         std::fs::read_to_string(self.path().join(path)).unwrap()
     }
 
-    /// Lets the service's unit test do something before it passes.
-    pub fn test_does(&self, what: &str) {
+    /// Adds statements to the beginning of the service's unit test.
+    pub fn extend_test(&self, statements: &str) {
         self.edit(
             "api/src/main.rs",
-            "    fn it_answers_well() {\n",
-            &format!("    fn it_answers_well() {{\n        {what}\n"),
+            "    fn answers_with_200() {\n",
+            &format!("    fn answers_with_200() {{\n        {statements}\n"),
         );
     }
 
-    /// Lets `api` depend on something of the package registry, by a line of its `Cargo.toml`.
-    pub fn depend(&self, line: &str) {
+    /// Adds a dependency to `api`, as a line of its `Cargo.toml`.
+    pub fn add_dependency(&self, line: &str) {
         let manifest = self.read("api/Cargo.toml");
         self.write(
             "api/Cargo.toml",
@@ -197,7 +197,7 @@ impl Project {
         self.lock("");
     }
 
-    /// Makes the `Cargo.lock` of the workspace in `folder`.
+    /// Generates the `Cargo.lock` of the workspace in `folder`.
     pub fn lock(&self, folder: &str) {
         self.cargo(folder, &["generate-lockfile", "--quiet"]);
     }
@@ -224,12 +224,12 @@ impl Project {
         git(self.path(), arguments)
     }
 
-    /// Commits everything, and returns the commit's SHA.
+    /// Commits all changes and returns the commit's SHA.
     pub fn commit(&self, message: &str) -> String {
         self.commit_with(message, &[])
     }
 
-    /// Commits everything with this environment, in which the commit's time may be.
+    /// Commits all changes with additional environment variables, for example for the commit's time.
     pub fn commit_with(&self, message: &str, env: &[(&str, &str)]) -> String {
         self.git(&["add", "--all"]);
         let arguments = ["commit", "--quiet", "--allow-empty", "--message", message];
@@ -237,18 +237,18 @@ impl Project {
         self.git(&["rev-parse", "HEAD"])
     }
 
-    /// A call of `ci` in this project.
+    /// A call of `ci` in this project, with its repository.
     pub fn ci(&self, arguments: &[&str]) -> Ci {
         Ci::new(self.path(), arguments).env("LAB_CI_REPOSITORY", &self.repository)
     }
 
-    /// The repository that images of this project go to.
+    /// The repository to which images of this project are published.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 }
 
-/// Runs git with an identity of its own and without the caller's configuration.
+/// Runs git with a test identity and without the caller's configuration.
 pub fn git(directory: &Path, arguments: &[&str]) -> String {
     git_with(directory, arguments, &[])
 }
@@ -294,7 +294,7 @@ impl Ci {
             .current_dir(directory)
             .env_clear()
             .stdin(Stdio::null());
-        for name in KEPT {
+        for name in INHERITED {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
@@ -320,7 +320,7 @@ impl Ci {
             .env("GITHUB_TOKEN", token)
     }
 
-    /// The same call, started by another program, whose last arguments are a command.
+    /// Wraps the call in another program, for example `taskset`, with the call as its last arguments.
     pub fn under(mut self, program: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(program);
         command
@@ -339,34 +339,35 @@ impl Ci {
         self
     }
 
-    /// The command, for a test that starts it by itself.
+    /// The command, for tests that start the process themselves.
     pub fn into_command(self) -> Command {
         self.command
     }
 
-    /// Runs it to its end.
+    /// Runs the call until it exits.
     pub fn run(mut self) -> Outcome {
-        // A report that an earlier run left must not be taken for this one's.
+        // The report of an earlier run must not be mistaken for this one's.
         let report = self.directory.join("target/ci/report.json");
         let _ = std::fs::remove_file(&report);
-        let _place = place();
+        let _slot = acquire_slot();
         let begun = Instant::now();
         let output = self.command.output().unwrap();
         let outcome = Outcome::new(output, &report);
-        outcome.note_waits(begun.elapsed());
+        outcome.record_waits(begun.elapsed());
         outcome
     }
 }
 
-/// When it began and ended, in milliseconds since the epoch.
+/// Start and end of a record, in milliseconds since the epoch.
 fn span(record: &Value) -> Option<(i64, i64)> {
     let start: jiff::Timestamp = record["start"].as_str()?.parse().ok()?;
     let start = start.as_millisecond();
     Some((start, start + record["duration_ms"].as_i64()?))
 }
 
-/// What holds in every report: a step has started after all that it needs had passed, and what needs nothing has waited for nothing.
-fn follows_the_needs(report: &Value) {
+/// Asserts that each step started after all the steps that it needs had passed, and that steps without needs did not wait for
+/// others.
+fn assert_step_order(report: &Value) {
     let record = |step: Step| {
         let mut records = report["steps"].as_array().into_iter().flatten();
         records.find(|it| it["name"] == step.name())
@@ -384,7 +385,7 @@ fn follows_the_needs(report: &Value) {
             let over = span(record).is_some_and(|(_, end)| end <= start);
             assert!(
                 over && record["status"] == "passed",
-                "{step} has started before {need} had passed: {report:#}"
+                "{step} started before {need} had passed: {report:#}"
             );
         }
     }
@@ -392,12 +393,12 @@ fn follows_the_needs(report: &Value) {
     let first_end = roots.iter().map(|(_, end)| end).min();
     assert!(
         last_start <= first_end,
-        "a step that needs nothing has waited for another: {report:#}"
+        "a step without needs waited for another: {report:#}"
     );
 }
 
-/// The time that these spans cover together, each from and to in milliseconds.
-fn union(mut spans: Vec<(i64, i64)>) -> Duration {
+/// The total time that these spans cover, each given by start and end in milliseconds.
+fn covered_time(mut spans: Vec<(i64, i64)>) -> Duration {
     spans.sort_unstable();
     let (mut covered, mut until) = (0, i64::MIN);
     for (start, end) in spans {
@@ -407,13 +408,13 @@ fn union(mut spans: Vec<(i64, i64)>) -> Duration {
     Duration::from_millis(covered.unsigned_abs())
 }
 
-/// What came of a call.
+/// The result of a call.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
-    /// `report.json`, or null where there is none.
+    /// `report.json`, or null if there is none.
     pub report: Value,
 }
 
@@ -421,17 +422,17 @@ impl Outcome {
     fn new(output: Output, report: &Path) -> Self {
         let report = std::fs::read_to_string(report)
             .map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
-        follows_the_needs(&report);
+        assert_step_order(&report);
         Self {
-            code: output.status.code().expect("it was not killed"),
+            code: output.status.code().expect("the process was not killed"),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
             report,
         }
     }
 
-    /// Notes what a call of this length has waited for, by its own report.
-    fn note_waits(&self, whole: Duration) {
+    /// Records how the time of a call was spent, according to its report.
+    fn record_waits(&self, whole: Duration) {
         let spans = |list: &str, wanted: &dyn Fn(&Value) -> bool| -> Vec<_> {
             let list = self.report[list].as_array().into_iter().flatten();
             list.filter(|it| wanted(it)).filter_map(span).collect()
@@ -441,18 +442,18 @@ impl Outcome {
         };
         for part in self.report["prepared"].as_array().into_iter().flatten() {
             let time = Duration::from_millis(part["duration_ms"].as_u64().unwrap_or_default());
-            waited(part["what"].as_str().unwrap_or_default(), time);
+            record_wait(part["what"].as_str().unwrap_or_default(), time);
         }
-        let provisioning = union(spans("prepared", &|_| true));
-        let compiler = union(spans("steps", &compiles));
-        // A step that waits for a part of the provisioning compiles nothing meanwhile.
+        let provisioning = covered_time(spans("prepared", &|_| true));
+        let compiler = covered_time(spans("steps", &compiles));
+        // A step does not compile while it waits for provisioning.
         let compiler = compiler.saturating_sub(provisioning);
-        waited("provisioning", provisioning);
-        waited("compiler", compiler);
-        waited("engine", whole.saturating_sub(provisioning + compiler));
+        record_wait("provisioning", provisioning);
+        record_wait("compiler", compiler);
+        record_wait("engine", whole.saturating_sub(provisioning + compiler));
     }
 
-    /// It ended with this code.
+    /// Asserts the exit code.
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(
@@ -463,7 +464,7 @@ impl Outcome {
         self
     }
 
-    /// It said this to the person at the terminal.
+    /// Asserts that this text was printed on standard error.
     #[track_caller]
     pub fn says(self, words: &str) -> Self {
         assert!(
@@ -474,7 +475,7 @@ impl Outcome {
         self
     }
 
-    /// A step's line in the report.
+    /// The step's record in the report.
     #[track_caller]
     pub fn step(&self, name: &str) -> &Value {
         let steps = self.report["steps"]
@@ -486,13 +487,13 @@ impl Outcome {
             .unwrap_or_else(|| panic!("no step {name} in {:#}", self.report))
     }
 
-    /// What became of a step.
+    /// The step's status in the report.
     #[track_caller]
     pub fn status(&self, name: &str) -> &str {
         self.step(name)["status"].as_str().unwrap()
     }
 
-    /// This step failed, and every other one passed or did not start.
+    /// Asserts that this step failed and every other step passed or was skipped.
     #[track_caller]
     pub fn only_fails(self, name: &str) -> Self {
         for step in self.report["steps"]
@@ -517,7 +518,7 @@ impl Outcome {
         self.publishes_nothing()
     }
 
-    /// Nothing reached a registry.
+    /// Asserts that nothing was published.
     #[track_caller]
     pub fn publishes_nothing(self) -> Self {
         assert!(self.report["publish"].is_null(), "{:#}", self.report);

@@ -1,4 +1,4 @@
-//! The image that a run leaves in its report directory.
+//! Reads the image in the report directory of a run.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -7,19 +7,19 @@ use std::path::Path;
 use ci::image::archive;
 use serde_json::Value;
 
-/// An image, as its archive has it.
+/// An image from its archive.
 pub struct Image {
     pub manifest: Value,
     pub config: Value,
-    /// The configuration, byte for byte.
+    /// The unparsed configuration.
     pub config_bytes: Vec<u8>,
-    /// The layers, unpacked: each a tar archive.
+    /// The decompressed layers, each a tar archive.
     pub layers: Vec<Vec<u8>>,
 }
 
 impl Image {
     /// Reads the archive in this report directory.
-    pub fn of(reports: &Path) -> Self {
+    pub fn read(reports: &Path) -> Self {
         let archive = reports.join("image.tar");
         let blob = |digest: &Value| {
             let path = archive::blob_path(digest.as_str().unwrap());
@@ -30,7 +30,7 @@ impl Image {
         let layers = manifest["layers"].as_array().unwrap().iter();
         Self {
             layers: layers
-                .map(|layer| unpacked(&blob(&layer["digest"])))
+                .map(|layer| decompress(&blob(&layer["digest"])))
                 .collect(),
             config: json(&manifest["config"]["digest"]),
             config_bytes: blob(&manifest["config"]["digest"]),
@@ -38,7 +38,7 @@ impl Image {
         }
     }
 
-    /// The only layer.
+    /// The only layer; panics if there are more.
     #[track_caller]
     pub fn layer(&self) -> &[u8] {
         let [layer] = &self.layers[..] else {
@@ -47,7 +47,7 @@ impl Image {
         layer
     }
 
-    /// The entries of the uppermost layer, which is ours: mode and content by path.
+    /// Mode and content of each entry of the top layer, which `ci` has added, by path.
     pub fn entries(&self) -> BTreeMap<String, (u32, Vec<u8>)> {
         let mut entries = BTreeMap::new();
         for entry in tar::Archive::new(&self.layers.last().unwrap()[..])
@@ -65,8 +65,8 @@ impl Image {
     }
 }
 
-/// The content of a blob that was compressed by gzip.
-pub fn unpacked(blob: &[u8]) -> Vec<u8> {
+/// Decompresses a gzip blob.
+pub fn decompress(blob: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     flate2::read::GzDecoder::new(blob)
         .read_to_end(&mut content)

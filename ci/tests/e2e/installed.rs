@@ -1,33 +1,33 @@
-//! What the tests install on the machine, or for themselves: for those of `api`, too.
+//! Installs programs for tests, system-wide or into a directory for tests. The tests of `api` use this file, too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
 use common::progress::Silent;
-use common::provision::{PYTHON_VENV, Package, packages};
+use common::provision::{PYTHON_VENV, Package, install_packages};
 
-/// Installs what is missing on this machine.
+/// Installs the missing packages on this machine.
 pub fn install(needed: &[Package]) {
     let install = || {
         tokio::runtime::Runtime::new()
             .unwrap()
-            .block_on(packages(needed, &|_| true, &Silent))
+            .block_on(install_packages(needed, &|_| true, &Silent))
             .unwrap();
     };
-    // The caller may be on a runtime, which cannot wait for another.
+    // The caller may be on a Tokio runtime, which cannot block on another one.
     thread::scope(|scope| scope.spawn(install).join().unwrap());
 }
 
-/// A tool of PyPI's in a folder of its own, made once; a test that is interrupted leaves nothing that looks whole.
+/// A virtual environment with a tool from PyPI. It is created once, and again if an earlier test was interrupted.
 pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{tool}-{version}"));
-    let turn = std::fs::File::create(folder.with_extension("lock")).unwrap();
-    turn.lock().unwrap();
-    let whole = folder.join("whole");
-    let has = more.join(" ");
-    if std::fs::read_to_string(&whole).ok().as_ref() != Some(&has) {
-        // Debian's python3 comes without them, others with.
+    let lock = std::fs::File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let stamp = folder.join("complete");
+    let contents = more.join(" ");
+    if std::fs::read_to_string(&stamp).ok().as_ref() != Some(&contents) {
+        // Debian's python3 lacks these modules.
         let complete = Command::new("python3")
             .args(["-c", "import ensurepip, venv"])
             .status();
@@ -39,12 +39,12 @@ pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
         run(Command::new(folder.join("bin/pip"))
             .args(["install", "--quiet", &format!("{tool}=={version}")])
             .args(more));
-        std::fs::write(whole, has).unwrap();
+        std::fs::write(stamp, contents).unwrap();
     }
     folder
 }
 
-/// Runs a command that has to end well.
+/// Runs a command and asserts that it succeeds.
 pub fn run(command: &mut Command) {
     let status = command.status().unwrap();
     assert!(status.success(), "{command:?}: {status}");

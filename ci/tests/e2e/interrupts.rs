@@ -1,4 +1,4 @@
-//! Provisioning is killed and interrupted at random moments, and nothing half-made is ever taken for whole.
+//! Interrupts provisioning at random moments, and asserts that no partial result is ever used.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -9,22 +9,22 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::embedded::{Machine, leaves_no_process, processes_of, short_folder};
-use crate::harness::{Ci, Outcome, Project, pause};
+use crate::embedded::{Machine, assert_no_process_left, processes_of, short_folder};
+use crate::harness::{Ci, Outcome, Project, sleep};
 
-/// Numbers that look random; the seed brings the same ones again.
-pub struct Moments(u64);
+/// Pseudorandom moments. The same seed, from the environment variable `SEED`, gives the same moments.
+pub struct RandomMoments(u64);
 
-impl Moments {
+impl RandomMoments {
     pub fn new() -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seed =
             std::env::var("SEED").map_or(now.unwrap().as_secs(), |seed| seed.parse().unwrap());
-        note(&format!("SEED={seed} brings the same moments again"));
+        print_note(&format!("SEED={seed} repeats these moments"));
         Self(seed)
     }
 
-    /// One number from 0 to 1.
+    /// A number from 0 to 1.
     pub fn next(&mut self) -> f64 {
         self.0 = self
             .0
@@ -33,7 +33,7 @@ impl Moments {
         f64::from((self.0 >> 40) as u32) / f64::from(1 << 24)
     }
 
-    /// One moment in each of `count` equal parts of one.
+    /// A number in each of `count` equal parts of the range from 0 to 1.
     fn spread(&mut self, count: u32) -> Vec<f64> {
         (0..count)
             .map(|part| (f64::from(part) + self.next()) / f64::from(count))
@@ -41,22 +41,22 @@ impl Moments {
     }
 }
 
-/// Something that may be interrupted at any moment.
-pub struct Work<'a> {
-    /// The cache directory, by which what it has started is recognised.
+/// A process that must tolerate interruptions at any moment.
+pub struct Interruptible<'a> {
+    /// The cache directory, which identifies the descendants of the process.
     cache: &'a Path,
-    /// How long it takes undisturbed.
+    /// Duration without an interruption.
     whole: Duration,
-    /// Starts it from the beginning.
+    /// Starts the process from the beginning.
     start: Box<dyn Fn() -> Child + 'a>,
-    /// Holds after each interruption.
+    /// Assertions after each interruption.
     check: Box<dyn Fn() + 'a>,
 }
 
-impl Work<'_> {
-    /// Interrupts it at a moment of the time that it takes, as a part of one.
+impl Interruptible<'_> {
+    /// Interrupts the process at this fraction of its duration.
     pub fn interrupt_at(&mut self, moment: f64, signal: Signal) {
-        // What was done before its moment came has shown how long it takes now.
+        // If the process finishes before the interruption, try again with the measured duration.
         while let Some(done) = interrupt(
             (self.start)(),
             self.whole.mul_f64(moment),
@@ -69,9 +69,9 @@ impl Work<'_> {
         (self.check)();
     }
 
-    /// Interrupts it at so many moments, by turns with SIGKILL and SIGINT.
+    /// Interrupts the process `count` times, alternately with SIGKILL and SIGINT.
     fn interrupt(&mut self, count: u32) {
-        for (number, moment) in Moments::new().spread(count).into_iter().enumerate() {
+        for (number, moment) in RandomMoments::new().spread(count).into_iter().enumerate() {
             self.interrupt_at(moment, [Signal::SIGKILL, Signal::SIGINT][number % 2]);
         }
     }
@@ -79,9 +79,9 @@ impl Work<'_> {
 
 #[expect(
     clippy::print_stdout,
-    reason = "the harness shows it where a test fails"
+    reason = "libtest shows the output of a failed test"
 )]
-pub fn note(text: &str) {
+pub fn print_note(text: &str) {
     println!("{text}");
 }
 
@@ -93,8 +93,8 @@ fn start(ci: Ci) -> Child {
         .unwrap()
 }
 
-/// Interrupts it after a while; it ends at once, and nothing that it has started goes on but an engine. Where it has ended
-/// well before: the time it took.
+/// Interrupts a process after this time, and asserts that it exits at once and that none of its descendants but an engine
+/// survive. If the process has finished before, returns its duration.
 fn interrupt(mut child: Child, after: Duration, signal: Signal, cache: &Path) -> Option<Duration> {
     let begun = Instant::now();
     while begun.elapsed() < after {
@@ -107,7 +107,7 @@ fn interrupt(mut child: Child, after: Duration, signal: Signal, cache: &Path) ->
     kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
     let begun = Instant::now();
     let status = child.wait().unwrap();
-    // It may have ended in this very moment.
+    // The process may have finished at this very moment.
     let expected = match signal {
         Signal::SIGKILL => status.signal() == Some(9),
         _ => status.code() == Some(130),
@@ -139,13 +139,13 @@ fn interrupt(mut child: Child, after: Duration, signal: Signal, cache: &Path) ->
     None
 }
 
-fn built_nothing(outcome: &Outcome) {
+fn assert_built_nothing(outcome: &Outcome) {
     for word in ["building", "stand-in image", "downloading"] {
         assert!(!outcome.stderr.contains(word), "{}", outcome.stderr);
     }
 }
 
-fn unfinished(folder: &Path) -> Vec<PathBuf> {
+fn unfinished_files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.path())
@@ -153,8 +153,8 @@ fn unfinished(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The programs are those of an undisturbed build, byte for byte.
-fn are_whole(programs: &Path, reference: &Path) {
+/// Asserts that the programs equal those of an uninterrupted build.
+fn assert_programs_complete(programs: &Path, reference: &Path) {
     let compared = Command::new("diff")
         .args(["--recursive", "--brief"])
         .args([programs, reference])
@@ -163,7 +163,7 @@ fn are_whole(programs: &Path, reference: &Path) {
     assert!(compared.status.success(), "{compared:?}");
 }
 
-/// A cache directory in which an engine is started from nothing.
+/// Starts of an engine in a separate cache directory, which also build its programs.
 pub struct EngineStart {
     machine: Machine,
     cache: tempfile::TempDir,
@@ -187,27 +187,27 @@ impl EngineStart {
             .env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
     }
 
-    /// The programs are those of an undisturbed build, byte for byte.
-    fn are_whole(&self) {
-        are_whole(
+    /// Asserts that the programs equal those of an uninterrupted build.
+    fn assert_programs_complete(&self) {
+        assert_programs_complete(
             &self.programs.join("bin"),
             &self.machine.programs().join("bin"),
         );
     }
 
-    /// Starts it once, undisturbed; returns what may be interrupted.
-    pub fn work(&self) -> Work<'_> {
+    /// Measures a start without an interruption, and returns the process to interrupt.
+    pub fn work(&self) -> Interruptible<'_> {
         let begun = Instant::now();
         self.ci("up").run().exits(0);
         let whole = begun.elapsed();
         self.ci("down").run().exits(0);
-        note(&format!("an undisturbed start takes {whole:?}"));
-        self.are_whole();
-        Work {
+        print_note(&format!("a start takes {whole:?} without an interruption"));
+        self.assert_programs_complete();
+        Interruptible {
             cache: self.cache.path(),
             whole,
             start: Box::new(|| {
-                // What interrupted ones have left stays for the next; what is whole is made anew.
+                // Removes finished work, but keeps the leftovers of interrupted starts.
                 for done in ["bin", "state"] {
                     let _ = fs::remove_dir_all(self.programs.join(done));
                 }
@@ -215,23 +215,23 @@ impl EngineStart {
             }),
             check: Box::new(|| {
                 if self.programs.join("bin").exists() {
-                    self.are_whole();
+                    self.assert_programs_complete();
                 }
                 self.ci("down").run().exits(0);
-                leaves_no_process(self.cache.path());
+                assert_no_process_left(self.cache.path());
             }),
         }
     }
 
-    /// Nothing of what was interrupted is left, or used.
-    pub fn works(&self) {
+    /// Asserts that a start succeeds, removes leftovers, and builds nothing twice.
+    pub fn assert_works(&self) {
         self.ci("up").run().exits(0);
-        assert_eq!(unfinished(&self.programs), Vec::<PathBuf>::new());
-        built_nothing(&self.ci("up").run().exits(0).says("was running"));
+        assert_eq!(unfinished_files(&self.programs), Vec::<PathBuf>::new());
+        assert_built_nothing(&self.ci("up").run().exits(0).says("already running"));
         self.ci("down").run().exits(0);
-        built_nothing(&self.ci("up").run().exits(0).says("started"));
+        assert_built_nothing(&self.ci("up").run().exits(0).says("started"));
         self.ci("down").run().exits(0);
-        self.are_whole();
+        self.assert_programs_complete();
     }
 }
 
@@ -242,14 +242,14 @@ impl Drop for EngineStart {
 }
 
 #[test]
-fn starting_the_engine_may_be_interrupted_at_any_moment() {
+fn recovers_from_interrupted_engine_starts() {
     let engine = EngineStart::new();
     engine.work().interrupt(2);
-    engine.works();
+    engine.assert_works();
 }
 
-/// A cache directory in which a format check makes its stand-in from nothing, on everybody's engine. For the soak: each time takes
-/// half a minute of both cores.
+/// Builds of a stand-in in a separate cache directory, by a format check on the shared engine. Only for the soak test, because
+/// each build keeps two cores busy for half a minute.
 pub struct StandInBuild {
     machine: Machine,
     cache: tempfile::TempDir,
@@ -272,16 +272,16 @@ impl StandInBuild {
     fn ci(&self) -> Ci {
         let client = self.machine.programs().join("bin/dagger");
         self.project
-            .ci(&["fmt", "--engine", &self.machine.everybodys])
+            .ci(&["fmt", "--engine", &self.machine.shared_engine])
             .env("LAB_CI_CACHE_DIR", self.cache.path().to_str().unwrap())
             .env("_EXPERIMENTAL_DAGGER_CLI_BIN", client.to_str().unwrap())
     }
 
-    /// What may be interrupted.
-    pub fn work(&self) -> Work<'_> {
-        Work {
+    /// Returns the process to interrupt.
+    pub fn work(&self) -> Interruptible<'_> {
+        Interruptible {
             cache: self.cache.path(),
-            // About as long as it takes. Where it has ended before its moment came, the next moment is taken of the real time.
+            // An estimate, which is replaced by a measured duration.
             whole: Duration::from_secs(30),
             start: Box::new(|| {
                 for done in fs::read_dir(self.stand_ins())
@@ -299,16 +299,16 @@ impl StandInBuild {
         }
     }
 
-    /// Whatever has its name by now is whole: a gate passes in it.
-    pub fn works(&self) {
+    /// Asserts that a step passes, leftovers are removed, and nothing is built twice.
+    pub fn assert_works(&self) {
         self.ci().run().exits(0);
-        assert_eq!(unfinished(&self.stand_ins()), Vec::<PathBuf>::new());
-        built_nothing(&self.ci().run().exits(0));
+        assert_eq!(unfinished_files(&self.stand_ins()), Vec::<PathBuf>::new());
+        assert_built_nothing(&self.ci().run().exits(0));
     }
 }
 
 #[test]
-fn one_of_two_that_provision_at_once_may_be_killed() {
+fn a_start_succeeds_when_a_concurrent_start_is_killed() {
     let machine = Machine::new();
     let cache = short_folder();
     let programs = cache.path().join(machine.programs().file_name().unwrap());
@@ -317,21 +317,24 @@ fn one_of_two_that_provision_at_once_may_be_killed() {
             .env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
     };
     let mut first = start(ci("up"));
-    while unfinished(&programs).is_empty() {
-        assert!(first.try_wait().unwrap().is_none(), "it builds");
+    while unfinished_files(&programs).is_empty() {
+        assert!(
+            first.try_wait().unwrap().is_none(),
+            "ci exited before it built anything"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut second = start(ci("up"));
-    pause(Duration::from_secs(2));
+    sleep(Duration::from_secs(2));
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(second.wait().unwrap().success());
-    are_whole(&programs.join("bin"), &machine.programs().join("bin"));
-    assert_eq!(unfinished(&programs), Vec::<PathBuf>::new());
-    ci("down").run().exits(0).says("ended 1");
+    assert_programs_complete(&programs.join("bin"), &machine.programs().join("bin"));
+    assert_eq!(unfinished_files(&programs), Vec::<PathBuf>::new());
+    ci("down").run().exits(0).says("stopped 1 engine");
 }
 
-/// A machine whose packages can be played with: what is written stays in memory, and is seen by nobody else.
+/// Makes changes to packages temporary: they stay in memory and are invisible to other processes.
 const PACKAGES: &str = r#"
 mount -t tmpfs none /mnt
 for folder in etc usr var; do
@@ -341,8 +344,8 @@ done
 dpkg --force-depends --remove pigz tini >/dev/null
 "#;
 
-/// Killed while apt-get installs, `ci` lets it finish.
-const KILLED: &str = r#"
+/// Kills `ci` while apt-get installs packages, and waits for apt-get to finish.
+const KILL_CI_DURING_INSTALL: &str = r#"
 "$CI" engine up &
 ci=$!
 while ! pgrep --full '[a]pt-get .*install --yes --no-install-recommends (pigz|tini)' >/dev/null; do
@@ -356,8 +359,8 @@ command -v pigz
 command -v tini
 "#;
 
-/// What a dpkg leaves that was cut off: then apt-get refuses all work.
-const CUT_OFF: &str = r#"
+/// Simulates an interrupted dpkg, after which apt-get refuses to work.
+const REPAIR_INTERRUPTED_DPKG: &str = r#"
 touch /var/lib/dpkg/updates/0001
 apt-get install --yes pigz && exit 1
 "$CI" engine up
@@ -366,7 +369,7 @@ test -z "$(dpkg --audit)"
 command -v pigz
 "#;
 
-fn with_packages(script: &str) {
+fn run_with_temporary_packages(script: &str) {
     let machine = Machine::new();
     let output = Command::new("unshare")
         .args([
@@ -393,11 +396,11 @@ fn with_packages(script: &str) {
 }
 
 #[test]
-fn an_installation_goes_on_to_its_end_when_ci_is_killed() {
-    with_packages(KILLED);
+fn package_installation_finishes_after_ci_is_killed() {
+    run_with_temporary_packages(KILL_CI_DURING_INSTALL);
 }
 
 #[test]
-fn packages_that_were_cut_off_once_are_put_right() {
-    with_packages(CUT_OFF);
+fn repairs_an_interrupted_package_installation() {
+    run_with_temporary_packages(REPAIR_INTERRUPTED_DPKG);
 }

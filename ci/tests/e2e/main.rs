@@ -1,7 +1,7 @@
-//! The suite that needs a machine: a real engine, a real registry, root where the embedded engine is the one.
+//! Tests with a real engine and a real registry. Tests of the embedded engine need root.
 //!
-//! `LAB_CI_ENGINE` chooses the engine, as it does for `ci` itself; without it the embedded engine is brought up where there is
-//! no container runtime.
+//! `LAB_CI_ENGINE` selects the engine, as for `ci` itself. Without it, the embedded engine is started if there is no container
+//! runtime.
 #![expect(
     clippy::panic,
     clippy::unwrap_used,
@@ -14,6 +14,7 @@ mod image;
 mod installed;
 mod registry;
 
+mod attestations;
 mod caches;
 mod embedded;
 mod evidence;
@@ -22,7 +23,6 @@ mod first_start;
 mod forges;
 mod gates;
 mod interrupts;
-mod papers;
 mod provisioned;
 mod publishing;
 mod races;

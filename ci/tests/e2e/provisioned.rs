@@ -1,5 +1,5 @@
-//! What the tests share: one engine, and everything that a run on an empty machine would make first. It lies in the cache directory of
-//! this machine's user, so it is made once, whichever process needs it first.
+//! The engine, programs and images that the tests share. They are provisioned once, by the first test that needs them, in the
+//! cache directory of the current user.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,30 +9,30 @@ use ci::engine::telemetry::Telemetry;
 use nix::sys::statvfs::statvfs;
 
 use crate::embedded::{copy, short_folder};
-use crate::harness::{Ci, Project, turn};
+use crate::harness::{Ci, Project, lock_named};
 use crate::registry::{Registry, block_on};
 
-/// The cache directory of this machine's user, with an engine that runs.
+/// The cache directory of the current user, with a running engine.
 pub struct Provisioned {
-    /// The engine that all tests share which do not damage it.
+    /// The address of the engine, which all tests share that do not damage it.
     pub engine: String,
     /// The folder of the engine's programs and state.
     folder: PathBuf,
 }
 
-/// Provisions this machine, where that has not been done.
-pub fn provisioned() -> Provisioned {
-    let _turn = turn("provisioned");
+/// Provisions this machine unless that has been done before.
+pub fn provision() -> Provisioned {
+    let _lock = lock_named("provisioned");
     let up = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
     let engine = up.stdout.trim().to_owned();
     let socket = Path::new(engine.strip_prefix("unix://").expect("a socket"));
     let folder = socket.ancestors().nth(2).unwrap().to_owned();
-    // It is the engine's name that changes with the pins.
+    // The folder's name changes with the pinned versions.
     let name = folder.file_name().unwrap().to_str().unwrap();
     let stamp = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("provisioned-{name}"));
     let stand_ins = folder.parent().unwrap().join("stand-ins");
     let is_provisioned = stamp.exists() && stand_ins.exists();
-    needs(&folder, if is_provisioned { 4 } else { 20 });
+    require_free_space(&folder, if is_provisioned { 4 } else { 20 });
     if !is_provisioned {
         let project = Project::new("provisioned");
         let registry = Registry::open();
@@ -46,32 +46,33 @@ pub fn provisioned() -> Provisioned {
             ])
             .run()
             .exits(0);
-        // There are none where the real images can be pulled.
+        // There are no stand-ins if the real images can be pulled.
         std::fs::create_dir_all(&stand_ins).unwrap();
         std::fs::write(stamp, "").unwrap();
     }
     Provisioned { engine, folder }
 }
 
-/// Says so where there is too little room, instead of failing somewhere on the way.
-fn needs(folder: &Path, gigabytes: u64) {
+/// Fails early if there is too little free disk space.
+fn require_free_space(folder: &Path, gigabytes: u64) {
     let disk = statvfs(folder).unwrap();
     let free = disk.blocks_available() * disk.fragment_size() / 1_000_000_000;
     assert!(
         free >= gigabytes,
-        "the tests of the engine need {gigabytes} GB of free disk at {}, and there are {free} GB: `ci engine prune` frees some",
+        "the tests of the engine need {gigabytes} GB of free disk space at {}, but only {free} GB are free. Run `ci engine prune`.",
         folder.display()
     );
 }
 
 impl Provisioned {
-    /// The programs of the engine.
+    /// The folder of the engine's programs.
     pub fn programs(&self) -> PathBuf {
         self.folder.join("bin")
     }
 
-    /// Gives `cache`, another cache directory, what has been built, but no engine that runs. Returns the engine's folder in it.
-    pub fn copied_to(&self, cache: &Path) -> PathBuf {
+    /// Copies everything but the running engine and its state to `cache`, another cache directory. Returns the engine's folder in
+    /// it.
+    pub fn copy_to(&self, cache: &Path) -> PathBuf {
         let from = self.folder.parent().unwrap();
         let programs = cache.join(self.folder.file_name().unwrap());
         std::fs::create_dir(&programs).unwrap();
@@ -81,18 +82,18 @@ impl Provisioned {
         programs
     }
 
-    /// The state of an engine that has pulled the toolchain's image, and has neither a volume nor anything else.
-    pub fn pulled(&self) -> PathBuf {
-        let _turn = turn("pulled");
+    /// The state of an engine that has pulled the toolchain's image, without volumes.
+    pub fn pulled_state(&self) -> PathBuf {
+        let _lock = lock_named("pulled");
         let name = self.folder.file_name().unwrap().to_str().unwrap();
-        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pulled-{name}"));
+        let saved = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pulled-{name}"));
         let stand_ins = self.folder.parent().unwrap().join("stand-ins");
         if toolchain_in(&stand_ins).is_none() {
-            // The real image can be pulled, and the engine does so by itself.
-            std::fs::create_dir_all(&kept).unwrap();
-        } else if !kept.exists() {
+            // The engine pulls the real image.
+            std::fs::create_dir_all(&saved).unwrap();
+        } else if !saved.exists() {
             let cache = short_folder();
-            let programs = self.copied_to(cache.path());
+            let programs = self.copy_to(cache.path());
             let ci = |command: &str| {
                 Ci::new(Path::new("/"), &["engine", command])
                     .env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
@@ -105,17 +106,17 @@ impl Provisioned {
                 engine: up.stdout.trim(),
                 stand_ins: &stand_ins,
             }
-            .runs("true", None);
+            .run("true", None);
             ci("down");
-            let unfinished = kept.with_extension("unfinished");
+            let unfinished = saved.with_extension("unfinished");
             let _ = std::fs::remove_dir_all(&unfinished);
             copy(&["-a"], &programs.join("state"), &unfinished);
-            std::fs::rename(unfinished, &kept).unwrap();
+            std::fs::rename(unfinished, &saved).unwrap();
         }
-        kept
+        saved
     }
 
-    /// Gives `cache`, another cache directory, the compiled cargo-auditable.
+    /// Copies the compiled cargo-auditable to `cache`, another cache directory.
     pub fn copy_auditable_to(&self, cache: &Path) {
         let entries = std::fs::read_dir(self.folder.parent().unwrap()).unwrap();
         for entry in entries.flatten() {
@@ -127,7 +128,7 @@ impl Provisioned {
     }
 }
 
-/// The root file system of the toolchain's stand-in, where there is one.
+/// The root file system of the toolchain's stand-in, if there is one.
 fn toolchain_in(stand_ins: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(stand_ins).unwrap();
     let root = entries
@@ -136,19 +137,19 @@ fn toolchain_in(stand_ins: &Path) -> Option<PathBuf> {
     Some(root.path().join("root").canonicalize().unwrap())
 }
 
-/// A container of the toolchain's stand-in, on some engine.
+/// Runs containers of the toolchain's stand-in on an engine.
 pub struct Toolchain<'a> {
-    /// Dagger's client.
+    /// Dagger's CLI.
     pub cli: &'a Path,
     /// The engine's address.
     pub engine: &'a str,
-    /// Where the stand-ins are.
+    /// The folder of the stand-ins.
     pub stand_ins: &'a Path,
 }
 
 impl Toolchain<'_> {
-    /// Runs a script in it, with the volume of this name in `/volume`; returns what it said.
-    pub fn runs(&self, script: &str, volume: Option<&str>) -> String {
+    /// Runs a script in a container, with the volume of this name at `/volume`, and returns its standard output.
+    pub fn run(&self, script: &str, volume: Option<&str>) -> String {
         let root = toolchain_in(self.stand_ins).expect("the toolchain's image is a stand-in here");
         block_on(async move {
             let telemetry = Telemetry::start().await.unwrap();
@@ -165,21 +166,21 @@ impl Toolchain<'_> {
             if let Some(volume) = volume {
                 container = container.with_mounted_cache("/volume", client.cache_volume(volume));
             }
-            let said = container
+            let stdout = container
                 .with_env_variable("NOW", format!("{:?}", Instant::now()))
                 .with_exec(vec!["sh", "-c", script])
                 .stdout()
                 .await
                 .unwrap();
             session.close().await;
-            said
+            stdout
         })
     }
 }
 
 #[test]
-fn this_machine_is_provisioned() {
-    let shared = provisioned();
+fn provisions_this_machine() {
+    let shared = provision();
     assert!(shared.folder.join("bin/engine").is_file());
-    assert!(shared.pulled().is_dir());
+    assert!(shared.pulled_state().is_dir());
 }

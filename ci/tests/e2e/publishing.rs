@@ -1,4 +1,4 @@
-//! What reaches a registry, when, and what the credential does not reach.
+//! Publishing: its conditions, its results, and the protection of the credential.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,19 +14,19 @@ use common::digest;
 
 use crate::harness::{Ci, Outcome, Project};
 use crate::image::Image;
-use crate::registry::{Impostor, Registry, answer, nobody};
-use crate::sources::short;
+use crate::registry::{FakeRegistry, Registry, response, unused_address};
+use crate::sources::short_sha;
 
-/// The name that `push_to_main` gives.
+/// The user name that `push_to_main` sets.
 const USER: &str = "somebody";
-/// Like GitHub's own in what `ci` may look at: its beginning.
+/// Starts like a token of GitHub Actions, which is all that `ci` checks.
 const TOKEN: &str = "ghs_0nly-for_this.test";
-/// Whoever touches an engine fails with exit code 3.
+/// With this engine, every call that uses it exits with code 3.
 const NO_ENGINE: [&str; 2] = ["--engine", "unix:///nonexistent/engine.sock"];
 
-/// No step ran: the refusal came before.
+/// Asserts that no step ran.
 #[track_caller]
-fn did_no_work(run: &Outcome) {
+fn assert_did_no_work(run: &Outcome) {
     for step in run.report["steps"].as_array().into_iter().flatten() {
         assert_eq!(step["status"], "skipped", "{:#}", run.report);
     }
@@ -34,11 +34,11 @@ fn did_no_work(run: &Outcome) {
 }
 
 #[test]
-fn a_push_to_main_publishes_the_image_of_all_gates_once() {
+fn publishes_a_push_to_main_once() {
     let project = Project::new("push-to-main");
     let registry = Registry::with_credential(USER, TOKEN);
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let tag = short(&project);
+    let tag = short_sha(&project);
     let address = registry.address();
     let push = || {
         project
@@ -64,13 +64,13 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
         format!("{address}/{}:{tag}", project.repository())
     );
     assert_eq!(run.report["commit"], sha.as_str());
-    // Beside the one tag there is the list of the papers, as this registry has no referrers API.
+    // The registry lacks the referrers API, so the attestations are listed under a second tag.
     let list = fallback_tag(&digest);
     let mut tags = [list, tag.clone()];
     tags.sort();
     assert_eq!(registry.tags(project.repository()), serde_json::json!(tags));
 
-    // What is in the registry is what is in the archive, down to the layer.
+    // The layer in the registry equals the one in the archive.
     let manifest = registry.manifest(project.repository(), &tag);
     let parsed: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let layer = parsed["layers"][0]["digest"].as_str().unwrap();
@@ -85,12 +85,12 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
     assert_eq!(again.report["publish"]["outcome"], "already-there");
     assert_eq!(again.report["digest"], digest.as_str());
     let after = ["POST", "PATCH", "PUT"].map(uploads);
-    // The one upload that is begun, and cancelled, is the proof of write access.
+    // One upload is started and cancelled, to check write access.
     assert_eq!(after, [before[0] + 1, before[1], before[2]]);
     assert_eq!(registry.digest(project.repository(), &tag), digest);
 
-    // The run of an old commit, run again when main has gone on: its own tag, and no other.
-    project.commit("main goes on");
+    // A rerun for an old commit, after a newer one was published, changes no tag.
+    project.commit("a newer commit");
     let newer = project.git(&["rev-parse", "HEAD"]);
     let on = |sha: &str| {
         project
@@ -103,7 +103,7 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
         "pushed"
     );
     let tags = registry.tags(project.repository());
-    // GitHub checks the old commit out for it; where somebody else's is, nothing is published.
+    // If the wrong commit is checked out, nothing is published.
     on(&sha).run().exits(4).publishes_nothing();
     project.git(&["checkout", "--quiet", &sha]);
     let old = on(&sha).run().exits(0);
@@ -113,26 +113,26 @@ fn a_push_to_main_publishes_the_image_of_all_gates_once() {
 }
 
 #[test]
-fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
+fn never_overwrites_a_tag_with_another_digest() {
     let project = Project::new("taken");
     let registry = Registry::open();
     let address = registry.address();
     let publish = || project.ci(&["publish", "--registry", &address]).run();
 
-    // On loopback none of GitHub's conditions is needed.
+    // GitHub's conditions do not apply to loopback registries.
     let run = publish().exits(0);
     assert_eq!(run.report["publish"]["outcome"], "pushed");
-    let first = short(&project);
+    let first = short_sha(&project);
     let other = registry.manifest(project.repository(), &first);
     assert_eq!(run.report["digest"], digest::sha256(&other).as_str());
 
     project.commit("another one");
-    let tag = short(&project);
+    let tag = short_sha(&project);
     registry.put_manifest(project.repository(), &tag, other.clone());
     let writes = registry.requests("PUT").len() + registry.requests("PATCH").len();
     let run = publish()
         .exits(4)
-        .says("is there already, as the image of another commit")
+        .says("already exists as the image of another commit")
         .says(&digest::sha256(&other))
         .says(&project.git(&["rev-parse", "HEAD"]))
         .says(&project.git(&["rev-parse", "HEAD~"]));
@@ -143,7 +143,7 @@ fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
     let now = registry.requests("PUT").len() + registry.requests("PATCH").len();
     assert_eq!(now, writes);
 
-    // The same commit, built by something else.
+    // The same commit, but an image with another digest.
     project.git(&["checkout", "--quiet", "HEAD~"]);
     let mut manifest: serde_json::Value = serde_json::from_slice(&other).unwrap();
     manifest["annotations"] = serde_json::json!({ "built": "otherwise" });
@@ -151,7 +151,7 @@ fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
     registry.put_manifest(project.repository(), &first, otherwise.clone());
     publish()
         .exits(4)
-        .says("is there already with another digest")
+        .says("already exists with another digest")
         .says(&digest::sha256(&other))
         .says(&digest::sha256(&otherwise))
         .only_fails("publish");
@@ -159,7 +159,7 @@ fn a_tag_that_is_there_with_another_digest_is_not_overwritten() {
 }
 
 #[test]
-fn a_gate_that_fails_on_a_push_to_main_publishes_nothing() {
+fn publishes_nothing_when_a_gate_fails() {
     let project = Project::new("failing-push");
     project.edit("api/src/main.rs", "fn main() {", "fn  main() {");
     let sha = project.commit("badly formatted");
@@ -172,11 +172,11 @@ fn a_gate_that_fails_on_a_push_to_main_publishes_nothing() {
         .only_fails("fmt");
     assert_eq!(run.status("smoke"), "passed");
     assert_eq!(run.status("publish"), "skipped");
-    registry.is_empty();
+    registry.assert_empty();
 }
 
 #[test]
-fn a_wrong_credential_fails_with_the_registrys_word_before_any_gate() {
+fn rejects_a_wrong_credential_before_any_gate() {
     let project = Project::new("wrong-credential");
     let registry = Registry::with_credential(USER, "ghs_another");
     let sha = project.git(&["rev-parse", "HEAD"]);
@@ -187,33 +187,33 @@ fn a_wrong_credential_fails_with_the_registrys_word_before_any_gate() {
         .run()
         .exits(4)
         .says("UNAUTHORIZED");
-    did_no_work(&run);
-    registry.is_empty();
+    assert_did_no_work(&run);
+    registry.assert_empty();
 }
 
 #[test]
-fn a_registry_that_is_not_there_ends_the_run_before_any_gate() {
+fn fails_before_any_gate_when_the_registry_is_unreachable() {
     let project = Project::new("no-registry");
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let address = nobody();
+    let address = unused_address();
     let run = project
         .ci(&["run", "--registry", &address])
         .env("LAB_CI_ENGINE", NO_ENGINE[1])
         .push_to_main(&sha, TOKEN)
         .run()
         .exits(3)
-        .says(&format!("the registry {address} cannot be reached"));
-    did_no_work(&run);
+        .says(&format!("cannot reach the registry {address}"));
+    assert_did_no_work(&run);
 }
 
 #[test]
-fn each_missing_condition_of_the_publish_rule_refuses_before_any_work() {
+fn refuses_before_any_work_when_a_publish_condition_is_missing() {
     let project = Project::new("conditions");
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let registry = Impostor::silent();
+    let registry = FakeRegistry::untouched();
     let address = registry.address();
     let here: &[&str] = &["run", "--registry", &address];
-    // Not on loopback, and never resolved: the trial's exception does not hold.
+    // Not a loopback address, so GitHub's conditions apply. The name is never resolved.
     let away: &[&str] = &["publish", "--registry", "registry.invalid"];
     let refused = |arguments: &[&str], changes: &[(&str, &str)], condition: &str| {
         let arguments = [arguments, &NO_ENGINE].concat();
@@ -227,7 +227,7 @@ fn each_missing_condition_of_the_publish_rule_refuses_before_any_work() {
     };
     let zeros = "0".repeat(40);
 
-    // What a push to main needs beside being one.
+    // Conditions for `ci run` on a push to main.
     refused(here, &[("GITHUB_SHA", &zeros)], "GITHUB_SHA");
     refused(here, &[("GITHUB_TOKEN", "")], "GITHUB_TOKEN is not set");
     refused(here, &[("GITHUB_TOKEN", "ghp_personal")], "`ghs_`");
@@ -235,9 +235,9 @@ fn each_missing_condition_of_the_publish_rule_refuses_before_any_work() {
     refused(
         &["run"],
         &[("LAB_CI_REGISTRY", "registry.invalid")],
-        "has to be named by --registry on the command line",
+        "must be set with --registry on the command line",
     );
-    // What only `ci publish` would try at all.
+    // Conditions for `ci publish`, which `ci run` skips.
     refused(
         away,
         &[("GITHUB_ACTIONS", "")],
@@ -251,7 +251,7 @@ fn each_missing_condition_of_the_publish_rule_refuses_before_any_work() {
     refused(away, &[("GITHUB_REF", "refs/heads/topic")], "GITHUB_REF");
     refused(away, &[("GITHUB_REF", "refs/tags/main")], "GITHUB_REF");
     refused(&[away, &["--event", "local"]].concat(), &[], "--event");
-    // No flag raises authority.
+    // `--event push` does not replace a condition.
     let raise: &[&str] = &[here, &["--event", "push"]].concat();
     refused(raise, &[("GITHUB_ACTIONS", "")], "GITHUB_ACTIONS");
     refused(
@@ -260,35 +260,35 @@ fn each_missing_condition_of_the_publish_rule_refuses_before_any_work() {
         "GITHUB_EVENT_NAME",
     );
     refused(raise, &[("GITHUB_REF", "refs/heads/topic")], "GITHUB_REF");
-    // The settings of the commit itself are not the command line, either.
+    // `ci.toml` cannot select another registry for a push.
     project.write("ci.toml", "registry = \"registry.invalid\"\n");
-    let with_settings = project.commit("a registry of one's own");
+    let with_settings = project.commit("another registry");
     refused(&["run"], &[("GITHUB_SHA", &with_settings)], "--registry");
 
     project.write("new.txt", "uncommitted");
     let head: &[(&str, &str)] = &[("GITHUB_SHA", &with_settings)];
     refused(here, head, "uncommitted");
-    // Also where nothing of GitHub's is asked.
+    // This applies to loopback registries, too.
     refused(&["publish", "--registry", &address], head, "uncommitted");
     assert_eq!(registry.requests(), Vec::<String>::new());
 }
 
 #[test]
-fn a_laptop_cannot_raise_itself_to_a_push() {
+fn a_local_run_cannot_claim_to_be_a_push() {
     let project = Project::new("laptop");
     let run = project
         .ci(&[&["run", "--event", "push"], &NO_ENGINE[..]].concat())
         .run()
         .exits(4)
         .says("GITHUB_ACTIONS");
-    did_no_work(&run);
+    assert_did_no_work(&run);
 }
 
 #[test]
-fn a_lowered_push_and_a_local_run_pass_without_the_registry() {
+fn lowered_and_local_runs_never_contact_the_registry() {
     let project = Project::new("lowered");
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let registry = Impostor::silent();
+    let registry = FakeRegistry::untouched();
     let address = registry.address();
     let lowered = project
         .ci(&["run", "--event", "local", "--registry", &address])
@@ -306,26 +306,26 @@ fn a_lowered_push_and_a_local_run_pass_without_the_registry() {
 }
 
 #[test]
-fn the_token_is_not_sent_where_the_registry_points_to() {
+fn sends_the_token_to_no_other_host() {
     let project = Project::new("pointing");
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let thief = Arc::new(Impostor::new("127.0.0.2", |_| {
-        answer("200 OK", &[], r#"{"token":"x"}"#)
+    let other_host = Arc::new(FakeRegistry::new("127.0.0.2", |_| {
+        response("200 OK", &[], r#"{"token":"x"}"#)
     }));
-    let there = thief.address();
-    let realm = format!(r#"Bearer realm="http://{there}/token",service="x""#);
-    let by_realm = Impostor::new("127.0.0.1", move |_| {
-        answer("401 Unauthorized", &[("www-authenticate", &realm)], "")
+    let other_address = other_host.address();
+    let realm = format!(r#"Bearer realm="http://{other_address}/token",service="x""#);
+    let by_realm = FakeRegistry::new("127.0.0.1", move |_| {
+        response("401 Unauthorized", &[("www-authenticate", &realm)], "")
     });
-    let location = format!("http://{there}/v2/");
-    let by_redirect = Impostor::new("127.0.0.1", move |head| {
+    let location = format!("http://{other_address}/v2/");
+    let by_redirect = FakeRegistry::new("127.0.0.1", move |head| {
         if head.starts_with("GET") {
             let basic = ("www-authenticate", r#"Basic realm="x""#);
-            return answer("401 Unauthorized", &[basic], "");
+            return response("401 Unauthorized", &[basic], "");
         }
-        answer("307 Temporary Redirect", &[("location", &location)], "")
+        response("307 Temporary Redirect", &[("location", &location)], "")
     });
-    for (registry, words) in [(&by_realm, "which is another host"), (&by_redirect, "307")] {
+    for (registry, words) in [(&by_realm, "is another host"), (&by_redirect, "307")] {
         let run = project
             .ci(&["run", "--registry", &registry.address()])
             .env("LAB_CI_ENGINE", NO_ENGINE[1])
@@ -333,25 +333,25 @@ fn the_token_is_not_sent_where_the_registry_points_to() {
             .run()
             .exits(4)
             .says(words);
-        did_no_work(&run);
+        assert_did_no_work(&run);
         assert!(!registry.requests().is_empty());
     }
-    assert_eq!(thief.requests(), Vec::<String>::new());
-    let said = by_realm.requests().concat().to_lowercase();
-    assert!(!said.contains("authorization"), "{said}");
+    assert_eq!(other_host.requests(), Vec::<String>::new());
+    let requests = by_realm.requests().concat().to_lowercase();
+    assert!(!requests.contains("authorization"), "{requests}");
 }
 
 #[test]
-fn a_registry_that_repeats_the_credential_does_not_get_it_printed() {
+fn masks_a_credential_that_the_registry_echoes() {
     let project = Project::new("repeating");
     let secret = Secret::new(TOKEN);
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let registry = Impostor::new("127.0.0.1", |head| {
+    let registry = FakeRegistry::new("127.0.0.1", |head| {
         if head.starts_with("GET") {
             let basic = ("www-authenticate", r#"Basic realm="x""#);
-            return answer("401 Unauthorized", &[basic], "");
+            return response("401 Unauthorized", &[basic], "");
         }
-        answer("403 Forbidden", &[], &format!("no: {head} {TOKEN}"))
+        response("403 Forbidden", &[], &format!("no: {head} {TOKEN}"))
     });
     for format in ["human", "json", "github"] {
         let run = project
@@ -369,19 +369,19 @@ fn a_registry_that_repeats_the_credential_does_not_get_it_printed() {
             .exits(4)
             .says("authorization: Basic ***");
         let everything = [run.stdout.as_bytes(), run.stderr.as_bytes()].concat();
-        secret.is_not_in(format, &everything);
-        secret.is_not_below(&project.path().join("target/ci"));
+        secret.assert_not_in(format, &everything);
+        secret.assert_not_below(&project.path().join("target/ci"));
     }
     assert!(
         secret.is_in(registry.requests().concat().as_bytes()),
-        "it did get it"
+        "the registry did not receive the credential"
     );
 }
 
 #[test]
-fn the_token_shows_up_nowhere_while_it_is_used() {
+fn the_token_appears_nowhere_while_in_use() {
     let project = Project::new("token");
-    // This test's own: other tests use theirs at the same time.
+    // A token that no concurrent test uses.
     let token = "ghs_nowhere.to-be_seen";
     let registry = Registry::with_credential(USER, token);
     let address = registry.address();
@@ -390,7 +390,7 @@ fn the_token_shows_up_nowhere_while_it_is_used() {
         ("json", "trace"),
         ("github", "ci=debug"),
     ] {
-        // Another commit is another image: each run has something to push.
+        // A new commit, so that each run pushes an image.
         let sha = project.commit(format);
         let ci = project
             .ci(&["run", "-vv", "--format", format, "--registry", &address])
@@ -398,7 +398,7 @@ fn the_token_shows_up_nowhere_while_it_is_used() {
             .push_to_main(&sha, token);
         let seen = run_watched(&project, ci, token);
         assert_eq!(
-            registry.digest(project.repository(), &short(&project)),
+            registry.digest(project.repository(), &short_sha(&project)),
             archive::read_digest(&project.path().join("target/ci/image.tar")).unwrap()
         );
         assert!(
@@ -409,11 +409,11 @@ fn the_token_shows_up_nowhere_while_it_is_used() {
 }
 
 #[test]
-fn a_pull_request_neither_talks_to_the_registry_nor_uses_the_token() {
+fn a_pull_request_uses_neither_the_registry_nor_the_token() {
     let project = Project::new("pull-request");
     let token = "ghs_not.even_used";
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let registry = Impostor::silent();
+    let registry = FakeRegistry::untouched();
     let ci = project
         .ci(&["run", "-vv", "--registry", &registry.address()])
         .push_to_main(&sha, token)
@@ -427,7 +427,7 @@ fn a_pull_request_neither_talks_to_the_registry_nor_uses_the_token() {
     assert_eq!(registry.requests(), Vec::<String>::new());
 }
 
-/// A token in the forms that it has on its way.
+/// A token in its plain and encoded forms.
 #[derive(Clone)]
 struct Secret([String; 3]);
 
@@ -436,7 +436,7 @@ impl Secret {
         Self([
             token.to_owned(),
             STANDARD.encode(token),
-            // What a registry gets to see.
+            // The form in the authorization header.
             STANDARD.encode(format!("{USER}:{token}")),
         ])
     }
@@ -447,7 +447,7 @@ impl Secret {
     }
 
     #[track_caller]
-    fn is_not_in(&self, place: &str, bytes: &[u8]) {
+    fn assert_not_in(&self, place: &str, bytes: &[u8]) {
         assert!(
             !self.is_in(bytes),
             "the token is in {place}:\n{}",
@@ -456,19 +456,19 @@ impl Secret {
     }
 
     #[track_caller]
-    fn is_not_below(&self, folder: &Path) {
+    fn assert_not_below(&self, folder: &Path) {
         for entry in walkdir::WalkDir::new(folder) {
             let entry = entry.unwrap();
             if entry.file_type().is_file() {
                 let content = std::fs::read(entry.path()).unwrap();
-                self.is_not_in(&entry.path().display().to_string(), &content);
+                self.assert_not_in(&entry.path().display().to_string(), &content);
             }
         }
     }
 }
 
-/// Runs `ci` to a good end, and looks for the token in all that it says, writes, leaves behind and starts. Returns the
-/// command lines of what ran on this machine meanwhile.
+/// Runs `ci` successfully, and asserts that the token is neither in its output and files nor in other processes. Returns the
+/// command lines of all processes that ran on this machine meanwhile.
 fn run_watched(project: &Project, ci: Ci, token: &str) -> BTreeSet<String> {
     let secret = Secret::new(token);
     let folder = tempfile::tempdir().unwrap();
@@ -478,7 +478,7 @@ fn run_watched(project: &Project, ci: Ci, token: &str) -> BTreeSet<String> {
         .env("GITHUB_OUTPUT", &format!("{folder_name}/output"))
         .env("GITHUB_STEP_SUMMARY", &format!("{folder_name}/summary"))
         .into_command();
-    // Linux does not show it yet when a process has only just become the program.
+    // A forked child shows this command line until it executes another program.
     let own: Vec<u8> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .flat_map(|word| [word.as_encoded_bytes(), b"\0"].concat())
@@ -505,20 +505,21 @@ fn run_watched(project: &Project, ci: Ci, token: &str) -> BTreeSet<String> {
     let stderr_text = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(0), "{stderr_text}");
     assert_eq!(leaks, BTreeSet::new());
-    secret.is_not_in("standard output", &stdout);
-    secret.is_not_in("standard error", &stderr);
+    secret.assert_not_in("standard output", &stdout);
+    secret.assert_not_in("standard error", &stderr);
     let reports = project.path().join("target/ci");
     assert!(reports.join("logs/smoke.log").is_file());
-    secret.is_not_below(&reports);
-    secret.is_not_below(folder.path());
-    let image = Image::of(&reports);
-    secret.is_not_in("the image's configuration", &image.config_bytes);
-    secret.is_not_in("the image's layer", image.layer());
+    secret.assert_not_below(&reports);
+    secret.assert_not_below(folder.path());
+    let image = Image::read(&reports);
+    secret.assert_not_in("the image's configuration", &image.config_bytes);
+    secret.assert_not_in("the image's layer", image.layer());
     seen
 }
 
-/// Looks at the command line and environment of every process on this machine, those in the engine's containers among
-/// them, until `ended`: what was seen, and where the token was. `ci` itself got its environment from the caller.
+/// Examines the command line and environment of every process on this machine, including those in the engine's containers, until
+/// `ended`. Returns all command lines, and those of processes with the token. `ci` itself is skipped, because the caller sets its
+/// environment.
 fn watch(
     secret: &Secret,
     ci: u32,
@@ -535,7 +536,7 @@ fn watch(
                 continue;
             }
             let arguments = read(&pid, "cmdline");
-            // A child that `ci` has forked and that has not become another program yet.
+            // A forked child of `ci` that has not executed another program yet.
             if arguments == own {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Two publishers of one tag at the same time: held back until the worst has happened.
+//! Two runs that publish the same tag at the same time, delayed to provoke the worst order of their requests.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -6,14 +6,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::faults::{Fault, Proxy, Stage, Who, meeting, once};
+use crate::faults::{Client, Fault, Proxy, Stage, apply_once, rendezvous};
 use crate::harness::{Ci, Outcome, Project, git};
 
-/// The look at the tag, and its being set.
-const LOOK: Stage = (Who::Ci, "GET", "/manifests/TAG");
-const SET: Stage = (Who::Crane, "PUT", "/manifests/TAG");
+/// The requests that read and set the tag.
+const GET_TAG: Stage = (Client::Ci, "GET", "/manifests/TAG");
+const PUT_TAG: Stage = (Client::Crane, "PUT", "/manifests/TAG");
 
-/// Clones `branch` of a project, with nothing else in it.
+/// Clones only `branch` of a project.
 fn clone(project: &Project, branch: &str) -> tempfile::TempDir {
     let folder = tempfile::Builder::new()
         .prefix("ci test race ")
@@ -36,8 +36,8 @@ fn clone(project: &Project, branch: &str) -> tempfile::TempDir {
     folder
 }
 
-/// Publishes from both at once.
-fn race(project: &Project, proxy: &Proxy, folders: [&Path; 2]) -> [Outcome; 2] {
+/// Publishes from both folders at the same time.
+fn publish_from_both(project: &Project, proxy: &Proxy, folders: [&Path; 2]) -> [Outcome; 2] {
     std::thread::scope(|scope| {
         let publish = |folder| {
             let ci = Ci::new(folder, &["publish", "--registry", &proxy.address])
@@ -49,14 +49,14 @@ fn race(project: &Project, proxy: &Proxy, folders: [&Path; 2]) -> [Outcome; 2] {
 }
 
 #[test]
-fn two_publishers_of_one_image_both_succeed() {
+fn both_publishers_of_the_same_image_succeed() {
     let project = Project::new("race-equal");
     let proxy = Proxy::new();
     let folders = [(); 2].map(|()| clone(&project, "main"));
     let tag = git(folders[0].path(), &["rev-parse", "--short", "HEAD"]);
-    // Both find no tag, twice, before either goes on.
-    proxy.rule(&tag, &[meeting(LOOK), meeting(LOOK)]);
-    let runs = race(&project, &proxy, [folders[0].path(), folders[1].path()]);
+    // Both runs find no tag, twice, before either continues.
+    proxy.set_rules(&tag, &[rendezvous(GET_TAG), rendezvous(GET_TAG)]);
+    let runs = publish_from_both(&project, &proxy, [folders[0].path(), folders[1].path()]);
     let digest = proxy.registry.digest(project.repository(), &tag);
     for run in runs {
         let run = run.exits(0);
@@ -67,7 +67,7 @@ fn two_publishers_of_one_image_both_succeed() {
             2
         );
     }
-    assert_eq!(proxy.struck(), 4);
+    assert_eq!(proxy.applied(), 4);
     let list = proxy.registry.index(
         project.repository(),
         &ci::image::attestations::fallback_tag(&digest),
@@ -85,8 +85,8 @@ fn two_publishers_of_one_image_both_succeed() {
     }
 }
 
-/// Many commits on top of `project`, each on a branch of its own: SHA by branch.
-fn commits(project: &Project) -> HashMap<String, String> {
+/// Creates many commits on top of `project`, each on its own branch; returns the SHA of each branch.
+fn create_commits(project: &Project) -> HashMap<String, String> {
     let mut child = Command::new("git")
         .args(["fast-import", "--quiet"])
         .current_dir(project.path())
@@ -116,11 +116,11 @@ fn commits(project: &Project) -> HashMap<String, String> {
 }
 
 #[test]
-fn of_two_publishers_of_different_images_exactly_one_succeeds_and_the_other_names_both() {
-    // Two commits whose SHAs begin alike.
+fn only_one_of_two_different_images_gets_the_tag() {
+    // Two commits whose SHAs start with the same four digits, and so have the same tag.
     let projects = ["race-different", "race-other"].map(Project::new);
     projects[1].commit("another history");
-    let [mine, theirs] = [commits(&projects[0]), commits(&projects[1])];
+    let [mine, theirs] = [create_commits(&projects[0]), create_commits(&projects[1])];
     let by_start: HashMap<&str, &String> = theirs
         .iter()
         .map(|(branch, sha)| (&sha[..4], branch))
@@ -128,7 +128,7 @@ fn of_two_publishers_of_different_images_exactly_one_succeeds_and_the_other_name
     let (my_branch, their_branch) = mine
         .iter()
         .find_map(|(branch, sha)| Some((branch, *by_start.get(&sha[..4])?)))
-        .expect("among so many there is a pair");
+        .expect("no pair of commits with the same short SHA");
     let folders = [
         clone(&projects[0], my_branch),
         clone(&projects[1], their_branch),
@@ -139,24 +139,32 @@ fn of_two_publishers_of_different_images_exactly_one_succeeds_and_the_other_name
         git(folders[1].path(), &["rev-parse", "--short", "HEAD"]),
         tag
     );
-    // Once both set the tag at the same moment, once one is as late as it may be: the other has long been through then.
-    for late in [Duration::ZERO, Duration::from_secs(3)] {
+    // First, both runs set the tag at the same moment. Then one sets it long after the other has finished.
+    for delay in [Duration::ZERO, Duration::from_secs(3)] {
         let proxy = Proxy::new();
-        let rules = [meeting(LOOK), meeting(LOOK), once(SET, Fault::Late(late))];
-        proxy.rule(&tag, &rules);
-        let runs = race(&projects[0], &proxy, [folders[0].path(), folders[1].path()]);
-        assert_eq!(proxy.struck(), 5);
-        let there = proxy.registry.digest(projects[0].repository(), &tag);
+        let rules = [
+            rendezvous(GET_TAG),
+            rendezvous(GET_TAG),
+            apply_once(PUT_TAG, Fault::Delay(delay)),
+        ];
+        proxy.set_rules(&tag, &rules);
+        let runs = publish_from_both(&projects[0], &proxy, [folders[0].path(), folders[1].path()]);
+        assert_eq!(proxy.applied(), 5);
+        let published = proxy.registry.digest(projects[0].repository(), &tag);
         let digests = runs
             .clone()
             .map(|run| run.report["digest"].as_str().unwrap().to_owned());
         assert_ne!(digests[0], digests[1]);
-        let [winner, loser] = if digests[0] == there { [0, 1] } else { [1, 0] };
-        assert_eq!(digests[winner], there);
+        let [winner, loser] = if digests[0] == published {
+            [0, 1]
+        } else {
+            [1, 0]
+        };
+        assert_eq!(digests[winner], published);
         let [won, lost] = [winner, loser].map(|index| runs[index].clone());
-        assert_eq!(won.exits(0).report["publish"]["digest"], there.as_str());
+        assert_eq!(won.exits(0).report["publish"]["digest"], published.as_str());
         lost.exits(4)
-            .says("is there already, as the image of another commit")
+            .says("already exists as the image of another commit")
             .says(&digests[winner])
             .says(&digests[loser])
             .publishes_nothing();

@@ -1,4 +1,4 @@
-//! A real registry on a free port of the loopback interface, and servers that only play one.
+//! A real registry on a free loopback port, and fake servers.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,17 +15,16 @@ use serde_json::Value;
 
 use crate::installed::install;
 
-/// The registry of the distribution's own package.
 const REGISTRY: Package = Package {
     name: "docker-registry",
-    purpose: "is pushed to by the tests",
+    purpose: "is the registry of the tests",
     probe: Probe::Program("docker-registry"),
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// A registry with a data folder of its own; it ends with this value.
+/// A registry with its own data folder. It is stopped on drop.
 pub struct Registry {
     child: Child,
     folder: tempfile::TempDir,
@@ -34,12 +33,12 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// One that lets everybody in.
+    /// Starts a registry without authentication.
     pub fn open() -> Self {
         Self::start(None)
     }
 
-    /// One that lets only `user` in, with `password`.
+    /// Starts a registry that accepts only this user and password.
     pub fn with_credential(user: &str, password: &str) -> Self {
         Self::start(Some((user.to_owned(), password.to_owned())))
     }
@@ -86,7 +85,7 @@ impl Registry {
         registry
     }
 
-    /// The system chose the port, so the log has it.
+    /// Reads the port from the log, because the system has chosen it.
     fn wait_for_port(&mut self) -> u16 {
         let begun = Instant::now();
         loop {
@@ -101,8 +100,8 @@ impl Registry {
             if let Some(port) = port {
                 return port;
             }
-            let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "the registry ended: {log}");
+            let status = self.child.try_wait().unwrap();
+            assert!(status.is_none(), "the registry exited: {log}");
             assert!(
                 begun.elapsed() < Duration::from_secs(60),
                 "the registry does not listen: {log}"
@@ -111,17 +110,17 @@ impl Registry {
         }
     }
 
-    /// What `--registry` takes.
+    /// The value for `--registry`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// All that it has written, each request among it.
+    /// The log, including each request.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    /// The requests with this method, in their order: the paths.
+    /// The paths of the requests with this method, in order.
     pub fn requests(&self, method: &str) -> Vec<String> {
         let start = format!("\"{method} ");
         self.log()
@@ -131,16 +130,16 @@ impl Registry {
             .collect()
     }
 
-    /// The repositories in it.
+    /// The names of all repositories.
     pub fn catalog(&self) -> Value {
-        let (status, _, body) = self.ask(Method::GET, "/v2/_catalog", None);
+        let (status, _, body) = self.send(Method::GET, "/v2/_catalog", None);
         assert_eq!(status, StatusCode::OK);
         serde_json::from_slice::<Value>(&body).unwrap()["repositories"].clone()
     }
 
-    /// No image, tag or layer is in it, not even in parts.
+    /// Asserts that the registry has no image, tag, or layer, not even a partial one.
     #[track_caller]
-    pub fn is_empty(&self) {
+    pub fn assert_empty(&self) {
         assert_eq!(self.catalog(), serde_json::json!([]));
         let data = self.folder.path().join("data");
         let files: Vec<PathBuf> = walkdir::WalkDir::new(data)
@@ -148,7 +147,7 @@ impl Registry {
             .filter_map(Result::ok)
             .filter(|entry| entry.file_type().is_file())
             .map(walkdir::DirEntry::into_path)
-            // What is left of a cancelled upload of nothing.
+            // Left over from the cancelled upload that proves write access.
             .filter(|path| !path.iter().any(|part| part == "_uploads"))
             .collect();
         assert_eq!(files, Vec::<PathBuf>::new());
@@ -156,7 +155,8 @@ impl Registry {
 
     /// The tags of a repository, sorted.
     pub fn tags(&self, repository: &str) -> Value {
-        let (status, _, body) = self.ask(Method::GET, &format!("/v2/{repository}/tags/list"), None);
+        let (status, _, body) =
+            self.send(Method::GET, &format!("/v2/{repository}/tags/list"), None);
         assert_eq!(status, StatusCode::OK);
         let mut tags = serde_json::from_slice::<Value>(&body).unwrap()["tags"].take();
         tags.as_array_mut()
@@ -165,31 +165,31 @@ impl Registry {
         tags
     }
 
-    /// The manifest that a tag names, byte for byte.
+    /// The unparsed manifest that a tag refers to.
     pub fn manifest(&self, repository: &str, tag: &str) -> Vec<u8> {
         let path = format!("/v2/{repository}/manifests/{tag}");
-        let (status, said, body) = self.ask(Method::GET, &path, None);
+        let (status, header, body) = self.send(Method::GET, &path, None);
         assert_eq!(status, StatusCode::OK, "{path}");
-        assert_eq!(said.as_deref(), Some(digest::sha256(&body).as_str()));
+        assert_eq!(header.as_deref(), Some(digest::sha256(&body).as_str()));
         body
     }
 
-    /// The index that a tag names, byte for byte.
+    /// The unparsed index that a tag refers to.
     pub fn index(&self, repository: &str, tag: &str) -> Vec<u8> {
         let path = format!("/v2/{repository}/manifests/{tag}");
-        let (status, _, body) = self.ask_as(INDEX, Method::GET, &path, None);
+        let (status, _, body) = self.send_as(INDEX, Method::GET, &path, None);
         assert_eq!(status, StatusCode::OK, "{path}");
         body
     }
 
-    /// The digest that the registry itself gives for a tag.
+    /// The digest of the manifest that a tag refers to.
     pub fn digest(&self, repository: &str, tag: &str) -> String {
         digest::sha256(&self.manifest(repository, tag))
     }
 
-    /// A blob, byte for byte.
+    /// The content of a blob.
     pub fn blob(&self, repository: &str, digest: &str) -> Vec<u8> {
-        let (status, _, body) = self.ask(
+        let (status, _, body) = self.send(
             Method::GET,
             &format!("/v2/{repository}/blobs/{digest}"),
             None,
@@ -201,10 +201,10 @@ impl Registry {
         body
     }
 
-    /// Lets `tag` name `manifest`, whatever it named before.
+    /// Points `tag` to `manifest`, even if it pointed to another one.
     pub fn put_manifest(&self, repository: &str, tag: &str, manifest: Vec<u8>) {
         let path = format!("/v2/{repository}/manifests/{tag}");
-        let (status, _, body) = self.ask(Method::PUT, &path, Some(manifest));
+        let (status, _, body) = self.send(Method::PUT, &path, Some(manifest));
         assert_eq!(
             status,
             StatusCode::CREATED,
@@ -213,10 +213,10 @@ impl Registry {
         );
     }
 
-    /// As [`Self::put_manifest`], for an index.
+    /// Points `tag` to `index`, even if it pointed to another manifest.
     pub fn put_index(&self, repository: &str, tag: &str, index: Vec<u8>) {
         let path = format!("/v2/{repository}/manifests/{tag}");
-        let (status, _, body) = self.ask_as(INDEX, Method::PUT, &path, Some(index));
+        let (status, _, body) = self.send_as(INDEX, Method::PUT, &path, Some(index));
         assert_eq!(
             status,
             StatusCode::CREATED,
@@ -230,12 +230,12 @@ impl Registry {
         let base = format!("http://{}", self.address());
         block_on(async {
             let client = reqwest::Client::builder().no_proxy().build().unwrap();
-            let begun = client
+            let upload = client
                 .post(format!("{base}/v2/{repository}/blobs/uploads/"))
                 .send()
                 .await
                 .unwrap();
-            let location = begun.headers()["location"].to_str().unwrap();
+            let location = upload.headers()["location"].to_str().unwrap();
             let mut url = reqwest::Url::parse(&base).unwrap().join(location).unwrap();
             url.query_pairs_mut().append_pair("digest", digest);
             let put = client.put(url).body(content.to_vec());
@@ -257,16 +257,16 @@ impl Registry {
         std::fs::write(file, content).unwrap();
     }
 
-    fn ask(
+    fn send(
         &self,
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
     ) -> (StatusCode, Option<String>, Vec<u8>) {
-        self.ask_as(MANIFEST, method, path, body)
+        self.send_as(MANIFEST, method, path, body)
     }
 
-    fn ask_as(
+    fn send_as(
         &self,
         media_type: &'static str,
         method: Method,
@@ -287,26 +287,26 @@ impl Registry {
                     .header(reqwest::header::CONTENT_TYPE, media_type)
                     .body(body);
             }
-            let answer = request.send().await.unwrap();
-            let digest = answer
+            let response = request.send().await.unwrap();
+            let digest = response
                 .headers()
                 .get("docker-content-digest")
                 .map(|value| value.to_str().unwrap().to_owned());
-            let status = answer.status();
-            (status, digest, answer.bytes().await.unwrap().to_vec())
+            let status = response.status();
+            (status, digest, response.bytes().await.unwrap().to_vec())
         })
     }
 }
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The registry's program; installed once where it is missing.
+/// The path of the registry's program, which is installed first if it is missing.
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -316,7 +316,7 @@ fn program() -> &'static Path {
 }
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
-    // It may be set already: the tests of this process share it.
+    // Another test of this process may have set the provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -325,21 +325,21 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
         .block_on(work)
 }
 
-/// A server that is no registry: it keeps what it is asked, and gives the answer that it was told to give.
-pub struct Impostor {
+/// A fake registry that records requests and sends scripted responses.
+pub struct FakeRegistry {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
-impl Impostor {
-    /// Listens on a free port of `host`; `answer` makes an HTTP answer of a request's head.
-    pub fn new(host: &str, answer: impl Fn(&str) -> String + Send + 'static) -> Self {
+impl FakeRegistry {
+    /// Listens on a free port of `host`. `respond` returns the HTTP response to a request's head.
+    pub fn new(host: &str, respond: impl Fn(&str) -> String + Send + 'static) -> Self {
         let host: IpAddr = host.parse().unwrap();
         let listener = TcpListener::bind((host, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&requests);
-        // It ends with the process of the tests.
+        let recorded = Arc::clone(&requests);
+        // The thread lives as long as the test process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { continue };
@@ -349,35 +349,35 @@ impl Impostor {
                     head.push(byte[0]);
                 }
                 let head = String::from_utf8_lossy(&head).into_owned();
-                let words = answer(&head);
-                // A connection counts, whatever was said.
-                heard.lock().unwrap().push(head);
-                let _ = stream.write_all(words.as_bytes());
+                let response = respond(&head);
+                // Connections without a request are recorded, too.
+                recorded.lock().unwrap().push(head);
+                let _ = stream.write_all(response.as_bytes());
             }
         });
         Self { address, requests }
     }
 
-    /// One that nobody should talk to.
-    pub fn silent() -> Self {
+    /// A server that must not receive any request.
+    pub fn untouched() -> Self {
         Self::new("127.0.0.1", |_| {
-            answer("500 Internal Server Error", &[], "nobody should ask")
+            response("500 Internal Server Error", &[], "unexpected request")
         })
     }
 
-    /// What `--registry` takes.
+    /// The value for `--registry`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// The heads of all requests up to now.
+    /// The heads of all requests so far.
     pub fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-/// An HTTP answer after which the connection ends.
-pub fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> String {
+/// Formats an HTTP response that closes the connection.
+pub fn response(status: &str, headers: &[(&str, &str)], body: &str) -> String {
     let headers: String = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
@@ -389,7 +389,7 @@ pub fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> String {
 }
 
 /// A loopback address on which nothing listens.
-pub fn nobody() -> String {
+pub fn unused_address() -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().to_string()
 }

@@ -1,4 +1,4 @@
-//! The image is a function of the commit, the platform and the toolchain: of nothing else.
+//! The image depends only on the commit, the platform, and the toolchain.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use serde_json::Value;
 use crate::embedded::Machine;
 use crate::harness::{Ci, Outcome, Project, git};
 use crate::image::Image;
-use crate::registry::{Impostor, Registry, answer};
-use crate::sources::short;
+use crate::registry::{FakeRegistry, Registry, response};
+use crate::sources::short_sha;
 
 const MAIN: &str = "api/src/main.rs";
-/// Nothing in the image is as old as this, nor as new as the day of the test.
+/// The commit's time. Neither a file nor the day of the test has this time.
 const TIME: &str = "2024-02-29T12:34:56+05:00";
 const TIME_IN_UTC: &str = "2024-02-29T07:34:56Z";
 const LATER: &str = "2024-03-31T01:02:03Z";
 const UNDER_077: [&str; 2] = ["-c", "umask 077 && exec \"$0\" \"$@\""];
 
-/// A service with a proc macro and build scripts among its dependencies.
+/// A service with a proc macro and build scripts in its dependencies.
 fn service(name: &str) -> Project {
     let project = Project::new(name);
     project.edit(
@@ -36,28 +36,28 @@ fn service(name: &str) -> Project {
         "#[derive(serde::Serialize)]\nstruct Started {\n    words: &'static str,\n}\n\nfn main() {",
     );
     project.write(".gitignore", "/target\n/ignored\n");
-    project.depend(
+    project.add_dependency(
         "libc = \"0.2\"\nserde = { version = \"1\", features = [\"derive\"] }\nserde_json = \"1\"",
     );
     project.format("");
-    // What the engine has done for another run of this test it would not do again.
+    // A unique file, so that the engine has no cached result of an earlier run of this test.
     project.write("docs/run.md", &format!("{:?}\n", SystemTime::now()));
     project
 }
 
-/// The same service, that tells how many cores its build has. Nothing of it gets into the program.
-const TELLS_CORES: &str = r#"fn main() {
+/// A build script that prints the number of cores, without an effect on the binary.
+const CORES_BUILD_SCRIPT: &str = r#"fn main() {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     println!("cargo::warning=cores: {cores}");
 }
 "#;
 
-fn log(folder: &Path) -> String {
+fn read_log(folder: &Path) -> String {
     std::fs::read_to_string(folder.join("target/ci/logs/build.log")).unwrap()
 }
 
-/// Overwrites the time of every file in a working tree.
-fn is_from_2001(folder: &Path) {
+/// Sets the modification time of every file in a working tree to 2001.
+fn set_mtimes_to_2001(folder: &Path) {
     let touched = Command::new("find")
         .arg(folder)
         .args(["-path", "*/.git", "-prune", "-o", "-exec", "touch"])
@@ -66,8 +66,8 @@ fn is_from_2001(folder: &Path) {
     assert!(touched.unwrap().success());
 }
 
-/// A home directory with settings for git and cargo that would make another image of anything.
-fn another_home(folder: &Path) -> PathBuf {
+/// A home directory with settings for git and cargo that would change the image.
+fn create_other_home(folder: &Path) -> PathBuf {
     let home = folder.join("home of somebody");
     std::fs::create_dir_all(home.join("cargo")).unwrap();
     let excluded = home.join("excluded");
@@ -83,7 +83,7 @@ fn another_home(folder: &Path) -> PathBuf {
     home
 }
 
-/// Cargo's settings that would make another program, if it built at all.
+/// Cargo settings that would change the binary or break the build.
 const OTHER_CARGO: &str = r#"[build]
 rustflags = ["--cfg", "somebodys", "-C", "debuginfo=2"]
 target-dir = "/nonexistent"
@@ -93,7 +93,7 @@ opt-level = 0
 debug = true
 "#;
 
-/// What a caller's environment may have that would make another program.
+/// Environment variables that would change the binary.
 const OTHER_ENVIRONMENT: [(&str, &str); 16] = [
     ("TZ", "Pacific/Kiritimati"),
     ("LANG", "tr_TR.UTF-8"),
@@ -113,8 +113,8 @@ const OTHER_ENVIRONMENT: [(&str, &str); 16] = [
     ("APP_COMMIT", "0000000"),
 ];
 
-/// The toolchain lies below the home directory; in another one it is looked for by its own variables.
-fn somebodys(mut ci: Ci, home: &Path) -> Ci {
+/// Runs the call with another home directory and environment. `RUSTUP_HOME` still points to the real toolchain.
+fn in_other_environment(mut ci: Ci, home: &Path) -> Ci {
     if std::env::var_os("RUSTUP_HOME").is_none() {
         let rustup = Path::new(&std::env::var("HOME").unwrap()).join(".rustup");
         ci = ci.env("RUSTUP_HOME", rustup.to_str().unwrap());
@@ -126,8 +126,8 @@ fn somebodys(mut ci: Ci, home: &Path) -> Ci {
         .env("CARGO_HOME", home.join("cargo").to_str().unwrap())
 }
 
-/// Files that git overlooks in three ways, each of which cargo would take.
-fn what_lies_about(folder: &Path) {
+/// Adds files that git ignores for three different reasons, and that cargo would use.
+fn add_ignored_files(folder: &Path) {
     let write = |path: &str, text: &str| {
         let file = folder.join(path);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -149,12 +149,12 @@ fn what_lies_about(folder: &Path) {
 }
 
 #[test]
-fn one_commit_is_one_image_wherever_it_is_built() {
+fn one_commit_builds_one_image_everywhere() {
     let machine = Machine::new();
-    let engine = machine.everybodys.clone();
+    let engine = machine.shared_engine.clone();
     let project = service("reproducible");
-    project.write("api/build.rs", TELLS_CORES);
-    // What is compiled in parts could be put together of older ones.
+    project.write("api/build.rs", CORES_BUILD_SCRIPT);
+    // Incremental compilation could reuse parts of an older build.
     let manifest = project.read("Cargo.toml");
     project.write(
         "Cargo.toml",
@@ -169,9 +169,9 @@ fn one_commit_is_one_image_wherever_it_is_built() {
     project.commit("after");
     project.git(&["checkout", "--quiet", "--detach", "the-one"]);
 
-    // With the caches of another commit.
-    let here = project.ci(&["build", "--engine", &engine]).run().exits(0);
-    let digest = here.report["digest"].as_str().unwrap().to_owned();
+    // Builds with the caches of another commit.
+    let first = project.ci(&["build", "--engine", &engine]).run().exits(0);
+    let digest = first.report["digest"].as_str().unwrap().to_owned();
     let same = |what: &str, run: Outcome| {
         let run = run.exits(0);
         assert_eq!(run.report["commit"], commit, "{what}");
@@ -181,72 +181,77 @@ fn one_commit_is_one_image_wherever_it_is_built() {
     };
 
     let folder = tempfile::tempdir().unwrap();
-    let home = another_home(folder.path());
-    // A parent directory of every clone: cargo looks upwards.
+    let home = create_other_home(folder.path());
+    // cargo reads the settings in parent directories of a clone.
     std::fs::create_dir(folder.path().join(".cargo")).unwrap();
     std::fs::write(folder.path().join(".cargo/config.toml"), OTHER_CARGO).unwrap();
     let clone = |name: &str, how: &[&str]| {
-        let there = folder.path().join(name);
+        let path = folder.path().join(name);
         let from = format!("file://{}", project.path().display());
         let arguments = [&["clone", "--quiet", "--branch", "the-one"], how].concat();
         git(
             folder.path(),
-            &[&arguments[..], &[&from, there.to_str().unwrap()]].concat(),
+            &[&arguments[..], &[&from, path.to_str().unwrap()]].concat(),
         );
-        there
+        path
     };
     let whole = clone("another path, and a longer one", &[]);
     let shallow = clone("shallow", &["--depth", "1"]);
     git(&shallow, &["config", "core.abbrev", "12"]);
     let build = |folder: &Path| {
         machine
-            .here(Ci::new(folder, &["build", "--engine", &engine]))
+            .with_cache(Ci::new(folder, &["build", "--engine", &engine]))
             .env("LAB_CI_REPOSITORY", project.repository())
     };
 
-    // One difference after the other, so that the one that counts is known.
+    // Each difference alone, so that a failure shows its cause.
     same("another path", build(&whole).run());
     let run = same("a shallow clone", build(&shallow).run());
     assert_eq!(run.report["tag"].as_str().unwrap().len(), 12);
-    is_from_2001(&whole);
+    set_mtimes_to_2001(&whole);
     same("other times", build(&whole).run());
     same("another umask", build(&whole).under("sh", &UNDER_077).run());
-    same("another user", somebodys(build(&whole), &home).run());
+    same(
+        "another user",
+        in_other_environment(build(&whole), &home).run(),
+    );
     project.ci(&["test", "--engine", &engine]).run().exits(0);
     let after = project.ci(&["build", "--engine", &engine]).run();
     same("after the tests", after);
-    what_lies_about(&shallow);
+    add_ignored_files(&shallow);
     same(
-        "with what lies about",
-        somebodys(build(&shallow), &home).run(),
+        "ignored files",
+        in_other_environment(build(&shallow), &home).run(),
     );
 
-    // All of it at once, on an engine that has never built anything and has one core.
+    // All differences at once, on a new engine with one core.
     let one_core = ["--cpu-list", "0"];
     machine
         .ci(&["engine", "up"])
         .under("taskset", &one_core)
         .run()
         .exits(0);
-    is_from_2001(&shallow);
-    let there = |command: &str| {
+    set_mtimes_to_2001(&shallow);
+    let elsewhere = |command: &str| {
         let ci = Ci::new(&shallow, &[command, "--engine", "embedded"]);
-        let ci = machine.here(ci).env("LAB_CI_REPOSITORY", "e2e/elsewhere");
-        somebodys(ci, &home)
+        let ci = machine
+            .with_cache(ci)
+            .env("LAB_CI_REPOSITORY", "e2e/elsewhere");
+        in_other_environment(ci, &home)
             .under("sh", &UNDER_077)
             .under("taskset", &one_core)
     };
-    there("test").run().exits(0);
-    same("all at once", there("build").run());
-    let said = log(&shallow);
-    assert!(said.contains("Compiling serde_json"), "{said}");
-    assert!(said.contains("cores: 1\n"), "{said}");
+    elsewhere("test").run().exits(0);
+    same("all at once", elsewhere("build").run());
+    let log = read_log(&shallow);
+    assert!(log.contains("Compiling serde_json"), "{log}");
+    assert!(log.contains("cores: 1\n"), "{log}");
     machine.down();
 }
 
-/// The commit's own, which every other commit has differently.
+/// Removes the parts that differ for every commit.
 fn without_the_commit(mut config: Value) -> Value {
-    let commits =
+    let is_of_commit =
         |name: &str| name.starts_with("APP_COMMIT=") || name.starts_with("APP_BUILD_TIME=");
     config.as_object_mut().unwrap().remove("created").unwrap();
     for entry in config["history"].as_array_mut().unwrap() {
@@ -257,13 +262,13 @@ fn without_the_commit(mut config: Value) -> Value {
     labels.remove("org.opencontainers.image.revision").unwrap();
     let env = process["Env"].as_array_mut().unwrap();
     let before = env.len();
-    env.retain(|line| !commits(line.as_str().unwrap()));
+    env.retain(|line| !is_of_commit(line.as_str().unwrap()));
     assert_eq!(env.len(), before - 2);
     config
 }
 
 #[test]
-fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
+fn documentation_changes_recompile_nothing_and_keep_the_layers() {
     let project = service("reproducible-documentation");
     project.write("docs/old.md", "# Old\n");
     project.write("api/parts/part.txt", "a part\n");
@@ -274,7 +279,7 @@ fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
     project.commit_with("the code", &[("GIT_COMMITTER_DATE", TIME)]);
     let build = || project.ci(&["build"]).run().exits(0);
     build();
-    let before = Image::of(&project.path().join("target/ci"));
+    let before = Image::read(&project.path().join("target/ci"));
 
     project.write("README.md", "# What this is\n");
     project.write("api/README.md", "# What this part is\n");
@@ -283,10 +288,10 @@ fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
     project.git(&["rm", "--quiet", "docs/old.md"]);
     project.commit_with("what it is", &[("GIT_COMMITTER_DATE", LATER)]);
     build();
-    let after = Image::of(&project.path().join("target/ci"));
-    let said = log(project.path());
-    assert!(said.contains("Finished `release` profile"), "{said}");
-    assert!(!said.contains("Compiling"), "{said}");
+    let after = Image::read(&project.path().join("target/ci"));
+    let log = read_log(project.path());
+    assert!(log.contains("Finished `release` profile"), "{log}");
+    assert!(!log.contains("Compiling"), "{log}");
     assert_eq!(before.manifest["layers"], after.manifest["layers"]);
     assert_ne!(
         before.manifest["config"]["digest"],
@@ -299,7 +304,7 @@ fn a_commit_of_documentation_has_the_same_layers_and_recompiles_nothing() {
 }
 
 #[test]
-fn every_time_in_the_image_is_the_commits_or_none_and_nobody_is_named() {
+fn the_image_has_only_commit_timestamps_and_no_user_names() {
     let project = Project::new("reproducible-times");
     project.write("api/parts/part.txt", "a part\n");
     project.write(
@@ -308,7 +313,7 @@ fn every_time_in_the_image_is_the_commits_or_none_and_nobody_is_named() {
     );
     project.commit_with("the code", &[("GIT_COMMITTER_DATE", TIME)]);
     project.ci(&["build"]).run().exits(0);
-    let image = Image::of(&project.path().join("target/ci"));
+    let image = Image::read(&project.path().join("target/ci"));
     assert_eq!(image.config["created"], TIME_IN_UTC);
     for entry in image.config["history"].as_array().unwrap() {
         assert_eq!(entry["created"], TIME_IN_UTC);
@@ -335,7 +340,7 @@ fn every_time_in_the_image_is_the_commits_or_none_and_nobody_is_named() {
     );
 }
 
-/// What a service can say of the image that it runs in: the commit in its configuration, and a hash of the program.
+/// A function that identifies the image at run time, by the commit in its configuration and a hash of the binary.
 const IDENTITY: &str = r#"
 fn identity() -> String {
     let program = std::fs::read("/proc/self/exe").expect("it is running");
@@ -351,26 +356,26 @@ fn hash(bytes: &[u8]) -> u64 {
 "#;
 
 #[test]
-fn scan_smoke_test_and_registry_saw_the_same_image() {
+fn scan_smoke_test_and_registry_see_the_same_image() {
     let project = Project::new("one-image");
     project.edit(MAIN, "\"listening\"", "\"{}\", identity()");
     project.edit(MAIN, "\n#[cfg(test)]", &format!("{IDENTITY}\n#[cfg(test)]"));
     project.format("");
-    let commit = project.commit("it says what it is");
+    let commit = project.commit("a service that prints its identity");
     let registry = Registry::open();
     let run = project
         .ci(&["publish", "--registry", &registry.address()])
         .run()
         .exits(0);
 
-    // The archive, by its own bytes.
+    // The archive.
     let archive = project.path().join("target/ci/image.tar");
     let digest = archive::read_digest(&archive).unwrap();
-    let image = Image::of(&project.path().join("target/ci"));
+    let image = Image::read(&project.path().join("target/ci"));
     let config = &image.manifest["config"]["digest"];
     assert_eq!(run.report["digest"], digest.as_str());
 
-    // Trivy's own word.
+    // The image that Trivy has scanned.
     let trivy: Value = serde_json::from_str(&project.read("target/ci/trivy.json")).unwrap();
     assert_eq!(trivy["Metadata"]["ImageID"], *config);
     assert_eq!(
@@ -378,38 +383,38 @@ fn scan_smoke_test_and_registry_saw_the_same_image() {
         image.config["rootfs"]["diff_ids"]
     );
 
-    // The service's own word, while it was asked for its health.
+    // The image of the smoke test, according to the service's own output.
     let program = &image.entries()["api"].1;
     let mut hasher = DefaultHasher::new();
     hasher.write(program);
     let identity = format!("{commit} {}", hasher.finish());
-    let said = project.read("target/ci/logs/smoke.log");
-    assert!(said.contains(&identity), "{identity} is not in: {said}");
+    let log = project.read("target/ci/logs/smoke.log");
+    assert!(log.contains(&identity), "{identity} is not in: {log}");
 
-    // The registry's own bytes, down to the last.
-    let tag = short(&project);
+    // The content in the registry.
+    let tag = short_sha(&project);
     let manifest = registry.manifest(project.repository(), &tag);
     assert_eq!(digest::sha256(&manifest), digest);
     for blob in [config, &image.manifest["layers"][0]["digest"]] {
         let digest = blob.as_str().unwrap();
-        let there = registry.blob(project.repository(), digest);
-        assert_eq!(digest::sha256(&there), digest);
+        let published = registry.blob(project.repository(), digest);
+        assert_eq!(digest::sha256(&published), digest);
         assert_eq!(
-            there,
+            published,
             archive::read_entry(&archive, &archive::blob_path(digest)).unwrap()
         );
     }
 }
 
 #[test]
-fn an_archive_that_is_changed_between_the_gates_and_the_push_is_not_published() {
+fn publishes_nothing_when_the_archive_changes_before_the_push() {
     let project = Project::new("changed-archive");
     let archive = project.path().join("target/ci/image.tar");
-    // It is asked for the tag when every gate has passed, and the push is what comes next.
-    let registry = Impostor::new("127.0.0.1", move |head| {
+    // The archive is changed on the request for the tag, which comes after all gates and before the push.
+    let registry = FakeRegistry::new("127.0.0.1", move |head| {
         if head.starts_with("POST") {
-            let there = [("location", "/v2/upload"), ("content-length", "0")];
-            return answer("202 Accepted", &there, "");
+            let headers = [("location", "/v2/upload"), ("content-length", "0")];
+            return response("202 Accepted", &headers, "");
         }
         if head.contains("/manifests/") {
             if let Ok(mut bytes) = std::fs::read(&archive) {
@@ -417,9 +422,9 @@ fn an_archive_that_is_changed_between_the_gates_and_the_push_is_not_published() 
                 bytes[middle] ^= 1;
                 std::fs::write(&archive, bytes).unwrap();
             }
-            return answer("404 Not Found", &[], "");
+            return response("404 Not Found", &[], "");
         }
-        answer("200 OK", &[], "")
+        response("200 OK", &[], "")
     });
     let run = project
         .ci(&["publish", "--registry", &registry.address()])

@@ -1,4 +1,4 @@
-//! How a run goes on and ends: failures together, limits, signals, reruns, and what programs read of it.
+//! The end of a run: several failures, time limits, signals, reruns, and machine-readable output.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -7,11 +7,11 @@ use std::time::SystemTime;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Ended, Outcome, Project, TEST_RUNS};
+use crate::harness::{KillOnDrop, Outcome, Project, TEST_RUNS};
 
-/// A test that says that it runs, and does not end in a lifetime.
-fn test_sleeps(project: &Project) {
-    project.test_does(&format!(
+/// Adds a unit test that announces its start and then sleeps for a day.
+fn add_sleeping_test(project: &Project) {
+    project.extend_test(&format!(
         "{TEST_RUNS}\n        std::thread::sleep(std::time::Duration::from_secs(86400));"
     ));
 }
@@ -25,12 +25,13 @@ fn break_format(project: &Project) {
 }
 
 #[test]
-fn independent_gates_finish_and_a_failing_test_outweighs_a_vulnerability() {
+fn finishes_independent_gates_and_exits_with_1_despite_a_vulnerability() {
     let project = Project::new("several-failures");
-    project
-        .depend(r#"regex = { version = "=1.5.4", default-features = false, features = ["std"] }"#);
+    project.add_dependency(
+        r#"regex = { version = "=1.5.4", default-features = false, features = ["std"] }"#,
+    );
     break_format(&project);
-    project.test_does("assert!(std::env::args().count() > 9, \"not today\");");
+    project.extend_test("assert!(std::env::args().count() > 9, \"not today\");");
     project.commit("a bad format, a failing test and a vulnerability");
     let run = project
         .ci(&[])
@@ -54,10 +55,10 @@ fn independent_gates_finish_and_a_failing_test_outweighs_a_vulnerability() {
 }
 
 #[test]
-fn fail_fast_cancels_what_still_runs() {
+fn fail_fast_cancels_running_steps() {
     let project = Project::new("fail-fast");
     break_format(&project);
-    test_sleeps(&project);
+    add_sleeping_test(&project);
     project.commit("a bad format, and a test that never ends");
     let run = project.ci(&["--fail-fast"]).run().exits(1);
     assert_eq!(run.status("fmt"), "failed");
@@ -68,9 +69,9 @@ fn fail_fast_cancels_what_still_runs() {
 }
 
 #[test]
-fn a_run_that_takes_too_long_ends_with_its_report() {
+fn writes_a_report_when_the_time_limit_expires() {
     let project = Project::new("time-limit");
-    test_sleeps(&project);
+    add_sleeping_test(&project);
     project.commit("a test that never ends");
     let run = project
         .ci(&["test", "--timeout", "3s"])
@@ -86,17 +87,17 @@ fn a_run_that_takes_too_long_ends_with_its_report() {
     );
 }
 
-/// Ends a run by `signal` while its test runs.
-fn ends_by(signal: Signal, name: &str) {
+/// Asserts that a run stops on `signal` while its unit test runs, twice in a row.
+fn assert_stops_on(signal: Signal, name: &str) {
     let project = Project::new(name);
-    test_sleeps(&project);
+    add_sleeping_test(&project);
     project.commit("a test that never ends");
-    interrupt(&project, signal);
-    // What was cancelled does not stand in the way of the next run: its test runs, too.
-    interrupt(&project, signal);
+    assert_stops_once_on(&project, signal);
+    // The cancelled run does not prevent the next one from running its test.
+    assert_stops_once_on(&project, signal);
 }
 
-fn interrupt(project: &Project, signal: Signal) {
+fn assert_stops_once_on(project: &Project, signal: Signal) {
     let ci = project
         .ci(&["-v", "--timeout", "5m"])
         .into_command()
@@ -104,24 +105,28 @@ fn interrupt(project: &Project, signal: Signal) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut ci = Ended(ci);
-    let mut said = String::new();
-    let mut stderr = BufReader::new(ci.0.stderr.take().unwrap());
-    while !said.contains("the test runs") {
-        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended:\n{said}");
+    let mut ci = KillOnDrop(ci);
+    let mut stderr = String::new();
+    let mut reader = BufReader::new(ci.0.stderr.take().unwrap());
+    while !stderr.contains("the test runs") {
+        assert_ne!(
+            reader.read_line(&mut stderr).unwrap(),
+            0,
+            "ci exited:\n{stderr}"
+        );
     }
     let children = children(ci.0.id());
     assert!(
         children
             .iter()
             .any(|child| command_line(*child).contains("session")),
-        "a session is open: {children:?}"
+        "no session process: {children:?}"
     );
     kill(Pid::from_raw(ci.0.id().try_into().unwrap()), signal).unwrap();
-    // The rest is read, so that nobody waits for a full pipe.
-    std::io::Read::read_to_string(&mut stderr, &mut said).unwrap();
+    // Reads the rest, so that `ci` does not block on a full pipe.
+    std::io::Read::read_to_string(&mut reader, &mut stderr).unwrap();
     let code = ci.0.wait().unwrap().code();
-    assert_eq!(code, Some(130), "{said}");
+    assert_eq!(code, Some(130), "{stderr}");
     for child in children {
         assert!(
             !command_line(child).contains("session"),
@@ -132,7 +137,7 @@ fn interrupt(project: &Project, signal: Signal) {
     let run = Outcome {
         code: 130,
         stdout: String::new(),
-        stderr: said,
+        stderr,
         report: serde_json::from_str(&project.read("target/ci/report.json")).unwrap(),
     };
     assert_eq!(run.status("test"), "cancelled");
@@ -143,15 +148,15 @@ fn interrupt(project: &Project, signal: Signal) {
 
 #[test]
 fn an_interrupted_run_leaves_a_report_and_no_session() {
-    ends_by(Signal::SIGINT, "interrupted");
+    assert_stops_on(Signal::SIGINT, "interrupted");
 }
 
 #[test]
 fn a_terminated_run_leaves_a_report_and_no_session() {
-    ends_by(Signal::SIGTERM, "terminated");
+    assert_stops_on(Signal::SIGTERM, "terminated");
 }
 
-/// The children of a process: of all its threads.
+/// The children of all threads of a process.
 fn children(parent: u32) -> Vec<u32> {
     let threads = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
     threads
@@ -165,7 +170,7 @@ fn children(parent: u32) -> Vec<u32> {
         .collect()
 }
 
-/// The command line of a process; empty where there is none.
+/// The command line of a process, or an empty string if the process does not exist.
 fn command_line(process: u32) -> String {
     std::fs::read_to_string(format!("/proc/{process}/cmdline"))
         .unwrap_or_default()
@@ -173,19 +178,19 @@ fn command_line(process: u32) -> String {
 }
 
 #[test]
-fn a_test_that_fails_for_an_outside_reason_passes_when_it_is_run_again() {
+fn repeats_failed_tests_and_remembers_passed_ones() {
     let project = Project::new("flaky");
-    // What is outside of the sources here is a file in the volume of cargo's work, by a name that no run before had.
+    // The test depends on a file in the volume of cargo's work, with a name that is new for each run of this test.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let marker = format!("/work/outage-{}", now.unwrap().as_nanos());
-    project.test_does(&format!(
+    project.extend_test(&format!(
         r#"let over = std::path::Path::new("{marker}");
         if !over.exists() {{
             std::fs::write(over, "").unwrap();
             panic!("the other side is down");
         }}"#
     ));
-    let commit = project.commit("a test of something outside");
+    let commit = project.commit("a test with an outside dependency");
     let first = project
         .ci(&["test"])
         .run()
@@ -202,7 +207,7 @@ fn a_test_that_fails_for_an_outside_reason_passes_when_it_is_run_again() {
 }
 
 #[test]
-fn the_archive_goes_where_output_says_and_the_outputs_to_github() {
+fn writes_the_archive_and_the_github_outputs() {
     let project = Project::new("output");
     let outputs = project.path().join("target/outputs");
     let ci = |arguments: &[&str]| {
@@ -215,7 +220,7 @@ fn the_archive_goes_where_output_says_and_the_outputs_to_github() {
         .exits(0);
     let shipped = std::fs::read(project.path().join("target/shipped.tar")).unwrap();
     let built = std::fs::read(project.path().join("target/ci/image.tar")).unwrap();
-    assert!(shipped == built, "the same bytes");
+    assert!(shipped == built, "the archives differ");
     let short = project.git(&["rev-parse", "--short", "HEAD"]);
     let digest = run.report["digest"].as_str().unwrap();
     assert_eq!(
@@ -230,11 +235,11 @@ fn the_archive_goes_where_output_says_and_the_outputs_to_github() {
         .run()
         .exits(1);
     assert!(!project.path().join("target/shipped.tar").exists());
-    assert!(!outputs.exists(), "no image, no outputs");
+    assert!(!outputs.exists(), "outputs were written without an image");
 }
 
 #[test]
-fn the_report_as_json_is_all_that_standard_output_gets() {
+fn prints_only_the_json_report_to_stdout() {
     let project = Project::new("json");
     break_format(&project);
     project.commit("a bad format");
@@ -247,7 +252,7 @@ fn the_report_as_json_is_all_that_standard_output_gets() {
 }
 
 #[test]
-fn on_github_a_failure_is_an_annotation_in_a_plain_log() {
+fn prints_annotations_in_a_plain_log_on_github() {
     let project = Project::new("github");
     break_format(&project);
     let sha = project.commit("a bad format");
@@ -264,16 +269,16 @@ fn on_github_a_failure_is_an_annotation_in_a_plain_log() {
         .says("\n::error title=ci::fmt: some files are not formatted");
     assert_eq!(on_github.report["event"], "pull-request");
     for run in [plain, on_github] {
-        assert!(!run.stderr.contains('\u{1b}'), "no escape codes in a file");
+        assert!(!run.stderr.contains('\u{1b}'), "escape codes in a file");
         assert_eq!(run.stdout, "");
     }
 }
 
 #[test]
-fn colours_are_for_terminals_that_want_them() {
+fn uses_colours_only_on_terminals_without_no_color() {
     let project = Project::new("colours");
     let on_a_terminal = |variables: &[(&str, &str)]| {
-        // script(1) gives the program a terminal; it is part of every Debian.
+        // script(1), which is part of every Debian, runs the program on a terminal.
         let mut command = Command::new("script");
         command
             .args(["--quiet", "--return", "--command"])

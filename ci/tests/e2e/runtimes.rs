@@ -1,4 +1,4 @@
-//! Container runtimes, real ones of the distribution: what can run an engine is used, what cannot is told apart in seconds.
+//! Container runtimes of the distribution: `ci` uses one that can run an engine, and detects within seconds if one cannot.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::embedded::short_folder;
 use crate::harness::{Ci, Outcome, Project};
-use crate::provisioned::provisioned;
+use crate::provisioned::provision;
 
 const DOCKER: Package = Package {
     name: "docker.io",
@@ -26,9 +26,9 @@ const PODMAN: Package = Package {
     probe: Probe::Program("podman"),
 };
 const IMAGE: &str = common::pins::DAGGER_IMAGE;
-/// Of setpriv: a machine, like this one, that does not have for a container all that it may be asked for.
-const REFUSING: [&str; 2] = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
-/// runc, without the privilege that a sandbox such as this one does not have to give.
+/// Options for setpriv that remove a capability, so that privileged containers fail.
+const DROP_CAPABILITY: [&str; 2] = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
+/// A wrapper of runc that omits a capability, which a sandbox may lack.
 const RUNC: &str = r#"#!/bin/sh
 for word; do
 	case ${last-} in
@@ -41,28 +41,28 @@ done
 exec runc "$@"
 "#;
 
-fn installed(package: Package) {
-    block_on(provision::packages(&[package], &|_| true, &Silent)).unwrap();
+fn install(package: Package) {
+    block_on(provision::install_packages(&[package], &|_| true, &Silent)).unwrap();
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(future)
 }
 
-/// Engines and daemons have sockets in it.
+/// A temporary folder with a path that is short enough for sockets.
 pub fn folder() -> TempDir {
     short_folder()
 }
 
-/// This machine's programs, with these container runtimes and no others.
-fn programs(runtimes: &[&str]) -> TempDir {
+/// A folder with links to all programs of this machine, but only these container runtimes.
+fn link_programs(runtimes: &[&str]) -> TempDir {
     let folder = folder();
     for place in std::env::split_paths(&std::env::var_os("PATH").unwrap()) {
         for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
             let name = entry.file_name().into_string().unwrap();
             let runtime = ["docker", "container", "podman", "finch", "nerdctl"];
             if !runtime.contains(&&*name) || runtimes.contains(&&*name) {
-                // The first on the path counts.
+                // Fails if the name exists already: the first folder in PATH takes precedence.
                 let _ = symlink(entry.path(), folder.path().join(name));
             }
         }
@@ -70,13 +70,13 @@ fn programs(runtimes: &[&str]) -> TempDir {
     folder
 }
 
-pub fn executable(file: &Path, text: &str) {
+pub fn write_executable(file: &Path, text: &str) {
     std::fs::write(file, text).unwrap();
     std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[track_caller]
-pub fn good(output: Output) -> String {
+pub fn expect_success(output: Output) -> String {
     assert!(
         output.status.success(),
         "{}",
@@ -85,7 +85,7 @@ pub fn good(output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A Docker daemon of the test's own.
+/// A separate Docker daemon. It is stopped on drop.
 struct Docker {
     folder: TempDir,
     programs: TempDir,
@@ -93,15 +93,15 @@ struct Docker {
 }
 
 impl Docker {
-    /// `before` are the words in front of the daemon's own: unshare's options, and what is to start it.
+    /// `before` are further options for unshare, or a command that starts the daemon.
     fn start(before: &[&str], options: &[&str]) -> Self {
-        installed(DOCKER);
+        install(DOCKER);
         let folder = folder();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let at = |name: &str| folder.path().join(name);
-        executable(&at("runc"), RUNC);
+        write_executable(&at("runc"), RUNC);
         let daemon = Command::new("unshare")
-            .args(provision::ALONE)
+            .args(provision::UNSHARE_ARGUMENTS)
             .args(before)
             .arg("dockerd")
             .arg(format!("--host=unix://{}", at("socket").display()))
@@ -117,7 +117,7 @@ impl Docker {
             .spawn()
             .unwrap();
         let docker = Self {
-            programs: programs(&["docker"]),
+            programs: link_programs(&["docker"]),
             folder,
             daemon,
         };
@@ -150,8 +150,8 @@ impl Docker {
     }
 
     #[track_caller]
-    fn does(&self, arguments: &[&str]) -> String {
-        good(self.command(arguments).output().unwrap())
+    fn run(&self, arguments: &[&str]) -> String {
+        expect_success(self.command(arguments).output().unwrap())
     }
 
     fn ci(&self, project: &Project, arguments: &[&str]) -> Ci {
@@ -164,27 +164,27 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        // Containers have control groups, which only their own end takes away.
+        // The control groups of containers disappear only if the containers exit.
         end_containers(|arguments| self.command(arguments));
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
 }
 
-/// Podman with storage and settings of the test's own. It has no daemon.
+/// Podman with separate storage and settings. It has no daemon.
 struct Podman {
     folder: TempDir,
     programs: TempDir,
 }
 
 impl Podman {
-    /// With what this machine's sandbox lets containers do, or as it comes.
+    /// `modest` limits containers to the privileges that a sandbox has.
     fn new(modest: bool) -> Self {
-        installed(DOCKER);
-        installed(PODMAN);
+        install(DOCKER);
+        install(PODMAN);
         let folder = folder();
         let at = |name: &str| folder.path().join(name);
-        executable(&at("runc"), RUNC);
+        write_executable(&at("runc"), RUNC);
         let storage = format!(
             "[storage]\ndriver = \"vfs\"\ngraphroot = {:?}\nrunroot = {:?}\n",
             at("graph"),
@@ -202,7 +202,7 @@ impl Podman {
         };
         std::fs::write(at("containers.conf"), settings).unwrap();
         Self {
-            programs: programs(&["docker", "podman"]),
+            programs: link_programs(&["docker", "podman"]),
             folder,
         }
     }
@@ -214,7 +214,7 @@ impl Podman {
             ("DOCKER_HOST", "unix:///nonexistent/docker.sock".to_owned()),
             ("CONTAINERS_STORAGE_CONF", at("storage.conf")),
             ("CONTAINERS_CONF", at("containers.conf")),
-            // Nothing is pulled: nobody listens there.
+            // Nothing listens on this port, so no image can be pulled.
             ("HTTPS_PROXY", "http://127.0.0.1:1".to_owned()),
         ]
     }
@@ -248,8 +248,8 @@ fn end_containers(command: impl Fn(&[&str]) -> Command) {
     }
 }
 
-/// Makes an image of a folder, under the name of the engine's.
-fn import(command: impl Fn(&[&str]) -> Command, root: &Path, entrypoint: &str) {
+/// Imports a folder as an image, under the name of the engine's image.
+fn import_image(command: impl Fn(&[&str]) -> Command, root: &Path, entrypoint: &str) {
     let mut tar = Command::new("tar")
         .arg("-C")
         .arg(root)
@@ -258,17 +258,17 @@ fn import(command: impl Fn(&[&str]) -> Command, root: &Path, entrypoint: &str) {
         .spawn()
         .unwrap();
     let mut import = command(&["import", "--change", entrypoint, "-", IMAGE]);
-    good(import.stdin(tar.stdout.take().unwrap()).output().unwrap());
+    expect_success(import.stdin(tar.stdout.take().unwrap()).output().unwrap());
     assert!(tar.wait().unwrap().success());
 }
 
-/// A root file system of one program that does nothing, well.
-fn nothing(folder: &Path) -> PathBuf {
+/// A root file system with only the program `true`.
+fn build_root_with_true(folder: &Path) -> PathBuf {
     let root = folder.join("root");
     std::fs::create_dir_all(root.join("bin")).unwrap();
     let source = folder.join("true.rs");
     std::fs::write(&source, "fn main() {}").unwrap();
-    good(
+    expect_success(
         Command::new("rustc")
             .args(["-C", "target-feature=+crt-static", "-o"])
             .arg(root.join("bin/true"))
@@ -279,9 +279,9 @@ fn nothing(folder: &Path) -> PathBuf {
     root
 }
 
-/// The runtime is known to be of no use within seconds, why is said, and the embedded engine is taken.
+/// Asserts that `ci` rejects the runtime within seconds with this message, and falls back to the embedded engine.
 #[track_caller]
-fn is_of_no_use(ci: impl Fn(&[&str]) -> Ci, words: &str) {
+fn assert_falls_back_to_embedded(ci: impl Fn(&[&str]) -> Ci, words: &str) {
     let begun = Instant::now();
     ci(&["fmt", "--engine", "docker"])
         .run()
@@ -289,35 +289,35 @@ fn is_of_no_use(ci: impl Fn(&[&str]) -> Ci, words: &str) {
         .says(words)
         .says("--engine embedded");
     assert!(begun.elapsed() < Duration::from_secs(20));
-    let taken = ci(&["fmt", "--engine", "auto"])
+    let fallback = ci(&["fmt", "--engine", "auto"])
         .run()
         .exits(0)
         .says(words)
-        .says("taking the embedded engine");
-    assert_eq!(taken.report["engine"]["name"], "embedded");
+        .says("falling back to the embedded engine");
+    assert_eq!(fallback.report["engine"]["name"], "embedded");
 }
 
-fn doctor(ci: Ci) -> Outcome {
-    // It asks nobody outside of this machine here.
+fn run_doctor(ci: Ci) -> Outcome {
+    // This registry does not respond, so that `ci doctor` contacts no other machine.
     ci.env("LAB_CI_REGISTRY", "127.0.0.1:1").run()
 }
 
 #[test]
-fn a_client_whose_daemon_is_not_there_or_hangs_is_no_runtime() {
-    installed(DOCKER);
+fn rejects_docker_when_its_daemon_is_missing_or_hangs() {
+    install(DOCKER);
     let project = Project::new("no-daemon");
-    let programs = programs(&["docker"]);
+    let programs = link_programs(&["docker"]);
     let silent = folder();
     let socket = silent.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
     for (host, words) in [
         (
             "unix:///nonexistent/docker.sock",
-            "docker is here, but not usable",
+            "docker is installed, but not usable",
         ),
         (
             &*format!("unix://{}", socket.display()),
-            "docker is here, but did not answer within 5 s",
+            "docker is installed, but did not answer within 5 s",
         ),
     ] {
         let ci = |arguments: &[&str]| {
@@ -326,55 +326,55 @@ fn a_client_whose_daemon_is_not_there_or_hangs_is_no_runtime() {
                 .env("PATH", programs.path().to_str().unwrap())
                 .env("DOCKER_HOST", host)
         };
-        is_of_no_use(ci, words);
-        let examined = doctor(ci(&["doctor", "--engine", "docker"])).exits(3);
+        assert_falls_back_to_embedded(ci, words);
+        let examined = run_doctor(ci(&["doctor", "--engine", "docker"])).exits(3);
         assert!(examined.stdout.contains(words), "{}", examined.stdout);
     }
 }
 
 #[test]
-fn a_registry_that_cannot_be_reached_or_is_silent_has_no_engine() {
+fn rejects_docker_when_the_engine_image_cannot_be_pulled() {
     let project = Project::new("no-registry");
-    // Nobody listens there.
+    // Nothing listens on this port.
     let refused = Docker::start(&["env", "HTTPS_PROXY=http://127.0.0.1:1"], &[]);
     let cannot = format!("docker cannot pull {IMAGE}");
-    is_of_no_use(|arguments| refused.ci(&project, arguments), &cannot);
+    assert_falls_back_to_embedded(|arguments| refused.ci(&project, arguments), &cannot);
 
     let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = format!("HTTPS_PROXY=http://{}", hole.local_addr().unwrap());
     let silent = Docker::start(&["env", &proxy], &[]);
-    is_of_no_use(
+    assert_falls_back_to_embedded(
         |arguments| silent.ci(&project, arguments),
-        "nothing came for 10 s",
+        "no progress for 10 s",
     );
-    let examined = doctor(silent.ci(&project, &["doctor", "--engine", "docker"]));
-    let words = "docker answers; a run pulls Dagger's engine with it";
+    let examined = run_doctor(silent.ci(&project, &["doctor", "--engine", "docker"]));
+    let words = "docker is available; a run will pull Dagger's engine image";
     assert!(examined.stdout.contains(words), "{}", examined.stdout);
 }
 
 #[test]
-fn a_machine_that_refuses_privileged_containers_runs_no_engine_in_docker() {
+fn rejects_docker_without_privileged_containers() {
     let project = Project::new("no-privileges");
-    let docker = Docker::start(&["setpriv", REFUSING[0], REFUSING[1]], &[]);
-    import(
+    let docker = Docker::start(&["setpriv", DROP_CAPABILITY[0], DROP_CAPABILITY[1]], &[]);
+    import_image(
         |arguments| docker.command(arguments),
-        &nothing(docker.folder.path()),
+        &build_root_with_true(docker.folder.path()),
         "USER 0",
     );
     let words = format!("docker cannot run a privileged container of {IMAGE}");
-    is_of_no_use(|arguments| docker.ci(&project, arguments), &words);
-    let examined = doctor(docker.ci(&project, &["doctor", "--engine", "docker"])).exits(3);
+    assert_falls_back_to_embedded(|arguments| docker.ci(&project, arguments), &words);
+    let examined = run_doctor(docker.ci(&project, &["doctor", "--engine", "docker"])).exits(3);
     assert!(examined.stdout.contains(&words), "{}", examined.stdout);
-    assert_eq!(docker.does(&["ps", "--all", "--quiet"]), "");
+    assert_eq!(docker.run(&["ps", "--all", "--quiet"]), "");
 }
 
-/// The programs of the embedded engine, which an image of the engine can be made of.
+/// The folder of the embedded engine's programs.
 pub fn engine_programs() -> PathBuf {
-    provisioned().programs()
+    provision().programs()
 }
 
-/// The program that connects its standard input and output with an engine's socket.
-pub fn dial_stdio() -> PathBuf {
+/// The path of a program that connects its standard input and output to an engine's socket.
+pub fn build_dial_stdio() -> PathBuf {
     const DIAL_STDIO: GoModule = GoModule {
         name: "dagger-dial-stdio",
         version: common::pins::DAGGER,
@@ -399,21 +399,21 @@ pub fn dial_stdio() -> PathBuf {
         packages: &["github.com/dagger/dagger/cmd/dialstdio"],
         ldflags: "-s -w",
         env: &[],
-        usually: "half a minute",
+        build_time: "half a minute",
     };
-    block_on(provision::go_tools(&DIAL_STDIO, &Silent))
+    block_on(provision::build_go_tools(&DIAL_STDIO, &Silent))
         .unwrap()
         .join("dialstdio")
 }
 
-/// A root file system that Dagger's CLI can drive as it does the published image.
-fn engine_image(folder: &Path, engine: &Path) -> PathBuf {
+/// A root file system that Dagger's CLI can use like the published engine image.
+fn build_engine_root(folder: &Path, engine: &Path) -> PathBuf {
     let root = folder.join("engine");
     std::fs::create_dir(&root).unwrap();
-    good(
+    expect_success(
         Command::new("sh")
             .args(["-c", include_str!("engine-image.sh"), "sh"])
-            .args([&*root, engine, &dial_stdio()])
+            .args([&*root, engine, &build_dial_stdio()])
             .env(
                 "PATH",
                 format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()),
@@ -426,7 +426,7 @@ fn engine_image(folder: &Path, engine: &Path) -> PathBuf {
 
 const ENTRYPOINT: &str = r#"ENTRYPOINT ["engine", "--config", "/dev/null", "--addr", "unix:///run/dagger/engine.sock", "--oci-cni-binary-dir", "/opt/cni/bin", "--oci-worker-binary", "/run/lab-engine/bin/runc"]"#;
 
-/// A cache directory without an embedded engine. The stand-ins, which a real registry would make superfluous, are there.
+/// A cache directory with stand-ins, but without an embedded engine.
 struct Cache(TempDir);
 
 impl Cache {
@@ -445,14 +445,14 @@ impl Cache {
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // Where the test fails, there may be one.
+        // A failed test may have started an engine.
         Ci::new(Path::new("/"), &["engine", "down"])
             .env("LAB_CI_CACHE_DIR", self.path().to_str().unwrap())
             .run();
     }
 }
 
-fn names(folder: &Path) -> Vec<std::ffi::OsString> {
+fn entry_names(folder: &Path) -> Vec<std::ffi::OsString> {
     std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
@@ -460,7 +460,7 @@ fn names(folder: &Path) -> Vec<std::ffi::OsString> {
 }
 
 #[test]
-fn where_docker_can_run_an_engine_it_does_and_the_embedded_one_is_not_touched() {
+fn runs_the_engine_in_docker_when_possible() {
     let engine = engine_programs();
     let docker = Docker::start(&[], &["--default-runtime=modest"]);
     let cache = Cache::without_engine(&engine);
@@ -474,40 +474,40 @@ fn where_docker_can_run_an_engine_it_does_and_the_embedded_one_is_not_touched() 
                 engine.join("dagger").to_str().unwrap(),
             )
     };
-    // What may run, and ends at once: the CLI alone would wait for it without an end.
+    // An engine that exits at once, for which Dagger's CLI alone would wait forever.
     let folder = docker.folder.path();
-    import(
+    import_image(
         |arguments| docker.command(arguments),
-        &nothing(folder),
+        &build_root_with_true(folder),
         "ENTRYPOINT [\"true\"]",
     );
     ci(&["fmt", "--engine", "docker"])
         .run()
         .exits(3)
-        .says("docker starts the engine, which ends at once");
-    assert_eq!(docker.does(&["ps", "--all", "--quiet"]), "");
+        .says("docker starts the engine, but it exits immediately");
+    assert_eq!(docker.run(&["ps", "--all", "--quiet"]), "");
 
-    let root = engine_image(folder, &engine);
-    import(|arguments| docker.command(arguments), &root, ENTRYPOINT);
-    let examined = doctor(ci(&["doctor", "--engine", "auto"]));
-    let words = "Dagger's own way, in docker";
+    let root = build_engine_root(folder, &engine);
+    import_image(|arguments| docker.command(arguments), &root, ENTRYPOINT);
+    let examined = run_doctor(ci(&["doctor", "--engine", "auto"]));
+    let words = "Dagger's engine in docker";
     assert!(examined.stdout.contains(words), "{}", examined.stdout);
-    assert_eq!(docker.does(&["ps", "--all", "--quiet"]), "");
+    assert_eq!(docker.run(&["ps", "--all", "--quiet"]), "");
 
     let run = ci(&["fmt", "--engine", "auto"]).run().exits(0);
     assert_eq!(run.report["engine"]["name"], "docker");
-    let running = docker.does(&["ps", "--format", "{{.Names}} {{.Image}}"]);
+    let running = docker.run(&["ps", "--format", "{{.Names}} {{.Image}}"]);
     assert_eq!(running.trim(), format!("dagger-engine-v0.19.10 {IMAGE}"));
-    assert_eq!(names(cache.path()), ["stand-ins"]);
+    assert_eq!(entry_names(cache.path()), ["stand-ins"]);
 
-    // An engine that runs is proof enough: nothing else is tried.
-    docker.does(&["image", "rm", "--force", IMAGE]);
+    // A running engine is used without further checks.
+    docker.run(&["image", "rm", "--force", IMAGE]);
     let again = ci(&["fmt", "--engine", "docker"]).run().exits(0);
     assert_eq!(again.report["engine"]["name"], "docker");
 }
 
 #[test]
-fn a_built_image_is_loaded_into_docker_as_it_is_and_runs_there() {
+fn loads_the_built_image_into_docker_unchanged() {
     let docker = Docker::start(&["--net"], &[]);
     let inside = |script: &str| {
         let pid = docker.daemon.id().to_string();
@@ -515,7 +515,7 @@ fn a_built_image_is_loaded_into_docker_as_it_is_and_runs_there() {
         command.args(["--target", &pid, "--net", "bash", "-c", script]);
         command.output().unwrap()
     };
-    good(inside("ip link set lo up"));
+    expect_success(inside("ip link set lo up"));
     let project = Project::new("load");
     let run = docker
         .ci(
@@ -526,40 +526,39 @@ fn a_built_image_is_loaded_into_docker_as_it_is_and_runs_there() {
         .exits(0);
     let image = run.report["image"].as_str().unwrap();
     assert!(
-        run.stderr.contains(&format!("{image} is in docker")),
+        run.stderr.contains(&format!("loaded {image} into docker")),
         "{}",
         run.stderr
     );
     let read = |path: &str| std::fs::read(project.path().join(path)).unwrap();
     assert!(read("target/copy.tar") == read("target/ci/image.tar"));
 
-    let inspected: Value =
-        serde_json::from_str(&docker.does(&["image", "inspect", image])).unwrap();
+    let inspected: Value = serde_json::from_str(&docker.run(&["image", "inspect", image])).unwrap();
     let config = &inspected[0]["Config"];
     assert_eq!(config["User"], "65532:65532");
     assert_eq!(
         config["Labels"]["org.opencontainers.image.revision"],
         project.git(&["rev-parse", "HEAD"])
     );
-    docker.does(&["run", "--detach", "--network=host", image]);
+    docker.run(&["run", "--detach", "--network=host", image]);
     let answer = inside(
         "for try in $(seq 50); do exec 3<>/dev/tcp/127.0.0.1/8000 && break; sleep 0.1; done 2>/dev/null\n\
          printf 'GET /health HTTP/1.1\\r\\n\\r\\n' >&3; head -c 15 <&3",
     );
-    assert_eq!(good(answer), "HTTP/1.1 200 OK");
+    assert_eq!(expect_success(answer), "HTTP/1.1 200 OK");
 }
 
 #[test]
-fn podman_that_cannot_have_or_run_an_engine_is_of_no_use() {
+fn rejects_podman_that_cannot_run_an_engine() {
     let project = Project::new("podman-refuses");
     let podman = Podman::new(false);
     let up = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
     let ci = |arguments: &[&str]| podman.ci(&project, arguments);
-    // What is wrong with docker is said, too.
+    // The message reports the problem with docker, too.
     let refused = ci(&["fmt", "--engine", "docker"])
         .run()
         .exits(3)
-        .says("docker is here, but not usable")
+        .says("docker is installed, but not usable")
         .says(&format!("podman cannot pull {IMAGE}"));
     assert!(
         refused.stderr.contains("--engine embedded"),
@@ -567,28 +566,28 @@ fn podman_that_cannot_have_or_run_an_engine_is_of_no_use() {
         refused.stderr
     );
 
-    // It takes images all the same.
+    // Images can be loaded nevertheless.
     let built = ci(&["build", "--load"])
         .env("LAB_CI_ENGINE", up.stdout.trim())
         .run()
         .exits(0);
     let image = built.report["image"].as_str().unwrap();
-    good(
+    expect_success(
         podman
             .command(&["image", "inspect", image])
             .output()
             .unwrap(),
     );
 
-    import(
+    import_image(
         |arguments| podman.command(arguments),
-        &nothing(podman.folder.path()),
+        &build_root_with_true(podman.folder.path()),
         "USER 0",
     );
     let mut bounded = Command::new("setpriv");
     let inner = ci(&["fmt", "--engine", "docker"]).into_command();
     bounded
-        .args(REFUSING)
+        .args(DROP_CAPABILITY)
         .arg(inner.get_program())
         .args(inner.get_args())
         .current_dir(project.path())
@@ -598,18 +597,18 @@ fn podman_that_cannot_have_or_run_an_engine_is_of_no_use() {
                 .filter_map(|(name, value)| Some((name, value?))),
         );
     let refused = bounded.output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(3), "{said}");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(3), "{stderr}");
     let words = format!("podman cannot run a privileged container of {IMAGE}");
-    assert!(said.contains(&words), "{said}");
+    assert!(stderr.contains(&words), "{stderr}");
 }
 
 #[test]
-fn podman_runs_the_engine_where_docker_cannot() {
+fn runs_the_engine_in_podman_when_docker_cannot() {
     let engine = engine_programs();
     let podman = Podman::new(true);
-    let root = engine_image(podman.folder.path(), &engine);
-    import(|arguments| podman.command(arguments), &root, ENTRYPOINT);
+    let root = build_engine_root(podman.folder.path(), &engine);
+    import_image(|arguments| podman.command(arguments), &root, ENTRYPOINT);
     let cache = Cache::without_engine(&engine);
     let project = Project::new("in-podman");
     let run = podman
@@ -623,5 +622,5 @@ fn podman_runs_the_engine_where_docker_cannot() {
         .exits(0);
     let run = run.says("engine podman (Dagger 0.19.10)");
     assert_eq!(run.report["engine"]["name"], "podman");
-    assert_eq!(names(cache.path()), ["stand-ins"]);
+    assert_eq!(entry_names(cache.path()), ["stand-ins"]);
 }

@@ -1,4 +1,4 @@
-//! A service of the standard library alone.
+//! A healthy service that uses only the standard library.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -21,7 +21,7 @@ fn answer() -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_answers_well() {
+    fn answers_with_200() {
         assert!(super::answer().contains(" 200 "));
     }
 }

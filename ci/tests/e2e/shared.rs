@@ -1,4 +1,4 @@
-//! A shared engine: one that is somewhere else, reached by a URL, and several who use it at once.
+//! A shared engine on another machine, used by several clients at the same time.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,17 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{Ci, Project};
-use crate::runtimes::{dial_stdio, engine_programs, executable, folder, good};
+use crate::runtimes::{
+    build_dial_stdio, engine_programs, expect_success, folder, write_executable,
+};
 
-/// Of the range for benchmarks, which no network has: one half of it the engine's, one the client's.
+/// The address range for benchmarks ([RFC 2544](https://www.rfc-editor.org/rfc/rfc2544)), which no real network uses.
 const RANGE: &str = "198.18.0.0/16";
-const STARTED_BY: &str = include_str!("../../src/engine/embedded/start.sh");
+const START_SCRIPT: &str = include_str!("../../src/engine/embedded/start.sh");
 
-/// The engine counts its containers' traffic in /sys, which has to be that of its network, and with control groups; it dies of
-/// the one and starts no container without the other.
-const OWN_SYS: &str = "groups=$(mktemp -d)
+/// Mounts a /sys of the engine's network namespace, without which the engine crashes, and keeps the control groups in it, without
+/// which the engine starts no containers.
+const MOUNT_SYS: &str = "groups=$(mktemp -d)
 mount --rbind /sys/fs/cgroup $groups
 mount -t sysfs sysfs /sys
 mount --rbind $groups /sys/fs/cgroup
@@ -25,10 +27,10 @@ umount --lazy $groups
 rmdir $groups
 exec sh \"$0\"";
 
-/// Two machines beside this one: one for the engine, from which the world can be reached, and one for a client.
+/// Two network namespaces that act as other machines: one for the engine, with access to other networks, and one for a client.
 struct Machines {
     names: [String; 2],
-    /// What the engine has on its disk.
+    /// The disk of the engine.
     disk: TempDir,
 }
 
@@ -48,11 +50,11 @@ impl Machines {
                  ip -n {name} link set lo up && ip -n {name} link set eth0 up &&
                  ip -n {name} route add default via 198.18.{at}.1"
             );
-            good(sh(&script).output().unwrap());
+            expect_success(sh(&script).output().unwrap());
         }
-        good(sh("sysctl -q net.ipv4.ip_forward=1").output().unwrap());
+        expect_success(sh("sysctl -q net.ipv4.ip_forward=1").output().unwrap());
         for rule in Self::rules() {
-            good(
+            expect_success(
                 sh(&format!("iptables --wait {}", rule.replace("ACTION", "-I")))
                     .output()
                     .unwrap(),
@@ -73,9 +75,9 @@ impl Machines {
         ]
     }
 
-    /// A command on one of the two.
+    /// A command on one of the machines.
     fn on(&self, at: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        // Not by `ip netns exec`, which mounts a /sys without control groups.
+        // `ip netns exec` would mount a /sys without control groups.
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.names[at]))
@@ -105,27 +107,27 @@ fn sh(script: &str) -> Command {
     command
 }
 
-/// The engine on its machine, listening there as a shared one does.
+/// A shared engine that listens on its machine. It is stopped on drop.
 struct Engine<'a> {
     machines: &'a Machines,
     process: Child,
 }
 
 impl<'a> Engine<'a> {
-    /// One that says it is of `version`.
+    /// Starts an engine that reports `version`.
     fn start(machines: &'a Machines, programs: &Path, version: &str) -> Self {
         let disk = machines.disk.path();
         let run = disk.join("run");
         std::fs::create_dir_all(&run).unwrap();
         let own = "--addr \"unix://$ENGINE_RUN/engine.sock\"";
-        assert!(STARTED_BY.contains(own));
-        let shared = STARTED_BY.replace(own, "--addr tcp://198.18.0.2:1234");
+        assert!(START_SCRIPT.contains(own));
+        let shared = START_SCRIPT.replace(own, "--addr tcp://198.18.0.2:1234");
         std::fs::write(run.join("start.sh"), shared).unwrap();
         let settings = include_str!("../../src/engine/embedded/engine.json");
         std::fs::write(run.join("engine.json"), settings).unwrap();
         std::fs::copy(name_servers(), run.join("resolv.conf")).unwrap();
         let found = |name: &str| {
-            good(
+            expect_success(
                 sh(&format!("PATH=$PATH:/usr/sbin command -v {name}"))
                     .output()
                     .unwrap(),
@@ -134,7 +136,7 @@ impl<'a> Engine<'a> {
         let log = std::fs::File::create(disk.join("log")).unwrap();
         let process = machines
             .on(0, "unshare")
-            .args(["--mount", "--propagation=private", "sh", "-euc", OWN_SYS])
+            .args(["--mount", "--propagation=private", "sh", "-euc", MOUNT_SYS])
             .arg(run.join("start.sh"))
             .env("ENGINE_BIN", programs)
             .env("ENGINE_RUN", &run)
@@ -166,10 +168,10 @@ impl<'a> Engine<'a> {
 
 impl Drop for Engine<'_> {
     fn drop(&mut self) {
-        // It is unshare by now, with which its namespaces end.
+        // The process is unshare, so its namespaces end with it.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // What the dead leave is in the way of the next.
+        // Leftovers would prevent the next engine from starting.
         let _ = std::fs::remove_dir_all(self.machines.disk.path().join("state/net"));
         let _ = sh(&format!(
             "ip -n {} link delete cishared0",
@@ -179,7 +181,7 @@ impl Drop for Engine<'_> {
     }
 }
 
-/// Where the name servers are that can be reached from another machine, too.
+/// The file with name servers that are reachable from another machine, too.
 fn name_servers() -> &'static str {
     ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"]
         .into_iter()
@@ -198,27 +200,27 @@ fn cni_plugins() -> PathBuf {
 const URL: &str = "tcp://198.18.0.2:1234";
 
 #[test]
-fn two_clients_at_once_share_an_engine_on_another_machine() {
+fn two_clients_share_a_remote_engine() {
     let programs = engine_programs();
     let machines = Machines::new();
     let engine = Engine::start(&machines, &programs, "v0.19.10");
 
-    // One here, one on a machine of its own, each with its own checkout of the same service.
-    let projects = ["here", "there"].map(|_| Project::new("shared"));
+    // One client on this machine and one on another, each with its own checkout of the same service.
+    let projects = [(); 2].map(|()| Project::new("shared"));
     let arguments = ["run", "--engine", URL];
-    let here = projects[0].ci(&arguments).into_command();
-    let there = projects[1].ci(&arguments).into_command();
-    let mut elsewhere = machines.on(1, there.get_program());
-    elsewhere
-        .args(there.get_args())
+    let local = projects[0].ci(&arguments).into_command();
+    let remote = projects[1].ci(&arguments).into_command();
+    let mut on_other_machine = machines.on(1, remote.get_program());
+    on_other_machine
+        .args(remote.get_args())
         .current_dir(projects[1].path())
         .env_clear()
         .envs(
-            there
+            remote
                 .get_envs()
                 .filter_map(|(name, value)| Some((name, value?))),
         );
-    let clients = [here, elsewhere].map(|mut command| {
+    let clients = [local, on_other_machine].map(|mut command| {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -228,8 +230,8 @@ fn two_clients_at_once_share_an_engine_on_another_machine() {
     });
     for (client, project) in clients.into_iter().zip(&projects) {
         let output = client.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
         let report: Value = serde_json::from_str(&project.read("target/ci/report.json")).unwrap();
         assert_eq!(report["engine"]["name"], URL);
         assert_eq!(report["engine"]["version"], common::pins::DAGGER);
@@ -240,11 +242,11 @@ fn two_clients_at_once_share_an_engine_on_another_machine() {
     }
     drop(engine);
 
-    // The CLI takes those that are not too old for it, and ci says what it is.
+    // Dagger's CLI accepts engines that are not too old, and `ci` reports the version.
     let other = Engine::start(&machines, &programs, "v0.19.3");
     let run = projects[0].ci(&["fmt", "--engine", URL]).run().exits(0);
     assert_eq!(run.report["engine"]["version"], "0.19.3");
-    run.says("made for engines of version 0.19.10");
+    run.says("only tested with engine version 0.19.10");
     drop(other);
     let old = Engine::start(&machines, &programs, "v0.18.9");
     projects[0]
@@ -256,7 +258,7 @@ fn two_clients_at_once_share_an_engine_on_another_machine() {
 }
 
 #[test]
-fn what_listens_and_says_nothing_is_given_up() {
+fn gives_up_on_a_silent_engine_address() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());
     let begun = Instant::now();
@@ -268,17 +270,17 @@ fn what_listens_and_says_nothing_is_given_up() {
     assert!(begun.elapsed() < Duration::from_secs(20));
 }
 
-/// There is no cluster here: what stands in for kubectl notes how it is called and connects to an engine of this machine.
+/// Uses a fake kubectl, which records its arguments and connects to an engine on this machine.
 #[test]
-fn a_kube_pod_is_reached_by_kubectl_with_all_that_the_url_says() {
+fn reaches_a_kube_pod_through_kubectl_with_all_url_parameters() {
     let up = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
     let programs = folder();
     let kubectl = programs.path().join("kubectl");
-    executable(
+    write_executable(
         &kubectl,
         &format!(
             "#!/bin/sh\necho \"$*\" >>\"$0.log\"\nexec '{}' --addr '{}'\n",
-            dial_stdio().display(),
+            build_dial_stdio().display(),
             up.stdout.trim()
         ),
     );
@@ -290,8 +292,8 @@ fn a_kube_pod_is_reached_by_kubectl_with_all_that_the_url_says() {
         .run()
         .exits(0);
     assert_eq!(run.report["engine"]["name"], url);
-    let called = std::fs::read_to_string(programs.path().join("kubectl.log")).unwrap();
-    assert!(called.lines().all(|line| {
+    let calls = std::fs::read_to_string(programs.path().join("kubectl.log")).unwrap();
+    assert!(calls.lines().all(|line| {
         line == "--context=team --namespace=dagger exec --container=engine -i engine-0 -- buildctl dial-stdio"
-    }), "{called}");
+    }), "{calls}");
 }

@@ -1,11 +1,12 @@
-//! The smoke test: only a container that answers `GET /health` with 200 in time passes, and one that does not is heard.
+//! The smoke test passes only if the container answers `GET /health` with 200 in time, and otherwise reports the container's
+//! output.
 
 use crate::harness::{Outcome, Project};
 
-/// Each service says this at its start, the first on standard output and the second on standard error.
-const SAYS: [&str; 2] = ["the service starts", "the service has no configuration"];
+/// Each service prints these lines at its start, the first to standard output and the second to standard error.
+const OUTPUT: [&str; 2] = ["the service starts", "the service has no configuration"];
 
-/// A service that speaks and then does `body`.
+/// The source of a service that prints [`OUTPUT`] and then runs `body`.
 fn service(body: &str) -> String {
     format!(
         r#"#![allow(unused)]
@@ -19,7 +20,7 @@ fn main() {{
     {body}
 }}
 
-/// Answers every request on `port` with what `answer` makes of its first line.
+/// Answers every request on `address` with the status line that `answer` returns.
 fn serve(address: &str, answer: impl Fn(&str) -> &'static str) {{
     let listener = TcpListener::bind(address).expect("the port is free");
     for stream in listener.incoming() {{
@@ -32,84 +33,84 @@ fn serve(address: &str, answer: impl Fn(&str) -> &'static str) {{
     }}
 }}
 "#,
-        SAYS[0], SAYS[1]
+        OUTPUT[0], OUTPUT[1]
     )
 }
 
-/// A limit that a service which never answers well reaches soon, instead of the default of 20 tries within 20 s.
-const SOON: &str = "[smoke]\ntries = 20\nwithin = \"4s\"\n";
-const DEFAULT: &str = "";
+/// A shorter limit than the default of 20 tries within 20 s, for services that never become healthy.
+const SHORT_LIMIT: &str = "[smoke]\ntries = 20\nwithin = \"4s\"\n";
+const DEFAULT_LIMIT: &str = "";
 
-/// Runs the smoke test of a service that does `body`, with these settings; returns its outcome and log.
-fn smoke(name: &str, body: &str, settings: &str) -> (Outcome, String) {
+/// Runs the smoke test of a service that runs `body`, with these settings, and returns outcome and log.
+fn run_smoke_test(name: &str, body: &str, settings: &str) -> (Outcome, String) {
     let project = Project::new(&format!("smoke-{name}"));
     project.write("api/src/main.rs", &service(body));
     project.write("ci.toml", settings);
     project.commit(name);
     let run = project.ci(&["smoke"]).run();
-    // Where there is none, the run itself tells why.
+    // The outcome explains a missing log.
     let log = project.path().join("target/ci/logs/smoke.log");
     (run, std::fs::read_to_string(log).unwrap_or_default())
 }
 
-/// The smoke test of this service failed, for this reason, and the service was heard: nothing but what it said.
+/// Asserts that the smoke test failed for this reason, and that the log is exactly the service's output.
 #[track_caller]
-fn fails((run, log): (Outcome, String), why: &str, last_words: &[&str]) {
+fn assert_fails((run, log): (Outcome, String), why: &str, last_lines: &[&str]) {
     let run = run
         .exits(1)
         .only_fails("smoke")
         .says(why)
-        .says(SAYS[0])
-        .says(SAYS[1]);
+        .says(OUTPUT[0])
+        .says(OUTPUT[1]);
     assert_eq!(run.status("build"), "passed");
     let mut log: Vec<_> = log.lines().collect();
     log.sort_unstable();
-    let mut said = [&SAYS[..], last_words].concat();
-    said.sort_unstable();
-    assert_eq!(log, said, "the log is what the container said");
+    let mut expected = [&OUTPUT[..], last_lines].concat();
+    expected.sort_unstable();
+    assert_eq!(log, expected, "the log is not the container's output");
 }
 
 #[test]
-fn a_service_that_crashes_fails_with_its_exit_code() {
-    let run = smoke("crashes", "std::process::exit(7);", DEFAULT);
-    fails(run, "the service ended with exit code 7", &[]);
+fn fails_with_the_exit_code_of_a_crashed_service() {
+    let run = run_smoke_test("crashes", "std::process::exit(7);", DEFAULT_LIMIT);
+    assert_fails(run, "the service exited with code 7", &[]);
 }
 
 #[test]
-fn a_service_that_ends_well_fails_too() {
-    let run = smoke("ends", "", DEFAULT);
-    fails(run, "the service ended with exit code 0", &[]);
+fn fails_when_the_service_exits_with_0() {
+    let run = run_smoke_test("ends", "", DEFAULT_LIMIT);
+    assert_fails(run, "the service exited with code 0", &[]);
 }
 
 #[test]
-fn a_service_that_crashes_later_fails_with_its_last_words() {
+fn fails_with_the_last_output_of_a_service_that_crashes_later() {
     let body = r#"std::thread::spawn(|| serve("0.0.0.0:8000", |_| "503 Service Unavailable"));
     std::thread::sleep(Duration::from_secs(1));
     eprintln!("the database is gone");
     std::process::exit(101);"#;
-    fails(
-        smoke("crashes-later", body, DEFAULT),
-        "the service ended with exit code 101",
+    assert_fails(
+        run_smoke_test("crashes-later", body, DEFAULT_LIMIT),
+        "the service exited with code 101",
         &["the database is gone"],
     );
 }
 
 #[test]
-fn a_service_that_hangs_fails() {
+fn fails_when_the_service_hangs() {
     let body = "loop { std::thread::sleep(Duration::from_secs(60)); }";
-    let run = smoke("hangs", body, SOON);
-    fails(run, "nothing answers on port 8000", &[]);
+    let run = run_smoke_test("hangs", body, SHORT_LIMIT);
+    assert_fails(run, "no connection to port 8000", &[]);
 }
 
 #[test]
-fn a_service_that_answers_500_fails() {
+fn fails_when_the_service_answers_500() {
     let body = r#"serve("0.0.0.0:8000", |_| "500 Internal Server Error");"#;
-    let run = smoke("answers-500", body, SOON);
-    fails(run, "it answered 500 Internal Server Error", &[]);
+    let run = run_smoke_test("answers-500", body, SHORT_LIMIT);
+    assert_fails(run, "status 500 Internal Server Error", &[]);
 }
 
 #[test]
-fn a_redirect_is_no_answer_whatever_it_leads_to() {
+fn fails_when_the_service_redirects() {
     let body = r#"serve("0.0.0.0:8000", |request| {
         if request.starts_with("GET /health ") {
             "302 Found\r\nlocation: /elsewhere"
@@ -117,56 +118,56 @@ fn a_redirect_is_no_answer_whatever_it_leads_to() {
             "200 OK"
         }
     });"#;
-    let run = smoke("redirects", body, SOON);
-    fails(run, "it answered 302 Found", &[]);
+    let run = run_smoke_test("redirects", body, SHORT_LIMIT);
+    assert_fails(run, "last result: status 302 Found", &[]);
 }
 
 #[test]
-fn a_service_on_another_port_fails() {
+fn fails_when_the_service_listens_on_another_port() {
     let body = r#"serve("0.0.0.0:8001", |_| "200 OK");"#;
-    let run = smoke("wrong-port", body, SOON);
-    fails(run, "nothing answers on port 8000", &[]);
+    let run = run_smoke_test("wrong-port", body, SHORT_LIMIT);
+    assert_fails(run, "no connection to port 8000", &[]);
 }
 
 #[test]
-fn a_service_that_accepts_and_never_answers_fails() {
+fn fails_when_the_service_never_answers() {
     let body = r#"let listener = TcpListener::bind("0.0.0.0:8000").expect("the port is free");
     let kept: Vec<_> = listener.incoming().collect();"#;
-    let run = smoke("never-answers", body, SOON);
-    fails(run, "it did not answer within 2 s", &[]);
+    let run = run_smoke_test("never-answers", body, SHORT_LIMIT);
+    assert_fails(run, "no response within 2 s", &[]);
 }
 
 #[test]
-fn a_service_that_needs_19_seconds_passes() {
+fn passes_when_the_service_starts_after_19_seconds() {
     let body = r#"std::thread::sleep(Duration::from_secs(19));
     serve("0.0.0.0:8000", |_| "200 OK");"#;
-    let run = smoke("needs-19-s", body, DEFAULT).0.exits(0);
+    let run = run_smoke_test("needs-19-s", body, DEFAULT_LIMIT).0.exits(0);
     assert_eq!(run.status("smoke"), "passed");
 }
 
 #[test]
-fn a_service_that_needs_25_seconds_fails() {
+fn fails_when_the_service_starts_after_25_seconds() {
     let body = r#"std::thread::sleep(Duration::from_secs(25));
     serve("0.0.0.0:8000", |_| "200 OK");"#;
-    let run = smoke("needs-25-s", body, DEFAULT);
-    fails(run, "20 tries within 20s", &[]);
+    let run = run_smoke_test("needs-25-s", body, DEFAULT_LIMIT);
+    assert_fails(run, "20 tries within 20s", &[]);
 }
 
 #[test]
-fn a_crash_does_not_touch_the_other_gates() {
+fn a_crash_fails_only_the_smoke_test() {
     let project = Project::new("crash");
     project.edit(
         "api/src/main.rs",
         "println!(\"listening\");",
         "assert!(std::env::args().count() > 1, \"no arguments\");",
     );
-    project.commit("a service that wants what the image does not give");
+    project.commit("a service that needs an argument");
     let run = project
         .ci(&[])
         .run()
         .exits(1)
         .only_fails("smoke")
-        .says("the service ended with exit code 101")
+        .says("the service exited with code 101")
         .says("no arguments");
     for step in ["test", "fmt", "lint", "build", "scan"] {
         assert_eq!(run.status(step), "passed", "{step}");
@@ -174,14 +175,14 @@ fn a_crash_does_not_touch_the_other_gates() {
 }
 
 #[test]
-fn the_same_image_is_started_and_asked_again_in_every_run() {
+fn starts_and_probes_the_image_again_in_every_run() {
     let project = Project::new("smoke-again");
     project.edit(
         "api/src/main.rs",
         "let _ = stream.read(&mut request);",
         "let _ = stream.read(&mut request);\n        print!(\"{}\", String::from_utf8_lossy(&request));",
     );
-    project.commit("a service that tells what it is asked");
+    project.commit("a service that prints its requests");
     let digests = [1, 2].map(|_| {
         let run = project.ci(&["smoke"]).run().exits(0);
         assert_eq!(run.step("smoke")["cached"], false);

@@ -1,24 +1,24 @@
-//! The soak: interruptions at random moments, for as long as is wished. `just test` runs a slice of it, `just soak` more.
+//! The soak test: interrupts provisioning at random moments. `just test` runs it briefly, `just soak` for any duration.
 
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::interrupts::{EngineStart, Moments, StandInBuild, note};
+use crate::interrupts::{EngineStart, RandomMoments, StandInBuild, print_note};
 
-/// How long this part of the soak goes on, in seconds; `just soak` sets it.
+/// The environment variable with the duration in seconds, set by `just soak`.
 const SECONDS: &str = "SOAK_SECONDS";
-/// In `just test`. The soak of `api` has the rest of its two minutes.
-const SLICE: u64 = 30;
+/// The duration in `just test`, in seconds.
+const DEFAULT_SECONDS: u64 = 30;
 
 #[test]
-fn nothing_half_made_is_used_after_interruptions_at_random() {
-    let seconds = std::env::var(SECONDS).map_or(SLICE, |it| it.parse().unwrap());
-    let mut moments = Moments::new();
+fn recovers_from_random_interruptions() {
+    let seconds = std::env::var(SECONDS).map_or(DEFAULT_SECONDS, |it| it.parse().unwrap());
+    let mut moments = RandomMoments::new();
     let (engine, stand_in) = (EngineStart::new(), StandInBuild::new());
     let (mut starts, mut builds) = (engine.work(), stand_in.work());
-    // A stand-in takes half a minute to make: too long for a slice.
-    let part_of_starts = if seconds > SLICE { 0.7 } else { 1.0 };
+    // Stand-ins take half a minute to build, which is too long for `just test`.
+    let share_of_starts = if seconds > DEFAULT_SECONDS { 0.7 } else { 1.0 };
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut count = 0;
     while Instant::now() < end {
@@ -26,17 +26,17 @@ fn nothing_half_made_is_used_after_interruptions_at_random() {
             true => Signal::SIGKILL,
             false => Signal::SIGINT,
         };
-        let work = match moments.next() < part_of_starts {
+        let work = match moments.next() < share_of_starts {
             true => &mut starts,
             false => &mut builds,
         };
         work.interrupt_at(moments.next(), signal);
         count += 1;
     }
-    note(&format!("{count} interruptions"));
+    print_note(&format!("{count} interruptions"));
     assert!(count > 0);
-    engine.works();
-    if part_of_starts < 1.0 {
-        stand_in.works();
+    engine.assert_works();
+    if share_of_starts < 1.0 {
+        stand_in.assert_works();
     }
 }

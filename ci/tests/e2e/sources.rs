@@ -1,4 +1,4 @@
-//! What is tested, built and smoke-tested is what the report says, whatever the files, git or a cache look like.
+//! `ci` tests and builds exactly the sources that its report names, regardless of file times, git settings, and caches.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -8,45 +8,46 @@ use crate::harness::{Outcome, Project};
 use crate::image::Image;
 
 const MAIN: &str = "api/src/main.rs";
-/// The first words of the service, which are in its binary and in its log.
+/// The first output of the service. It is contained in the binary and the log.
 const WORDS: &str = "\"listening\"";
 
-/// The tag that git gives HEAD.
-pub fn short(project: &Project) -> String {
+/// The abbreviated SHA of HEAD.
+pub fn short_sha(project: &Project) -> String {
     project.git(&["rev-parse", "--short", "HEAD"])
 }
 
-/// `ci build`, to a good end.
+/// Runs `ci build` successfully.
 #[track_caller]
 fn build(project: &Project) -> Outcome {
     project.ci(&["build"]).run().exits(0)
 }
 
-/// The binary that the last run built holds `marker`, and none of `others`.
+/// Asserts that the binary of the last run contains `marker`, and none of `others`.
 #[track_caller]
-pub fn holds(top: &Path, marker: &str, others: &[&str]) {
-    let image = Image::of(&top.join("target/ci"));
+pub fn assert_binary_contains(top: &Path, marker: &str, others: &[&str]) {
+    let image = Image::read(&top.join("target/ci"));
     let layer = image.layer();
     let has = |text: &str| {
         layer
             .windows(text.len())
             .any(|window| window == text.as_bytes())
     };
-    assert!(has(marker), "{marker} is not in what was built");
+    assert!(has(marker), "the binary does not contain {marker}");
     for other in others {
-        assert!(!has(other), "{other} is in what was built");
+        assert!(!has(other), "the binary contains {other}");
     }
 }
 
-/// The report names HEAD, and says that nothing was changed against it.
+/// Asserts that the report names HEAD and a clean working tree.
 #[track_caller]
-fn says_head(project: &Project, run: &Outcome) {
+fn assert_at_head(project: &Project, run: &Outcome) {
     assert_eq!(run.report["commit"], project.git(&["rev-parse", "HEAD"]));
     assert_eq!(run.report["clean"], true);
-    assert_eq!(run.report["tag"], short(project));
+    assert_eq!(run.report["tag"], short_sha(project));
 }
 
-pub fn is_from_2001(file: &Path) {
+/// Sets the modification time of a file to 2001.
+pub fn set_mtime_to_2001(file: &Path) {
     let status = Command::new("touch")
         .args(["--date=2001-01-01T00:00:00Z"])
         .arg(file)
@@ -56,43 +57,43 @@ pub fn is_from_2001(file: &Path) {
 }
 
 #[test]
-fn a_change_counts_though_its_file_is_from_2001() {
+fn builds_a_change_despite_an_old_modification_time() {
     let project = Project::new("from-2001");
     project.edit(MAIN, WORDS, "\"marker one\"");
     project.commit("one");
     build(&project);
-    holds(project.path(), "marker one", &[]);
+    assert_binary_contains(project.path(), "marker one", &[]);
     project.ci(&["test"]).run().exits(0);
 
     project.edit(MAIN, "marker one", "marker two");
     project.edit(MAIN, "contains(\" 200 \")", "contains(\" 500 \")");
-    is_from_2001(&project.path().join(MAIN));
-    // Neither the file's time nor that of its commit tells anything.
+    set_mtime_to_2001(&project.path().join(MAIN));
+    // Neither the file's time nor a commit reveals the change.
     let uncommitted = build(&project);
     assert_eq!(uncommitted.report["clean"], false);
-    holds(project.path(), "marker two", &["marker one"]);
+    assert_binary_contains(project.path(), "marker two", &["marker one"]);
     project.ci(&["test"]).run().exits(1).only_fails("test");
 
     project.commit("two");
     let run = build(&project);
-    says_head(&project, &run);
-    holds(project.path(), "marker two", &["marker one"]);
+    assert_at_head(&project, &run);
+    assert_binary_contains(project.path(), "marker two", &["marker one"]);
     project
         .ci(&["test"])
         .run()
         .exits(1)
         .only_fails("test")
-        .says("it_answers_well");
+        .says("answers_with_200");
 
     project.git(&["checkout", "--quiet", "HEAD~1"]);
-    is_from_2001(&project.path().join(MAIN));
+    set_mtime_to_2001(&project.path().join(MAIN));
     project.ci(&["test"]).run().exits(0);
-    says_head(&project, &build(&project));
-    holds(project.path(), "marker one", &["marker two"]);
+    assert_at_head(&project, &build(&project));
+    assert_binary_contains(project.path(), "marker one", &["marker two"]);
 }
 
 #[test]
-fn a_switch_of_branches_and_back_ships_each_time_the_right_one() {
+fn builds_the_checked_out_branch_after_each_switch() {
     let project = Project::new("branches");
     project.edit(MAIN, WORDS, "\"marker of main\"");
     project.commit("main's");
@@ -109,10 +110,10 @@ fn a_switch_of_branches_and_back_ships_each_time_the_right_one() {
     ] {
         project.git(&["switch", "--quiet", branch]);
         let run = project.ci(&["smoke"]).run().exits(0);
-        says_head(&project, &run);
+        assert_at_head(&project, &run);
         let (ours, theirs) = (format!("marker of {branch}"), format!("marker of {other}"));
-        holds(project.path(), &ours, &[&theirs]);
-        // What was started is what was built.
+        assert_binary_contains(project.path(), &ours, &[&theirs]);
+        // The smoke test has started the built image.
         let log = project.path().join("target/ci/logs/smoke.log");
         let log = std::fs::read_to_string(log).unwrap();
         assert!(log.contains(&ours) && !log.contains(&theirs), "{log}");
@@ -125,7 +126,7 @@ fn a_switch_of_branches_and_back_ships_each_time_the_right_one() {
 }
 
 #[test]
-fn what_git_was_told_to_overlook_does_not_ship() {
+fn ignores_changes_hidden_from_git() {
     let project = Project::new("overlooked");
     project.edit(MAIN, WORDS, "\"marker of HEAD\"");
     project.commit("HEAD's");
@@ -135,9 +136,9 @@ fn what_git_was_told_to_overlook_does_not_ship() {
         project.edit(MAIN, "marker of HEAD", &marker);
         project.edit(MAIN, "contains(\" 200 \")", "contains(\" 500 \")");
         let run = build(&project);
-        says_head(&project, &run);
-        holds(project.path(), "marker of HEAD", &[&marker]);
-        // Nor is it tested.
+        assert_at_head(&project, &run);
+        assert_binary_contains(project.path(), "marker of HEAD", &[&marker]);
+        // The tests ignore the change, too.
         project.ci(&["test"]).run().exits(0);
         project.git(&["update-index", &format!("--no-{flag}"), MAIN]);
         project.git(&["checkout", "--quiet", "--", MAIN]);
@@ -145,7 +146,7 @@ fn what_git_was_told_to_overlook_does_not_ship() {
 }
 
 #[test]
-fn a_replaced_object_does_not_ship() {
+fn ignores_replaced_git_objects() {
     let project = Project::new("replaced");
     project.edit(MAIN, WORDS, "\"marker of the commit\"");
     let commit = project.commit("the one");
@@ -158,7 +159,7 @@ fn a_replaced_object_does_not_ship() {
     let run = build(&project);
     assert_eq!(run.report["commit"], commit);
     assert_eq!(run.report["clean"], true);
-    holds(
+    assert_binary_contains(
         project.path(),
         "marker of the commit",
         &["marker of another"],
@@ -166,7 +167,7 @@ fn a_replaced_object_does_not_ship() {
 }
 
 #[test]
-fn filters_and_attributes_change_nothing() {
+fn ignores_git_filters_and_attributes() {
     let project = Project::new("filters");
     project.edit(
         MAIN,
@@ -180,7 +181,7 @@ fn filters_and_attributes_change_nothing() {
         "api/src/main.rs filter=swap export-ignore\napi/src/expanded.txt export-subst\napi/src/ident.txt ident\n",
     );
     project.commit("with attributes");
-    // As on the machine of somebody whose configuration has such a filter.
+    // Filters are defined in the configuration of git, not in the repository.
     project.git(&[
         "config",
         "filter.swap.smudge",
@@ -198,19 +199,19 @@ fn filters_and_attributes_change_nothing() {
     let on_disk = std::fs::read_to_string(project.path().join(MAIN)).unwrap();
     assert!(on_disk.contains("marker of the filter"), "{on_disk}");
     let run = build(&project);
-    says_head(&project, &run);
-    holds(
+    assert_at_head(&project, &run);
+    assert_binary_contains(
         project.path(),
         "marker of the object",
         &["marker of the filter"],
     );
-    holds(project.path(), "commit $Format:%H$ endblob $Id$ end", &[]);
+    assert_binary_contains(project.path(), "commit $Format:%H$ endblob $Id$ end", &[]);
 }
 
 #[test]
-fn a_dirty_tree_is_what_git_tracks_or_does_not_ignore() {
+fn builds_tracked_and_unignored_files_of_a_dirty_tree() {
     let project = Project::new("dirty");
-    // A build script is found by its name: it counts while it is there.
+    // cargo uses a build script with this name if it exists.
     project.write(
         "api/build.rs",
         "fn main() { println!(\"cargo::rustc-env=SCRIPT=marker of the script\"); }\n",
@@ -223,7 +224,7 @@ fn a_dirty_tree_is_what_git_tracks_or_does_not_ignore() {
     project.write(".gitignore", "/target\n/.cargo\n");
     project.commit("with a build script");
     build(&project);
-    holds(project.path(), "marker of the script", &[]);
+    assert_binary_contains(project.path(), "marker of the script", &[]);
 
     std::fs::remove_file(project.path().join("api/build.rs")).unwrap();
     project.write(
@@ -236,15 +237,15 @@ fn a_dirty_tree_is_what_git_tracks_or_does_not_ignore() {
         "\"{}{}\", untracked::WORDS, option_env!(\"SCRIPT\").unwrap_or(\"no script\")",
     );
     project.edit(MAIN, "fn main() {", "mod untracked;\n\nfn main() {");
-    // Cargo would stop at this one.
+    // This file would make cargo fail.
     project.write(".cargo/config.toml", "this is not TOML");
     let run = build(&project);
     assert_eq!(run.report["clean"], false);
-    let tag = format!("{}-dirty", short(&project));
+    let tag = format!("{}-dirty", short_sha(&project));
     assert_eq!(run.report["tag"], tag.as_str());
     let image = run.report["image"].as_str().unwrap();
     assert!(image.ends_with(&format!(":{tag}")), "{image}");
-    holds(
+    assert_binary_contains(
         project.path(),
         "marker, untracked",
         &["marker of the script"],
@@ -252,30 +253,30 @@ fn a_dirty_tree_is_what_git_tracks_or_does_not_ignore() {
 }
 
 #[test]
-fn an_edit_during_the_run_does_not_ship() {
+fn ignores_edits_during_the_run() {
     let project = Project::new("edited-meanwhile");
     project.edit(MAIN, WORDS, "\"marker before\"");
     project.commit("before");
-    let run = while_running(&project, || {
+    let run = build_during(&project, || {
         project.edit(MAIN, "marker before", "marker during");
     });
-    says_head(&project, &run);
-    holds(project.path(), "marker before", &["marker during"]);
+    assert_at_head(&project, &run);
+    assert_binary_contains(project.path(), "marker before", &["marker during"]);
 
-    // It is part of the next run, and what comes during that is not.
-    let run = while_running(&project, || {
+    // The edit is part of the next run, but an edit during that run is not.
+    let run = build_during(&project, || {
         project.edit(MAIN, "marker during", "marker after");
     });
     assert_eq!(run.report["clean"], false);
-    holds(
+    assert_binary_contains(
         project.path(),
         "marker during",
         &["marker before", "marker after"],
     );
 }
 
-/// Runs `ci build`, and does `work` when it has said what it builds.
-fn while_running(project: &Project, work: impl FnOnce()) -> Outcome {
+/// Runs `ci build`, and calls `edit` once it has printed the commit.
+fn build_during(project: &Project, edit: impl FnOnce()) -> Outcome {
     let mut child = project
         .ci(&["build"])
         .into_command()
@@ -284,24 +285,24 @@ fn while_running(project: &Project, work: impl FnOnce()) -> Outcome {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut said = lines.next().unwrap().unwrap();
-    assert!(said.contains("commit "), "{said}");
-    work();
+    let mut stderr = lines.next().unwrap().unwrap();
+    assert!(stderr.contains("commit "), "{stderr}");
+    edit();
     for line in lines {
-        said += &format!("\n{}", line.unwrap());
+        stderr += &format!("\n{}", line.unwrap());
     }
     let report = project.path().join("target/ci/report.json");
     let run = Outcome {
         code: child.wait().unwrap().code().unwrap(),
         stdout: String::new(),
-        stderr: said,
+        stderr,
         report: serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap(),
     };
     run.exits(0)
 }
 
 #[test]
-fn what_a_build_script_saw_counts_though_cargo_was_not_told() {
+fn rebuilds_when_an_undeclared_input_of_a_build_script_changes() {
     let project = Project::new("build-script");
     project.write(
         "api/build.rs",
@@ -315,28 +316,28 @@ fn what_a_build_script_saw_counts_though_cargo_was_not_told() {
     project.edit(MAIN, WORDS, "env!(\"SEEN\")");
     project.commit("without the file");
     build(&project);
-    holds(project.path(), "marker of nothing", &[]);
+    assert_binary_contains(project.path(), "marker of nothing", &[]);
 
     project.write("api/seen.txt", "marker when new\n");
     project.commit("the file comes");
     build(&project);
-    holds(project.path(), "marker when new", &["marker of nothing"]);
+    assert_binary_contains(project.path(), "marker when new", &["marker of nothing"]);
 
     project.write("api/seen.txt", "marker of change\n");
     project.commit("the file changes");
     build(&project);
-    holds(project.path(), "marker of change", &["marker when new"]);
+    assert_binary_contains(project.path(), "marker of change", &["marker when new"]);
 
     project.git(&["rm", "--quiet", "api/seen.txt"]);
-    // Not a tree that was built before, which the engine would remember.
+    // A new tree, because the engine caches the result of the previous one.
     project.edit(MAIN, "ok\"", "OK\"");
     project.commit("the file goes");
     build(&project);
-    holds(project.path(), "marker of nothing", &["marker of change"]);
+    assert_binary_contains(project.path(), "marker of nothing", &["marker of change"]);
 }
 
 #[test]
-fn what_a_macro_saw_counts_though_cargo_was_not_told() {
+fn rebuilds_when_an_undeclared_input_of_a_macro_changes() {
     let project = Project::new("macro");
     project.write(
         "Cargo.toml",
@@ -346,7 +347,7 @@ fn what_a_macro_saw_counts_though_cargo_was_not_told() {
         "listing/Cargo.toml",
         "[package]\nname = \"listing\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\nproc-macro = true\n",
     );
-    // As crates do that embed a folder's files, migrations and templates.
+    // Like crates that embed a folder of files, migrations, or templates.
     project.write(
         "listing/src/lib.rs",
         r#"use proc_macro::TokenStream;
@@ -354,7 +355,7 @@ fn what_a_macro_saw_counts_though_cargo_was_not_told() {
 #[proc_macro]
 pub fn parts(_: TokenStream) -> TokenStream {
     let mut parts: Vec<_> = std::fs::read_dir("api/parts")
-        .expect("the folder is there")
+        .expect("the folder exists")
         .map(|part| std::fs::read_to_string(part.expect("a part").path()).expect("text"))
         .collect();
     parts.sort();
@@ -364,25 +365,25 @@ pub fn parts(_: TokenStream) -> TokenStream {
     );
     project.write("api/parts/one.txt", "marker of one, ");
     project.edit(MAIN, WORDS, "\"{}\", listing::parts!()");
-    project.depend("listing = { path = \"../listing\" }");
+    project.add_dependency("listing = { path = \"../listing\" }");
     project.commit("one part");
     build(&project);
-    holds(project.path(), "marker of one, ", &["marker of two"]);
+    assert_binary_contains(project.path(), "marker of one, ", &["marker of two"]);
 
     project.write("api/parts/two.txt", "marker of two, ");
     project.commit("a part comes");
     build(&project);
-    holds(project.path(), "marker of one, marker of two, ", &[]);
+    assert_binary_contains(project.path(), "marker of one, marker of two, ", &[]);
 
     project.write("api/parts/two.txt", "marker of change, ");
     project.commit("a part changes");
     build(&project);
-    holds(project.path(), "marker of change, marker of one, ", &[]);
+    assert_binary_contains(project.path(), "marker of change, marker of one, ", &[]);
 }
 
 #[cfg(unix)]
 #[test]
-fn a_symbolic_link_that_leads_elsewhere_counts() {
+fn rebuilds_when_a_symbolic_link_changes() {
     let project = Project::new("link");
     let link = project.path().join("api/src/words.rs");
     let points_to = |name: &str| {
@@ -400,8 +401,8 @@ fn a_symbolic_link_that_leads_elsewhere_counts() {
     project.edit(MAIN, "fn main() {", "mod words;\n\nfn main() {");
     points_to("one.rs");
     build(&project);
-    holds(project.path(), "marker one", &["marker two"]);
+    assert_binary_contains(project.path(), "marker one", &["marker two"]);
     points_to("two.rs");
     build(&project);
-    holds(project.path(), "marker two", &["marker one"]);
+    assert_binary_contains(project.path(), "marker two", &["marker one"]);
 }

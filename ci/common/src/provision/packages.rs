@@ -1,31 +1,31 @@
-//! The distribution's packages that the embedded engine and the stand-ins need, and how they get here.
+//! The system packages that the embedded engine and the stand-ins need, and their installation.
 
 use std::path::Path;
 use std::time::Instant;
 
-use super::process::{command, find_program, run, run_through};
+use super::process::{command, find_program, run, run_uninterrupted};
 use super::requirement::{Consent, Requirement};
 use super::store::lock;
 use crate::failure::Failure;
 use crate::progress::Progress;
 
-/// A package of Debian and Ubuntu, and how to see that what it brings is there, wherever it came from.
+/// A package of Debian and Ubuntu, with a probe that also finds installations from another source.
 #[derive(Clone, Copy, Debug)]
 pub struct Package {
-    /// Its name in the distribution.
+    /// The package name.
     pub name: &'static str,
-    /// What it is needed for.
+    /// The purpose of the package, for the user: a verb phrase.
     pub purpose: &'static str,
-    /// What shows that it is there.
+    /// How to detect an installation.
     pub probe: Probe,
 }
 
-/// What shows that a package is there.
+/// How to detect that a package is installed.
 #[derive(Clone, Copy, Debug)]
 pub enum Probe {
-    /// A program of this name.
+    /// A program with this name exists.
     Program(&'static str),
-    /// A file at one of these places.
+    /// A file exists at one of these paths.
     File(&'static [&'static str]),
 }
 
@@ -41,24 +41,24 @@ package_table! {
     CNI_PLUGINS: "containernetworking-plugins",
         Probe::File(&["/usr/lib/cni/bridge", "/opt/cni/bin/bridge", "/usr/libexec/cni/bridge"]),
         "connects the containers to a network";
-    IPTABLES: "iptables", Probe::Program("iptables"), "lets the containers out of their network";
-    IPROUTE: "iproute2", Probe::Program("ip"), "takes the network away again";
-    DNSMASQ: "dnsmasq-base", Probe::Program("dnsmasq"), "answers the containers' name look-ups";
+    IPTABLES: "iptables", Probe::Program("iptables"), "lets the containers reach the outside network";
+    IPROUTE: "iproute2", Probe::Program("ip"), "removes the network of the containers";
+    DNSMASQ: "dnsmasq-base", Probe::Program("dnsmasq"), "resolves names for the containers";
     PIGZ: "pigz", Probe::Program("pigz"), "unpacks image layers on all cores";
     GIT: "git", Probe::Program("git"), "reads the sources";
-    TINI: "tini", Probe::Program("tini"), "is the first process of the engine's namespace";
-    UTIL_LINUX: "util-linux", Probe::Program("unshare"), "makes the engine's namespaces";
-    PYTHON_VENV: "python3-venv", Probe::File(&["/usr/share/doc/python3-venv"]), "gets Go from PyPI";
+    TINI: "tini", Probe::Program("tini"), "is the init process of the engine's namespace";
+    UTIL_LINUX: "util-linux", Probe::Program("unshare"), "creates the engine's namespaces";
+    PYTHON_VENV: "python3-venv", Probe::File(&["/usr/share/doc/python3-venv"]), "installs Go from PyPI";
     DEBOOTSTRAP: "debootstrap", Probe::Program("debootstrap"), "builds stand-in base images";
 }
 
-/// Held by whoever installs, whatever cache directory is used.
-const TURN: &str = "/run/infrastructure-lab-ci.packages.lock";
+/// Held during an installation. Not in the cache directory, because processes may use different ones.
+const INSTALL_LOCK: &str = "/run/infrastructure-lab-ci.packages.lock";
 
 impl Package {
-    /// Whether what the package brings is on this machine.
+    /// Returns whether the package, or another source of its files, is installed.
     #[must_use]
-    pub fn is_there(&self) -> bool {
+    pub fn is_installed(&self) -> bool {
         match self.probe {
             Probe::Program(name) => find_program(name).is_some(),
             Probe::File(places) => places.iter().any(|place| Path::new(place).exists()),
@@ -66,30 +66,29 @@ impl Package {
     }
 }
 
-/// Which of `needed` are not on this machine, for people.
+/// Returns the packages of `needed` that are missing on this machine.
 #[must_use]
 pub fn missing_packages(needed: &[Package]) -> Vec<Requirement> {
     absent(needed)
         .iter()
         .map(|package| Requirement {
             what: format!("{} ({})", package.name, package.purpose),
-            remedy: format!(
-                "apt-get install {}, which ci does by itself as root",
+            fix: format!(
+                "Run `apt-get install {}`, or run ci as root to let it install the package.",
                 package.name
             ),
         })
         .collect()
 }
 
-/// Installs those of `needed` that are missing, with the distribution's package manager; says so first, and asks
-/// `consent`.
+/// Installs the missing packages of `needed` with apt-get, after asking for consent.
 ///
 /// # Errors
-/// When there is no apt-get, this user is not root, the consent is refused, or the installation fails.
-pub async fn packages(
+/// When apt-get is missing, this user is not root, consent is refused, or the installation fails (exit code 3).
+pub async fn install_packages(
     needed: &[Package],
     consent: Consent<'_>,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<(), Failure> {
     let absent = absent(needed);
     if absent.is_empty() {
@@ -101,44 +100,48 @@ pub async fn packages(
         .iter()
         .map(|package| format!("{} ({})", package.name, package.purpose))
         .collect();
-    let lacks = || Failure::environment(format!("this machine lacks: {}", described.join(", ")));
+    let missing =
+        || Failure::environment(format!("missing system packages: {}", described.join(", ")));
     let Some(apt) = find_program("apt-get") else {
-        return Err(lacks().hint(format!(
-            "Install them with this system's package manager (the names are Debian's). {CHOICES}"
+        return Err(missing().hint(format!(
+            "Install them with the package manager of this system (these are the Debian names). {ALTERNATIVES}"
         )));
     };
     if !is_root() {
-        return Err(lacks().hint(format!("Run: sudo apt-get install {list}. {CHOICES}")));
+        return Err(missing().hint(format!("Run `sudo apt-get install {list}`. {ALTERNATIVES}")));
     }
-    // apt takes one at a time, and so does the person at the terminal.
-    let _turn = lock(Path::new(TURN), narrator, "installing packages").await?;
-    if absent.iter().all(Package::is_there) {
+    // One installation and one question to the user at a time.
+    let _lock = lock(Path::new(INSTALL_LOCK), progress, "installing packages").await?;
+    if absent.iter().all(Package::is_installed) {
         return Ok(());
     }
     if !consent(&format!("Install {list} with apt-get?")) {
-        return Err(lacks().hint(format!("Run: apt-get install {list}. {CHOICES}")));
+        return Err(missing().hint(format!("Run `apt-get install {list}`. {ALTERNATIVES}")));
     }
-    narrator.notice(&format!("installing with apt-get: {list}"));
+    progress.notice(&format!("installing packages with apt-get: {list}"));
     let begun = Instant::now();
     let what = format!(
         "installing {} packages (usually under a minute)",
         names.len()
     );
-    narrator.begin(&what);
-    install(&apt, &names, narrator)
+    progress.begin(&what);
+    install(&apt, &names, progress)
         .await
         .map_err(|failure| match failure.hint {
             Some(_) => failure,
-            None => failure.hint(format!("Try: apt-get install {list}. {CHOICES}")),
+            None => failure.hint(format!(
+                "Run `apt-get install {list}` to see the error. {ALTERNATIVES}"
+            )),
         })?;
-    narrator.done(&what, begun.elapsed());
+    progress.done(&what, begun.elapsed());
     Ok(())
 }
 
-/// What else there is to do for somebody whose machine cannot have the embedded engine.
-pub const CHOICES: &str = "Or use a container runtime (Docker, Podman, nerdctl), or an engine elsewhere with --engine URL.";
+/// A hint for a machine that cannot run the embedded engine.
+pub const ALTERNATIVES: &str =
+    "Or use a container runtime (Docker, Podman, nerdctl), or a remote engine with --engine URL.";
 
-async fn install(apt: &Path, names: &[&str], narrator: &dyn Progress) -> Result<(), Failure> {
+async fn install(apt: &Path, names: &[&str], progress: &dyn Progress) -> Result<(), Failure> {
     let install = |download_only: bool| {
         let mut install = apt_get(apt);
         install
@@ -147,53 +150,53 @@ async fn install(apt: &Path, names: &[&str], narrator: &dyn Progress) -> Result<
             .args(names);
         install
     };
-    let download = || run(install(true), "apt-get install --download-only", narrator);
+    let download = || run(install(true), "apt-get install --download-only", progress);
     if let Err(failure) = download().await {
-        let said = failure.output.as_deref().unwrap_or_default();
-        if said.contains("dpkg was interrupted")
+        let output = failure.output.as_deref().unwrap_or_default();
+        if output.contains("dpkg was interrupted")
             && let Some(dpkg) = find_program("dpkg")
         {
             let mut configure = command(dpkg);
             configure
                 .env("DEBIAN_FRONTEND", "noninteractive")
                 .args(["--configure", "-a"]);
-            narrator.notice("dpkg was interrupted once: dpkg --configure -a");
-            run_through(configure, "dpkg --configure -a").await?;
+            progress.notice("dpkg was interrupted earlier; running dpkg --configure -a");
+            run_uninterrupted(configure, "dpkg --configure -a").await?;
         } else {
-            // The package lists of a fresh machine are empty or old.
+            // The package lists of a new machine are empty or outdated.
             let mut update = apt_get(apt);
             update.arg("update");
-            run(update, "apt-get update", narrator).await?;
+            run(update, "apt-get update", progress).await?;
         }
         download().await?;
     }
-    run_through(install(false), "apt-get install").await
+    run_uninterrupted(install(false), "apt-get install").await
 }
 
 fn absent(needed: &[Package]) -> Vec<Package> {
     needed
         .iter()
         .copied()
-        .filter(|package| !package.is_there())
+        .filter(|package| !package.is_installed())
         .collect()
 }
 
 fn apt_get(program: &Path) -> tokio::process::Command {
     let mut apt = command(program);
     apt.env("DEBIAN_FRONTEND", "noninteractive")
-        // Another apt may be at work, as on a machine that has just been started.
+        // Another apt may be running, for example on a machine that has just booted.
         .args(["-o", "DPkg::Lock::Timeout=120", "-q"]);
     apt
 }
 
-/// Whether this process is root's.
+/// Returns whether this process runs as root.
 #[must_use]
 #[cfg(unix)]
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Whether this process is root's.
+/// Returns whether this process runs as root.
 #[must_use]
 #[cfg(not(unix))]
 pub fn is_root() -> bool {
@@ -205,15 +208,15 @@ mod tests {
     use super::*;
     use crate::progress::Silent;
 
-    const NOT_THERE: Package = Package {
+    const MISSING: Package = Package {
         name: "no-such-package",
         purpose: "is not there",
         probe: Probe::Program("no-such-program-anywhere"),
     };
 
     #[tokio::test]
-    async fn nothing_is_installed_without_consent() {
-        let failure = packages(&[NOT_THERE], &|_| false, &Silent).await;
+    async fn installs_nothing_without_consent() {
+        let failure = install_packages(&[MISSING], &|_| false, &Silent).await;
         let failure = failure.expect_err("it is missing and was refused");
         assert!(failure.message.contains("no-such-package"), "{failure}");
         assert!(
@@ -224,8 +227,8 @@ mod tests {
     }
 
     #[test]
-    fn the_missing_are_named_with_their_purpose() {
-        let missing = missing_packages(&[NOT_THERE]);
+    fn missing_packages_are_reported_with_their_purpose() {
+        let missing = missing_packages(&[MISSING]);
         assert_eq!(missing.len(), 1);
         assert_eq!(missing[0].what, "no-such-package (is not there)");
     }

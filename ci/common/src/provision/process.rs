@@ -1,4 +1,4 @@
-//! Child processes: their output is heard, their end is certain, and no token reaches them.
+//! Child processes: their output is captured, they never outlive this process, and they get no tokens.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -12,15 +12,15 @@ use tokio::process::{Child, Command};
 use crate::failure::{Failure, OrFail};
 use crate::progress::Progress;
 
-/// Never handed to a child process.
+/// The environment variables that are removed from every child process.
 pub const SECRETS: [&str; 2] = ["GITHUB_TOKEN", "DAGGER_SESSION_TOKEN"];
-/// As much of a failed program's output as an error shows.
+/// The number of output lines that a failure shows.
 const TAIL_LINES: usize = 40;
-/// What programs of whatever kind say of a full disk, in lower case.
+/// The message of `ENOSPC` in lower case, which programs print when the disk is full.
 const DISK_FULL: &str = "no space left on device";
 
-/// Arguments of unshare(1): nothing of what is run so survives its end, no process and no mount.
-pub const ALONE: [&str; 6] = [
+/// Arguments of unshare(1) with which no process and no mount of the command outlives it.
+pub const UNSHARE_ARGUMENTS: [&str; 6] = [
     "--mount",
     "--propagation=private",
     "--pid",
@@ -29,7 +29,7 @@ pub const ALONE: [&str; 6] = [
     "--mount-proc",
 ];
 
-/// A command in a process group of its own, without standard input and without any token in its environment.
+/// Returns a command in its own process group, without standard input and without tokens in its environment.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in SECRETS {
@@ -42,29 +42,29 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs a command to its end; each line it prints goes to `narrator`. It and its children are killed when the future
-/// is dropped, and when this process is gone in whatever way.
+/// Runs a command and passes each line of its output to `progress`. The command and its children are killed when the future is
+/// dropped or this process ends for any reason.
 ///
 /// # Errors
-/// When the command does not start or does not end with success; the failure carries the end of its output.
-pub async fn run(command: Command, what: &str, narrator: &dyn Progress) -> Result<(), Failure> {
+/// When the command cannot be started or fails; the failure contains the last lines of its output (exit code 3).
+pub async fn run(command: Command, what: &str, progress: &dyn Progress) -> Result<(), Failure> {
     let mut tail = Tail::default();
-    let status = drive(command, what, |_, line| {
-        narrator.line(line);
+    let status = run_with_lines(command, what, |_, line| {
+        progress.line(line);
         tail.push(line);
     })
     .await?;
-    judge(status, what, tail)
+    check_status(status, what, tail)
 }
 
-/// Runs a short command to its end and returns what it wrote to standard output.
+/// Runs a short command and returns its standard output.
 ///
 /// # Errors
-/// When the command does not start or does not end with success; the failure carries the end of its output.
+/// When the command cannot be started or fails; the failure contains the last lines of its output (exit code 3).
 pub async fn output(command: Command, what: &str) -> Result<String, Failure> {
     let mut out = String::new();
     let mut tail = Tail::default();
-    let status = drive(command, what, |stream, line| {
+    let status = run_with_lines(command, what, |stream, line| {
         tail.push(line);
         if stream == Stream::Out {
             out.push_str(line);
@@ -72,39 +72,39 @@ pub async fn output(command: Command, what: &str) -> Result<String, Failure> {
         }
     })
     .await?;
-    judge(status, what, tail)?;
+    check_status(status, what, tail)?;
     Ok(out)
 }
 
-/// Runs a command that would do harm if it ended half-way: neither a cancelled future nor the end of this process ends it.
+/// Runs a command that must not be interrupted: it continues when the future is dropped or this process ends.
 ///
 /// # Errors
-/// When the command does not start or does not end with success; the failure carries the end of its output.
-pub(super) async fn run_through(mut command: Command, what: &str) -> Result<(), Failure> {
-    let cannot = || format!("{what}: cannot keep its output");
-    // Not a pipe: writing to one whose reader is gone ends a program.
-    let mut said = tempfile::tempfile().or_environment(cannot())?;
+/// When the command cannot be started or fails; the failure contains the last lines of its output (exit code 3).
+pub(super) async fn run_uninterrupted(mut command: Command, what: &str) -> Result<(), Failure> {
+    let cannot = || format!("{what}: cannot capture the output");
+    // Not a pipe, because SIGPIPE would kill the command after this process has ended.
+    let mut captured = tempfile::tempfile().or_environment(cannot())?;
     let mut child = command
         .kill_on_drop(false)
-        .stdout(said.try_clone().or_environment(cannot())?)
-        .stderr(said.try_clone().or_environment(cannot())?)
+        .stdout(captured.try_clone().or_environment(cannot())?)
+        .stderr(captured.try_clone().or_environment(cannot())?)
         .spawn()
-        .or_environment(format!("{what}: cannot start {}", name_of(&command)))?;
+        .or_environment(format!("{what}: cannot start {}", program_name(&command)))?;
     let status = child
         .wait()
         .await
-        .or_environment(format!("{what}: lost the process"))?;
+        .or_environment(format!("{what}: cannot wait for the process"))?;
     let mut text = Vec::new();
-    said.rewind().or_environment(cannot())?;
-    said.read_to_end(&mut text).or_environment(cannot())?;
+    captured.rewind().or_environment(cannot())?;
+    captured.read_to_end(&mut text).or_environment(cannot())?;
     let mut tail = Tail::default();
     for line in String::from_utf8_lossy(&text).lines() {
         tail.push(line);
     }
-    judge(status, what, tail)
+    check_status(status, what, tail)
 }
 
-/// The full path of a program: on `PATH`, or where system programs lie on machines whose users do not have them there.
+/// Returns the absolute path of a program on `PATH` or in a directory for system programs, which `PATH` may not contain.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -122,30 +122,29 @@ enum Stream {
     Err,
 }
 
-async fn drive(
+async fn run_with_lines(
     mut command: Command,
     what: &str,
-    mut heard: impl FnMut(Stream, &str),
+    mut on_line: impl FnMut(Stream, &str),
 ) -> Result<ExitStatus, Failure> {
     #[cfg(unix)]
-    let _group = Group::around(&mut command)?;
+    let _group = Group::start_for(&mut command)?;
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .or_environment(format!("{what}: cannot start {}", name_of(&command)))?;
+        .or_environment(format!("{what}: cannot start {}", program_name(&command)))?;
     let mut out = child.stdout.take().map(lines);
     let mut err = child.stderr.take().map(lines);
     let mut status = None;
-    // Read until the streams end, but not beyond the program's own end by more than what is in the pipes: a
-    // grandchild that keeps a stream open must not hold the run.
+    // A grandchild may keep the streams open: after the command has ended, read only what is left in the pipes.
     while out.is_some() || err.is_some() {
         tokio::select! {
             biased;
-            line = next(&mut out), if out.is_some() => if let Some(line) = line { heard(Stream::Out, &line) },
-            line = next(&mut err), if err.is_some() => if let Some(line) = line { heard(Stream::Err, &line) },
+            line = next(&mut out), if out.is_some() => if let Some(line) = line { on_line(Stream::Out, &line) },
+            line = next(&mut err), if err.is_some() => if let Some(line) = line { on_line(Stream::Err, &line) },
             ended = child.wait(), if status.is_none() => {
-                status = Some(ended.or_environment(format!("{what}: lost the process"))?);
+                status = Some(ended.or_environment(format!("{what}: cannot wait for the process"))?);
             }
             () = tokio::time::sleep(std::time::Duration::from_millis(200)), if status.is_some() => break,
         }
@@ -155,27 +154,27 @@ async fn drive(
         None => child
             .wait()
             .await
-            .or_environment(format!("{what}: lost the process")),
+            .or_environment(format!("{what}: cannot wait for the process")),
     }
 }
 
-fn judge(status: ExitStatus, what: &str, mut tail: Tail) -> Result<(), Failure> {
+fn check_status(status: ExitStatus, what: &str, mut tail: Tail) -> Result<(), Failure> {
     if status.success() {
         return Ok(());
     }
-    let said = tail.text();
-    let failure = if said.to_lowercase().contains(DISK_FULL) {
+    let output = tail.text();
+    let failure = if output.to_lowercase().contains(DISK_FULL) {
         Failure::environment(format!("{what} failed: the disk is full")).hint(
-            "Free some space (`ci engine prune` frees what ci can make again), or name a cache directory on another disk in \
-             LAB_CI_CACHE_DIR.",
+            "Free some disk space (`ci engine prune` removes files that ci can create again), or set LAB_CI_CACHE_DIR to a \
+             directory on another disk.",
         )
     } else {
         Failure::environment(format!("{what} failed ({status})"))
     };
-    Err(failure.output(said))
+    Err(failure.output(output))
 }
 
-fn name_of(command: &Command) -> String {
+fn program_name(command: &Command) -> String {
     command
         .as_std()
         .get_program()
@@ -189,7 +188,7 @@ fn lines(stream: impl AsyncRead + Send + Unpin + 'static) -> (Lines, Vec<u8>) {
     (BufReader::new(Box::new(stream)), Vec::new())
 }
 
-/// The next line, or none when the stream ends. What was read of a line is kept when the future is dropped.
+/// Returns the next line, or `None` at the end of the stream. A partial line is kept if the future is dropped.
 async fn next(stream: &mut Option<(Lines, Vec<u8>)>) -> Option<String> {
     let (reader, pending) = stream.as_mut()?;
     let read = reader.read_until(b'\n', pending).await;
@@ -205,15 +204,15 @@ async fn next(stream: &mut Option<(Lines, Vec<u8>)>) -> Option<String> {
     line
 }
 
-/// A process group that ends as a whole: when this is dropped, and when this process is gone, killed with -9 too. Its
-/// leader is a shell that waits for the end of its input, whose other end nobody but this process has.
+/// A process group that is killed when this value is dropped and when this process ends, even by SIGKILL. The group leader is a
+/// shell that waits for the end of its standard input, a pipe from this process.
 #[cfg(unix)]
 struct Group(Child);
 
 #[cfg(unix)]
 impl Group {
-    /// Makes the group that `command` will be in.
-    fn around(command: &mut Command) -> Result<Self, Failure> {
+    /// Creates a process group and adds `command` to it.
+    fn start_for(command: &mut Command) -> Result<Self, Failure> {
         let mut leader = self::command("sh");
         leader
             .args(["-c", "read -r _; kill -s KILL 0"])
@@ -233,7 +232,7 @@ impl Group {
 #[cfg(unix)]
 impl Drop for Group {
     fn drop(&mut self) {
-        // The leader has not been reaped, so that the number is still the group's.
+        // The leader has not been reaped, so the id still belongs to this group.
         if let Some(id) = self.id() {
             let group = nix::unistd::Pid::from_raw(id);
             let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
@@ -241,12 +240,12 @@ impl Drop for Group {
     }
 }
 
-/// The last lines that a program wrote.
+/// The last lines of a program's output.
 #[derive(Default)]
 pub struct Tail(VecDeque<String>);
 
 impl Tail {
-    /// Adds a line, and forgets the oldest if there are too many.
+    /// Adds a line and drops the oldest one if the limit is reached.
     pub fn push(&mut self, line: &str) {
         if self.0.len() == TAIL_LINES {
             self.0.pop_front();
@@ -254,7 +253,7 @@ impl Tail {
         self.0.push_back(line.to_owned());
     }
 
-    /// The lines, one below the other.
+    /// Returns the lines, separated by newlines.
     pub fn text(&mut self) -> String {
         self.0.make_contiguous().join("\n")
     }
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_shows_the_end_of_both_streams() {
+    async fn failure_contains_the_end_of_both_streams() {
         let failure = run(sh("echo one; echo two >&2; exit 3"), "the try", &Silent).await;
         let failure = failure.expect_err("exit 3 is a failure");
         assert!(failure.message.starts_with("the try failed"), "{failure}");
@@ -281,13 +280,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn standard_output_is_returned_whole() {
+    async fn returns_all_of_standard_output() {
         let out = output(sh("printf 'a\\nb'; echo no >&2"), "the try").await;
         assert_eq!(out.expect("exit 0"), "a\nb\n");
     }
 
     #[tokio::test]
-    async fn a_grandchild_that_keeps_the_streams_open_holds_nobody_up() {
+    async fn does_not_wait_for_a_grandchild_that_keeps_the_streams_open() {
         let begun = std::time::Instant::now();
         run(sh("sleep 30 & echo x"), "the try", &Silent)
             .await
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_called_so() {
+    async fn reports_a_full_disk() {
         let full = sh("echo 'write x: no space left on device'; exit 1");
         let failure = run(full, "the try", &Silent).await.expect_err("exit 1");
         assert!(failure.message.ends_with("the disk is full"), "{failure}");
@@ -304,22 +303,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_must_not_be_cut_short_goes_on_when_the_future_is_dropped() {
+    async fn uninterrupted_command_continues_when_the_future_is_dropped() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("done");
         let script = format!("sleep 0.5; echo to nobody; touch {}", file.display());
         let limit = std::time::Duration::from_millis(100);
-        let cut = tokio::time::timeout(limit, run_through(sh(&script), "the try"));
+        let cut = tokio::time::timeout(limit, run_uninterrupted(sh(&script), "the try"));
         assert!(cut.await.is_err());
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         assert!(file.exists());
-        let failure = run_through(sh("echo why; exit 3"), "the try").await;
+        let failure = run_uninterrupted(sh("echo why; exit 3"), "the try").await;
         let failure = failure.expect_err("exit 3 is a failure");
         assert_eq!(failure.output.as_deref(), Some("why"));
     }
 
     #[tokio::test]
-    async fn dropping_the_future_ends_the_whole_group() {
+    async fn dropping_the_future_kills_the_whole_group() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("pid");
         let script = format!("sleep 60 & echo $! > {}; wait", file.display());
@@ -332,7 +331,7 @@ mod tests {
             std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
         assert!(
             stat.is_empty() || stat.contains(") Z "),
-            "still there: {stat}"
+            "still running: {stat}"
         );
     }
 }

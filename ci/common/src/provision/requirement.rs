@@ -1,13 +1,13 @@
-//! What a machine lacks, and who is asked before it is installed.
+//! Missing requirements of a machine, and the consent to install them.
 
-/// Asks the person at the terminal; answers yes where there is none to ask.
+/// Asks the user a yes/no question; returns true if there is no terminal.
 pub type Consent<'a> = &'a (dyn Fn(&str) -> bool + Send + Sync);
 
-/// Something this machine lacks, and what to do about it.
+/// A missing requirement of this machine.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Requirement {
-    /// What is missing, as a person calls it.
+    /// The missing item, described for the user.
     pub what: String,
-    /// What gets it.
-    pub remedy: String,
+    /// The suggested fix.
+    pub fix: String,
 }

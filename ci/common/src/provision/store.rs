@@ -1,4 +1,4 @@
-//! The cache directory, and how something is built into it exactly once.
+//! The cache directory, and builds in it that run only once.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,23 +10,23 @@ use std::time::{Duration, Instant};
 use crate::failure::{Failure, OrFail};
 use crate::progress::Progress;
 
-/// Names another cache directory; has to be an absolute path.
+/// The environment variable that sets the cache directory: an absolute path.
 const OVERRIDE: &str = "LAB_CI_CACHE_DIR";
-/// Marks what an unfinished build has written.
+/// Part of the name of an unfinished build's directory.
 const UNFINISHED: &str = ".unfinished-";
 
-/// Everything that `ci` builds or downloads for itself lies here: `infrastructure-lab-ci` in the user's cache
-/// directory, or what `LAB_CI_CACHE_DIR` says. It is created where it does not exist, for this user only.
+/// Returns the directory for everything that `ci` builds or downloads: `LAB_CI_CACHE_DIR`, or `infrastructure-lab-ci` in the
+/// user's cache directory. If it does not exist, it is created with access for this user only.
 ///
 /// # Errors
-/// When it is neither given nor known, or cannot be created.
+/// When the directory is unknown, unsafe or cannot be created (exit code 3), or `LAB_CI_CACHE_DIR` is invalid (exit code 2).
 pub fn cache_root() -> Result<PathBuf, Failure> {
     let root = match std::env::var_os(OVERRIDE).filter(|value| !value.is_empty()) {
         Some(given) => {
             let given = PathBuf::from(given);
             if !given.is_absolute() {
                 return Err(Failure::usage(format!(
-                    "{OVERRIDE} has to be an absolute path, not {}",
+                    "{OVERRIDE} must be an absolute path, not {}",
                     given.display()
                 )));
             }
@@ -35,59 +35,60 @@ pub fn cache_root() -> Result<PathBuf, Failure> {
         None => directories::BaseDirs::new()
             .map(|user| user.cache_dir().join("infrastructure-lab-ci"))
             .ok_or_else(|| {
-                Failure::environment("this user has no home directory to keep a cache in")
-                    .hint(format!("Set HOME, or name a directory with {OVERRIDE}."))
+                Failure::environment(
+                    "cannot find a cache directory: this user has no home directory",
+                )
+                .hint(format!("Set HOME, or set {OVERRIDE} to a directory."))
             })?,
     };
     create_private(&root)?;
     #[cfg(unix)]
-    only_ours(&root)?;
+    check_owner(&root)?;
     Ok(root)
 }
 
-/// What lies in the cache is executed, often by root: nobody else may have a hand in it.
+/// Rejects a directory that another user can write to, because programs in it are executed, often as root.
 #[cfg(unix)]
-fn only_ours(root: &Path) -> Result<(), Failure> {
+fn check_owner(root: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::MetadataExt;
     let data = root
         .metadata()
-        .or_environment(format!("cannot look at {}", root.display()))?;
+        .or_environment(format!("cannot read the metadata of {}", root.display()))?;
     if data.uid() != nix::unistd::geteuid().as_raw() {
         return Err(Failure::environment(format!(
-            "the cache directory {} belongs to another user ({}), and what lies in it would be run",
+            "unsafe cache directory {}, from which programs are run: it belongs to another user ({})",
             root.display(),
             data.uid()
         ))
         .hint(format!(
-            "Name a directory of your own with {OVERRIDE}. Under sudo, `sudo -H` takes root's."
+            "Set {OVERRIDE} to a directory that you own. With sudo, use `sudo -H` for root's cache directory."
         )));
     }
     if data.mode() & 0o022 != 0 {
         return Err(Failure::environment(format!(
-            "others can write to the cache directory {}, and what lies in it would be run",
+            "unsafe cache directory {}, from which programs are run: others can write to it",
             root.display()
         ))
         .hint(format!(
-            "If nobody else has put anything into it: chmod go-w {}. Else name another with {OVERRIDE}.",
+            "Run `chmod go-w {}` if nobody else has written to it. Otherwise set {OVERRIDE} to another directory.",
             root.display()
         )));
     }
     Ok(())
 }
 
-/// What this process uses of the cache: a shared lock each, held until the process ends.
+/// The cache entries that this process uses, each with a shared lock that is held until the process ends.
 static IN_USE: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
 
-/// Builds `dest` once: `build` gets a path that does not exist yet, and makes a file or a folder there; the folder that
-/// it is in is the build's own, for all that is to vanish with it. Safe for several processes at once and when
-/// interrupted at any moment: `dest` either does not exist or is whole, and what interrupted builds left is removed by
-/// the next. It stays until this process ends, whatever [`remove_unused`] is asked for meanwhile.
+/// Builds `dest` unless it exists. `build` gets a path that does not exist yet and creates a file or a directory there; it may
+/// put temporary files next to it. `dest` is complete or does not exist, even with concurrent processes and interrupted builds,
+/// whose leftovers the next build removes. [`remove_unused`] keeps `dest` until this process ends.
 ///
 /// # Errors
-/// What `build` returns, and when the folder of `dest` cannot be written.
-pub async fn once<B, F>(
+/// When `build` fails, or the directory of `dest` cannot be written (exit code 3).
+pub async fn build_once<B, F>(
     dest: &Path,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
     what: &str,
     build: B,
 ) -> Result<PathBuf, Failure>
@@ -102,18 +103,18 @@ where
     create_private(at.folder)?;
     let mut build = Some(build);
     loop {
-        if dest.exists() && at.hold(narrator, what).await? {
+        if dest.exists() && at.hold(progress, what).await? {
             return Ok(dest.to_owned());
         }
         in_use().remove(dest);
-        let there = || dest.exists();
-        let lock = locked(&at.lock, File::try_lock, there, narrator, what).await?;
-        // Another process may have built it while this one waited.
-        let (Some(lock), false) = (lock, there()) else {
+        let exists = || dest.exists();
+        let lock = locked(&at.lock, File::try_lock, exists, progress, what).await?;
+        // Another process may have built it in the meantime.
+        let (Some(lock), false) = (lock, exists()) else {
             continue;
         };
         let build = build.take().ok_or_else(|| {
-            Failure::environment(cannot()).hint("Somebody removes it; run again.")
+            Failure::environment(cannot()).hint("Run again; another process has removed it.")
         })?;
         remove_with_prefix(at.folder, &at.unfinished);
         let unfinished = tempfile::Builder::new()
@@ -124,8 +125,8 @@ where
         build(target.clone()).await?;
         let to = dest.to_owned();
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-            // This goes on when the future is dropped: until it has ended nobody may remove what it moves.
-            let _until_then = (unfinished, lock);
+            // This continues when the future is dropped: keep both until it has finished.
+            let _guards = (unfinished, lock);
             sync(&target)?;
             fs::rename(&target, &to)?;
             if let Some(folder) = to.parent() {
@@ -135,15 +136,15 @@ where
         })
         .await
         .or_environment("a background task was cancelled")?
-        .or_environment(format!("cannot keep {}", dest.display()))?;
+        .or_environment(format!("cannot save {}", dest.display()))?;
     }
 }
 
-/// Removes what [`once`] has built, unless somebody uses or builds it; returns the bytes that this has freed. What an
-/// interrupted removal leaves is removed by the next.
+/// Removes the result of [`build_once`] and returns the number of freed bytes, or `None` if a process uses or builds it. The next
+/// removal finishes an interrupted one.
 ///
 /// # Errors
-/// When it cannot be locked or removed.
+/// When `dest` cannot be locked or removed.
 pub fn remove_unused(dest: &Path) -> std::io::Result<Option<u64>> {
     let Some(at) = Place::of(dest) else {
         return Ok(None);
@@ -156,28 +157,28 @@ pub fn remove_unused(dest: &Path) -> std::io::Result<Option<u64>> {
     discard(dest).map(Some)
 }
 
-/// Removes a file or folder so that it is whole under its name or not there, whatever interrupts this; returns the
-/// bytes that this has freed.
+/// Removes a file or directory atomically: after an interruption, `path` is complete or does not exist. Returns the number of
+/// freed bytes.
 ///
 /// # Errors
-/// When it cannot be removed.
+/// When `path` cannot be removed.
 pub fn discard(path: &Path) -> std::io::Result<u64> {
     let Some(at) = Place::of(path) else {
         return Ok(0);
     };
     let bytes = size_of(path);
-    let doomed = at.folder.join(format!("{}removed", at.unfinished));
-    // What an interrupted removal has left.
-    let _ = remove(&doomed);
-    match fs::rename(path, &doomed) {
+    let removed = at.folder.join(format!("{}removed", at.unfinished));
+    // The leftovers of an interrupted removal.
+    let _ = remove(&removed);
+    match fs::rename(path, &removed) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         renamed => renamed?,
     }
-    remove(&doomed)?;
+    remove(&removed)?;
     Ok(bytes)
 }
 
-/// Removes what interrupted builds and removals have left in a folder; returns the bytes that this has freed.
+/// Removes the leftovers of interrupted builds and removals in a directory, and returns the number of freed bytes.
 #[must_use]
 pub fn remove_unfinished(folder: &Path) -> u64 {
     let mut freed = 0;
@@ -187,7 +188,7 @@ pub fn remove_unfinished(folder: &Path) -> u64 {
         let Some((of, _)) = name.split_once(UNFINISHED) else {
             continue;
         };
-        // Whoever is at work on it has the lock.
+        // A running build holds the lock.
         let lock = File::create(folder.join(format!("{of}.lock")));
         if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
             let bytes = size_of(&entry.path());
@@ -199,7 +200,7 @@ pub fn remove_unfinished(folder: &Path) -> u64 {
     freed
 }
 
-/// Where something is built, and the names that go with it.
+/// The destination of a build, with the names of its lock and its temporary directory.
 struct Place<'a> {
     dest: &'a Path,
     folder: &'a Path,
@@ -220,17 +221,17 @@ impl<'a> Place<'a> {
         })
     }
 
-    /// Keeps it from being removed; not where it has been removed already.
-    async fn hold(&self, narrator: &dyn Progress, what: &str) -> Result<bool, Failure> {
-        let gone = || !self.dest.exists();
+    /// Protects the destination from removal. Returns false if it has already been removed.
+    async fn hold(&self, progress: &dyn Progress, what: &str) -> Result<bool, Failure> {
+        let removed = || !self.dest.exists();
         if !in_use().contains_key(self.dest) {
             let shared = File::try_lock_shared;
-            let Some(lock) = locked(&self.lock, shared, gone, narrator, what).await? else {
+            let Some(lock) = locked(&self.lock, shared, removed, progress, what).await? else {
                 return Ok(false);
             };
             in_use().insert(self.dest.to_owned(), lock);
         }
-        Ok(!gone())
+        Ok(!removed())
     }
 }
 
@@ -238,7 +239,7 @@ fn in_use() -> MutexGuard<'static, BTreeMap<PathBuf, File>> {
     IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The bytes that a file, or everything in a folder, takes on the disk.
+/// Returns the disk usage of a file, or of a directory and everything below it, in bytes.
 #[must_use]
 pub fn size_of(path: &Path) -> u64 {
     let Ok(data) = path.symlink_metadata() else {
@@ -255,37 +256,34 @@ pub fn size_of(path: &Path) -> u64 {
     own + entries.map(|entry| size_of(&entry.path())).sum::<u64>()
 }
 
-/// Takes the lock in `file`, waiting for whoever has it; it is free again when the returned file is dropped, and when
-/// this process ends in whatever way.
-pub async fn lock(file: &Path, narrator: &dyn Progress, what: &str) -> Result<File, Failure> {
-    locked(file, File::try_lock, || false, narrator, what)
+/// Waits for the exclusive lock on `file`. The lock is released when the returned file is dropped or this process ends.
+pub async fn lock(file: &Path, progress: &dyn Progress, what: &str) -> Result<File, Failure> {
+    locked(file, File::try_lock, || false, progress, what)
         .await?
         .ok_or_else(|| Failure::environment(format!("cannot lock {}", file.display())))
 }
 
-/// A lock, unless it is not wanted any more.
+/// Waits for a lock until `unwanted` returns true.
 async fn locked(
     file: &Path,
     take: impl Fn(&File) -> Result<(), fs::TryLockError>,
     unwanted: impl Fn() -> bool,
-    narrator: &dyn Progress,
+    progress: &dyn Progress,
     what: &str,
 ) -> Result<Option<File>, Failure> {
     let cannot = || format!("cannot lock {}", file.display());
     let handle = File::create(file).or_environment(cannot())?;
     let begun = Instant::now();
-    let mut told = false;
+    let mut reported = false;
     loop {
         match take(&handle) {
             Ok(()) => return Ok(Some(handle)),
             Err(fs::TryLockError::WouldBlock) if unwanted() => return Ok(None),
             Err(fs::TryLockError::WouldBlock) => {
-                // Most waits end at once and are nobody's business.
-                if !told && begun.elapsed() > Duration::from_secs(1) {
-                    narrator.notice(&format!(
-                        "waiting for another ci that is at work on: {what}"
-                    ));
-                    told = true;
+                // Most waits are short and not worth a message.
+                if !reported && begun.elapsed() > Duration::from_secs(1) {
+                    progress.notice(&format!("waiting for another ci process: {what}"));
+                    reported = true;
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -294,7 +292,7 @@ async fn locked(
     }
 }
 
-/// Creates a folder, and those above it, that only this user can look into.
+/// Creates a directory and its parents with access for this user only.
 pub fn create_private(folder: &Path) -> Result<(), Failure> {
     if folder.is_dir() {
         return Ok(());
@@ -311,7 +309,7 @@ pub fn create_private(folder: &Path) -> Result<(), Failure> {
 fn remove_with_prefix(folder: &Path, prefix: &str) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(prefix) {
-            // What cannot be removed now is only in the way of the disk's space.
+            // A failed removal only costs disk space.
             let _ = remove(&entry.path());
         }
     }
@@ -325,10 +323,10 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Everything at `path` is on the disk when this returns.
+/// Writes everything at `path` to the disk before it returns.
 #[cfg(target_os = "linux")]
 fn sync(path: &Path) -> std::io::Result<()> {
-    // One call for the whole file system is quicker than one for each of ten thousand files.
+    // One call for the file system is faster than one for each of ten thousand files.
     nix::unistd::syncfs(File::open(path)?)?;
     Ok(())
 }
@@ -351,12 +349,12 @@ mod tests {
     use crate::progress::Silent;
 
     #[tokio::test]
-    async fn many_at_once_build_one_time() {
+    async fn concurrent_builds_build_only_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let dest = folder.path().join("deep/thing");
         let built = AtomicUsize::new(0);
         let one = || {
-            once(&dest, &Silent, "the thing", async |target: PathBuf| {
+            build_once(&dest, &Silent, "the thing", async |target: PathBuf| {
                 built.fetch_add(1, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 fs::create_dir(&target).expect("a new folder");
@@ -376,13 +374,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_interrupted_build_leaves_nothing_that_counts() {
+    async fn interrupted_build_leaves_no_result() {
         let folder = tempfile::tempdir().expect("a folder");
         let dest = folder.path().join("thing");
-        // What a killed process leaves: its half-built folder, and a lock file that nobody holds.
+        // The leftovers of a killed process: an unfinished directory and an unlocked lock file.
         fs::create_dir(folder.path().join(".thing.unfinished-killed")).expect("a folder");
         fs::write(folder.path().join(".thing.lock"), "").expect("a file");
-        let slow = once(&dest, &Silent, "the thing", async |target: PathBuf| {
+        let slow = build_once(&dest, &Silent, "the thing", async |target: PathBuf| {
             fs::write(target, "half").expect("a file");
             std::future::pending::<()>().await;
             Ok(())
@@ -394,13 +392,13 @@ mod tests {
         );
         assert!(!dest.exists());
 
-        let failing = once(&dest, &Silent, "the thing", async |_| {
+        let failing = build_once(&dest, &Silent, "the thing", async |_| {
             Err(Failure::gate("no"))
         })
         .await;
         assert!(failing.is_err() && !dest.exists());
 
-        once(&dest, &Silent, "the thing", async |target: PathBuf| {
+        build_once(&dest, &Silent, "the thing", async |target: PathBuf| {
             fs::write(target, "whole").expect("a file");
             Ok(())
         })
@@ -415,14 +413,15 @@ mod tests {
             .collect();
         assert!(left.is_empty(), "{left:?}");
     }
+
     #[tokio::test]
-    async fn a_build_that_is_dropped_while_it_is_being_kept_is_whole_or_not_there() {
+    async fn build_that_is_dropped_while_it_is_saved_is_complete_or_absent() {
         const FILES: usize = 200;
         for _ in 0..20 {
             let folder = tempfile::tempdir().expect("a folder");
             let dest = folder.path().join("thing");
             let built = tokio::sync::Notify::new();
-            let one = once(&dest, &Silent, "the thing", async |target: PathBuf| {
+            let one = build_once(&dest, &Silent, "the thing", async |target: PathBuf| {
                 fs::create_dir(&target).expect("a new folder");
                 for number in 0..FILES {
                     fs::write(target.join(number.to_string()), "x").expect("a file");
@@ -435,25 +434,25 @@ mod tests {
                 done = one => drop(done.expect("built")),
                 () = built.notified() => {}
             }
-            // Waits for what goes on.
-            once(&dest, &Silent, "the thing", async |_| {
-                Err(Failure::gate("it was not kept"))
+            // Waits for the background task.
+            build_once(&dest, &Silent, "the thing", async |_| {
+                Err(Failure::gate("it was not saved"))
             })
             .await
-            .expect("nothing has removed it");
+            .expect("the dropped build was saved");
             assert_eq!(fs::read_dir(&dest).expect("a folder").count(), FILES);
         }
     }
 
     #[tokio::test]
-    async fn what_is_in_use_stays_and_what_is_removed_is_built_anew() {
+    async fn keeps_entries_in_use_and_rebuilds_removed_entries() {
         let folder = tempfile::tempdir().expect("a folder");
         let dest = folder.path().join("thing");
         let build = async |target: PathBuf| {
             fs::write(target, "whole").expect("a file");
             Ok(())
         };
-        once(&dest, &Silent, "the thing", build)
+        build_once(&dest, &Silent, "the thing", build)
             .await
             .expect("built");
         assert_eq!(remove_unused(&dest).expect("locked"), None);
@@ -469,7 +468,7 @@ mod tests {
         );
         assert!(!dest.exists());
         assert!(remove_unfinished(folder.path()) > 0);
-        once(&dest, &Silent, "the thing", build)
+        build_once(&dest, &Silent, "the thing", build)
             .await
             .expect("built");
         assert!(dest.exists());
@@ -477,18 +476,18 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_folder_that_others_can_write_to_is_no_cache() {
+    fn rejects_cache_directory_that_others_can_write_to() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().expect("a folder");
-        only_ours(folder.path()).expect("it is ours alone");
+        check_owner(folder.path()).expect("it is ours alone");
         for mode in [0o770, 0o702] {
             let open = fs::Permissions::from_mode(mode);
             fs::set_permissions(folder.path(), open).expect("rights");
-            let failure = only_ours(folder.path()).expect_err("others can write to it");
+            let failure = check_owner(folder.path()).expect_err("others can write to it");
             assert!(failure.hint.is_some_and(|hint| hint.contains("chmod")));
         }
         if !nix::unistd::geteuid().is_root() {
-            assert!(only_ours(Path::new("/")).is_err(), "root's");
+            assert!(check_owner(Path::new("/")).is_err(), "root's");
         }
     }
 }

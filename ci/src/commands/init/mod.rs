@@ -1,4 +1,4 @@
-//! `ci init`: the settings and the workflow for the workspace that is here.
+//! `ci init`: writes `ci.toml` and the workflow for the current workspace.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -12,13 +12,13 @@ use common::failure::{ExitCode, Failure, OrFail};
 use common::pins;
 use common::provision;
 
-/// Where `ci` comes from, for a workspace that does not have it.
+/// The repository from which other workspaces install `ci`.
 const HOME: &str = env!("CARGO_PKG_REPOSITORY");
 const TEMPLATE: &str = include_str!("ci.toml");
-/// Ours, which is the one that is tried.
+/// This repository's own workflow, which the tests run.
 const WORKFLOW: &str = include_str!("../../../../.github/workflows/docker-builder.yml");
 const WORKFLOW_PATH: &str = ".github/workflows/docker-builder.yml";
-/// Who depends on one of these serves something.
+/// A package that depends on one of these is probably a service.
 const FRAMEWORKS: [&str; 10] = [
     "actix-web",
     "axum",
@@ -31,8 +31,8 @@ const FRAMEWORKS: [&str; 10] = [
     "trillium",
     "warp",
 ];
-/// Crates that want something of the image, and what.
-const WANTS: [(&str, &str); 6] = [
+/// Crates that need something in the image.
+const REQUIREMENTS: [(&str, &str); 6] = [
     ("openssl-sys", "OpenSSL"),
     ("native-tls", "OpenSSL"),
     ("rustls-native-certs", "CA certificates"),
@@ -41,16 +41,19 @@ const WANTS: [(&str, &str); 6] = [
     ("mysqlclient-sys", "libmysqlclient"),
 ];
 
-/// Writes `ci.toml` and the workflow where there are none yet, and says what was found.
+/// Writes `ci.toml` and the workflow unless they exist, and reports what it found.
 ///
 /// # Errors
-/// When there is no workspace, or none of its packages has a binary (exit 2); when a file cannot be written (exit 3).
+/// When there is no workspace, or no package has a binary (exit code 2); when a file cannot be written (exit code 3).
 pub fn run(invocation: &Invocation, reporter: &Reporter) -> Result<ExitCode, Failure> {
     let directory = invocation.directory()?;
     let top = top(&directory);
-    let project = Project::find(&top, &crate::source::project::below(&top, &directory)?)?;
-    let found = Found::look(&top, &project)?;
-    for line in &found.said {
+    let project = Project::find(
+        &top,
+        &crate::source::project::path_below_root(&top, &directory)?,
+    )?;
+    let found = Found::examine(&top, &project)?;
+    for line in &found.facts {
         reporter.header(&format!("found    {line}"));
     }
     let workflow = top.join(WORKFLOW_PATH);
@@ -66,17 +69,17 @@ pub fn run(invocation: &Invocation, reporter: &Reporter) -> Result<ExitCode, Fai
         if write_new(&path, &text).or_environment(format!("cannot write {name}"))? {
             reporter.header(&format!("wrote    {name}"));
         } else {
-            reporter.header(&format!("kept     {name}, which is there already"));
+            reporter.header(&format!("kept     {name}, which already exists"));
         }
     }
     for line in &found.to_do {
         reporter.header(&format!("to do    {line}"));
     }
-    reporter.header("then     commit them, and run ci");
+    reporter.header("then     commit these files and run ci");
     Ok(ExitCode::Success)
 }
 
-/// The top of the working tree, or the outermost package where there is no git yet.
+/// The top of the working tree, or the outermost package if there is no git repository.
 fn top(directory: &Path) -> PathBuf {
     let has = |name: &'static str| move |folder: &&Path| folder.join(name).exists();
     directory
@@ -87,7 +90,7 @@ fn top(directory: &Path) -> PathBuf {
         .to_owned()
 }
 
-/// Writes a file that is not there yet; whether it was written.
+/// Writes a file unless it exists; returns whether the file was written.
 fn write_new(path: &Path, text: &str) -> std::io::Result<bool> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
@@ -99,7 +102,7 @@ fn write_new(path: &Path, text: &str) -> std::io::Result<bool> {
     }
 }
 
-/// What there is to say about a workspace.
+/// The findings about a workspace.
 #[derive(Debug, Default)]
 struct Found {
     package: String,
@@ -107,18 +110,18 @@ struct Found {
     repository: String,
     source: Option<String>,
     needs_base: bool,
-    said: Vec<String>,
+    facts: Vec<String>,
     to_do: Vec<String>,
 }
 
 impl Found {
-    fn look(top: &Path, project: &Project) -> Result<Self, Failure> {
+    fn examine(top: &Path, project: &Project) -> Result<Self, Failure> {
         let mut found = Self::default();
         let folder = match project.folder.to_str() {
             None | Some("") => String::new(),
             Some(folder) => format!(" in {folder}"),
         };
-        found.say(format!(
+        found.report(format!(
             "a Cargo workspace{folder} with {} packages",
             project.packages.len()
         ));
@@ -132,31 +135,31 @@ impl Found {
             .cloned()
             .unwrap_or_default();
         if package.programs.len() > 1 {
-            found.ask(format!(
-                "is {} the binary that serves? The package {} has: {}",
+            found.add_task(format!(
+                "check service.binary: {} was chosen; the binaries of package {} are {}",
                 found.binary,
                 package.name,
                 package.programs.join(", ")
             ));
         }
-        found.say(format!(
-            "the service: the binary {} of the package {}",
+        found.report(format!(
+            "service: binary {} of package {}",
             found.binary, found.package
         ));
         found.name(top, package);
         found.dependencies(project);
-        found.ask(format!(
-            "check service.port and service.health in {FILE}: {} is asked for GET /health on port 8000",
+        found.add_task(format!(
+            "check service.port and service.health in {FILE}: the smoke test sends GET /health to port 8000 of {}",
             found.binary
         ));
         Ok(found)
     }
 
-    fn say(&mut self, what: String) {
-        self.said.push(what);
+    fn report(&mut self, what: String) {
+        self.facts.push(what);
     }
 
-    fn ask(&mut self, what: String) {
+    fn add_task(&mut self, what: String) {
         self.to_do.push(what);
     }
 
@@ -176,12 +179,12 @@ impl Found {
         });
         let first = *packages.first().ok_or_else(|| {
             Failure::usage("no package of the workspace has a binary")
-                .hint("There is nothing to ship without one.")
+                .hint("Add a binary target to the service's package.")
         })?;
         if packages.len() > 1 {
             let names: Vec<_> = packages.iter().map(|it| it.name.as_str()).collect();
-            self.ask(format!(
-                "is {} the service? Packages with a binary: {}",
+            self.add_task(format!(
+                "check service.package: {} was chosen; packages with a binary: {}",
                 first.name,
                 names.join(", ")
             ));
@@ -189,23 +192,21 @@ impl Found {
         Ok(first)
     }
 
-    /// What the image is called: by the remote, which only this command looks at, as somebody reads what it writes.
+    /// Names the image after the git remote. Only this command uses the remote, because a person reviews its result.
     fn name(&mut self, top: &Path, package: &Package) {
         let remote = remote(top);
         match &remote {
             Some((host, path)) => {
                 self.repository = path.to_lowercase();
                 self.source = Some(format!("https://{host}/{path}"));
-                self.say(format!(
-                    "the remote {host}/{path}: the image is ghcr.io/{}",
+                self.report(format!(
+                    "remote {host}/{path}: the image is ghcr.io/{}",
                     self.repository
                 ));
             }
             None => {
                 self.repository = format!("owner/{}", package.name.to_lowercase());
-                self.ask(format!(
-                    "write the image's real name into {FILE}: repository"
-                ));
+                self.add_task(format!("set repository in {FILE} to the image's name"));
             }
         }
     }
@@ -213,17 +214,17 @@ impl Found {
     fn dependencies(&mut self, project: &Project) {
         let lock = std::fs::read_to_string(project.sources.join("Cargo.lock")).unwrap_or_default();
         let has = |name: &str| lock.contains(&format!("name = \"{name}\"\n"));
-        for (name, what) in WANTS {
+        for (name, what) in REQUIREMENTS {
             if has(name) {
-                self.say(format!(
+                self.report(format!(
                     "{name} in Cargo.lock: the service may need {what} in its image"
                 ));
                 self.needs_base = true;
             }
         }
         if self.needs_base {
-            self.ask(format!(
-                "image.base in {FILE} names {}: add its digest, which `ci build` says, or take another; `scratch` is smaller, where rustls with its own roots will do",
+            self.add_task(format!(
+                "add the digest that `ci build` prints to image.base in {FILE}, or use another base image than {}; `scratch` is enough for rustls with bundled root certificates",
                 pins::BASE_IMAGE
             ));
         }
@@ -234,8 +235,8 @@ impl Found {
             ("redis", "Redis"),
         ] {
             if has(name) {
-                self.say(format!(
-                    "{name} in Cargo.lock: tests that need {image} get it by [services.…] in {FILE}"
+                self.report(format!(
+                    "{name} in Cargo.lock: tests that need {image} can use [services.…] in {FILE}"
                 ));
             }
         }
@@ -261,7 +262,7 @@ impl Found {
     }
 }
 
-/// Host and path of the remote `origin`.
+/// The host and path of the remote `origin`.
 fn remote(top: &Path) -> Option<(String, String)> {
     let output = std::process::Command::new(provision::find_program("git")?)
         .arg("-C")
@@ -272,7 +273,7 @@ fn remote(top: &Path) -> Option<(String, String)> {
     parse_remote(String::from_utf8(output.stdout).ok()?.trim())
 }
 
-/// `https://host/path`, `ssh://user@host/path` and `user@host:path`, without a user, port and `.git`.
+/// Parses `https://host/path`, `ssh://user@host/path` and `user@host:path` into host and path, without user, port and `.git`.
 fn parse_remote(url: &str) -> Option<(String, String)> {
     let (host, path) = match url.split_once("://") {
         Some((_, rest)) => rest.split_once('/')?,
@@ -284,7 +285,7 @@ fn parse_remote(url: &str) -> Option<(String, String)> {
     (host.contains('.') && path.contains('/')).then(|| (host.to_owned(), path.to_owned()))
 }
 
-/// Our workflow, for a workspace that gets `ci` by `cargo install`.
+/// This repository's workflow, changed for a workspace that installs `ci` with `cargo install`.
 fn workflow_for(project: &Project) -> String {
     let folder = project.folder.display().to_string();
     let (option, target) = if folder.is_empty() {
@@ -306,8 +307,8 @@ fn workflow_for(project: &Project) -> String {
                 .replace("RUNNER_CACHE: target/", &format!("RUNNER_CACHE: {target}/"))
                 .replace("'Cargo.lock'", &format!("'{}'", project.folder.join("Cargo.lock").display()))
                 .replace(
-                    "# Checks out and runs `ci`; what the pipeline does is in ci/src/pipeline.rs and nowhere else.",
-                    &format!("# Checks out and runs `ci` ({HOME}); the settings are in ci.toml. Add `--rev SHA` to its installation to stay on one version."),
+                    "# Checks out the repository and runs `ci`. The pipeline itself is defined in ci/src/pipeline.rs only.",
+                    &format!("# Checks out the repository and runs `ci` ({HOME}), which is configured in ci.toml. Add `--rev SHA` to `cargo install` to pin its version."),
                 );
             line + "\n"
         })
@@ -319,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_of_a_remote_is_understood() {
+    fn parses_every_form_of_a_remote() {
         let acme = Some(("github.com".to_owned(), "Acme/shop".to_owned()));
         for url in [
             "https://github.com/Acme/shop",
@@ -334,7 +335,7 @@ mod tests {
         }
     }
 
-    /// The settings with every key that stands behind a `#`.
+    /// The settings with every commented key enabled.
     fn uncommented(text: &str) -> String {
         text.lines()
             .map(|line| match line.strip_prefix("# ") {
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_of_the_example_is_one_and_the_example_has_every_key() {
+    fn the_template_has_exactly_the_keys_of_the_settings() {
         let found = Found {
             package: "api".into(),
             binary: "api".into(),
@@ -383,11 +384,11 @@ mod tests {
         let all = uncommented(&found.settings());
         assert_eq!(settings(&all).services.len(), 1);
         assert_eq!(settings(&all).service, defaults.service);
-        // What is shown as the default is the default.
+        // The values in comments are the defaults.
         assert_eq!(settings(&all).scan, defaults.scan);
         assert_eq!(settings(&all).smoke.within, defaults.smoke.within);
         let tables = all.lines().filter(|line| line.starts_with('['));
-        // In these every step is a key.
+        // Every step is a key of these tables.
         let tables = tables.filter(|line| !["[limits]", "[paths]"].contains(line));
         for head in std::iter::once("").chain(tables) {
             let keys = crate::settings::keys(head);
@@ -398,10 +399,7 @@ mod tests {
                         || line.trim_start_matches('[').starts_with(&format!("{key}]"))
                         || line.starts_with(&format!("[{key}."))
                 };
-                assert!(
-                    all.lines().any(there),
-                    "{key} of {head} is not in the example"
-                );
+                assert!(all.lines().any(there), "the template lacks {key} of {head}");
             }
         }
     }
@@ -429,7 +427,7 @@ mod tests {
         }
         assert!(
             !text.contains(" target/"),
-            "nothing outside of the workspace"
+            "a path outside of the workspace"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `ci run`, and each of its steps by itself: from the plan to the report.
+//! `ci run` and the commands of single steps, from the plan to the report.
 
 pub mod plan;
 mod prefetch;
@@ -19,17 +19,17 @@ use crate::settings::{Command, Invocation};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// Takes the commit through the steps of the command, and reports what became of it.
+/// Runs the steps of the command, and reports the results.
 ///
 /// # Errors
-/// What is wrong before there is anything to report; and a report that cannot be written.
+/// When the plan is invalid, or the report cannot be written. Later failures are part of the report.
 pub async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode, Failure> {
     let github = GitHub::from_env();
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
     let plan = plan(invocation, &github)?;
     let loader = match plan.invocation {
-        Command::Build { load: true, .. } => Some(runtime::loader().await?),
+        Command::Build { load: true, .. } => Some(runtime::find_loader().await?),
         _ => None,
     };
     let Plan {
@@ -37,7 +37,7 @@ pub async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode,
     } = &plan;
     let reporter = Arc::new(Reporter::new(settings, github.credential()));
     std::fs::create_dir_all(&settings.report_dir).or_environment(format!(
-        "cannot make the report directory {}",
+        "cannot create the report directory {}",
         settings.report_dir.display()
     ))?;
     if let Some(limit) = settings.timeout {
@@ -120,7 +120,7 @@ pub async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode,
     }
     for step in wanted {
         if !report.steps.iter().any(|record| record.name == step) {
-            let why = "the run ended before it".to_owned();
+            let why = "the run ended before this step".to_owned();
             report.steps.push(Record::skipped(step, why));
         }
     }
@@ -138,12 +138,12 @@ pub async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode,
     let summary = reporter.redact(&report::summary(&report));
     let page = directory.join("summary.md");
     std::fs::write(&page, &summary).or_environment(format!("cannot write {}", page.display()))?;
-    report::tell_github(&report, &summary)?;
+    report::write_github_outputs(&report, &summary)?;
     reporter.verdict(&report);
     Ok(code)
 }
 
-/// Takes a built image to where `ci build` was told to take it.
+/// Copies and loads a built image, as the options of `ci build` request.
 async fn deliver(
     archive: &Path,
     output: Option<&Path>,
@@ -157,7 +157,7 @@ async fn deliver(
     }
     if let Some(runtime) = loader {
         runtime.load(archive, image).await?;
-        reporter.header(&format!("{image} is in {}", runtime.name));
+        reporter.header(&format!("loaded {image} into {}", runtime.name));
     }
     Ok(())
 }

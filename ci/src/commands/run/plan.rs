@@ -1,4 +1,4 @@
-//! What a run is going to do, and everything that is wrong with it before the engine is touched.
+//! Plans a run, and validates as much as possible before an engine is used.
 
 use crate::model::config_file::FILE;
 use crate::model::image_name::Registry;
@@ -6,45 +6,46 @@ use crate::model::step::Step;
 use crate::runner_cache::store::LIST;
 use crate::settings::{CacheCommand, Command, Invocation, Settings, cache_dir};
 use crate::source::checkout::{Checkout, Snapshot};
-use crate::source::project::{Project, below};
+use crate::source::project::{Project, path_below_root};
 use crate::steps::scan;
 use crate::trust::authority::{self, GitHub, Permit, Purpose};
 use common::failure::Failure;
 
-/// Everything that can be known to be wrong is known here, before the engine is touched.
+/// A validated run.
 pub struct Plan {
-    /// The command.
+    /// The command to run.
     pub invocation: Command,
-    /// Everything that was said.
     pub settings: Settings,
-    /// The commit.
     pub checkout: Checkout,
-    /// Its files.
+    /// The files of the checkout.
     pub snapshot: Snapshot,
-    /// The permission to publish, where the run means to.
+    /// The permission to publish, if the run publishes.
     pub permit: Option<Permit<Registry>>,
-    /// The steps that are wanted.
+    /// The requested steps, with those that they need.
     pub steps: Vec<Step>,
 }
 
-/// Looks at all of it.
+/// Plans and validates a run.
 ///
 /// # Errors
-/// The first thing that is wrong: usage or settings (exit 2), a publish that is not allowed (exit 4), git (exit 3).
+/// When the settings are invalid (exit code 2), git fails (exit code 3), or publishing is not allowed (exit code 4).
 pub fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Failure> {
     let directory = invocation.directory()?;
     let mut checkout = Checkout::discover(&directory)?;
     let formats = matches!(invocation.command, Command::Fmt { fix: true });
     if formats {
-        // What is formatted is the working tree, whatever git thinks of it.
+        // --fix formats the working tree, whatever its git state is.
         checkout = checkout.as_on_disk();
     }
     let snapshot = checkout.snapshot()?;
-    let project = Project::find(snapshot.path(), &below(&checkout.root, &directory)?)?;
+    let project = Project::find(
+        snapshot.path(),
+        &path_below_root(&checkout.root, &directory)?,
+    )?;
     let read = |name: &str| match std::fs::read_to_string(project.sources.join(name)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::usage(format!("{name} cannot be read")).because(error)),
+        Err(error) => Err(Failure::usage(format!("cannot read {name}")).because(error)),
     };
     let mut settings = invocation.settings(
         &checkout.root.join(&project.folder),
@@ -59,13 +60,13 @@ pub fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Failure> {
         settings.cache_dir = Some(cache_dir(dir)?);
     }
     if let Some(folder) = &settings.cache_dir
-        && checkout.would_see(&folder.join(LIST))
+        && checkout.is_source_path(&folder.join(LIST))
     {
         return Err(Failure::usage(format!(
-            "the caches would be among the sources: {} is in the working tree, and git does not ignore it",
+            "cache directory {} is part of the sources: it is in the working tree, and git does not ignore it",
             folder.display()
         ))
-        .hint("Take a folder elsewhere or below target, or add it to .gitignore."));
+        .hint("Use a directory elsewhere or below target/, or add it to .gitignore."));
     }
     if let Some(exceptions) = read(scan::IGNORE_FILE)? {
         scan::check_exceptions(&exceptions)?;
@@ -87,27 +88,27 @@ pub fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Failure> {
         && !settings.repository.to_string().contains('/')
     {
         return Err(Failure::usage(format!(
-            "{} has no repository called {}: it wants an owner too",
-            settings.registry, settings.repository
+            "repository {} has no owner, which {} requires",
+            settings.repository, settings.registry
         ))
-        .hint("Set repository in ci.toml, as in OWNER/NAME."));
+        .hint("Set repository in ci.toml to OWNER/NAME."));
     }
     if permit.is_some()
         && let Some(base) = &settings.image.base
         && base.digest().is_none()
     {
         return Err(Failure::usage(format!(
-            "image.base in ci.toml has no digest: {base} may be another image tomorrow, and what is published is to be its commit's alone"
+            "image.base in ci.toml has no digest: {base} can change, and published images must be reproducible"
         ))
-        .hint("`ci build` says which digest it has today, and the line to write."));
+        .hint("Run `ci build` to get the line with the current digest."));
     }
     let mut steps = invocation.command.steps();
-    let wants = !steps.is_empty();
+    let runs_steps = !steps.is_empty();
     steps.retain(|step| settings.has(*step));
-    if wants && steps.is_empty() {
+    if runs_steps && steps.is_empty() {
         return Err(
             Failure::usage(format!("{FILE} configures nothing for this command"))
-                .hint("`ci init` in an empty folder of the workspace shows how."),
+                .hint("Add a [[gate]] with name and run to ci.toml."),
         );
     }
     Ok(Plan {

@@ -1,4 +1,4 @@
-//! What is made while a run still waits for something else.
+//! Provisions stand-ins in the background, before the steps of a run need them.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,20 +12,19 @@ use crate::run::toolbox;
 use crate::standin::StandIns;
 use common::failure::Failure;
 
-/// What a first run makes before anything waits for it: while the engine is being built and started, and while the tests
-/// run. Where it is dropped before its end, what needs the rest makes it.
+/// Provisions stand-ins of a first run while the engine is built and started, and while the tests run. If it is dropped early,
+/// the steps provision the rest.
 pub struct Prefetch {
     stand_ins: Arc<StandIns>,
-    /// The steps that will want something.
     steps: Vec<Step>,
-    /// Told when the run is known to need stand-ins.
+    /// Notified when the run is known to need stand-ins.
     needed: Notify,
-    /// Whether this machine will have to build an engine first.
+    /// Whether the engine may have to be built first.
     builds_engine: bool,
 }
 
 impl Prefetch {
-    /// What `plan` will want.
+    /// Prepares the prefetch for the steps of `plan`.
     #[must_use]
     pub fn new(stand_ins: &Arc<StandIns>, plan: &Plan) -> Self {
         let mut steps = plan.steps.clone();
@@ -36,26 +35,27 @@ impl Prefetch {
             stand_ins: Arc::clone(stand_ins),
             steps,
             needed: Notify::new(),
-            builds_engine: find::builds_first(&plan.settings.engine),
+            builds_engine: find::may_build_engine(&plan.settings.engine),
         }
     }
 
-    /// The steps that will want something.
+    /// The steps that need tools: those of the plan, without a publish that is not permitted.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
 
-    /// Says that the run needs stand-ins.
-    pub fn stand_ins_are_needed(&self) {
+    /// Starts provisioning the stand-ins of the steps.
+    pub fn start_stand_ins(&self) {
         self.needed.notify_one();
     }
 
-    /// Makes it, and never returns. A failure here is not the run's: who needs the thing tries again, and tells.
-    pub async fn make(&self) -> Infallible {
+    /// Provisions the stand-ins, and never returns. Ignores failures, because the step that needs a stand-in tries again and
+    /// reports them.
+    pub async fn run(&self) -> Infallible {
         let quietly = |failure: Failure| tracing::debug!("prefetch: {failure}");
-        // The engine decides what can be reached; before there is one, this machine's own view is a good guess.
-        if self.builds_engine && !toolbox::reachable_from_here().await {
+        // Reachability depends on the engine. Until it runs, this machine's own network is a good approximation.
+        if self.builds_engine && !toolbox::is_reachable_from_here().await {
             let _ = self.stand_ins.rust().await.map_err(quietly);
         }
         self.needed.notified().await;

@@ -1,4 +1,4 @@
-//! A run in its session with the engine: one scope opens the session and closes it, however the run ends.
+//! Runs a plan in a session with the engine. One scope opens and closes the session, however the run ends.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,25 +32,25 @@ use common::failure::{Failure, OrFail};
 use common::pins;
 use common::progress::Progress;
 
-/// What is known of a run, however it ended.
-pub struct Outcome<T = Ended> {
-    /// The engine, where one was found.
+/// The outcome of a run, successful or not.
+pub struct Outcome<T = Results> {
+    /// The engine, if one was found.
     pub engine: Option<EngineReport>,
-    /// The image's platform, where the engine has said its own.
+    /// The image's platform, if an engine was found.
     pub platform: Option<String>,
-    /// What became of the steps; or what went wrong outside of them.
+    /// The results of the steps, or a failure outside of them.
     pub result: Result<T, Failure>,
 }
 
-/// What became of the steps.
-pub struct Ended {
-    /// What could not be reached, and what was taken in its place.
+/// The results of a run's steps.
+pub struct Results {
+    /// The stand-ins that replaced unreachable images and services.
     pub stand_ins: Vec<StandInNote>,
-    /// The steps.
+    /// The results of the steps.
     pub records: Vec<Record>,
-    /// What was published, if anything.
+    /// The published image, if any.
     pub published: Option<Published>,
-    /// What was carried from and to other runners.
+    /// The caches that were restored and saved.
     pub cache: Option<CacheReport>,
 }
 
@@ -64,27 +64,27 @@ impl<T> Outcome<T> {
     }
 }
 
-/// The last part of a run, for when the session is closed: by then all that the engine has to report has come.
-type Finish = Pin<Box<dyn Future<Output = Ended>>>;
+/// Collects the results after the session has closed, when all telemetry of the engine has arrived.
+type Finish = Pin<Box<dyn Future<Output = Results>>>;
 
-/// Finds the engine, and takes the plan through it.
+/// Finds an engine and runs the plan on it.
 pub async fn run(plan: Plan, stopper: &Stopper, reporter: &Arc<Reporter>) -> Outcome {
-    // Permission that is missing is known before the first minute of work.
-    if let Err(failure) = prove_permission(&plan, stopper).await {
+    // Checked first, so that missing permissions do not surface after minutes of work.
+    if let Err(failure) = check_permission(&plan, stopper).await {
         return Outcome::without_engine(failure);
     }
     let progress: Arc<Reporter> = Arc::clone(reporter);
-    let stand_ins = Arc::new(StandIns::new(&report::ask, progress));
+    let stand_ins = Arc::new(StandIns::new(&report::confirm, progress));
     let prefetch = Prefetch::new(&stand_ins, &plan);
-    // In a box: with every step's future in it, this one is large.
+    // Boxed, because the future contains those of all steps and is large.
     let run = Box::pin(on_engine(plan, stopper, reporter, &stand_ins, &prefetch));
     tokio::select! {
         outcome = run => outcome,
-        never = prefetch.make() => match never {},
+        never = prefetch.run() => match never {},
     }
 }
 
-async fn prove_permission(plan: &Plan, stopper: &Stopper) -> Result<(), Failure> {
+async fn check_permission(plan: &Plan, stopper: &Stopper) -> Result<(), Failure> {
     let Some(permit) = &plan.permit else {
         return Ok(());
     };
@@ -94,7 +94,7 @@ async fn prove_permission(plan: &Plan, stopper: &Stopper) -> Result<(), Failure>
         permit.credential(),
         registry::Access::Write,
     )?;
-    stopper.unless_stopped(client.prove_write()).await
+    stopper.unless_stopped(client.check_write_access()).await
 }
 
 async fn on_engine(
@@ -105,7 +105,7 @@ async fn on_engine(
     prefetch: &Prefetch,
 ) -> Outcome {
     let opened = stopper.unless_stopped(async {
-        let engine = find::find(&plan.settings.engine, &report::ask, &**reporter).await?;
+        let engine = find::find(&plan.settings.engine, &report::confirm, &**reporter).await?;
         let telemetry = Telemetry::start().await?;
         let session = Session::open(&engine.endpoint, &telemetry).await?;
         Ok((engine, telemetry, session))
@@ -116,7 +116,7 @@ async fn on_engine(
     };
     let lost = stopper.clone();
     session.watch(move || lost.stop(Stop::EngineLost));
-    let inside = Inside {
+    let in_session = InSession {
         engine,
         telemetry,
         connection: session.connection().clone(),
@@ -129,7 +129,7 @@ async fn on_engine(
         engine,
         platform,
         result,
-    } = inside.work(plan).await;
+    } = in_session.work(plan).await;
     session.close().await;
     let result = match result {
         Ok(finish) => Ok(finish.await),
@@ -142,8 +142,8 @@ async fn on_engine(
     }
 }
 
-/// What there is inside of an open session.
-struct Inside<'a> {
+/// A run in an open session.
+struct InSession<'a> {
     engine: Engine,
     telemetry: Telemetry,
     connection: Connection,
@@ -153,27 +153,27 @@ struct Inside<'a> {
     prefetch: &'a Prefetch,
 }
 
-impl Inside<'_> {
+impl InSession<'_> {
     async fn work(self, plan: Plan) -> Outcome<Finish> {
         let mut engine = None;
         let mut platform = None;
         let result = async {
             let client = self.connection.client(self.telemetry.trace(None));
             let version = self.stopper.unless_stopped(find::version(&client)).await?;
-            engine = Some(self.greet(version));
-            let asked = self.stopper.unless_stopped(async {
+            engine = Some(self.report_engine(version));
+            let chosen = self.stopper.unless_stopped(async {
                 let platforms = platforms(&client, &plan).await?;
                 let steps = self.prefetch.steps();
                 let toolbox =
                     toolbox::choose(&client, steps, self.stand_ins, &**self.reporter).await?;
                 Ok((platforms, toolbox))
             });
-            let (platforms, toolbox) = asked.await?;
+            let (platforms, toolbox) = chosen.await?;
             platform = Some(platforms.image.to_string());
             match toolbox {
                 AnyToolbox::Genuine(toolbox) => self.execute(plan, toolbox, platforms).await,
                 AnyToolbox::StandIn(toolbox) => {
-                    self.prefetch.stand_ins_are_needed();
+                    self.prefetch.start_stand_ins();
                     self.execute(plan, toolbox, platforms).await
                 }
             }
@@ -186,13 +186,13 @@ impl Inside<'_> {
         }
     }
 
-    fn greet(&self, version: String) -> EngineReport {
+    fn report_engine(&self, version: String) -> EngineReport {
         let name = &self.engine.name;
         self.reporter
             .header(&format!("engine {name} (Dagger {version})"));
         if version != pins::DAGGER {
             self.reporter.notice(&format!(
-                "this ci is made for engines of version {}, and tested with them alone",
+                "this ci is only tested with engine version {}",
                 pins::DAGGER
             ));
         }
@@ -250,21 +250,21 @@ impl Inside<'_> {
                 command: CacheCommand::Restore { .. },
             } => {
                 for place in run.context.places() {
-                    run.context.bring(place).await;
+                    run.context.restore(place).await;
                 }
             }
             Command::Cache {
                 command: CacheCommand::Save { .. },
-            } => run.context.take(&run.context.places(), &lockfile).await,
+            } => run.context.save(&run.context.places(), &lockfile).await,
             _ => {
                 published = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
-                run.context.take(&run.worked_in(), &lockfile).await;
+                run.context.save(&run.worked_in(), &lockfile).await;
             }
         }
         Ok(Box::pin(async move {
             let stand_ins = run.context.toolbox.notes();
             let (records, cache) = run.finish().await;
-            Ended {
+            Results {
                 stand_ins,
                 records,
                 published,
@@ -274,20 +274,20 @@ impl Inside<'_> {
     }
 }
 
-/// The image's platform is the one that was said; where none was, a published image has a fixed one, and any other that of
-/// the engine, which is the quickest.
+/// The platforms of the image and the engine. Without a configured platform a published image has a fixed one, and other images
+/// have the engine's, which needs no emulation.
 async fn platforms(client: &DaggerConn, plan: &Plan) -> Result<Platforms, Failure> {
     let engine: Platform = client
         .default_platform()
         .await
         .map_err(|error| {
-            EngineError::from(error).into_environment("the engine does not say its platform")
+            EngineError::from(error).into_environment("cannot get the engine's platform")
         })?
         .0
         .parse()?;
     let image = match (&plan.settings.platform, &plan.permit) {
-        (Some(said), _) => said.clone(),
-        (None, Some(_)) => Platform::published(),
+        (Some(configured), _) => configured.clone(),
+        (None, Some(_)) => Platform::default_published(),
         (None, None) => engine.clone(),
     };
     Ok(Platforms { image, engine })

@@ -1,4 +1,4 @@
-//! Where two images part: manifest, configuration, layer, file.
+//! Compares two images: manifests, configurations, layers and files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,21 +13,21 @@ use serde_json::Value;
 
 use crate::image::archive;
 
-/// The most that a layer may unpack to, in bytes: a small one can be made to unpack to the whole memory.
-const MOST: u64 = 1 << 30;
-/// As many differences of one layer as anybody reads.
-const SHOWN: usize = 20;
-/// What stands where one side has nothing.
+/// The maximum unpacked size of a layer, in bytes, as a protection against decompression bombs.
+const MAX_LAYER_SIZE: u64 = 1 << 30;
+/// The maximum number of differences that are listed for a layer.
+const MAX_LISTED: usize = 20;
+/// The value if one of the images lacks something.
 const NOTHING: &str = "(nothing)";
 
-/// One thing that differs.
+/// A difference between two images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// Where: `config config.Labels.…`, `layer 1 /api: mode`.
+    /// The differing part, such as `config config.Labels.…` or `layer 1 /api: mode`.
     pub place: String,
-    /// What the published image has there.
+    /// The value in the published image.
     pub published: String,
-    /// What the rebuilt one has.
+    /// The value in the rebuilt image.
     pub rebuilt: String,
 }
 
@@ -55,10 +55,10 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Where the published image, whose layers lie in `layers` by their digests, and the one in the archive `rebuilt` part.
+/// Compares the published image, with its layers as files in `layers`, to the image in the archive `rebuilt`.
 ///
 /// # Errors
-/// When one cannot be read, or a layer is compressed in a way that `ci` does not write.
+/// When an image cannot be read, or a layer's compression is not supported.
 pub fn images(
     manifest: &[u8],
     config: &[u8],
@@ -74,7 +74,7 @@ pub fn images(
         &archive::blob_path(&archive::read_config_digest(rebuilt)?),
     )?;
     let mut found = json("manifest", manifest, &ours, &["config", "layers"])?;
-    // The list of what is in the layers follows from them.
+    // rootfs has the digests of the layers, which are compared below.
     found.extend(json("config", config, &our_config, &["rootfs"])?);
     let (theirs, ours) = (layers_of(manifest)?, layers_of(&ours)?);
     if theirs.len() != ours.len() {
@@ -90,16 +90,16 @@ pub fn images(
         }
         let place = format!("layer {}", number + 1);
         found.push(Difference::new(place.clone(), their, our));
-        let their = unpacked(File::open(layers.join(their.replace(':', "-")))?)?;
-        let our = unpacked(&archive::read_entry(rebuilt, &archive::blob_path(our))?[..])?;
+        let their = decompress(File::open(layers.join(their.replace(':', "-")))?)?;
+        let our = decompress(&archive::read_entry(rebuilt, &archive::blob_path(our))?[..])?;
         found.extend(files(&place, &their, &our)?);
     }
     if found.is_empty() {
-        let what = "the bytes of manifest or configuration";
+        let what = "bytes of manifest or configuration";
         found.push(Difference::new(
             what,
-            "written otherwise",
-            "as ci writes them",
+            "other formatting",
+            "the formatting of ci",
         ));
     }
     Ok(found)
@@ -111,17 +111,17 @@ fn layers_of(manifest: &[u8]) -> io::Result<Vec<String>> {
     Ok(layers.map(|layer| layer.digest().to_string()).collect())
 }
 
-/// The values that differ, each by the path of its keys.
+/// The values that differ, with the paths of their keys.
 fn json(
     what: &str,
     published: &[u8],
     rebuilt: &[u8],
-    but_for: &[&str],
+    ignored: &[&str],
 ) -> io::Result<Vec<Difference>> {
     let flat = |text: &[u8]| -> io::Result<BTreeMap<String, String>> {
         let mut value: Value = serde_json::from_slice(text).map_err(io::Error::other)?;
         if let Some(object) = value.as_object_mut() {
-            object.retain(|key, _| !but_for.contains(&key.as_str()));
+            object.retain(|key, _| !ignored.contains(&key.as_str()));
         }
         let mut leaves = BTreeMap::new();
         flatten(String::new(), &value, &mut leaves);
@@ -172,8 +172,8 @@ fn flatten(path: String, value: &Value, leaves: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The tar of a layer.
-fn unpacked(mut layer: impl Read) -> io::Result<Vec<u8>> {
+/// Decompresses a layer to a tar archive.
+fn decompress(mut layer: impl Read) -> io::Result<Vec<u8>> {
     let mut start = [0; 2];
     let mut read = 0;
     while read < start.len() {
@@ -186,24 +186,24 @@ fn unpacked(mut layer: impl Read) -> io::Result<Vec<u8>> {
     let mut tar = Vec::new();
     if start == [0x1f, 0x8b] {
         MultiGzDecoder::new(whole)
-            .take(MOST + 1)
+            .take(MAX_LAYER_SIZE + 1)
             .read_to_end(&mut tar)?;
     } else {
-        whole.take(MOST + 1).read_to_end(&mut tar)?;
+        whole.take(MAX_LAYER_SIZE + 1).read_to_end(&mut tar)?;
     }
-    if tar.len() as u64 > MOST {
+    if tar.len() as u64 > MAX_LAYER_SIZE {
         return Err(io::Error::other("a layer unpacks to more than 1 GiB"));
     }
     Ok(tar)
 }
 
-/// What a layer says of one path.
+/// An entry of a layer's tar archive.
 struct Entry<'a> {
     attributes: Vec<(&'static str, String)>,
     content: &'a [u8],
 }
 
-/// The entries of a layer by their path; of several with the same one, each.
+/// The entries of a layer by path, and by number if several entries have the same path.
 fn entries(tar: &[u8]) -> io::Result<BTreeMap<(PathBuf, usize), Entry<'_>>> {
     let mut found = BTreeMap::new();
     let mut archive = tar::Archive::new(tar);
@@ -268,21 +268,21 @@ fn files(layer: &str, published: &[u8], rebuilt: &[u8]) -> io::Result<Vec<Differ
                 }
                 found.extend(content(&place, their.content, our.content));
             }
-            (Some(_), None) => found.push(Difference::new(place, "it is there", NOTHING)),
-            _ => found.push(Difference::new(place, NOTHING, "it is there")),
+            (Some(_), None) => found.push(Difference::new(place, "present", NOTHING)),
+            _ => found.push(Difference::new(place, NOTHING, "present")),
         }
     }
     if found.is_empty() {
         let (what, same) = if published == rebuilt {
-            ("compressed otherwise", "the same content")
+            ("compressed differently", "the same content")
         } else {
-            ("packed otherwise", "the same files")
+            ("packed differently", "the same files")
         };
         found.push(Difference::new(layer, what, same));
     }
-    if found.len() > SHOWN {
-        let more = found.len() - SHOWN;
-        found.truncate(SHOWN);
+    if found.len() > MAX_LISTED {
+        let more = found.len() - MAX_LISTED;
+        found.truncate(MAX_LISTED);
         found.push(Difference::new(
             layer,
             format!("{more} more differences"),
@@ -305,10 +305,10 @@ fn content(place: &str, published: &[u8], rebuilt: &[u8]) -> Option<Difference> 
     let side = |content: &[u8]| {
         content
             .get(offset)
-            .map_or("the end".to_owned(), |byte| format!("{byte:#04x}"))
+            .map_or("end of file".to_owned(), |byte| format!("{byte:#04x}"))
     };
     Some(Difference::new(
-        format!("{place}: content, first at offset {offset}"),
+        format!("{place}: content, first difference at offset {offset}"),
         side(published),
         side(rebuilt),
     ))

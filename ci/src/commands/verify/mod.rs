@@ -1,7 +1,7 @@
-//! `ci verify`: is a published image what its commit makes?
+//! `ci verify`: rebuilds the commit of a published image and compares the two images.
 //!
-//! The image says which commit it is of; nothing that it says is believed. The commit has to be one that a configured remote
-//! has; it is checked out afresh, built by its own `ci`, and the two images are compared, down to the file where they part.
+//! The image's label names the commit, but nothing in the image is trusted. A configured remote must have the commit, which is
+//! checked out and built by its own `ci`. The two images are then compared, down to the files that differ.
 
 mod compare;
 mod published;
@@ -23,29 +23,28 @@ use crate::source::checkout::Checkout;
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
 
-/// What came of it, for programs.
+/// The result in JSON.
 #[derive(Debug, Serialize)]
 struct Finding<'a> {
-    /// The version of this schema.
+    /// The version of the schema.
     schema: u32,
     image: String,
     digest: &'a str,
     revision: &'a str,
     platform: String,
     rebuilt: &'a str,
-    /// Whether the two digests are one.
+    /// Whether the two digests are equal.
     reproduced: bool,
-    /// Where the two images part.
     differences: &'a [Difference],
-    /// Where their toolchains part.
+    /// Differences between the toolchains.
     toolchain: &'a [Difference],
 }
 
-/// Verifies the image that was named.
+/// Verifies the image called `name`.
 ///
 /// # Errors
-/// When it is not what its commit makes, or of no commit that a remote has (exit 1), its name is wrong (exit 2), the registry
-/// cannot be reached or there is no engine (exit 3), or the registry refuses (exit 4).
+/// When the images differ, or no remote has the commit (exit code 1), the name is invalid (exit code 2), the registry or an
+/// engine is unavailable (exit code 3), or the registry denies access (exit code 4).
 pub async fn run(
     name: &str,
     invocation: &Invocation,
@@ -63,18 +62,18 @@ pub async fn run(
         credential.as_ref(),
         Access::Read,
     )?;
-    let layers = tempfile::tempdir().or_environment("cannot make a folder for the image")?;
+    let layers = tempfile::tempdir().or_environment("cannot create a directory for the image")?;
     let image = fetch(&client, &published, layers.path()).await?;
     let digest = &image.manifest.digest;
     reporter.header(&format!(
-        "{name} has the digest {digest}, is for {}, and says that it is of commit {}",
+        "{name} has digest {digest}, platform {} and a label with commit {}",
         image.platform, image.revision
     ));
     checkout.require_on_a_remote(&image.revision, reporter)?;
 
     let rebuilt = rebuild::run(&checkout, &directory, &image, invocation, reporter).await?;
     let ours =
-        archive::read_digest(&rebuilt.archive).or_environment("the rebuilt image is damaged")?;
+        archive::read_digest(&rebuilt.archive).or_environment("cannot read the rebuilt image")?;
     let differences = if ours == *digest {
         Vec::new()
     } else {
@@ -84,7 +83,7 @@ pub async fn run(
             layers.path(),
             &rebuilt.archive,
         )
-        .or_environment("the two images cannot be compared")?
+        .or_environment("cannot compare the two images")?
     };
     let toolchain = toolchains(&image, &rebuilt)?;
     if json {
@@ -99,32 +98,38 @@ pub async fn run(
             differences: &differences,
             toolchain: &toolchain,
         };
-        let text = serde_json::to_string_pretty(&finding)
-            .or_environment("the finding cannot be written as JSON")?;
+        let text =
+            serde_json::to_string_pretty(&finding).or_environment("cannot serialize the result")?;
         report::data(&format!("{text}\n"));
     }
     if ours == *digest {
         if !json {
             report::data(&format!(
-                "{}/{}@{digest} is commit {}, bit for bit\n",
+                "{}/{}@{digest} is reproduced from commit {}, bit for bit\n",
                 published.registry, published.repository, image.revision
             ));
         }
         return Ok(ExitCode::Success);
     }
-    Err(parted(name, &image, &ours, &differences, &toolchain))
+    Err(not_reproduced(
+        name,
+        &image,
+        &ours,
+        &differences,
+        &toolchain,
+    ))
 }
 
-/// A token is sent to GitHub's own registry and this machine only.
+/// Whether the token may be sent to the registry: GitHub's registry or this machine.
 fn trusted(registry: &Registry) -> bool {
     registry.is_loopback() || registry.to_string() == Registry::GHCR
 }
 
-/// Where the two images' toolchains part, as far as both say.
+/// The differences between the toolchains, as far as both images record them.
 fn toolchains(image: &Image, rebuilt: &rebuild::Rebuilt) -> Result<Vec<Difference>, Failure> {
     let labels = |config: &[u8]| {
         serde_json::from_slice::<ImageConfiguration>(config)
-            .or_environment("an image's configuration cannot be read")
+            .or_environment("cannot parse an image's configuration")
             .map(|config| config.labels_of_config().cloned().unwrap_or_default())
     };
     let ours = rebuilt.config()?;
@@ -158,7 +163,7 @@ fn toolchains(image: &Image, rebuilt: &rebuild::Rebuilt) -> Result<Vec<Differenc
         .collect())
 }
 
-fn parted(
+fn not_reproduced(
     name: &str,
     image: &Image,
     ours: &str,
@@ -173,16 +178,16 @@ fn parted(
         output.push_str(&format!("{difference}\n"));
     }
     let hint = if toolchain.is_empty() {
-        "Somebody changed the image after it was built, or the build is not reproducible."
+        "The image was changed after it was built, or the build is not reproducible."
     } else {
-        output.push_str("\nmade with another toolchain:\n");
+        output.push_str("\nbuilt with another toolchain:\n");
         for difference in toolchain {
             output.push_str(&format!("{difference}\n"));
         }
-        "The toolchains differ, which explains a difference in what was compiled: verify with the one that the image was made with."
+        "Verify with the toolchain that built the image: different toolchains compile different binaries."
     };
     Failure::gate(format!(
-        "{name} is not what commit {} makes here",
+        "{name} differs from the image that commit {} builds",
         image.revision
     ))
     .output(output)

@@ -1,4 +1,4 @@
-//! The image that a registry has, fetched and proven to be what its digest says.
+//! Fetches a published image and verifies its digests.
 
 use std::path::Path;
 
@@ -13,58 +13,55 @@ use crate::model::image_name::ImageName;
 use crate::source::checkout::Sha;
 use common::failure::Failure;
 
-/// The most that the layers of an image may have, in bytes.
-const MOST: u64 = 4 << 30;
+/// The maximum size of an image's layers, in bytes.
+const MAX_SIZE: u64 = 4 << 30;
 
-/// A published image, fetched.
+/// A published image whose digests are verified.
 pub struct Image {
-    /// Its manifest.
     pub manifest: Manifest,
-    /// Its configuration.
+    /// The configuration's JSON.
     pub config: Vec<u8>,
-    /// The commit that it says it is of.
+    /// The commit in the image's label, which is not trusted.
     pub revision: Sha,
-    /// The platform that it is for.
     pub platform: Platform,
-    /// How it says that it came to be, where its registry has that.
+    /// The provenance attestation, if the registry has one.
     pub provenance: Option<Statement>,
 }
 
-/// Fetches the image, its layers into `folder`, and proves that all of it is what its digest says.
+/// Fetches the image, with its layers as files in `folder`, and verifies all digests.
 pub async fn fetch(client: &Client<'_>, name: &ImageName, folder: &Path) -> Result<Image, Failure> {
     let manifest = client.manifest(&name.version).await?.ok_or_else(|| {
-        Failure::gate(format!("{name} is not in the registry"))
-            .hint("Name it as `ci` printed it when it was published, with its tag or its digest.")
+        Failure::gate(format!("{name} is not in the registry")).hint(
+            "Use the name that `ci` printed when it published the image, with its tag or digest.",
+        )
     })?;
     let foreign = |why: &str| {
-        Failure::gate(format!(
-            "{name} is not an image that ci has published: {why}"
-        ))
-        .hint("Only what ci has published from this repository can be verified.")
+        Failure::gate(format!("{name} was not published by ci: {why}"))
+            .hint("Use an image that ci published from this repository.")
     };
     let parsed: ImageManifest = manifest
         .read()
-        .map_err(|_| foreign("it is not a single image"))?;
+        .map_err(|_| foreign("not a single-platform image"))?;
     let config = client.small_blob(parsed.config().digest().as_ref()).await?;
     let read: ImageConfiguration =
-        serde_json::from_slice(&config).map_err(|_| foreign("its configuration is none"))?;
+        serde_json::from_slice(&config).map_err(|_| foreign("invalid configuration"))?;
     let label = read
         .labels_of_config()
         .and_then(|labels| labels.get(REVISION));
     let revision = label
-        .ok_or_else(|| foreign(&format!("it has no label {REVISION}")))?
+        .ok_or_else(|| foreign(&format!("no label {REVISION}")))?
         .parse()
-        .map_err(|_| foreign(&format!("its label {REVISION} is not a commit's SHA")))?;
+        .map_err(|_| foreign(&format!("label {REVISION} is not a commit's SHA")))?;
     let architecture = match read.architecture() {
         Arch::Amd64 => "amd64",
         Arch::ARM64 => "arm64",
-        other => return Err(foreign(&format!("it is for {other}"))),
+        other => return Err(foreign(&format!("unsupported architecture {other}"))),
     };
-    let mut left = MOST;
+    let mut left = MAX_SIZE;
     for layer in parsed.layers() {
         left = left
             .checked_sub(layer.size())
-            .ok_or_else(|| foreign("its layers have more than 4 GiB"))?;
+            .ok_or_else(|| foreign("its layers are larger than 4 GiB"))?;
         let digest = layer.digest().to_string();
         let file = folder.join(digest.replace(':', "-"));
         client.blob(&digest, layer.size(), &file).await?;
@@ -79,7 +76,7 @@ pub async fn fetch(client: &Client<'_>, name: &ImageName, folder: &Path) -> Resu
     })
 }
 
-/// The provenance beside the image. It only explains a difference, so that none, or a broken one, changes nothing.
+/// The image's provenance attestation. It is only used to explain differences, so errors are ignored.
 async fn provenance_of(client: &Client<'_>, digest: &str) -> Option<Statement> {
     let referrers = client.referrers(digest).await.ok()?;
     let found = referrers.iter().find(|it| {

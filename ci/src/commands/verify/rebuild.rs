@@ -1,4 +1,4 @@
-//! The commit of a published image, checked out afresh and built by its own `ci`.
+//! Checks out the commit of a published image and builds it with its own `ci`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,8 +16,8 @@ use common::failure::{Failure, OrFail};
 use common::progress::Progress as _;
 use common::provision;
 
-/// What would make the build another one, or write where this run does.
-const NOT_HANDED_ON: [&str; 13] = [
+/// Environment variables that would change the build or redirect its output.
+const REMOVED_ENV: [&str; 13] = [
     "GITHUB_ACTIONS",
     "GITHUB_OUTPUT",
     "GITHUB_STEP_SUMMARY",
@@ -35,29 +35,29 @@ const NOT_HANDED_ON: [&str; 13] = [
 
 /// The rebuilt image.
 pub struct Rebuilt {
-    /// Its OCI archive.
+    /// The path of the OCI archive.
     pub archive: PathBuf,
-    /// How it came to be, where its `ci` says so.
+    /// The provenance, if the commit's `ci` writes one.
     pub provenance: Option<Statement>,
     _folder: TempDir,
 }
 
 impl Rebuilt {
-    /// Its configuration.
+    /// The configuration's JSON.
     ///
     /// # Errors
     /// When the archive cannot be read.
     pub fn config(&self) -> Result<Vec<u8>, Failure> {
         archive::read_config_digest(&self.archive)
             .and_then(|digest| archive::read_entry(&self.archive, &archive::blob_path(&digest)))
-            .or_environment("the rebuilt image is damaged")
+            .or_environment("cannot read the rebuilt image")
     }
 }
 
-/// Builds the commit of `image` for its platform. `directory` is where the caller works in `checkout`.
+/// Builds the commit of `image` for its platform. `directory` is the caller's directory in `checkout`.
 ///
 /// # Errors
-/// Those of git, of cargo and of the build, with their output (exit 3).
+/// When git, cargo or the build fails, with the output (exit code 3).
 pub async fn run(
     checkout: &Checkout,
     directory: &Path,
@@ -68,16 +68,16 @@ pub async fn run(
     let folder = tempfile::Builder::new()
         .prefix("ci-verify-")
         .tempdir()
-        .or_environment("cannot make a folder for the commit")?;
+        .or_environment("cannot create a directory for the commit")?;
     let worktree = checkout.worktree(&image.revision, &folder.path().join("source"))?;
-    let below = project::below(&checkout.root, directory)?;
+    let below = project::path_below_root(&checkout.root, directory)?;
     let workspace = match worktree.path().join(&below) {
         there if there.is_dir() => there,
         _ => worktree.path().to_owned(),
     };
     let project = Project::find(
         worktree.path(),
-        &project::below(worktree.path(), &workspace)?,
+        &project::path_below_root(worktree.path(), &workspace)?,
     )?;
     let archive = folder.path().join("image.tar");
     let report_dir = folder.path().join("report");
@@ -86,24 +86,26 @@ pub async fn run(
     let mut build = match project.packages.iter().find(has_ci) {
         Some(package) => {
             reporter.header(&format!(
-                "building it with the ci of commit {}",
+                "building the image with the ci of commit {}",
                 image.revision
             ));
             let mut cargo = provision::command("cargo");
             cargo
                 .args(["run", "--locked", "--package", &package.name, "--bin", "ci"])
-                // Not in the folder that may be running this very program.
+                // Not in target/, which may contain the running program.
                 .env("CARGO_TARGET_DIR", checkout.root.join("target/verify"))
                 .arg("--");
             cargo
         }
-        // Somebody else's service, which is built with an installed ci.
+        // Other services are built with an installed ci.
         None => {
             reporter.header(&format!(
-                "building it with this ci, {}, as the commit has none of its own",
+                "building the image with this ci, {}, because the commit does not contain ci",
                 env!("CARGO_PKG_VERSION")
             ));
-            provision::command(std::env::current_exe().or_environment("cannot find this program")?)
+            provision::command(
+                std::env::current_exe().or_environment("cannot find the running program")?,
+            )
         }
     };
     build
@@ -117,7 +119,7 @@ pub async fn run(
     if let Some(engine) = &invocation.options.engine {
         build.args(["--engine", engine]);
     }
-    for name in NOT_HANDED_ON {
+    for name in REMOVED_ENV {
         build.env_remove(name);
     }
     let begun = Instant::now();

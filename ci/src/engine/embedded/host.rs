@@ -1,4 +1,4 @@
-//! Starts, finds and ends the embedded engine on this Linux host.
+//! Starts, finds and stops the embedded engine on this Linux host.
 
 use std::fs::{self, File};
 use std::io::{Seek as _, Write as _};
@@ -17,21 +17,21 @@ use crate::engine::session;
 use common::failure::{Failure, OrFail};
 use common::pins;
 use common::progress::Progress;
-use common::provision::{self, CHOICES, Consent, create_private};
+use common::provision::{self, ALTERNATIVES, Consent, create_private};
 
-/// After this an engine that is alive and does not answer is taken for hung.
+/// How long a running engine may take to answer before it counts as hung.
 const HUNG: Duration = Duration::from_secs(20);
-/// As long as a start may take.
+/// How long the start may take.
 const START: Duration = Duration::from_secs(60);
-/// As long as a polite end may take: it writes its state to the disk.
+/// How long the engine may take to exit after SIGTERM: it writes its state to the disk.
 const STOP: Duration = Duration::from_secs(20);
-/// As long as the engine may take to remove its cache.
+/// How long the engine may take to prune its cache.
 const PRUNE: Duration = Duration::from_secs(600);
-/// Asks an engine for its cache.
-const CACHE: &str = "{engine{localCache{entrySet{entryCount diskSpaceBytes}}}}";
-/// A Unix socket's path has 107 bytes at most.
-const SOCKET_PATH: usize = 107;
-/// All that the engine inherits of the environment; tokens are not among it.
+/// Queries the size of the engine's cache.
+const CACHE_QUERY: &str = "{engine{localCache{entrySet{entryCount diskSpaceBytes}}}}";
+/// The longest path of a Unix socket, in bytes.
+const MAX_SOCKET_PATH: usize = 107;
+/// The environment variables that the engine inherits; tokens are not among them.
 const INHERITED: [&str; 9] = [
     "HOME",
     "SSL_CERT_FILE",
@@ -43,64 +43,64 @@ const INHERITED: [&str; 9] = [
     "https_proxy",
     "no_proxy",
 ];
-/// Where the distributions' packages put the network plugins.
+/// The directories in which the distributions' packages install the CNI plugins.
 const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
 
-/// Starts the embedded engine, or finds the one that is running; builds and installs what it needs first. It outlives
-/// this process, so that the next run is warm.
+/// Starts the embedded engine, unless it runs already. Builds and installs missing programs first. The engine outlives this
+/// process, so that the next run starts faster.
 ///
 /// # Errors
-/// When this user is not root, something it needs cannot be had, or it does not answer in time.
-pub async fn up(consent: Consent<'_>, narrator: &dyn Progress) -> Result<Running, Failure> {
+/// When this user is not root, a program cannot be installed or built, or the engine does not answer in time.
+pub async fn up(consent: Consent<'_>, progress: &dyn Progress) -> Result<Running, Failure> {
     let engine = Engine::here()?;
     if engine.answers().await {
         return engine.running(false);
     }
     if !provision::is_root() {
         return Err(Failure::environment(
-            "the embedded engine needs root: it makes namespaces and networks",
+            "the embedded engine needs root: it creates namespaces and networks",
         )
-        .hint(format!("Run ci as root (sudo). {CHOICES}")));
+        .hint(format!("Run ci as root (sudo). {ALTERNATIVES}")));
     }
     let mut packages = PACKAGES.to_vec();
     packages.extend(provision::packages_for_go(&ENGINE).await);
-    provision::packages(&packages, consent, narrator).await?;
-    provision::go_tools(&ENGINE, narrator).await?;
+    provision::install_packages(&packages, consent, progress).await?;
+    provision::build_go_tools(&ENGINE, progress).await?;
 
     create_private(&engine.folder)?;
-    let lock = engine.lock(narrator).await?;
-    // Another process may have started it while this one waited.
-    if engine.answers_in_the_end(narrator).await {
+    let lock = engine.lock(progress).await?;
+    // Another process may have started the engine while this one waited for the lock.
+    if engine.wait_for_answer(progress).await {
         return engine.running(false);
     }
-    if let Err(failure) = engine.start(&lock, narrator).await {
-        if engine.programs_are_whole().await {
+    if let Err(failure) = engine.start(&lock, progress).await {
+        if engine.programs_are_intact().await {
             return Err(failure);
         }
-        narrator.notice("the engine's programs are damaged: building them anew");
+        progress.notice("the engine's programs are damaged: rebuilding them");
         let bin = engine.bin();
         provision::discard(&bin).or_environment(format!("cannot remove {}", bin.display()))?;
-        provision::go_tools(&ENGINE, narrator).await?;
-        engine.start(&lock, narrator).await?;
+        provision::build_go_tools(&ENGINE, progress).await?;
+        engine.start(&lock, progress).await?;
     }
     engine.running(true)
 }
 
-/// Ends every embedded engine of this user, whatever `ci` version started it, and takes away what they left on the
-/// host. Their caches stay.
+/// Stops all embedded engines of this user, including those of other `ci` versions, and removes their links, firewall rules and
+/// control groups from the host. Their caches stay.
 ///
 /// # Errors
-/// When this user is not root and there is something to end, or the host refuses.
-pub async fn down(narrator: &dyn Progress) -> Result<DownReport, Failure> {
+/// When there are engines and this user is not root, or the host refuses a removal.
+pub async fn down(progress: &dyn Progress) -> Result<DownReport, Failure> {
     let mut report = DownReport::default();
     for engine in Engine::all()? {
         if !provision::is_root() {
             return Err(
-                Failure::environment("ending the embedded engine needs root")
-                    .hint("Run: sudo ci engine down"),
+                Failure::environment("stopping the embedded engine needs root")
+                    .hint("Run `sudo ci engine down`."),
             );
         }
-        let _lock = engine.lock(narrator).await?;
+        let _lock = engine.lock(progress).await?;
         match engine.end(STOP).await {
             End::Absent => {}
             End::Stopped => report.stopped += 1,
@@ -114,10 +114,10 @@ pub async fn down(narrator: &dyn Progress) -> Result<DownReport, Failure> {
     Ok(report)
 }
 
-/// What there is of the embedded engine that this `ci` uses.
+/// Examines the embedded engine of this `ci` version.
 ///
 /// # Errors
-/// When there is no cache directory.
+/// When no cache directory can be determined.
 pub async fn status() -> Result<Status, Failure> {
     let engine = Engine::here()?;
     let root = provision::cache_root()?;
@@ -147,24 +147,24 @@ pub async fn status() -> Result<Status, Failure> {
     })
 }
 
-/// Frees what can be made again: the engine's cache, engines of other versions that do not run, programs and stand-ins
-/// that newer ones have replaced, and what interrupted work has left. What is in use stays.
+/// Removes everything that can be rebuilt: the engine's cache, stopped engines of other versions, programs and stand-ins that
+/// newer ones have replaced, and the remains of interrupted builds. Anything in use stays.
 ///
 /// # Errors
-/// When the engine or the host refuses.
-pub async fn prune(narrator: &dyn Progress) -> Result<Pruned, Failure> {
+/// When the engine or the host refuses a removal.
+pub async fn prune(progress: &dyn Progress) -> Result<Pruned, Failure> {
     let root = provision::cache_root()?;
     let here = Engine::here()?.folder;
     let mut pruned = Pruned::default();
     for engine in Engine::all_folders()? {
         let name = inventory::name(&root, &engine.folder);
-        let _lock = engine.lock(narrator).await?;
+        let _lock = engine.lock(progress).await?;
         let alive = engine.process().is_some_and(|process| process.is_alive());
         let freed = if engine.folder == here {
             if engine.answers().await {
                 engine.prune_cache().await?
             } else if alive {
-                let line = format!("{name}: it does not answer; `ci engine down` ends it");
+                let line = format!("{name}: does not answer; stop it with `ci engine down`");
                 pruned.in_use.push(line);
                 continue;
             } else {
@@ -172,7 +172,7 @@ pub async fn prune(narrator: &dyn Progress) -> Result<Pruned, Failure> {
                 inventory::discard(engine.state()).await?
             }
         } else if alive || inventory::remove_unused(engine.bin()).await?.is_none() {
-            pruned.in_use.push(format!("{name}: it is in use"));
+            pruned.in_use.push(format!("{name}: in use"));
             continue;
         } else {
             engine.clean().await?;
@@ -189,29 +189,29 @@ fn version() -> String {
     format!("v{}", pins::DAGGER)
 }
 
-/// One engine's folder: the programs, the state, and what belongs to a running one.
+/// An engine's directory, which holds its programs, its state, and the files of a running engine.
 struct Engine {
     folder: PathBuf,
 }
 
 impl Engine {
-    /// The one of this very version and build.
+    /// The engine of this version and build.
     fn here() -> Result<Self, Failure> {
         let bin = ENGINE.bin()?;
         let folder = bin.parent().unwrap_or(&bin).to_owned();
         let engine = Self { folder };
         let socket = engine.socket();
-        if socket.as_os_str().as_bytes().len() > SOCKET_PATH {
+        if socket.as_os_str().as_bytes().len() > MAX_SOCKET_PATH {
             return Err(Failure::environment(format!(
-                "the path of the engine's socket is longer than a socket's path may be: {}",
+                "the path of the engine's socket has more than {MAX_SOCKET_PATH} bytes: {}",
                 socket.display()
             ))
-            .hint("Name a cache directory with a shorter path in LAB_CI_CACHE_DIR."));
+            .hint("Set LAB_CI_CACHE_DIR to a directory with a shorter path."));
         }
         Ok(engine)
     }
 
-    /// Those of all versions that are or were here.
+    /// Engines of all versions, started or not.
     fn all_folders() -> Result<Vec<Self>, Failure> {
         let root = provision::cache_root()?;
         let entries =
@@ -225,7 +225,7 @@ impl Engine {
             .collect())
     }
 
-    /// Those of all versions that have been started here.
+    /// Engines of all versions that have been started.
     fn all() -> Result<Vec<Self>, Failure> {
         let mut engines = Self::all_folders()?;
         engines.retain(|engine| engine.run().is_dir());
@@ -256,17 +256,17 @@ impl Engine {
         format!("unix://{}", self.socket().display())
     }
 
-    async fn lock(&self, narrator: &dyn Progress) -> Result<File, Failure> {
+    async fn lock(&self, progress: &dyn Progress) -> Result<File, Failure> {
         provision::lock(
             &self.folder.join("engine.lock"),
-            narrator,
+            progress,
             "the embedded engine",
         )
         .await
     }
 
     fn process(&self) -> Option<Process> {
-        Process::noted(&self.run().join("process"))
+        Process::read_record(&self.run().join("process"))
     }
 
     fn network(&self) -> Option<Network> {
@@ -283,16 +283,16 @@ impl Engine {
         })
     }
 
-    /// Whether the engine is alive and answers now.
+    /// Whether the engine's process is alive and answers.
     async fn answers(&self) -> bool {
         self.process().is_some_and(|process| process.is_alive())
             && session::answers(&self.socket()).await
     }
 
-    /// As [`Self::answers`], with patience for one that is alive and busy.
-    async fn answers_in_the_end(&self, narrator: &dyn Progress) -> bool {
+    /// Waits up to [`HUNG`] for the answer of an engine whose process is alive.
+    async fn wait_for_answer(&self, progress: &dyn Progress) -> bool {
         let begun = Instant::now();
-        let mut told = false;
+        let mut notified = false;
         loop {
             if self.answers().await {
                 return true;
@@ -301,24 +301,24 @@ impl Engine {
             if !alive || begun.elapsed() > HUNG {
                 return false;
             }
-            if !told {
-                narrator.notice(&format!(
-                    "the embedded engine does not answer; giving it {} s",
+            if !notified {
+                progress.notice(&format!(
+                    "the embedded engine does not answer yet; waiting up to {} s",
                     HUNG.as_secs()
                 ));
-                told = true;
+                notified = true;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    async fn start(&self, lock: &File, narrator: &dyn Progress) -> Result<(), Failure> {
+    async fn start(&self, lock: &File, progress: &dyn Progress) -> Result<(), Failure> {
         let begun = Instant::now();
         let what = format!("starting the embedded engine {} (a few seconds)", version());
-        narrator.begin(&what);
-        // Whoever is alive here has had its time to answer.
+        progress.begin(&what);
+        // A process that is still alive has had its time to answer.
         if self.end(Duration::from_secs(2)).await == End::Killed {
-            narrator.notice("an embedded engine that did not answer was killed");
+            progress.notice("killed an embedded engine that did not answer");
         }
         self.clean().await?;
         let mut child = self.spawn(lock)?;
@@ -326,7 +326,7 @@ impl Engine {
             Failure::environment(message)
                 .output(self.end_of_log())
                 .hint(format!(
-                    "All that the engine said is in {}. {CHOICES}",
+                    "See the engine's log in {}. {ALTERNATIVES}",
                     self.log().display()
                 ))
         };
@@ -336,7 +336,7 @@ impl Engine {
             }
             if let Ok(Some(status)) = child.try_wait() {
                 return Err(failed(format!(
-                    "the embedded engine ended while it started ({status})"
+                    "the embedded engine exited during startup ({status})"
                 )));
             }
             if begun.elapsed() > START {
@@ -348,20 +348,22 @@ impl Engine {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let owners = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(self.socket(), owners)
-            .or_environment("cannot keep the engine's socket from others")?;
+        let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(self.socket(), owner_only)
+            .or_environment("cannot restrict access to the engine's socket")?;
         let answer = self.query("{version}", START).await.map_err(|failure| {
-            failed("the embedded engine does not answer a query".to_owned()).because(failure)
+            failed("the embedded engine does not answer queries".to_owned()).because(failure)
         })?;
         if answer["version"] != version() {
-            return Err(failed(format!("the embedded engine says: {answer}")));
+            return Err(failed(format!(
+                "the embedded engine has an unexpected version: {answer}"
+            )));
         }
-        narrator.done(&what, begun.elapsed());
+        progress.done(&what, begun.elapsed());
         Ok(())
     }
 
-    /// The answer to a query, by the client that everything else will use.
+    /// Sends a query with the CLI that the run will use.
     async fn query(
         &self,
         document: &str,
@@ -381,14 +383,14 @@ impl Engine {
             .env("DAGGER_NO_NAG", "1");
         let answer = timeout(patience, provision::output(query, "dagger query"))
             .await
-            .or_environment("dagger query took too long")??;
+            .or_environment("dagger query timed out")??;
         serde_json::from_str(&answer)
-            .or_environment("dagger query did not answer in JSON")
+            .or_environment("dagger query did not return JSON")
             .map_err(|failure| failure.output(answer))
     }
 
     async fn cache(&self) -> Result<Cache, Failure> {
-        let answer = self.query(CACHE, START).await?;
+        let answer = self.query(CACHE_QUERY, START).await?;
         let set = &answer["engine"]["localCache"]["entrySet"];
         let number = |name: &str| set[name].as_u64().unwrap_or_default();
         Ok(Cache {
@@ -397,20 +399,20 @@ impl Engine {
         })
     }
 
-    /// Lets a running engine remove of its cache what nobody uses; returns the bytes that this has freed.
+    /// Lets a running engine remove unused entries from its cache; returns the number of bytes freed.
     async fn prune_cache(&self) -> Result<u64, Failure> {
         let before = self.cache().await?;
         self.query("{engine{localCache{prune}}}", PRUNE).await?;
         Ok(before.bytes.saturating_sub(self.cache().await?.bytes))
     }
 
-    /// Whether those programs can run that the engine cannot be started without.
-    async fn programs_are_whole(&self) -> bool {
+    /// Whether the engine and the CLI run and have the expected version.
+    async fn programs_are_intact(&self) -> bool {
         for (name, argument) in [("engine", "--version"), ("dagger", "version")] {
-            let mut question = provision::command(self.bin().join(name));
-            question.arg(argument);
-            let answer = timeout(START, provision::output(question, name)).await;
-            if !matches!(answer, Ok(Ok(text)) if text.contains(&version())) {
+            let mut command = provision::command(self.bin().join(name));
+            command.arg(argument);
+            let output = timeout(START, provision::output(command, name)).await;
+            if !matches!(output, Ok(Ok(text)) if text.contains(&version())) {
                 return false;
             }
         }
@@ -430,21 +432,21 @@ impl Engine {
         fs::write(run.join("engine.json"), include_str!("engine.json")).or_environment(cannot)?;
         fs::write(run.join("start.sh"), include_str!("start.sh")).or_environment(cannot)?;
         self.write_resolv_conf()?;
-        Network::note_forwarding()?;
-        // The one before tells what went wrong, when something did.
+        Network::record_forwarding()?;
+        // Keeps the log of the previous start for a failure analysis.
         let _ = fs::rename(self.log(), self.folder.join("engine.log.old"));
         let log = File::create(self.log()).or_environment(cannot)?;
-        let log_too = log.try_clone().or_environment(cannot)?;
+        let log_stderr = log.try_clone().or_environment(cannot)?;
         let program = |name: &str| {
             provision::find_program(name)
-                .ok_or_else(|| Failure::environment(format!("there is no {name} on this machine")))
+                .ok_or_else(|| Failure::environment(format!("{name} is not installed")))
         };
         let cni = CNI_FOLDERS
             .into_iter()
             .find(|folder| Path::new(folder).join("bridge").exists())
-            .ok_or_else(|| Failure::environment("there are no CNI plugins on this machine"))?;
+            .ok_or_else(|| Failure::environment("no CNI plugins are installed"))?;
         let path = std::env::var("PATH").unwrap_or_default();
-        // A session of its own, so that it outlives this process and its terminal.
+        // setsid, so that the engine outlives this process and its terminal.
         std::process::Command::new(program("setsid")?)
             .arg("sh")
             .arg(run.join("start.sh"))
@@ -469,22 +471,22 @@ impl Engine {
             .env("RUNC", program("runc")?)
             .env("CNI_BIN", cni)
             .env("DNSMASQ", program("dnsmasq")?)
-            // Held until it has noted which process it is, even if this one is killed before that.
+            // start.sh holds the lock until it has recorded its process, even if this process is killed before that.
             .stdin(lock.try_clone().or_environment(cannot)?)
             .stdout(log)
-            .stderr(log_too)
+            .stderr(log_stderr)
             .spawn()
             .or_environment("cannot start the embedded engine")
     }
 
-    /// The name servers that the engine uses are those that the host has now.
+    /// Copies the host's current name servers to the file that the engine uses.
     fn write_resolv_conf(&self) -> Result<(), Failure> {
         let file = self.run().join("resolv.conf");
         let now = fs::read("/etc/resolv.conf").unwrap_or_default();
         if fs::read(&file).is_ok_and(|then| then == now) {
             return Ok(());
         }
-        // In place: the engine has this very file mounted.
+        // In place, because the engine has this file mounted.
         fs::write(&file, now).or_environment(format!("cannot write {}", file.display()))
     }
 
@@ -495,8 +497,8 @@ impl Engine {
         }
     }
 
-    /// The containers that have a network namespace, or were about to get one.
-    fn connected(&self) -> Vec<String> {
+    /// The IDs of the containers for which a network namespace exists or was being created.
+    fn containers(&self) -> Vec<String> {
         let folder = self.state().join("net/cni");
         fs::read_dir(folder)
             .into_iter()
@@ -505,18 +507,18 @@ impl Engine {
             .collect()
     }
 
-    /// Takes away what a dead engine has left; not its cache.
+    /// Removes the remains of a dead engine, except its cache; returns one line for each.
     async fn clean(&self) -> Result<Vec<String>, Failure> {
         let mut removed = Vec::new();
         if let Some(network) = self.network() {
-            removed.extend(network.remove(&self.connected()).await?);
+            removed.extend(network.remove(&self.containers()).await?);
             removed.extend(network.remove_cgroups().await?);
         }
         if self.socket().exists() {
             removed.push(format!("socket {}", self.socket().display()));
         }
-        // Network namespaces and temporary mounts of the dead: the next start fails on them. What belongs to the run goes
-        // last: it is how an interrupted `down` is found again.
+        // The next start fails on old network namespaces and mounts. The run directory goes last, because an interrupted `down`
+        // is recognized by it.
         for folder in [
             self.state().join("net"),
             self.folder.join("tmp"),
@@ -533,7 +535,7 @@ impl Engine {
         Ok(removed)
     }
 
-    /// The last that the engine said, without its name server's chatter.
+    /// The last lines of the engine's log, without those of its name server.
     fn end_of_log(&self) -> String {
         let text = fs::read(self.log()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -550,7 +552,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn cleaning_what_is_not_there_is_no_failure() {
+    async fn cleaning_up_twice_succeeds() {
         let folder = tempfile::tempdir().expect("a folder");
         let engine = Engine {
             folder: folder.path().to_owned(),

@@ -1,4 +1,4 @@
-//! What lies in the cache directory, and what of it can go.
+//! The contents of the cache directory, and their removal.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,21 +10,21 @@ use super::state::{Kept, Pruned};
 use common::failure::{Failure, OrFail};
 use common::provision;
 
-/// Its folders are not kept as a whole, but each for itself.
+/// A directory whose entries are listed and removed one by one.
 const STAND_INS: &str = "stand-ins";
 
-/// Whether this is the name of an engine's folder, of whatever version.
+/// Whether `name` is the name of an engine's directory, of any version.
 pub(super) fn is_engine(name: &str) -> bool {
     family(name) == Some(ENGINE.name)
 }
 
-/// A path as people are told of it: below the cache directory.
+/// The path relative to the cache directory, for messages.
 pub(super) fn name(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path);
     below.display().to_string()
 }
 
-/// All there is, with its size.
+/// Lists the contents of the cache directory with their sizes.
 pub(super) fn all(root: &Path) -> Vec<Kept> {
     let mut paths = entries(root);
     paths.retain(|path| *path != root.join(STAND_INS));
@@ -39,15 +39,15 @@ pub(super) fn all(root: &Path) -> Vec<Kept> {
         .collect()
 }
 
-/// Removes what newer ones have replaced, but for engines, and what interrupted work has left.
+/// Removes everything except engines that a newer version has replaced, and the remains of interrupted builds.
 pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Failure> {
-    let found = blocking(move || {
-        let mut found = Pruned::default();
+    let removed = blocking(move || {
+        let mut removed = Pruned::default();
         let stand_ins = root.join(STAND_INS);
         for folder in [&root, &stand_ins] {
-            for path in replaced(folder) {
+            for path in list_replaced(folder) {
                 let name = name(&root, &path);
-                // Programs are built into a folder of their own; everything else is what was built.
+                // Go programs are built into a `bin` directory inside; anything else is itself the result of a build.
                 let built = path.join(".bin.lock").exists();
                 let dest = if built {
                     path.join("bin")
@@ -58,9 +58,9 @@ pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Fail
                     Some(bytes) => {
                         let rest = if built { provision::discard(&path)? } else { 0 };
                         let bytes = bytes + rest;
-                        found.freed.push(Kept { name, bytes });
+                        removed.freed.push(Kept { name, bytes });
                     }
-                    None => found.in_use.push(format!("{name}: it is in use")),
+                    None => removed.in_use.push(format!("{name}: in use")),
                 }
             }
         }
@@ -71,21 +71,21 @@ pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Fail
             .map(|folder| provision::remove_unfinished(folder))
             .sum();
         let name = "unfinished work".to_owned();
-        found.freed.push(Kept { name, bytes });
-        Ok(found)
+        removed.freed.push(Kept { name, bytes });
+        Ok(removed)
     })
     .await?;
-    pruned.freed.extend(found.freed);
-    pruned.in_use.extend(found.in_use);
+    pruned.freed.extend(removed.freed);
+    pruned.in_use.extend(removed.in_use);
     Ok(())
 }
 
-/// [`provision::discard`], off the threads that must not wait.
+/// Runs [`provision::discard`] on a thread that may block.
 pub(super) async fn discard(path: PathBuf) -> Result<u64, Failure> {
     blocking(move || provision::discard(&path)).await
 }
 
-/// [`provision::remove_unused`], off the threads that must not wait.
+/// Runs [`provision::remove_unused`] on a thread that may block.
 pub(super) async fn remove_unused(path: PathBuf) -> Result<Option<u64>, Failure> {
     blocking(move || provision::remove_unused(&path)).await
 }
@@ -96,11 +96,11 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .or_environment("a background task was cancelled")?
-        .or_environment("cannot remove what can be made again")
+        .or_environment("cannot prune the cache directory")
 }
 
-/// All but the newest of each kind; engines are none of this function's business.
-fn replaced(folder: &Path) -> Vec<PathBuf> {
+/// Lists all but the newest of each family, except engines.
+fn list_replaced(folder: &Path) -> Vec<PathBuf> {
     let mut families: BTreeMap<String, Vec<(SystemTime, PathBuf)>> = BTreeMap::new();
     for path in entries(folder) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -120,7 +120,7 @@ fn replaced(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The name without its version: all before the first number. What is unfinished is of no kind.
+/// The name without its version: everything before the first number. Unfinished builds have no family.
 fn family(name: &str) -> Option<&str> {
     let version = name
         .match_indices('-')
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_of_each_kind_stays() {
+    fn keeps_the_newest_of_each_family() {
         let folder = tempfile::tempdir().expect("a folder");
         for (name, age) in [
             ("trivy-0.74.0-a2f4731861cf", 1),
@@ -161,7 +161,7 @@ mod tests {
             opened.set_modified(made).expect("a time");
         }
         assert_eq!(
-            replaced(folder.path()),
+            list_replaced(folder.path()),
             [folder.path().join("trivy-0.73.0-ffffffffffff")]
         );
         assert_eq!(all(folder.path()).len(), 7);

@@ -18,4 +18,4 @@ pub use elsewhere::{down, prune, status, up};
 #[cfg(target_os = "linux")]
 pub use host::{down, prune, status, up};
 pub use module::{built_cli, cli, is_built, missing};
-pub use state::{Cache, DownReport, Kept, Pruned, Running, Status};
+pub use state::{Kept, Status};

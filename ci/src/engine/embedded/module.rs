@@ -1,4 +1,4 @@
-//! The Go modules that the embedded engine is built from, and what a machine lacks for it.
+//! The Go modules from which the embedded engine is built, and the requirements that a machine does not meet.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use common::pins;
 use common::progress::Progress;
 use common::provision::{self, GoModule, Package, Requirement};
 
-/// The engine, its client and its helpers.
+/// The engine, its CLI and its helper programs.
 pub(super) const ENGINE: GoModule = GoModule {
     name: "dagger-engine",
     version: pins::DAGGER,
@@ -20,14 +20,14 @@ pub(super) const ENGINE: GoModule = GoModule {
     ],
     ldflags: "-s -w -X github.com/dagger/dagger/engine.Version=vVERSION -X github.com/dagger/dagger/engine.Tag=vVERSION",
     env: &[],
-    usually: "three to five minutes, the first time only",
+    build_time: "three to five minutes, the first time only",
 };
 
-/// Only the client, for an engine that runs elsewhere.
+/// Only the CLI, for an engine on another machine.
 const CLI: GoModule = GoModule {
     name: "dagger-cli",
     packages: &["github.com/dagger/dagger/cmd/dagger"],
-    usually: "two to three minutes, the first time only",
+    build_time: "two to three minutes, the first time only",
     ..ENGINE
 };
 
@@ -41,7 +41,7 @@ const FILES: &[(&str, &str)] = &[
     ),
 ];
 
-/// What the engine needs of the distribution.
+/// The distribution's packages that the engine needs.
 pub(super) const PACKAGES: [Package; 9] = [
     provision::RUNC,
     provision::CNI_PLUGINS,
@@ -54,21 +54,21 @@ pub(super) const PACKAGES: [Package; 9] = [
     provision::UTIL_LINUX,
 ];
 
-/// What this machine lacks for an embedded engine.
+/// Lists the requirements of the embedded engine that this machine does not meet.
 #[must_use]
 pub fn missing() -> Vec<Requirement> {
     let mut missing = Vec::new();
     if !cfg!(target_os = "linux") {
         missing.push(Requirement {
             what: "Linux".to_owned(),
-            remedy: provision::CHOICES.to_owned(),
+            fix: provision::ALTERNATIVES.to_owned(),
         });
         return missing;
     }
     if !provision::is_root() {
         missing.push(Requirement {
-            what: "root (the engine makes namespaces and networks)".to_owned(),
-            remedy: format!("run as root, with sudo. {}", provision::CHOICES),
+            what: "root (the engine creates namespaces and networks)".to_owned(),
+            fix: format!("run as root, with sudo. {}", provision::ALTERNATIVES),
         });
     }
     missing.extend(provision::missing_packages(&PACKAGES));
@@ -76,25 +76,27 @@ pub fn missing() -> Vec<Requirement> {
     missing
 }
 
-/// Whether its programs are built.
+/// Whether the engine's programs are built.
 #[must_use]
 pub fn is_built() -> bool {
     ENGINE.is_built()
 }
 
-/// The Dagger client alone, built where it is not there yet: for an engine elsewhere, on a machine that cannot download
-/// the published client.
+/// Returns the Dagger CLI, and builds it if necessary: for an engine on another machine, if the released CLI cannot be
+/// downloaded.
 ///
 /// # Errors
-/// When it cannot be built.
-pub async fn cli(narrator: &dyn Progress) -> Result<PathBuf, Failure> {
+/// When the build fails.
+pub async fn cli(progress: &dyn Progress) -> Result<PathBuf, Failure> {
     match built_cli() {
         Some(cli) => Ok(cli),
-        None => Ok(provision::go_tools(&CLI, narrator).await?.join("dagger")),
+        None => Ok(provision::build_go_tools(&CLI, progress)
+            .await?
+            .join("dagger")),
     }
 }
 
-/// The Dagger client that was built here before, alone or with the engine.
+/// The Dagger CLI that was built on this machine before, alone or with the engine.
 #[must_use]
 pub fn built_cli() -> Option<PathBuf> {
     [ENGINE, CLI]
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_module_builds_the_pinned_version() {
+    fn go_module_has_the_pinned_version() {
         for module in ["dagger.io/dagger", "github.com/dagger/dagger"] {
             let line = format!("\t{module} v{}\n", pins::DAGGER);
             assert!(FILES[0].1.contains(&line), "{line}");

@@ -1,5 +1,5 @@
-//! What the engine leaves on the host: a link, firewall rules, control groups, each found by the name and addresses that
-//! are this engine's alone; and IP forwarding, which all engines share.
+//! The engine's changes to the host's network: a link, firewall rules and control groups, which are identified by a name and
+//! an address range of this engine alone, and IP forwarding, which all engines share.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,33 +12,33 @@ use sha2::{Digest, Sha256, Sha512};
 use common::failure::{Failure, OrFail};
 use common::provision::{command, find_program, output};
 
-/// The name and address range of one engine's network.
+/// The name and the address range of an engine's network.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Network {
-    /// Its link is called this and `0`.
+    /// The link has this name followed by `0`.
     pub(super) name: String,
     /// The second byte of `10.x.0.0/16`.
     subnet: u8,
 }
 
 impl Network {
-    /// The network of the engine in `folder`: always the same name, and a range that no route of this host covers.
+    /// Chooses the network of the engine in `folder`: a fixed name, and a range that no route of this host covers.
     pub(super) fn choose(folder: &Path) -> Self {
         let digest = Sha256::digest(folder.as_os_str().as_encoded_bytes());
-        let taken = routes(&fs::read_to_string("/proc/net/route").unwrap_or_default());
-        // Dagger's own engine has 10.87; the low ones are what offices and clouds use most.
+        let taken = parse_routes(&fs::read_to_string("/proc/net/route").unwrap_or_default());
+        // Dagger's own engine uses 10.87, and offices and clouds mostly use the lower ranges.
         let start = digest[0];
         let free = (0..100_u8)
             .map(|step| 128 + (start.wrapping_add(step)) % 100)
             .find(|subnet| {
                 let ours = u32::from(Ipv4Addr::new(10, *subnet, 0, 0));
-                // Two ranges meet when they are the same under the wider of both masks. The default route meets all.
+                // Two ranges overlap if they are equal under the wider mask. The default route overlaps all and is skipped.
                 !taken
                     .iter()
-                    .any(|(net, mask)| *mask != 0 && (ours & mask & WIDTH) == (net & mask & WIDTH))
+                    .any(|(net, mask)| *mask != 0 && (ours & mask & MASK) == (net & mask & MASK))
             });
         Self {
-            // A link's name has 15 characters at most.
+            // The name of a link has at most 15 characters.
             name: format!("{PREFIX}{}", hex::encode(&digest[..3])),
             subnet: free.unwrap_or(128),
         }
@@ -52,21 +52,21 @@ impl Network {
         format!("10.{}.0.0/16", self.subnet)
     }
 
-    /// Notes that the host forwards nothing, before the engine makes it do so.
-    pub(super) fn note_forwarding() -> Result<(), Failure> {
+    /// Records that IP forwarding is off, before the engine turns it on.
+    pub(super) fn record_forwarding() -> Result<(), Failure> {
         if fs::read_to_string(FORWARDING).is_ok_and(|text| text.trim() == "0") {
-            let note = forwarding_note();
-            fs::write(&note, "").or_environment(format!("cannot write {}", note.display()))?;
+            let record = forwarding_record();
+            fs::write(&record, "").or_environment(format!("cannot write {}", record.display()))?;
         }
         Ok(())
     }
 
-    /// Takes the control groups away that the dead containers have left, and says what there was.
+    /// Removes the control groups of dead containers; returns one line if there were any.
     pub(super) async fn remove_cgroups(&self) -> Result<Vec<String>, Failure> {
         let mut removed = false;
         for root in cgroup_roots(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()) {
             let own = root.join(&self.name);
-            // The kernel takes a moment to let the last of the dead go, and refuses a group in which anybody lives.
+            // The kernel refuses to remove a group with live processes, and needs a moment to release dead ones.
             for _ in 0..20 {
                 if !own.exists() {
                     break;
@@ -83,7 +83,7 @@ impl Network {
             }
             if own.exists() {
                 return Err(Failure::environment(format!(
-                    "the control group {} does not go away",
+                    "cannot remove the control group {}",
                     own.display()
                 )));
             }
@@ -92,14 +92,14 @@ impl Network {
         Ok(if removed { vec![what] } else { Vec::new() })
     }
 
-    /// Takes the link and the firewall rules away, and says what there was. `containers` are the identities of those that
-    /// were connected, or about to be.
+    /// Removes the link and the firewall rules; returns one line for each kind. `containers` are the IDs of the containers that
+    /// were connected to the network or about to be.
     pub(super) async fn remove(&self, containers: &[String]) -> Result<Vec<String>, Failure> {
         let mut removed = Vec::new();
         let link = self.link();
-        let mut bridges = bridges().await?;
+        let mut bridges = list_bridges().await?;
         if bridges.contains(&link) {
-            let mut delete = command(need("ip")?);
+            let mut delete = command(require_program("ip")?);
             delete.args(["link", "delete", &link]);
             output(delete, "ip link delete").await?;
             bridges.retain(|bridge| *bridge != link);
@@ -111,23 +111,24 @@ impl Network {
         let Some(iptables) = find_program("iptables") else {
             return Ok(removed);
         };
-        let nat = self.nat(&rules(&iptables, "nat").await?, containers);
-        let mut count = restore("nat", &nat).await?;
-        let filter = self.filter(&rules(&iptables, "filter").await?);
-        count += restore("filter", &filter).await?;
-        // What remains of the plugin's own chains when nobody has rules in them.
-        count += restore("filter", &empty_chains(&rules(&iptables, "filter").await?)).await?;
+        let nat = self.nat_commands(&list_rules(&iptables, "nat").await?, containers);
+        let mut count = apply("nat", &nat).await?;
+        let filter = self.filter_commands(&list_rules(&iptables, "filter").await?);
+        count += apply("filter", &filter).await?;
+        // The plugin's own chains, if no other engine has rules in them.
+        let chains = chain_commands(&list_rules(&iptables, "filter").await?);
+        count += apply("filter", &chains).await?;
         if count > 0 {
             removed.push(format!("{count} firewall rules of {}", self.cidr()));
         }
         Ok(removed)
     }
 
-    /// What takes this network's rules out of the table `nat`: the plugin writes the network's name into each. A chain of
-    /// whoever died between making and filling it has no rule, but a name that follows from the container's.
-    fn nat(&self, rules: &str, containers: &[String]) -> Vec<String> {
+    /// The commands that remove this network's rules from the table `nat`. The plugin writes the network's name into each rule.
+    /// If it was killed before it filled a chain, the chain is recognized by its name, which derives from the container's ID.
+    fn nat_commands(&self, rules: &str, containers: &[String]) -> Vec<String> {
         let mark = format!(r#"name: \"{}\""#, self.name);
-        let mut orders = Vec::new();
+        let mut commands = Vec::new();
         let mut chains: Vec<String> = containers
             .iter()
             .map(|container| self.chain(container))
@@ -138,7 +139,7 @@ impl Network {
                 continue;
             };
             if rule.starts_with("POSTROUTING ") {
-                orders.push(format!("-D {rule}"));
+                commands.push(format!("-D {rule}"));
             }
             let chain = rule.split(' ').next().unwrap_or_default();
             let target = rule.rsplit(' ').next().unwrap_or_default();
@@ -148,12 +149,12 @@ impl Network {
                 }
             }
         }
-        orders.extend(chains.iter().map(|chain| format!("-F {chain}")));
-        orders.extend(chains.iter().map(|chain| format!("-X {chain}")));
-        orders
+        commands.extend(chains.iter().map(|chain| format!("-F {chain}")));
+        commands.extend(chains.iter().map(|chain| format!("-X {chain}")));
+        commands
     }
 
-    /// The chain of one container in the table `nat`, named as the [CNI plugins] name it.
+    /// The name that the [CNI plugins] give to a container's chain in the table `nat`.
     ///
     /// [CNI plugins]: https://pkg.go.dev/github.com/containernetworking/plugins/pkg/utils#FormatChainName
     fn chain(&self, container: &str) -> String {
@@ -161,8 +162,8 @@ impl Network {
         format!("CNI-{}", hex::encode(&digest[..12]))
     }
 
-    /// What takes this network's rules out of the table `filter`: one pair for each container's address.
-    fn filter(&self, rules: &str) -> Vec<String> {
+    /// The commands that remove this network's rules from the table `filter`: a pair for each container's address.
+    fn filter_commands(&self, rules: &str) -> Vec<String> {
         let addresses = [" -s ", " -d "].map(|option| format!("{option}10.{}.", self.subnet));
         rules
             .lines()
@@ -173,14 +174,14 @@ impl Network {
     }
 }
 
-/// Whether this host forwards packets between its networks: the engine's bridge turns it on, and nobody off.
+/// Whether this host forwards packets between its networks. The engine's bridge turns it on and never off.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
-/// What the names of all engines' links begin with.
+/// The prefix of the link names of all engines.
 const PREFIX: &str = "labci";
 
-/// A file that says, until the next start of the machine, that it did not forward before the first engine came.
-fn forwarding_note() -> PathBuf {
-    // Each network namespace has a setting of its own.
+/// A file that records, until the next boot, that IP forwarding was off before the first engine started.
+fn forwarding_record() -> PathBuf {
+    // Each network namespace has its own setting.
     let namespace = fs::read_link("/proc/self/ns/net").unwrap_or_default();
     let number: String = namespace
         .to_string_lossy()
@@ -190,38 +191,38 @@ fn forwarding_note() -> PathBuf {
     PathBuf::from(format!("/run/infrastructure-lab-ci.no-forwarding.{number}"))
 }
 
-/// Turns forwarding off again where an engine has turned it on and nobody else needs it, and says whether it did.
+/// Turns IP forwarding off if an engine has turned it on and no other bridge needs it; returns whether it did.
 fn restore_forwarding(bridges: &[String]) -> Result<bool, Failure> {
-    let note = forwarding_note();
-    // The last engine does it.
-    if !note.exists() || bridges.iter().any(|name| name.starts_with(PREFIX)) {
+    let record = forwarding_record();
+    // The last engine turns it off.
+    if !record.exists() || bridges.iter().any(|name| name.starts_with(PREFIX)) {
         return Ok(false);
     }
-    let cannot = "cannot turn IP forwarding off again";
-    // With another bridge it is from now on the business of that one's owner.
-    let nobodys = bridges.is_empty();
-    if nobodys {
+    let cannot = "cannot turn off IP forwarding";
+    // With another bridge, its owner is responsible from now on.
+    let unused = bridges.is_empty();
+    if unused {
         fs::write(FORWARDING, "0").or_environment(cannot)?;
     }
-    fs::remove_file(&note).or_environment(cannot)?;
-    Ok(nobodys)
+    fs::remove_file(&record).or_environment(cannot)?;
+    Ok(unused)
 }
 
-/// The names of this network namespace's bridges, ours and others'. `/sys` may be another namespace's.
-async fn bridges() -> Result<Vec<String>, Failure> {
-    let mut list = command(need("ip")?);
+/// Lists all bridges of this network namespace. `/sys` may show another namespace.
+async fn list_bridges() -> Result<Vec<String>, Failure> {
+    let mut list = command(require_program("ip")?);
     list.args(["-oneline", "link", "show", "type", "bridge"]);
-    Ok(names(&output(list, "ip link show").await?))
+    Ok(parse_names(&output(list, "ip link show").await?))
 }
 
-fn names(links: &str) -> Vec<String> {
+fn parse_names(links: &str) -> Vec<String> {
     links
         .lines()
         .filter_map(|line| Some(line.split(": ").nth(1)?.to_owned()))
         .collect()
 }
 
-/// Where control groups are mounted: one place, or one for each controller.
+/// The mount points of control groups: one, or one for each controller.
 fn cgroup_roots(mounts: &str) -> Vec<PathBuf> {
     mounts
         .lines()
@@ -234,12 +235,12 @@ fn cgroup_roots(mounts: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The mask of this engine's range.
-const WIDTH: u32 = 0xffff_0000;
+/// The network mask of this engine's range.
+const MASK: u32 = 0xffff_0000;
 
-/// The plugin's chains and the jumps to them, as far as they are there, when there is nothing else in them: other engines may
-/// be using them.
-fn empty_chains(rules: &str) -> Vec<String> {
+/// The commands that remove the plugin's own chains and the jumps to them. None if the chains have other rules, because other
+/// engines may use them.
+fn chain_commands(rules: &str) -> Vec<String> {
     let of = |prefix: &'static str| rules.lines().filter(move |rule| rule.starts_with(prefix));
     let only_jumps = of("-A CNI-FORWARD ").all(|rule| rule.ends_with("-j CNI-ADMIN"));
     if !only_jumps || of("-A CNI-ADMIN ").next().is_some() {
@@ -251,21 +252,21 @@ fn empty_chains(rules: &str) -> Vec<String> {
     of("-A FORWARD ")
         .filter(|rule| rule.ends_with("-j CNI-FORWARD"))
         .filter_map(|rule| Some(format!("-D {}", rule.strip_prefix("-A ")?)))
-        // The one jumps to the other: it has to be empty before that one can go.
+        // One chain jumps to the other, and a chain with references cannot be deleted.
         .chain(chains.clone().map(|chain| format!("-F {chain}")))
         .chain(chains.map(|chain| format!("-X {chain}")))
         .collect()
 }
 
-/// Whether the table of these rules has a chain of this name.
+/// Whether the table with these rules has the chain.
 fn has_chain(rules: &str, chain: &str) -> bool {
     rules
         .lines()
         .any(|rule| rule.strip_prefix("-N ") == Some(chain))
 }
 
-/// The IPv4 routes of this host: network and mask.
-fn routes(table: &str) -> Vec<(u32, u32)> {
+/// Parses `/proc/net/route` into pairs of network and mask.
+fn parse_routes(table: &str) -> Vec<(u32, u32)> {
     let number = |hex: &str| u32::from_str_radix(hex, 16).map(u32::swap_bytes).ok();
     table
         .lines()
@@ -277,38 +278,37 @@ fn routes(table: &str) -> Vec<(u32, u32)> {
         .collect()
 }
 
-async fn rules(iptables: &Path, table: &str) -> Result<String, Failure> {
+async fn list_rules(iptables: &Path, table: &str) -> Result<String, Failure> {
     let mut list = command(iptables);
     list.args(["--wait", "10", "--table", table, "--list-rules"]);
     output(list, "iptables --list-rules").await
 }
 
-/// Gives orders to one table, all or none of them.
-async fn restore(table: &str, orders: &[String]) -> Result<usize, Failure> {
-    if orders.is_empty() {
+/// Applies commands to a table, either all or none; returns the number of deleted rules.
+async fn apply(table: &str, commands: &[String]) -> Result<usize, Failure> {
+    if commands.is_empty() {
         return Ok(0);
     }
     let mut text = format!("*{table}\n");
-    for order in orders {
-        let _ = writeln!(text, "{order}");
+    for command in commands {
+        let _ = writeln!(text, "{command}");
     }
     text.push_str("COMMIT\n");
     let cannot = "cannot write a temporary file";
     let mut file = tempfile::tempfile().or_environment(cannot)?;
     file.write_all(text.as_bytes()).or_environment(cannot)?;
     file.rewind().or_environment(cannot)?;
-    let mut restore = command(need("iptables-restore")?);
+    let mut restore = command(require_program("iptables-restore")?);
     restore.args(["--noflush", "--wait", "10"]).stdin(file);
     output(restore, "iptables-restore").await?;
-    Ok(orders
+    Ok(commands
         .iter()
-        .filter(|order| order.starts_with("-D"))
+        .filter(|command| command.starts_with("-D"))
         .count())
 }
 
-fn need(program: &str) -> Result<PathBuf, Failure> {
-    find_program(program)
-        .ok_or_else(|| Failure::environment(format!("there is no {program} on this machine")))
+fn require_program(program: &str) -> Result<PathBuf, Failure> {
+    find_program(program).ok_or_else(|| Failure::environment(format!("{program} is not installed")))
 }
 
 #[cfg(test)]
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_own_rules_go() {
+    fn removes_only_its_own_rules() {
         let nat = concat!(
             "-P POSTROUTING ACCEPT\n-N CNI-aaa\n-N CNI-bbb\n",
             "-A POSTROUTING -s 10.200.0.2/32 -m comment --comment \"name: \\\"labci123456\\\" id: \\\"x\\\"\" -j CNI-aaa\n",
@@ -331,24 +331,24 @@ mod tests {
             "-A CNI-aaa -d 10.200.0.0/16 -m comment --comment \"name: \\\"labci123456\\\" id: \\\"x\\\"\" -j ACCEPT\n",
             "-A CNI-bbb -d 10.87.0.0/16 -m comment --comment \"name: \\\"dagger\\\" id: \\\"y\\\"\" -j ACCEPT\n",
         );
-        let orders = network().nat(nat, &[]);
-        assert_eq!(orders.len(), 3);
+        let commands = network().nat_commands(nat, &[]);
+        assert_eq!(commands.len(), 3);
         assert!(
-            orders[0].starts_with("-D POSTROUTING -s 10.200.0.2/32 "),
-            "{orders:?}"
+            commands[0].starts_with("-D POSTROUTING -s 10.200.0.2/32 "),
+            "{commands:?}"
         );
-        assert_eq!(orders[1..], ["-F CNI-aaa", "-X CNI-aaa"]);
+        assert_eq!(commands[1..], ["-F CNI-aaa", "-X CNI-aaa"]);
 
         let filter = "-A CNI-FORWARD -j CNI-ADMIN\n-A CNI-FORWARD -s 10.200.0.2/32 -j ACCEPT\n-A CNI-FORWARD -s 10.20.0.2/32 -j ACCEPT\n";
         assert_eq!(
-            network().filter(filter),
+            network().filter_commands(filter),
             ["-D CNI-FORWARD -s 10.200.0.2/32 -j ACCEPT"]
         );
     }
 
     #[test]
-    fn a_chain_that_nobody_came_to_fill_goes_when_its_container_was_ours() {
-        // As the plugin of this network's own version names it.
+    fn removes_the_empty_chain_of_its_own_container() {
+        // The name that the pinned version of the plugin generates.
         let ours = "CNI-36cf994ba79a7fa2b28a1e91";
         let network = Network {
             name: "labci3f782f".to_owned(),
@@ -356,50 +356,50 @@ mod tests {
         };
         let containers = ["6hywtsoes808uqghxo8fayy1a", "another"].map(str::to_owned);
         assert_eq!(
-            network.nat(&format!("-N {ours}\n-N CNI-bbb\n"), &containers),
+            network.nat_commands(&format!("-N {ours}\n-N CNI-bbb\n"), &containers),
             [format!("-F {ours}"), format!("-X {ours}")]
         );
-        assert!(network.nat("-N CNI-bbb\n", &containers).is_empty());
+        assert!(network.nat_commands("-N CNI-bbb\n", &containers).is_empty());
     }
 
     #[test]
-    fn shared_chains_stay_while_somebody_uses_them() {
+    fn keeps_shared_chains_that_are_in_use() {
         let chains = "-N CNI-ADMIN\n-N CNI-FORWARD\n";
         let forward =
             "-A FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD\n";
         let jump = format!("{chains}{forward}-A CNI-FORWARD -j CNI-ADMIN\n");
-        assert_eq!(empty_chains(&jump).len(), 5);
-        // Of a plugin that died while it made them.
+        assert_eq!(chain_commands(&jump).len(), 5);
+        // From a plugin that was killed while it created them.
         assert_eq!(
-            empty_chains("-N CNI-FORWARD\n"),
+            chain_commands("-N CNI-FORWARD\n"),
             ["-F CNI-FORWARD", "-X CNI-FORWARD"]
         );
-        assert_eq!(empty_chains(chains).len(), 4);
-        assert!(empty_chains("-N THEIR-CNI-FORWARD\n").is_empty());
-        assert_eq!(empty_chains(&format!("{chains}{forward}")).len(), 5);
+        assert_eq!(chain_commands(chains).len(), 4);
+        assert!(chain_commands("-N THEIR-CNI-FORWARD\n").is_empty());
+        assert_eq!(chain_commands(&format!("{chains}{forward}")).len(), 5);
         assert!(
-            empty_chains(&format!("{jump}-A CNI-FORWARD -s 10.87.0.2/32 -j ACCEPT\n")).is_empty()
+            chain_commands(&format!("{jump}-A CNI-FORWARD -s 10.87.0.2/32 -j ACCEPT\n")).is_empty()
         );
-        assert!(empty_chains(&format!("{jump}-A CNI-ADMIN -j DROP\n")).is_empty());
-        assert!(empty_chains("").is_empty());
+        assert!(chain_commands(&format!("{jump}-A CNI-ADMIN -j DROP\n")).is_empty());
+        assert!(chain_commands("").is_empty());
     }
 
     #[test]
-    fn routes_are_read_in_the_order_of_the_network() {
+    fn parses_routes_in_network_byte_order() {
         let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
                      eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\ndagger0 0000570A 00000000 0001 0 0 0 0000FFFF 0 0 0\n";
-        assert_eq!(routes(table), [(0, 0), (0x0a57_0000, 0xffff_0000)]);
+        assert_eq!(parse_routes(table), [(0, 0), (0x0a57_0000, 0xffff_0000)]);
     }
 
     #[test]
-    fn links_are_read_by_name() {
+    fn parses_link_names() {
         let links = "6: docker0: <BROADCAST> mtu 1500\\    link/ether 02:00\n7: labci1234560: <UP> mtu 1500\\    link\n";
-        assert_eq!(names(links), ["docker0", "labci1234560"]);
-        assert!(names("").is_empty());
+        assert_eq!(parse_names(links), ["docker0", "labci1234560"]);
+        assert!(parse_names("").is_empty());
     }
 
     #[test]
-    fn control_groups_of_both_versions_are_found() {
+    fn finds_control_groups_of_both_versions() {
         let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n/dev/sda1 / ext4 rw 0 0\n";
         assert_eq!(
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_fits_a_link() {
+    fn link_name_is_short_enough() {
         let network = Network::choose(Path::new("/some/folder"));
         assert!(network.link().len() <= 15);
         assert_eq!(

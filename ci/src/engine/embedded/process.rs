@@ -1,4 +1,4 @@
-//! Which process is the engine's: found again by number and start time, so that a number in other hands is left alone.
+//! Identifies the engine's process by PID and start time, so that a reused PID is not mistaken for it.
 
 use std::fs;
 use std::path::Path;
@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A process that cannot be mistaken for another one of the same number.
+/// A process, identified by PID and start time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) pid: i32,
-    /// In clock ticks since the machine was started.
+    /// In clock ticks since boot.
     started: u64,
 }
 
-/// How a process was ended.
+/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// There was none.
+    /// The process did not run.
     Absent,
-    /// It followed the polite request.
+    /// The process exited after SIGTERM.
     Stopped,
-    /// It had to be killed.
+    /// The process was killed.
     Killed,
 }
 
@@ -33,14 +33,14 @@ struct Stat {
 }
 
 impl Process {
-    /// Reads what `start.sh` noted: a line of stat and the boot's id.
-    pub(super) fn noted(file: &Path) -> Option<Self> {
+    /// Reads the process that `start.sh` recorded: a line of `/proc/PID/stat` and the boot ID.
+    pub(super) fn read_record(file: &Path) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        parse_note(&text, boot.trim())
+        parse_record(&text, boot.trim())
     }
 
-    /// Whether this very process is still running.
+    /// Whether exactly this process still runs.
     pub(super) fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.process == *self && !stat.zombie)
     }
@@ -61,8 +61,7 @@ impl Process {
         Duration::try_from_secs_f64(now - then).ok()
     }
 
-    /// Ends the namespace that this process has made, and with it all that runs in there: by request, and after
-    /// `patience` by force.
+    /// Ends all processes in the PID namespace that this process created: with SIGTERM, and with SIGKILL after `patience`.
     pub(super) async fn end(&self, patience: Duration) -> End {
         if !self.is_alive() {
             return End::Absent;
@@ -71,21 +70,21 @@ impl Process {
         for init in &inits {
             init.signal(Signal::SIGTERM);
         }
-        if !inits.is_empty() && self.gone(patience).await {
+        if !inits.is_empty() && self.wait_for_exit(patience).await {
             return End::Stopped;
         }
-        // The kernel ends a PID namespace whole when its first process ends.
+        // The kernel kills a whole PID namespace when its first process exits.
         for init in self.children() {
             init.signal(Signal::SIGKILL);
         }
-        if !self.gone(Duration::from_secs(1)).await {
+        if !self.wait_for_exit(Duration::from_secs(1)).await {
             self.signal(Signal::SIGKILL);
-            self.gone(Duration::from_secs(10)).await;
+            self.wait_for_exit(Duration::from_secs(10)).await;
         }
         End::Killed
     }
 
-    async fn gone(&self, patience: Duration) -> bool {
+    async fn wait_for_exit(&self, patience: Duration) -> bool {
         let begun = Instant::now();
         while self.is_alive() {
             if begun.elapsed() > patience {
@@ -105,7 +104,7 @@ impl Process {
 
     fn signal(&self, signal: Signal) {
         if self.is_alive() {
-            // It may end by itself at this moment, which is as good.
+            // The process may exit by itself at this moment.
             let _ = kill(Pid::from_raw(self.pid), signal);
         }
     }
@@ -124,7 +123,7 @@ fn stat(pid: i32) -> Option<Stat> {
 }
 
 fn parse_stat(line: &str) -> Option<Stat> {
-    // The name of the program comes second, in brackets, and may hold anything, brackets and blanks among it.
+    // The second field is the program's name in parentheses, which may itself contain parentheses and spaces.
     let (front, back) = line.rsplit_once(')')?;
     let pid = front.split(' ').next()?.parse().ok()?;
     let fields: Vec<&str> = back.split_whitespace().collect();
@@ -138,9 +137,9 @@ fn parse_stat(line: &str) -> Option<Stat> {
     })
 }
 
-fn parse_note(text: &str, boot: &str) -> Option<Process> {
-    let (stat, noted_boot) = text.split_once('\n')?;
-    (noted_boot.trim() == boot).then(|| parse_stat(stat).map(|stat| stat.process))?
+fn parse_record(text: &str, boot: &str) -> Option<Process> {
+    let (stat, recorded_boot) = text.split_once('\n')?;
+    (recorded_boot.trim() == boot).then(|| parse_stat(stat).map(|stat| stat.process))?
 }
 
 #[cfg(test)]
@@ -151,7 +150,7 @@ mod tests {
         "42 (sh) x) S 7 42 42 0 -1 4194560 1 0 0 0 1 2 3 4 20 0 1 0 98765 1000 2 3 4";
 
     #[test]
-    fn a_line_of_stat_is_read_whatever_the_program_is_called() {
+    fn parses_stat_with_parentheses_in_the_program_name() {
         let stat = parse_stat(LINE).expect("a line of stat");
         assert_eq!(
             stat.process,
@@ -165,15 +164,15 @@ mod tests {
     }
 
     #[test]
-    fn a_note_from_before_a_restart_of_the_machine_counts_for_nothing() {
-        let note = format!("{LINE}\nthis-boot\n");
-        assert!(parse_note(&note, "this-boot").is_some());
-        assert!(parse_note(&note, "another-boot").is_none());
-        assert!(parse_note(LINE, "this-boot").is_none());
+    fn ignores_a_record_from_before_a_reboot() {
+        let record = format!("{LINE}\nthis-boot\n");
+        assert!(parse_record(&record, "this-boot").is_some());
+        assert!(parse_record(&record, "another-boot").is_none());
+        assert!(parse_record(LINE, "this-boot").is_none());
     }
 
     #[tokio::test]
-    async fn a_process_with_another_start_time_is_left_alone() {
+    async fn leaves_a_process_with_another_start_time_alone() {
         let own = stat(i32::try_from(std::process::id()).expect("a pid")).expect("this process");
         assert!(own.process.is_alive());
         let other = Process {

@@ -1,84 +1,82 @@
-//! What there is of the embedded engine on this machine, and what became of it.
+//! The state of the embedded engine, and the results of its commands.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// An embedded engine that answers.
+/// A running embedded engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
-    /// Where clients reach it: `unix://…/engine.sock`.
+    /// The engine's URL: `unix://…/engine.sock`.
     pub runner_host: String,
-    /// The client of the same version.
+    /// The CLI of the same version.
     pub cli: PathBuf,
-    /// The engine's version: `v0.19.10`.
+    /// For example `v0.19.10`.
     pub version: String,
-    /// Whether this call has started it.
+    /// Whether this call started the engine.
     pub started_now: bool,
 }
 
-/// What [`down`](super::down) did.
+/// The result of [`down`](super::down).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DownReport {
-    /// How many engines were ended.
+    /// The number of engines that were stopped.
     pub stopped: usize,
-    /// How many of them had to be killed.
+    /// The number of them that did not exit by themselves and were killed.
     pub killed: usize,
-    /// What was left on the host and is gone now, one line each.
+    /// The remains that were removed from the host, one line each.
     pub removed: Vec<String>,
 }
 
-/// What there is of the embedded engine on this machine.
+/// The state of the embedded engine on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// The version that this `ci` uses.
+    /// The engine version that this `ci` uses.
     pub version: String,
-    /// The process that holds the engine's namespaces, where one is alive.
+    /// The process that holds the engine's namespaces, if it is alive.
     pub pid: Option<i32>,
-    /// Whether it answers.
+    /// Whether the engine answers.
     pub healthy: bool,
-    /// Where clients reach it, where it answers.
+    /// The engine's URL, if it answers.
     pub runner_host: Option<String>,
-    /// For how long it has been running.
     pub uptime: Option<Duration>,
-    /// The disk space that its state takes.
+    /// The disk usage of the engine's state, cache included.
     pub state_bytes: u64,
-    /// Its cache, where it answers.
+    /// The size of the engine's cache, if it answers.
     pub cache: Option<Cache>,
-    /// All that lies in the cache directory: engines of all versions, programs, stand-ins, unfinished work.
+    /// The contents of the cache directory: engines of all versions, programs, stand-ins, unfinished work.
     pub kept: Vec<Kept>,
-    /// Whether its programs are built.
+    /// Whether the engine's programs are built.
     pub built: bool,
-    /// Everything that belongs to it lies here.
+    /// The directory with everything that belongs to the engine.
     pub folder: PathBuf,
-    /// What it says of itself.
+    /// The engine's log file.
     pub log: PathBuf,
 }
 
-/// An engine's cache, as it says itself.
+/// The size of an engine's cache, as the engine reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Cache {
-    /// How many entries there are.
     pub entries: u64,
-    /// What they take on the disk.
+    /// The disk usage.
     pub bytes: u64,
 }
 
-/// Something in the cache directory.
+/// An entry of the cache directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Kept {
-    /// Its path below the cache directory.
+    /// The path relative to the cache directory.
     pub name: String,
-    /// What it takes on the disk.
+    /// The disk usage.
     pub bytes: u64,
 }
 
-/// What [`prune`](super::prune) did.
+/// The result of [`prune`](super::prune).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
-    /// What is gone.
+    /// The entries that were removed.
     pub freed: Vec<Kept>,
-    /// What somebody is using, one line each.
+    /// The entries that are in use and stay, one line each.
     pub in_use: Vec<String>,
 }
