@@ -261,9 +261,14 @@ fn starts_once_recovers_from_a_kill_and_stops_without_a_trace() {
     send_signal(pid, Signal::SIGKILL);
     let begun = Instant::now();
     // The kernel kills the other processes of its namespace a moment later.
-    while machine.status()["healthy"] == true {
+    loop {
+        // On a busy machine the command itself takes long, after it has looked at the engine.
+        let asked = begun.elapsed();
+        if machine.status()["healthy"] == false {
+            break;
+        }
         assert!(
-            begun.elapsed() < Duration::from_secs(20),
+            asked < Duration::from_secs(20),
             "the engine is still healthy"
         );
         std::thread::sleep(Duration::from_millis(20));
