@@ -1,4 +1,7 @@
 //! The status service of infrastructure-lab.
+
+// An item that only this crate uses is `pub(crate)`, and needs no documentation for others.
+#![warn(unreachable_pub)]
 //!
 //! The modules are listed in layers, the lowest first: a module imports only modules of the layers that are listed before its
 //! own.

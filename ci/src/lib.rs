@@ -1,4 +1,7 @@
 //! The pipeline program, in layers: each module imports only modules listed above it. `ci/docs/architecture.md` has the table.
+
+// An item that only this crate uses is `pub(crate)`, and needs no documentation for others.
+#![warn(unreachable_pub)]
 //!
 //! The crate `common` is below all of them: failures, pinned versions, progress, and provisioning of a machine.
 

@@ -56,7 +56,7 @@ fn read_target(kind: Kind, keys: &mut Keys<'_, '_>) -> Option<Target> {
 
 /// When a target is probed, and how results change its state: the values that a table sets.
 #[derive(Default)]
-pub struct ProbeSettings {
+pub(super) struct ProbeSettings {
     interval: Option<Spanned<Duration>>,
     jitter: Option<Spanned<Duration>>,
     timeout: Option<Spanned<Duration>>,
@@ -75,7 +75,7 @@ impl ProbeSettings {
     const SUCCESSES: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
 
     /// Reads the keys, and reports values that contradict each other or `defaults`.
-    pub fn read(keys: &mut Keys<'_, '_>, defaults: &Self) -> Self {
+    pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &Self) -> Self {
         let interval = duration(Duration::from_millis(100)..=DAY);
         let errors = keys.errors();
         let own = Self {
@@ -147,7 +147,7 @@ impl ProbeSettings {
     }
 
     /// Creates the check `name` of `target`; values that are not set come from `defaults`.
-    pub fn check(&self, defaults: &Self, name: String, target: Target) -> Check {
+    pub(super) fn check(&self, defaults: &Self, name: String, target: Target) -> Check {
         Check {
             name,
             target,
@@ -173,7 +173,7 @@ fn configured<T: Copy>(own: &Option<Spanned<T>>, default: &Option<Spanned<T>>) -
 }
 
 /// Reads `[[checks]]`.
-pub fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Check> {
+pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Check> {
     let mut names = HashSet::new();
     let checks = keys.tables("checks", MAX_CHECKS, |keys| {
         let missing = !keys.contains("name");
@@ -369,7 +369,7 @@ fn postgres(keys: &mut Keys<'_, '_>) -> Option<Target> {
 }
 
 /// Reads the URL of a Redis server.
-pub fn redis_url(value: Value<'_>, variables: Variables<'_>) -> Read<SecretUrl> {
+pub(super) fn redis_url(value: Value<'_>, variables: Variables<'_>) -> Read<SecretUrl> {
     let valid = |url: &Url| {
         let url = SecretUrl::new(url.clone());
         checks::redis::Target { url }.validate().is_ok()

@@ -12,7 +12,7 @@ const REDIS: u16 = 6379;
 
 /// Applies the environment variables to `settings`, and returns all problems. Empty variables count as not set, except
 /// `REDIS_HOST`: if it is empty, there is no Redis.
-pub fn read(settings: &mut Settings, variables: Variables<'_>) -> Vec<Problem> {
+pub(super) fn read(settings: &mut Settings, variables: Variables<'_>) -> Vec<Problem> {
     let mut environment = Environment {
         variables,
         problems: Vec::new(),

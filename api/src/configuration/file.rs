@@ -20,7 +20,7 @@ use super::{
 const MAX_SIZE: u64 = 1024 * 1024;
 
 /// Reads the file at `path`.
-pub fn text(path: &Path) -> Result<String, Problem> {
+pub(super) fn text(path: &Path) -> Result<String, Problem> {
     let name = path.display().to_string();
     let problem = |position, what| {
         let place = Place {
@@ -53,7 +53,7 @@ pub fn text(path: &Path) -> Result<String, Problem> {
 }
 
 /// Applies `text`, the content of the file `name`, to `settings`. Returns the defaults of its checks, and all problems.
-pub fn read(
+pub(super) fn read(
     settings: &mut Settings,
     name: &str,
     text: &str,

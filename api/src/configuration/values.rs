@@ -14,10 +14,10 @@ use super::variables::{self, Text, Variables};
 use crate::secret::SecretUrl;
 
 /// A value, or all problems of it, in messages that continue after the name of its key.
-pub type Read<T> = Result<T, Vec<Error>>;
+pub(super) type Read<T> = Result<T, Vec<Error>>;
 
 /// The keys of one table. Reading a key removes it; problems are collected.
-pub struct Keys<'de, 'v> {
+pub(super) struct Keys<'de, 'v> {
     helper: TableHelper<'de>,
     variables: Variables<'v>,
     /// The position of the table.
@@ -27,7 +27,7 @@ pub struct Keys<'de, 'v> {
 impl<'de, 'v> Keys<'de, 'v> {
     /// Calls `reader` for the table `value` called `name`, and reports keys that it did not read. Returns its result, and all
     /// problems.
-    pub fn read_all<T>(
+    pub(super) fn read_all<T>(
         name: &str,
         mut value: Value<'de>,
         variables: Variables<'v>,
@@ -57,17 +57,17 @@ impl<'de, 'v> Keys<'de, 'v> {
     }
 
     /// Whether the table has `key`, and it was not read yet.
-    pub fn contains(&self, key: &str) -> bool {
+    pub(super) fn contains(&self, key: &str) -> bool {
         self.helper.contains(key)
     }
 
     /// The position of the value of `key`, if it was not read yet.
-    pub fn place(&self, key: &str) -> Option<Span> {
+    pub(super) fn place(&self, key: &str) -> Option<Span> {
         self.helper.table.get(key).map(|value| value.span)
     }
 
     /// Reads `key`.
-    pub fn read<T>(
+    pub(super) fn read<T>(
         &mut self,
         key: &'static str,
         reader: impl FnOnce(Value<'de>, Variables<'v>) -> Read<T>,
@@ -86,7 +86,7 @@ impl<'de, 'v> Keys<'de, 'v> {
     }
 
     /// Reads `key` into `field`; a missing key leaves the field unchanged.
-    pub fn set<T, F: From<T>>(
+    pub(super) fn set<T, F: From<T>>(
         &mut self,
         key: &'static str,
         field: &mut F,
@@ -98,7 +98,7 @@ impl<'de, 'v> Keys<'de, 'v> {
     }
 
     /// Reads the table `key` with `reader`.
-    pub fn table<T>(
+    pub(super) fn table<T>(
         &mut self,
         key: &'static str,
         reader: impl FnOnce(&mut Self) -> T,
@@ -110,7 +110,7 @@ impl<'de, 'v> Keys<'de, 'v> {
     }
 
     /// Reads the array of tables `key`, each with `reader`; tables after the first `limit` are reported and not read.
-    pub fn tables<T>(
+    pub(super) fn tables<T>(
         &mut self,
         key: &'static str,
         limit: usize,
@@ -142,36 +142,36 @@ impl<'de, 'v> Keys<'de, 'v> {
     }
 
     /// Removes `key` if it was not read yet, and returns its position.
-    pub fn remove(&mut self, key: &str) -> Option<Span> {
+    pub(super) fn remove(&mut self, key: &str) -> Option<Span> {
         let (key, _) = self.helper.table.remove_entry(key)?;
         Some(key.span)
     }
 
     /// The number of problems so far.
-    pub fn errors(&self) -> usize {
+    pub(super) fn errors(&self) -> usize {
         self.helper.errors.len()
     }
 
     /// Reports a problem at `span`.
-    pub fn wrong(&mut self, span: Span, what: impl Display) {
+    pub(super) fn wrong(&mut self, span: Span, what: impl Display) {
         self.helper.errors.push(custom(span, what));
     }
 }
 
 /// Reads a string.
-pub fn string(value: Value<'_>, variables: Variables<'_>) -> Read<String> {
+pub(super) fn string(value: Value<'_>, variables: Variables<'_>) -> Read<String> {
     text(value, variables, "a string").map(|text| text.value)
 }
 
 /// Reads a string that is not blank.
-pub fn words(value: Value<'_>, variables: Variables<'_>) -> Read<String> {
+pub(super) fn words(value: Value<'_>, variables: Variables<'_>) -> Read<String> {
     parsed("a string that is not empty", |text| {
         (!text.trim().is_empty()).then(|| text.to_owned())
     })(value, variables)
 }
 
 /// Reads a string with `parse`.
-pub fn parsed<T>(
+pub(super) fn parsed<T>(
     expected: &'static str,
     parse: impl Fn(&str) -> Option<T>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<T> {
@@ -183,7 +183,7 @@ pub fn parsed<T>(
 }
 
 /// Reads a duration within `range`.
-pub fn duration(
+pub(super) fn duration(
     range: RangeInclusive<Duration>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<Duration> {
     const EXPECTED: &str = r#"a duration such as "500ms", "30s" or "1h 30m""#;
@@ -198,7 +198,7 @@ pub fn duration(
 }
 
 /// Reads an integer within `range`.
-pub fn integer<T: TryFrom<i64>>(
+pub(super) fn integer<T: TryFrom<i64>>(
     range: RangeInclusive<i64>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<T> {
     move |mut value, _| match value.take() {
@@ -212,7 +212,7 @@ pub fn integer<T: TryFrom<i64>>(
 }
 
 /// Reads `true` or `false`.
-pub fn boolean(mut value: Value<'_>, _: Variables<'_>) -> Read<bool> {
+pub(super) fn boolean(mut value: Value<'_>, _: Variables<'_>) -> Read<bool> {
     match value.take() {
         ValueInner::Boolean(boolean) => Ok(boolean),
         other => Err(wrong_type(&other, value.span, "true or false")),
@@ -220,7 +220,7 @@ pub fn boolean(mut value: Value<'_>, _: Variables<'_>) -> Read<bool> {
 }
 
 /// Reads an array with at least one item.
-pub fn list<T>(
+pub(super) fn list<T>(
     item: impl Fn(Value<'_>, Variables<'_>) -> Read<T>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<Vec<T>> {
     move |mut value, variables| match value.take() {
@@ -234,7 +234,7 @@ pub fn list<T>(
 }
 
 /// Reads a table, each key and value with `item`.
-pub fn map<T>(
+pub(super) fn map<T>(
     item: impl Fn(&Key<'_>, Value<'_>, Variables<'_>) -> Read<T>,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<Vec<T>> {
     move |mut value, variables| match value.take() {
@@ -248,7 +248,7 @@ pub fn map<T>(
 }
 
 /// Reads a URL that `accept` accepts. Errors never contain the URL, because it may contain secrets.
-pub fn url(
+pub(super) fn url(
     expected: &'static str,
     accept: impl Fn(&Url) -> bool,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<SecretUrl> {
@@ -280,7 +280,7 @@ fn same_server(url: &Url, masked: &Url) -> bool {
 }
 
 /// Parses `host:port`; brackets around an IPv6 address are removed.
-pub fn host_and_port(text: &str) -> Option<(String, u16)> {
+pub(super) fn host_and_port(text: &str) -> Option<(String, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let host = match Host::parse(host).ok()? {
         Host::Domain(name) => name,
@@ -291,12 +291,12 @@ pub fn host_and_port(text: &str) -> Option<(String, u16)> {
 }
 
 /// Parses a port other than 0.
-pub fn port(text: &str) -> Option<u16> {
+pub(super) fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port != 0)
 }
 
 /// Converts an error into messages with positions; each unknown key becomes a message of its own.
-pub fn explain(error: Error) -> Vec<(Span, String)> {
+pub(super) fn explain(error: Error) -> Vec<(Span, String)> {
     let what = match error.kind {
         ErrorKind::Custom(what) => what.into_owned(),
         ErrorKind::UnexpectedKeys { keys, expected } => {
@@ -324,12 +324,12 @@ pub fn explain(error: Error) -> Vec<(Span, String)> {
 }
 
 /// Creates an error with this message.
-pub fn custom(span: Span, what: impl Display) -> Error {
+pub(super) fn custom(span: Span, what: impl Display) -> Error {
     Error::from((ErrorKind::Custom(what.to_string().into()), span))
 }
 
 /// Creates the error for a value of the right type that is not valid; it does not contain the value, which may be secret.
-pub fn not_valid(span: Span, expected: &str) -> Vec<Error> {
+pub(super) fn not_valid(span: Span, expected: &str) -> Vec<Error> {
     vec![custom(
         span,
         format_args!("is not valid: expected {expected}"),

@@ -12,7 +12,7 @@ pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// A string of the file after its variables are replaced.
 #[derive(Debug)]
-pub struct Text {
+pub(super) struct Text {
     /// The string with the values of the variables.
     pub value: String,
     /// The string with the values masked; `None` if it has no variables.
@@ -23,7 +23,7 @@ pub struct Text {
 ///
 /// # Errors
 /// Returns a description of the problem, and of the expected text.
-pub fn replace(text: &str, variables: Variables<'_>) -> Result<Text, (String, String)> {
+pub(super) fn replace(text: &str, variables: Variables<'_>) -> Result<Text, (String, String)> {
     if !text.contains("${") {
         return Ok(Text {
             value: text.to_owned(),

@@ -14,6 +14,9 @@ pub const SOURCE: &[u8] = include_bytes!("file_tree.rs");
 
 /// Copies everything below `from` into the directory `to`, except for devices and sockets. `keep` decides by the path relative to
 /// `from`; if it rejects a directory, everything below is skipped.
+///
+/// # Errors
+/// When a file cannot be read or written.
 pub fn copy(from: &Path, to: &Path, keep: impl Fn(&Path) -> bool) -> io::Result<()> {
     let relative = |path: &Path| path.strip_prefix(from).unwrap_or(path).to_owned();
     fs::create_dir_all(to)?;
@@ -37,6 +40,9 @@ pub fn copy(from: &Path, to: &Path, keep: impl Fn(&Path) -> bool) -> io::Result<
 }
 
 /// Removes the contents of a directory but keeps the directory. Does nothing if it does not exist.
+///
+/// # Errors
+/// When a file cannot be removed.
 pub fn empty(folder: &Path) -> io::Result<()> {
     if !folder.is_dir() {
         return Ok(());
@@ -53,6 +59,9 @@ pub fn empty(folder: &Path) -> io::Result<()> {
 }
 
 /// Returns a digest of names, file types, permissions and contents below a directory. Owners and times do not count.
+///
+/// # Errors
+/// When a file cannot be read.
 pub fn digest(folder: &Path) -> io::Result<String> {
     let mut sum = HashWriter(Sha256::new());
     let mut tar = Builder::new(&mut sum);
@@ -63,6 +72,9 @@ pub fn digest(folder: &Path) -> io::Result<String> {
 }
 
 /// Appends everything below a directory to a tar archive, sorted by name, owned by root and without times.
+///
+/// # Errors
+/// When a file cannot be read, or the tar cannot be written.
 pub fn append<W: Write>(tar: &mut Builder<W>, folder: &Path) -> io::Result<()> {
     for entry in WalkDir::new(folder).min_depth(1).sort_by_file_name() {
         let entry = entry?;

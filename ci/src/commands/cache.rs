@@ -15,7 +15,7 @@ use common::failure::{ExitCode, Failure};
 /// # Errors
 /// When the settings are invalid (exit code 2), the engine is unavailable, or a cache cannot be restored or saved (exit code
 /// 3).
-pub async fn run(
+pub(super) async fn run(
     invocation: &Invocation,
     command: &CacheCommand,
     stopper: &Stopper,

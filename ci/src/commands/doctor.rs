@@ -21,7 +21,7 @@ use common::provision;
 ///
 /// # Errors
 /// When a setting is invalid (exit code 2).
-pub async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let github = GitHub::from_env();
     let mut findings = Findings::default();
 

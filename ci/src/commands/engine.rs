@@ -9,7 +9,7 @@ use common::failure::{ExitCode, Failure, OrFail};
 ///
 /// # Errors
 /// When the command fails.
-pub async fn run(
+pub(super) async fn run(
     command: EngineCommand,
     format: Option<&str>,
     reporter: &Reporter,

@@ -13,7 +13,7 @@ use common::failure::{ExitCode, Failure};
 ///
 /// # Errors
 /// When `--format` is unknown (exit code 2).
-pub fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
+pub(super) fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let steps = project_steps(invocation).unwrap_or_else(|failure| {
         tracing::debug!("no project: {failure}");
         let always = Step::all().iter().copied();

@@ -11,7 +11,7 @@ use common::provision;
 
 /// Returns the path of Dagger's CLI in the pinned version: the file in `_EXPERIMENTAL_DAGGER_CLI_BIN`, an earlier build on this
 /// machine, the released binary, or a new build, in this order.
-pub async fn path(progress: &dyn Progress) -> Result<PathBuf, Failure> {
+pub(super) async fn path(progress: &dyn Progress) -> Result<PathBuf, Failure> {
     if let Some(named) =
         std::env::var_os("_EXPERIMENTAL_DAGGER_CLI_BIN").filter(|named| !named.is_empty())
     {

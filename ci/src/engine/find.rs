@@ -18,7 +18,7 @@ use common::provision::{self, Consent};
 const ANSWER: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
-pub struct Engine {
+pub(crate) struct Engine {
     /// For messages and the report: `session`, the container runtime's name, `embedded`, or the engine's URL.
     pub name: String,
     pub endpoint: Endpoint,
@@ -28,7 +28,7 @@ pub struct Engine {
 ///
 /// # Errors
 /// When no engine is available (exit code 3); the hint lists the alternatives.
-pub async fn find(
+pub(crate) async fn find(
     choice: &Choice,
     consent: Consent<'_>,
     progress: &dyn Progress,
@@ -63,7 +63,7 @@ pub async fn find(
 
 /// Whether `choice` may select the embedded engine while its programs are not built yet.
 #[must_use]
-pub fn may_build_engine(choice: &Choice) -> bool {
+pub(crate) fn may_build_engine(choice: &Choice) -> bool {
     match choice {
         Choice::Auto => from_environment().is_none() && !embedded::is_built(),
         Choice::Embedded => !embedded::is_built(),
@@ -73,7 +73,7 @@ pub fn may_build_engine(choice: &Choice) -> bool {
 
 /// The engine that the environment variables select, by name: an open session or a URL. It precedes anything on this machine.
 #[must_use]
-pub fn from_environment() -> Option<String> {
+pub(crate) fn from_environment() -> Option<String> {
     open_session()
         .map(|engine| engine.name)
         .or_else(runner_host)
@@ -117,7 +117,7 @@ async fn use_embedded(consent: Consent<'_>, progress: &dyn Progress) -> Result<E
 ///
 /// # Errors
 /// When no engine answers there, or the program that connects to it is missing (exit code 3).
-pub async fn check_url(url: &str) -> Result<(), Failure> {
+pub(crate) async fn check_url(url: &str) -> Result<(), Failure> {
     let (scheme, place) = url.split_once("://").unwrap_or_default();
     let answered = match scheme {
         "unix" => tokio::time::timeout(ANSWER, speaks_http2(UnixStream::connect(place))).await,
@@ -163,7 +163,7 @@ async fn speaks_http2<S: AsyncRead + AsyncWrite + Unpin>(
 ///
 /// # Errors
 /// When the query fails (exit code 3).
-pub async fn version(client: &dagger_sdk::DaggerConn) -> Result<String, Failure> {
+pub(crate) async fn version(client: &dagger_sdk::DaggerConn) -> Result<String, Failure> {
     let version = client
         .version()
         .await

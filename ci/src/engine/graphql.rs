@@ -76,7 +76,7 @@ tokio::task_local! {
 ///
 /// # Errors
 /// Those of `work`, or the error of that query.
-pub async fn catch_query_panics<T>(
+pub(crate) async fn catch_query_panics<T>(
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let (sender, mut errors) = mpsc::channel(1);
@@ -143,7 +143,7 @@ impl Client {
 
 /// An error that the engine returned.
 #[derive(Debug)]
-pub enum EngineError {
+pub(crate) enum EngineError {
     /// A command in a container exited with a code other than 0.
     Exec {
         exit_code: i64,
@@ -156,9 +156,8 @@ pub enum EngineError {
 
 impl From<DaggerError> for EngineError {
     fn from(error: DaggerError) -> Self {
-        let text = match &error {
-            DaggerError::Query(GraphQLError::HttpError(text)) => text,
-            _ => return Self::Query(format!("{:#}", eyre::Report::new(error))),
+        let DaggerError::Query(GraphQLError::HttpError(text)) = &error else {
+            return Self::Query(format!("{:#}", eyre::Report::new(error)));
         };
         let Ok(errors) = serde_json::from_str::<Vec<QueryError>>(text) else {
             return Self::Query(text.clone());
@@ -195,7 +194,7 @@ impl From<DaggerError> for EngineError {
 impl EngineError {
     /// Converts any engine error to a failure with exit code 3. `doing` is the start of the message: `cannot pull X`.
     #[must_use]
-    pub fn into_environment(self, doing: &str) -> Failure {
+    pub(crate) fn into_environment(self, doing: &str) -> Failure {
         match self {
             Self::Exec { exit_code, output } => {
                 Failure::environment(format!("{doing}: the command exited with code {exit_code}")).output(output)

@@ -30,12 +30,12 @@ const QUERY: Duration = Duration::from_secs(30);
 const TRIAL: Duration = Duration::from_secs(60);
 
 /// The hint for a container runtime that cannot run an engine.
-pub const FIX: &str = "Start a container runtime that can pull Dagger's engine and run privileged containers, or use --engine embedded or \
+pub(crate) const FIX: &str = "Start a container runtime that can pull Dagger's engine and run privileged containers, or use --engine embedded or \
      --engine URL.";
 
 /// A container runtime that Dagger's CLI drives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Runtime {
+pub(crate) struct Runtime {
     /// The name of the runtime's program.
     pub name: &'static str,
     /// The CLI's name for the runtime.
@@ -71,7 +71,7 @@ const fn like_docker(name: &'static str) -> Runtime {
 
 /// Whether a runtime can run an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readiness {
+pub(crate) enum Readiness {
     /// The runtime runs the engine, or has run a trial container.
     Ready,
     /// The runtime must pull the engine's image before it can be tested.
@@ -82,7 +82,7 @@ pub enum Readiness {
 ///
 /// # Errors
 /// When no runtime can; the message says why for each.
-pub async fn find_usable(progress: &dyn Progress) -> Result<Runtime, String> {
+pub(crate) async fn find_usable(progress: &dyn Progress) -> Result<Runtime, String> {
     find_first(async |runtime| {
         runtime.check(Some(progress)).await?;
         runtime.start(progress).await
@@ -95,7 +95,7 @@ pub async fn find_usable(progress: &dyn Progress) -> Result<Runtime, String> {
 ///
 /// # Errors
 /// When no runtime can run an engine; the message says why for each.
-pub async fn examine() -> Result<(Runtime, Readiness), String> {
+pub(crate) async fn examine() -> Result<(Runtime, Readiness), String> {
     find_first(async |runtime| runtime.check(None).await).await
 }
 
@@ -103,7 +103,7 @@ pub async fn examine() -> Result<(Runtime, Readiness), String> {
 ///
 /// # Errors
 /// When no runtime answers (exit code 3).
-pub async fn find_loader() -> Result<Runtime, Failure> {
+pub(crate) async fn find_loader() -> Result<Runtime, Failure> {
     find_first(async |runtime| runtime.check_alive().await)
         .await
         .map(|(runtime, ())| runtime)
@@ -136,7 +136,7 @@ async fn find_first<T>(
 impl Runtime {
     /// The URL with which the CLI starts the engine in this runtime only.
     #[must_use]
-    pub fn runner_host(&self) -> String {
+    pub(crate) fn runner_host(&self) -> String {
         format!("image+{}://{}", self.driver, pins::DAGGER_IMAGE)
     }
 
@@ -144,7 +144,7 @@ impl Runtime {
     ///
     /// # Errors
     /// When Dagger's CLI can be neither downloaded nor built (exit code 3).
-    pub async fn endpoint(&self, progress: &dyn Progress) -> Result<Endpoint, Failure> {
+    pub(crate) async fn endpoint(&self, progress: &dyn Progress) -> Result<Endpoint, Failure> {
         Ok(Endpoint::Cli {
             cli: cli::path(progress).await?,
             runner_host: Some(self.runner_host()),
@@ -156,7 +156,7 @@ impl Runtime {
     ///
     /// # Errors
     /// When the runtime cannot load or tag the image (exit code 3).
-    pub async fn load(&self, archive: &Path, name: &str) -> Result<(), Failure> {
+    pub(crate) async fn load(&self, archive: &Path, name: &str) -> Result<(), Failure> {
         let mut load = provision::command(self.name);
         load.args(["image", "load", "--input"]).arg(archive);
         let output = provision::output(load, &format!("{} image load", self.name)).await?;

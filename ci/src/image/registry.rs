@@ -362,7 +362,7 @@ impl<'a> Client<'a> {
     ) -> Result<(Response, Vec<u8>), Failure> {
         match (authorization, self.credential) {
             (Authorization::Bearer(token), _) => {
-                request = request.bearer_auth(token.expose_secret())
+                request = request.bearer_auth(token.expose_secret());
             }
             (Authorization::Basic, Some(Credential { user, token })) => {
                 request = request.basic_auth(user, Some(token.expose_secret()));

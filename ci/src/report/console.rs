@@ -360,7 +360,7 @@ pub fn format_duration(duration: Duration) -> String {
 
 /// Formats a size with decimal units: `1.2 MB`.
 #[must_use]
-pub fn format_bytes(bytes: u64) -> String {
+pub(super) fn format_bytes(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
         1_000_000..1_000_000_000 => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),

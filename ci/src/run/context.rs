@@ -43,7 +43,7 @@ pub struct RunContext<K: Kind> {
 
 /// Returns a unique name for a run.
 #[must_use]
-pub fn new_id() -> String {
+pub(crate) fn new_id() -> String {
     format!(
         "{:x}-{}",
         jiff::Timestamp::now().as_nanosecond(),

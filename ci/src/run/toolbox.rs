@@ -80,7 +80,7 @@ impl ToolImage {
 
 /// Creates an empty container, for the engine's platform or another one.
 #[must_use]
-pub fn container(client: &DaggerConn, platform: Option<&Platform>) -> Container {
+pub(crate) fn container(client: &DaggerConn, platform: Option<&Platform>) -> Container {
     match platform {
         None => client.container(),
         Some(platform) => client.container_opts(QueryContainerOpts {
@@ -90,7 +90,7 @@ pub fn container(client: &DaggerConn, platform: Option<&Platform>) -> Container 
 }
 
 /// The kind of this run's tool images, which each run decides anew.
-pub enum AnyToolbox {
+pub(crate) enum AnyToolbox {
     /// All images are from their registries.
     Genuine(Toolbox<Genuine>),
     /// All images are stand-ins.
@@ -125,7 +125,7 @@ const UNREACHABLE: [&str; 11] = [
 
 /// Whether an error of the engine means that a registry cannot be reached.
 #[must_use]
-pub fn is_unreachable(error: &str) -> bool {
+pub(crate) fn is_unreachable(error: &str) -> bool {
     UNREACHABLE.iter().any(|part| error.contains(part))
 }
 
@@ -134,7 +134,7 @@ pub fn is_unreachable(error: &str) -> bool {
 ///
 /// # Errors
 /// When a registry answers but does not provide the image (exit code 3).
-pub async fn choose(
+pub(crate) async fn choose(
     client: &DaggerConn,
     steps: &[Step],
     stand_ins: &Arc<StandIns>,
@@ -180,7 +180,7 @@ async fn check_reachable(client: &DaggerConn, image: &str) -> Result<Result<(), 
 }
 
 /// Whether this machine reaches the registry of the first image that a run needs. For use before an engine runs.
-pub async fn is_reachable_from_here() -> bool {
+pub(crate) async fn is_reachable_from_here() -> bool {
     let host = match pins::RUST_IMAGE.split('/').next() {
         Some("docker.io") | None => "registry-1.docker.io",
         Some(host) => host,

@@ -342,7 +342,7 @@ impl Cache {
 ///
 /// # Errors
 /// When such a run would ignore them; the message has the reason.
-pub fn describe(folder: &Path, domain: Domain) -> Result<String, String> {
+pub(crate) fn describe(folder: &Path, domain: Domain) -> Result<String, String> {
     let notice = LastNotice::default();
     let store = Store::open(folder, domain, &notice);
     let reason = notice.into_text();

@@ -15,11 +15,11 @@ use sha2::{Digest, Sha256};
 /// The mount point of the volume when cargo runs.
 const VOLUME: &str = "/work";
 /// Lists the entries of a volume: path, type, size, time, mode and inode, each terminated by a zero byte.
-pub const LISTING: &str = r"find . -mindepth 1 -printf '%P\0%y\0%s\0%T@\0%m\0%i\0'";
+pub(crate) const LISTING: &str = r"find . -mindepth 1 -printf '%P\0%y\0%s\0%T@\0%m\0%i\0'";
 
 /// A file or directory of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct File {
+pub(crate) struct File {
     /// The path relative to the volume.
     pub path: PathBuf,
     /// The size.
@@ -33,7 +33,7 @@ pub struct File {
 impl File {
     /// Whether this is a file below `folder`.
     #[must_use]
-    pub fn is_file_below(&self, folder: &str) -> bool {
+    pub(crate) fn is_file_below(&self, folder: &str) -> bool {
         !self.folder && self.path.starts_with(folder)
     }
 }
@@ -42,7 +42,7 @@ impl File {
 ///
 /// # Errors
 /// When the format is invalid.
-pub fn parse_listing(text: &[u8]) -> eyre::Result<Vec<File>> {
+pub(crate) fn parse_listing(text: &[u8]) -> eyre::Result<Vec<File>> {
     let mut fields = text.split(|byte| *byte == 0);
     let mut files = Vec::new();
     while let Some(path) = fields.next().filter(|path| !path.is_empty()) {
@@ -69,7 +69,7 @@ pub fn parse_listing(text: &[u8]) -> eyre::Result<Vec<File>> {
 
 /// The digest of a list of files: paths, sizes, times and modes.
 #[must_use]
-pub fn digest(files: &[File]) -> String {
+pub(crate) fn digest(files: &[File]) -> String {
     let mut sum = Sha256::new();
     for file in files {
         sum.update(file.path.as_os_str().as_bytes());
@@ -82,14 +82,14 @@ pub fn digest(files: &[File]) -> String {
 
 /// The total size of the files.
 #[must_use]
-pub fn bytes(files: &[File]) -> u64 {
+pub(crate) fn bytes(files: &[File]) -> u64 {
     let plain = files.iter().filter(|file| !file.folder);
     plain.map(|file| file.bytes).sum()
 }
 
 /// The paths, each terminated by a zero byte.
 #[must_use]
-pub fn names(files: &[File]) -> Vec<u8> {
+pub(crate) fn names(files: &[File]) -> Vec<u8> {
     files
         .iter()
         .flat_map(|file| file.path.as_os_str().as_bytes().iter().copied().chain([0]))
@@ -98,7 +98,7 @@ pub fn names(files: &[File]) -> Vec<u8> {
 
 /// The files of a cargo volume that are saved.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// The build output of dependencies.
     pub dependencies: Vec<File>,
     /// The sources and the build output of the workspace.
@@ -128,7 +128,7 @@ enum Owner {
 ///
 /// # Errors
 /// When a line is not a JSON message of cargo.
-pub fn select_used(files: &[File], messages: &str) -> eyre::Result<Selection> {
+pub(crate) fn select_used(files: &[File], messages: &str) -> eyre::Result<Selection> {
     if messages.is_empty() {
         return Ok(Selection::default());
     }
@@ -229,7 +229,7 @@ fn belongs_to_no_unit(path: &Path) -> bool {
 ///
 /// # Errors
 /// When the lockfile is invalid.
-pub fn select_from_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> {
+pub(crate) fn select_from_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> {
     #[derive(Deserialize)]
     struct Lock {
         #[serde(default)]

@@ -5,11 +5,11 @@
 //!
 //! Existing cache stores know no trust domains: here a pull request reads what main has saved, and never the other way round.
 
-pub mod cache;
-pub mod contents;
-pub mod key;
+pub(crate) mod cache;
+pub(crate) mod contents;
+pub(crate) mod key;
 mod pack;
 mod passes;
-pub mod place;
-pub mod store;
-pub mod tools;
+pub(crate) mod place;
+pub(crate) mod store;
+pub(crate) mod tools;

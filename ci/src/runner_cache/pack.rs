@@ -13,14 +13,14 @@ use common::digest;
 /// The largest unpacked size. A larger part is assumed to be an attempt to fill the disk.
 const MOST_UNPACKED: u64 = 32 << 30;
 /// The compression level. A higher one takes longer than transferring the additional bytes.
-pub const LEVEL: i32 = 3;
+pub(super) const LEVEL: i32 = 3;
 
 /// The extended header fields that an entry may have: those of a plain file.
 const EXTENSIONS: [&str; 7] = ["gid", "gname", "mtime", "path", "size", "uid", "uname"];
 
 /// The expected properties of a packed part.
 #[derive(Clone, Copy, Debug)]
-pub struct Expected<'a> {
+pub(super) struct Expected<'a> {
     /// The SHA-256 of its file, in hexadecimal digits.
     pub sha256: &'a str,
     /// The size of its file.
@@ -36,7 +36,7 @@ pub struct Expected<'a> {
 ///
 /// # Errors
 /// When a check fails.
-pub fn check(file: &Path, expected: &Expected<'_>) -> eyre::Result<()> {
+pub(super) fn check(file: &Path, expected: &Expected<'_>) -> eyre::Result<()> {
     let data = file.symlink_metadata().wrap_err("its file is missing")?;
     ensure!(data.is_file(), "its file is not a regular file");
     ensure!(
@@ -130,7 +130,7 @@ fn check_entry(entry: &mut tar::Entry<'_, &mut dyn Read>, tops: &[&str]) -> eyre
 ///
 /// # Errors
 /// When a file cannot be read or written.
-pub fn pack(folder: &Path, to: &Path) -> io::Result<u64> {
+pub(super) fn pack(folder: &Path, to: &Path) -> io::Result<u64> {
     let mut tar = tar::Builder::new(zstd::Encoder::new(File::create(to)?, LEVEL)?);
     let mut unpacked = 0;
     for entry in walkdir::WalkDir::new(folder)
@@ -156,7 +156,7 @@ pub fn pack(folder: &Path, to: &Path) -> io::Result<u64> {
 ///
 /// # Errors
 /// When a file cannot be read or written.
-pub fn unpack(file: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn unpack(file: &Path, to: &Path) -> io::Result<()> {
     tar::Archive::new(zstd::Decoder::new(File::open(file)?)?).unpack(to)
 }
 

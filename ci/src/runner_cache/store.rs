@@ -24,7 +24,7 @@ use common::provision;
 /// Increases when an older `ci` would misread a newer cache.
 const SCHEMA: u32 = 2;
 /// The file at the top of the directory that lists the parts.
-pub const LIST: &str = "cache.json";
+pub(crate) const LIST: &str = "cache.json";
 const BLOBS: &str = "blobs";
 const UNFINISHED: &str = ".unfinished-";
 const LOCK: &str = ".lock";
@@ -132,7 +132,7 @@ struct Version {
 
 /// The directory as it was when it was opened.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     folder: PathBuf,
     domain: Domain,
     list: List,
@@ -142,7 +142,7 @@ pub struct Store {
 
 /// The changes that a run makes to the directory.
 #[derive(Debug, Default)]
-pub struct Changes {
+pub(crate) struct Changes {
     /// New parts, with their files in the [`Unfinished`] directory.
     pub new: Vec<(Entry, PathBuf)>,
     /// Parts that were used and are unchanged.
@@ -159,7 +159,7 @@ impl Changes {
 
 /// The result of writing [`Changes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Written {
+pub(crate) struct Written {
     /// The new parts.
     pub saved: Vec<Part>,
     /// The parts that exceeded the size limit.
@@ -173,7 +173,7 @@ pub struct Written {
 impl Store {
     /// Opens a directory, which need not exist. An unusable cache is ignored, with a notice to `progress`.
     #[must_use]
-    pub fn open(folder: &Path, domain: Domain, progress: &dyn Progress) -> Self {
+    pub(crate) fn open(folder: &Path, domain: Domain, progress: &dyn Progress) -> Self {
         let mut store = Self {
             folder: folder.to_owned(),
             domain,
@@ -231,46 +231,46 @@ impl Store {
     }
 
     #[must_use]
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// The number of parts and their total size.
     #[must_use]
-    pub fn size(&self) -> (usize, u64) {
+    pub(crate) fn size(&self) -> (usize, u64) {
         let parts = &self.list.parts;
         (parts.len(), parts.iter().map(|part| part.bytes).sum())
     }
 
     /// The trust domain of this run.
     #[must_use]
-    pub fn domain(&self) -> Domain {
+    pub(crate) fn domain(&self) -> Domain {
         self.domain
     }
 
     /// Why this run is not allowed to write to the directory; `None` if it is.
     #[must_use]
-    pub fn read_only_reason(&self) -> Option<&str> {
+    pub(crate) fn read_only_reason(&self) -> Option<&str> {
         self.read_only.as_deref()
     }
 
     /// Finds the part with this key.
     #[must_use]
-    pub fn find(&self, of: &str, part: Part, key: &str) -> Option<&Entry> {
+    pub(crate) fn find(&self, of: &str, part: Part, key: &str) -> Option<&Entry> {
         let found = |it: &&Entry| it.of == of && it.part == part && it.key == key;
         self.list.parts.iter().find(found)
     }
 
     /// Whether the part exists with another key.
     #[must_use]
-    pub fn has_other(&self, of: &str, part: Part, key: &str) -> bool {
+    pub(crate) fn has_other(&self, of: &str, part: Part, key: &str) -> bool {
         let other = |it: &Entry| it.of == of && it.part == part && it.key != key;
         self.list.parts.iter().any(other)
     }
 
     /// The last run of this repository without caches.
     #[must_use]
-    pub fn cold(&self, of: &str) -> Option<&ColdRun> {
+    pub(crate) fn cold(&self, of: &str) -> Option<&ColdRun> {
         self.list.cold.iter().find(|cold| cold.of == of)
     }
 
@@ -278,7 +278,7 @@ impl Store {
     ///
     /// # Errors
     /// When a check fails.
-    pub fn blob(&self, entry: &Entry, tops: &[&str]) -> eyre::Result<PathBuf> {
+    pub(crate) fn blob(&self, entry: &Entry, tops: &[&str]) -> eyre::Result<PathBuf> {
         let path = self.blob_path(&entry.sha256);
         pack::check(
             &path,
@@ -301,7 +301,7 @@ impl Store {
     ///
     /// # Errors
     /// When the directory cannot be created.
-    pub fn unfinished(&self) -> Result<Unfinished, Failure> {
+    pub(crate) fn unfinished(&self) -> Result<Unfinished, Failure> {
         let cannot = || format!("cannot write to {}", self.folder.display());
         fs::create_dir_all(&self.folder).or_environment(cannot())?;
         loop {
@@ -324,7 +324,7 @@ impl Store {
     ///
     /// # Errors
     /// When the directory cannot be written; the old list then stays intact.
-    pub async fn write(
+    pub(crate) async fn write(
         &self,
         of: &str,
         changes: Changes,
@@ -494,14 +494,14 @@ fn replaces(new: &Entry, old: &Entry) -> bool {
 
 /// A directory for unfinished files.
 #[derive(Debug)]
-pub struct Unfinished {
+pub(crate) struct Unfinished {
     folder: tempfile::TempDir,
     _lock: File,
 }
 
 impl Unfinished {
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 }
@@ -510,7 +510,7 @@ impl Unfinished {
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn measure(file: &Path) -> std::io::Result<(String, u64)> {
+pub(crate) fn measure(file: &Path) -> std::io::Result<(String, u64)> {
     let sum = digest::sha256_of_file(file)?;
     let bytes = file.metadata()?.len();
     Ok((sum.trim_start_matches("sha256:").to_owned(), bytes))

@@ -19,7 +19,7 @@ const PROGRAM: &str = "cargo-auditable";
 ///
 /// # Errors
 /// Those of `compile`, or when the cache directory cannot be written (exit code 3).
-pub async fn program(
+pub(crate) async fn program(
     cache: Option<&Cache>,
     key: &str,
     progress: &dyn Progress,

@@ -40,7 +40,7 @@ struct Advisory {
 ///
 /// # Errors
 /// When trivy-db cannot be built or fails (exit code 3).
-pub async fn advisories(progress: &dyn Progress) -> Result<AdvisoryDb, Failure> {
+pub(super) async fn advisories(progress: &dyn Progress) -> Result<AdvisoryDb, Failure> {
     let key = key_of(&[
         include_bytes!("advisories.rs"),
         ADVISORIES.as_bytes(),

@@ -11,8 +11,8 @@ mod servers;
 mod toolchain;
 mod tools;
 
-pub use advisories::AdvisoryDb;
-pub use all::StandIns;
-pub use made::StandIn;
-pub use servers::Server;
-pub use tools::CRANE_PATH;
+pub(crate) use advisories::AdvisoryDb;
+pub(crate) use all::StandIns;
+pub(crate) use made::StandIn;
+pub(crate) use servers::Server;
+pub(crate) use tools::CRANE_PATH;

@@ -38,7 +38,10 @@ const PROGRAMS: [&str; 7] = [
 ///
 /// # Errors
 /// When the pinned toolchain is not installed, debootstrap fails, or Debian's archive cannot be reached (exit code 3).
-pub async fn toolchain(consent: Consent<'_>, progress: &dyn Progress) -> Result<StandIn, Failure> {
+pub(super) async fn toolchain(
+    consent: Consent<'_>,
+    progress: &dyn Progress,
+) -> Result<StandIn, Failure> {
     let toolchain = Toolchain::find().await?;
     let certificates = ca_bundle()?;
     let key = key_of(&[

@@ -15,7 +15,7 @@ use common::provision::{self, GoModule};
 /// The path of Trivy in its stand-in, and also in the real image.
 const TRIVY_PATH: &str = "/usr/local/bin/trivy";
 /// The path of crane in its stand-in. In the real image it is the entrypoint, `/ko-app/crane`.
-pub const CRANE_PATH: &str = "/usr/local/bin/crane";
+pub(crate) const CRANE_PATH: &str = "/usr/local/bin/crane";
 
 pub(super) const TRIVY: GoModule = GoModule {
     name: "trivy",
@@ -50,7 +50,7 @@ const CRANE: GoModule = GoModule {
 ///
 /// # Errors
 /// When Trivy cannot be built (exit code 3).
-pub async fn trivy(progress: &dyn Progress) -> Result<StandIn, Failure> {
+pub(super) async fn trivy(progress: &dyn Progress) -> Result<StandIn, Failure> {
     tool("trivy", TRIVY, TRIVY_PATH, progress).await
 }
 
@@ -58,7 +58,7 @@ pub async fn trivy(progress: &dyn Progress) -> Result<StandIn, Failure> {
 ///
 /// # Errors
 /// When crane cannot be built (exit code 3).
-pub async fn crane(progress: &dyn Progress) -> Result<StandIn, Failure> {
+pub(super) async fn crane(progress: &dyn Progress) -> Result<StandIn, Failure> {
     tool("crane", CRANE, CRANE_PATH, progress).await
 }
 

@@ -20,7 +20,7 @@ use common::pins;
 ///
 /// # Errors
 /// When the toolchain image cannot be pulled or a crate cannot be downloaded (exit code 3).
-pub async fn program<K: Kind>(
+pub(super) async fn program<K: Kind>(
     step: &StepContext<'_, K>,
     platform: Option<&Platform>,
 ) -> Result<File, Failure> {

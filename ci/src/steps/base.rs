@@ -13,7 +13,7 @@ use common::failure::{Failure, OrFail};
 
 /// A base image on this machine.
 #[derive(Debug)]
-pub struct Fetched {
+pub(super) struct Fetched {
     /// The reference, with its digest if the image was pulled.
     pub name: String,
     pub image: Base,
@@ -26,7 +26,7 @@ pub struct Fetched {
 ///
 /// # Errors
 /// When the image cannot be pulled (exit code 3), or is for another platform (exit code 2).
-pub async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>, Failure> {
+pub(super) async fn fetch<K: Kind>(step: &StepContext<'_, K>) -> Result<Option<Fetched>, Failure> {
     let Some(reference) = &step.run.settings.image.base else {
         return Ok(None);
     };

@@ -13,7 +13,7 @@ use common::failure::Failure;
 const LOOPBACK_ALIAS: &str = "registry";
 
 /// crane for one registry.
-pub struct Crane {
+pub(super) struct Crane {
     pub container: Container,
     /// The registry's host and port in the container.
     pub host: String,
@@ -24,7 +24,7 @@ pub struct Crane {
 impl Crane {
     /// The whole command line for crane's `arguments`.
     #[must_use]
-    pub fn arguments(&self, arguments: &[&str]) -> Vec<String> {
+    pub(super) fn arguments(&self, arguments: &[&str]) -> Vec<String> {
         let insecure = self.insecure.then_some("--insecure");
         [self.program]
             .iter()
@@ -40,7 +40,7 @@ impl Crane {
 ///
 /// # Errors
 /// When crane's image cannot be pulled, or the engine cannot reach the registry (exit code 3).
-pub async fn container<K: Kind>(
+pub(super) async fn container<K: Kind>(
     step: &StepContext<'_, K>,
     registry: &Registry,
 ) -> Result<Crane, Failure> {

@@ -55,12 +55,12 @@ const AT_START: [(&str, &str); 8] = [
 ];
 
 /// A hint for the output of a failed build, if its cause is known.
-pub fn at_build(output: &str) -> Option<String> {
+pub(super) fn at_build(output: &str) -> Option<String> {
     hint(&AT_BUILD, output)
 }
 
 /// A hint for the output of a service that failed to start, if its cause is known.
-pub fn at_start(output: &str) -> Option<String> {
+pub(super) fn at_start(output: &str) -> Option<String> {
     hint(&AT_START, output)
 }
 

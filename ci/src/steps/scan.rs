@@ -387,7 +387,7 @@ pub fn check_exceptions(yaml: &str) -> Result<(), Failure> {
             Some(Ok(_)) => {}
             Some(Err(_)) => {
                 problems +=
-                    &format!("- {name} has an expired_at that is not a date such as 2027-01-31\n")
+                    &format!("- {name} has an expired_at that is not a date such as 2027-01-31\n");
             }
             None => problems += &format!("- {name} has no expired_at, the expiry date\n"),
         }

@@ -157,7 +157,7 @@ async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Fa
             Ok(response) if response.status() == reqwest::StatusCode::OK => return Ok(()),
             Ok(response) => last = format!("status {}", response.status()),
             Err(error) if error.is_timeout() => {
-                last = format!("no response within {} s", TRY_LIMIT.as_secs())
+                last = format!("no response within {} s", TRY_LIMIT.as_secs());
             }
             Err(_) => last = format!("no connection to port {}", settings.service.port),
         }
@@ -180,9 +180,9 @@ fn schedule(tries: u32, within: Duration) -> impl Iterator<Item = Duration> {
     for _ in 0..100 {
         let middle = f64::midpoint(low, high);
         if until(intervals, middle) < within.as_secs_f64() {
-            low = middle
+            low = middle;
         } else {
-            high = middle
+            high = middle;
         }
     }
     (0..tries).map(move |n| {

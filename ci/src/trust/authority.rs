@@ -346,7 +346,7 @@ mod tests {
         let breaks: [(&str, Break); 3] = [
             ("GITHUB_ACTIONS", |g| g.actions = false),
             ("GITHUB_EVENT_NAME", |g| {
-                g.event_name = "workflow_dispatch".into()
+                g.event_name = "workflow_dispatch".into();
             }),
             ("GITHUB_REF", |g| g.git_ref = "refs/heads/topic".into()),
         ];

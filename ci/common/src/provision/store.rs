@@ -257,6 +257,9 @@ pub fn size_of(path: &Path) -> u64 {
 }
 
 /// Waits for the exclusive lock on `file`. The lock is released when the returned file is dropped or this process ends.
+///
+/// # Errors
+/// When the lock file cannot be opened or locked (exit code 3).
 pub async fn lock(file: &Path, progress: &dyn Progress, what: &str) -> Result<File, Failure> {
     locked(file, File::try_lock, || false, progress, what)
         .await?
@@ -293,6 +296,9 @@ async fn locked(
 }
 
 /// Creates a directory and its parents with access for this user only.
+///
+/// # Errors
+/// When the directory cannot be created (exit code 3).
 pub fn create_private(folder: &Path) -> Result<(), Failure> {
     if folder.is_dir() {
         return Ok(());

@@ -45,7 +45,7 @@ const REQUIREMENTS: [(&str, &str); 6] = [
 ///
 /// # Errors
 /// When there is no workspace, or no package has a binary (exit code 2); when a file cannot be written (exit code 3).
-pub fn run(invocation: &Invocation, reporter: &Reporter) -> Result<ExitCode, Failure> {
+pub(super) fn run(invocation: &Invocation, reporter: &Reporter) -> Result<ExitCode, Failure> {
     let directory = invocation.directory()?;
     let top = top(&directory);
     let project = Project::find(

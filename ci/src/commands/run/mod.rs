@@ -1,8 +1,8 @@
 //! `ci run` and the commands of single steps, from the plan to the report.
 
-pub mod plan;
+pub(super) mod plan;
 mod prefetch;
-pub mod session;
+pub(super) mod session;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use common::failure::{ExitCode, Failure, OrFail};
 ///
 /// # Errors
 /// When the plan is invalid, or the report cannot be written. Later failures are part of the report.
-pub async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode, Failure> {
+pub(super) async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode, Failure> {
     let github = GitHub::from_env();
     let start = jiff::Timestamp::now();
     let begun = Instant::now();

@@ -12,7 +12,7 @@ use crate::trust::authority::{self, GitHub, Permit, Purpose};
 use common::failure::Failure;
 
 /// A validated run.
-pub struct Plan {
+pub(crate) struct Plan {
     /// The command to run.
     pub invocation: Command,
     pub settings: Settings,
@@ -29,7 +29,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// When the settings are invalid (exit code 2), git fails (exit code 3), or publishing is not allowed (exit code 4).
-pub fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Failure> {
+pub(crate) fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Failure> {
     let directory = invocation.directory()?;
     let mut checkout = Checkout::discover(&directory)?;
     let formats = matches!(invocation.command, Command::Fmt { fix: true });

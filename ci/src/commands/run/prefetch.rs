@@ -14,7 +14,7 @@ use common::failure::Failure;
 
 /// Provisions stand-ins of a first run while the engine is built and started, and while the tests run. If it is dropped early,
 /// the steps provision the rest.
-pub struct Prefetch {
+pub(super) struct Prefetch {
     stand_ins: Arc<StandIns>,
     steps: Vec<Step>,
     /// Notified when the run is known to need stand-ins.
@@ -26,7 +26,7 @@ pub struct Prefetch {
 impl Prefetch {
     /// Prepares the prefetch for the steps of `plan`.
     #[must_use]
-    pub fn new(stand_ins: &Arc<StandIns>, plan: &Plan) -> Self {
+    pub(super) fn new(stand_ins: &Arc<StandIns>, plan: &Plan) -> Self {
         let mut steps = plan.steps.clone();
         if plan.permit.is_none() {
             steps.retain(|step| *step != Step::Publish);
@@ -41,18 +41,18 @@ impl Prefetch {
 
     /// The steps that need tools: those of the plan, without a publish that is not permitted.
     #[must_use]
-    pub fn steps(&self) -> &[Step] {
+    pub(super) fn steps(&self) -> &[Step] {
         &self.steps
     }
 
     /// Starts provisioning the stand-ins of the steps.
-    pub fn start_stand_ins(&self) {
+    pub(super) fn start_stand_ins(&self) {
         self.needed.notify_one();
     }
 
     /// Provisions the stand-ins, and never returns. Ignores failures, because the step that needs a stand-in tries again and
     /// reports them.
-    pub async fn run(&self) -> Infallible {
+    pub(super) async fn run(&self) -> Infallible {
         let quietly = |failure: Failure| tracing::debug!("prefetch: {failure}");
         // Reachability depends on the engine. Until it runs, this machine's own network is a good approximation.
         if self.builds_engine && !toolbox::is_reachable_from_here().await {

@@ -33,7 +33,7 @@ use common::pins;
 use common::progress::Progress;
 
 /// The outcome of a run, successful or not.
-pub struct Outcome<T = Results> {
+pub(crate) struct Outcome<T = Results> {
     /// The engine, if one was found.
     pub engine: Option<EngineReport>,
     /// The image's platform, if an engine was found.
@@ -43,7 +43,7 @@ pub struct Outcome<T = Results> {
 }
 
 /// The results of a run's steps.
-pub struct Results {
+pub(crate) struct Results {
     /// The stand-ins that replaced unreachable images and services.
     pub stand_ins: Vec<StandInNote>,
     /// The results of the steps.
@@ -68,7 +68,7 @@ impl<T> Outcome<T> {
 type Finish = Pin<Box<dyn Future<Output = Results>>>;
 
 /// Finds an engine and runs the plan on it.
-pub async fn run(plan: Plan, stopper: &Stopper, reporter: &Arc<Reporter>) -> Outcome {
+pub(crate) async fn run(plan: Plan, stopper: &Stopper, reporter: &Arc<Reporter>) -> Outcome {
     // Checked first, so that missing permissions do not surface after minutes of work.
     if let Err(failure) = check_permission(&plan, stopper).await {
         return Outcome::without_engine(failure);

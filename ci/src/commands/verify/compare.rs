@@ -22,7 +22,7 @@ const NOTHING: &str = "(nothing)";
 
 /// A difference between two images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Difference {
+pub(super) struct Difference {
     /// The differing part, such as `config config.Labels.…` or `layer 1 /api: mode`.
     pub place: String,
     /// The value in the published image.
@@ -59,7 +59,7 @@ impl fmt::Display for Difference {
 ///
 /// # Errors
 /// When an image cannot be read, or a layer's compression is not supported.
-pub fn images(
+pub(super) fn images(
     manifest: &[u8],
     config: &[u8],
     layers: &Path,

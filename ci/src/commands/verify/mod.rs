@@ -45,7 +45,7 @@ struct Finding<'a> {
 /// # Errors
 /// When the images differ, or no remote has the commit (exit code 1), the name is invalid (exit code 2), the registry or an
 /// engine is unavailable (exit code 3), or the registry denies access (exit code 4).
-pub async fn run(
+pub(super) async fn run(
     name: &str,
     invocation: &Invocation,
     reporter: &Reporter,

@@ -17,7 +17,7 @@ use common::failure::Failure;
 const MAX_SIZE: u64 = 4 << 30;
 
 /// A published image whose digests are verified.
-pub struct Image {
+pub(super) struct Image {
     pub manifest: Manifest,
     /// The configuration's JSON.
     pub config: Vec<u8>,
@@ -29,7 +29,11 @@ pub struct Image {
 }
 
 /// Fetches the image, with its layers as files in `folder`, and verifies all digests.
-pub async fn fetch(client: &Client<'_>, name: &ImageName, folder: &Path) -> Result<Image, Failure> {
+pub(super) async fn fetch(
+    client: &Client<'_>,
+    name: &ImageName,
+    folder: &Path,
+) -> Result<Image, Failure> {
     let manifest = client.manifest(&name.version).await?.ok_or_else(|| {
         Failure::gate(format!("{name} is not in the registry")).hint(
             "Use the name that `ci` printed when it published the image, with its tag or digest.",

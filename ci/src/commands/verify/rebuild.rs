@@ -34,7 +34,7 @@ const REMOVED_ENV: [&str; 13] = [
 ];
 
 /// The rebuilt image.
-pub struct Rebuilt {
+pub(super) struct Rebuilt {
     /// The path of the OCI archive.
     pub archive: PathBuf,
     /// The provenance, if the commit's `ci` writes one.
@@ -47,7 +47,7 @@ impl Rebuilt {
     ///
     /// # Errors
     /// When the archive cannot be read.
-    pub fn config(&self) -> Result<Vec<u8>, Failure> {
+    pub(super) fn config(&self) -> Result<Vec<u8>, Failure> {
         archive::read_config_digest(&self.archive)
             .and_then(|digest| archive::read_entry(&self.archive, &archive::blob_path(&digest)))
             .or_environment("cannot read the rebuilt image")
@@ -58,7 +58,7 @@ impl Rebuilt {
 ///
 /// # Errors
 /// When git, cargo or the build fails, with the output (exit code 3).
-pub async fn run(
+pub(super) async fn run(
     checkout: &Checkout,
     directory: &Path,
     image: &Image,

@@ -51,7 +51,7 @@ const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cn
 ///
 /// # Errors
 /// When this user is not root, a program cannot be installed or built, or the engine does not answer in time.
-pub async fn up(consent: Consent<'_>, progress: &dyn Progress) -> Result<Running, Failure> {
+pub(crate) async fn up(consent: Consent<'_>, progress: &dyn Progress) -> Result<Running, Failure> {
     let engine = Engine::here()?;
     if engine.answers().await {
         return engine.running(false);
@@ -91,7 +91,7 @@ pub async fn up(consent: Consent<'_>, progress: &dyn Progress) -> Result<Running
 ///
 /// # Errors
 /// When there are engines and this user is not root, or the host refuses a removal.
-pub async fn down(progress: &dyn Progress) -> Result<DownReport, Failure> {
+pub(crate) async fn down(progress: &dyn Progress) -> Result<DownReport, Failure> {
     let mut report = DownReport::default();
     for engine in Engine::all()? {
         if !provision::is_root() {
@@ -118,7 +118,7 @@ pub async fn down(progress: &dyn Progress) -> Result<DownReport, Failure> {
 ///
 /// # Errors
 /// When no cache directory can be determined.
-pub async fn status() -> Result<Status, Failure> {
+pub(crate) async fn status() -> Result<Status, Failure> {
     let engine = Engine::here()?;
     let root = provision::cache_root()?;
     let process = engine.process().filter(Process::is_alive);
@@ -152,7 +152,7 @@ pub async fn status() -> Result<Status, Failure> {
 ///
 /// # Errors
 /// When the engine or the host refuses a removal.
-pub async fn prune(progress: &dyn Progress) -> Result<Pruned, Failure> {
+pub(crate) async fn prune(progress: &dyn Progress) -> Result<Pruned, Failure> {
     let root = provision::cache_root()?;
     let here = Engine::here()?.folder;
     let mut pruned = Pruned::default();

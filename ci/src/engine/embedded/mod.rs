@@ -16,6 +16,6 @@ mod state;
 #[cfg(not(target_os = "linux"))]
 pub use elsewhere::{down, prune, status, up};
 #[cfg(target_os = "linux")]
-pub use host::{down, prune, status, up};
-pub use module::{built_cli, cli, is_built, missing};
-pub use state::{Kept, Status};
+pub(crate) use host::{down, prune, status, up};
+pub(crate) use module::{built_cli, cli, is_built, missing};
+pub(crate) use state::{Kept, Status};

@@ -56,7 +56,7 @@ pub(super) const PACKAGES: [Package; 9] = [
 
 /// Lists the requirements of the embedded engine that this machine does not meet.
 #[must_use]
-pub fn missing() -> Vec<Requirement> {
+pub(crate) fn missing() -> Vec<Requirement> {
     let mut missing = Vec::new();
     if !cfg!(target_os = "linux") {
         missing.push(Requirement {
@@ -78,7 +78,7 @@ pub fn missing() -> Vec<Requirement> {
 
 /// Whether the engine's programs are built.
 #[must_use]
-pub fn is_built() -> bool {
+pub(crate) fn is_built() -> bool {
     ENGINE.is_built()
 }
 
@@ -87,7 +87,7 @@ pub fn is_built() -> bool {
 ///
 /// # Errors
 /// When the build fails.
-pub async fn cli(progress: &dyn Progress) -> Result<PathBuf, Failure> {
+pub(crate) async fn cli(progress: &dyn Progress) -> Result<PathBuf, Failure> {
     match built_cli() {
         Some(cli) => Ok(cli),
         None => Ok(provision::build_go_tools(&CLI, progress)
@@ -98,7 +98,7 @@ pub async fn cli(progress: &dyn Progress) -> Result<PathBuf, Failure> {
 
 /// The Dagger CLI that was built on this machine before, alone or with the engine.
 #[must_use]
-pub fn built_cli() -> Option<PathBuf> {
+pub(crate) fn built_cli() -> Option<PathBuf> {
     [ENGINE, CLI]
         .iter()
         .filter_map(|module| module.bin().ok())

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// A running embedded engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Running {
+pub(crate) struct Running {
     /// The engine's URL: `unix://…/engine.sock`.
     pub runner_host: String,
     /// The CLI of the same version.
@@ -20,7 +20,7 @@ pub struct Running {
 
 /// The result of [`down`](super::down).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct DownReport {
+pub(crate) struct DownReport {
     /// The number of engines that were stopped.
     pub stopped: usize,
     /// The number of them that did not exit by themselves and were killed.
@@ -31,7 +31,7 @@ pub struct DownReport {
 
 /// The state of the embedded engine on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// The engine version that this `ci` uses.
     pub version: String,
     /// The process that holds the engine's namespaces, if it is alive.
@@ -57,7 +57,7 @@ pub struct Status {
 
 /// The size of an engine's cache, as the engine reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Cache {
+pub(crate) struct Cache {
     pub entries: u64,
     /// The disk usage.
     pub bytes: u64,
@@ -65,7 +65,7 @@ pub struct Cache {
 
 /// An entry of the cache directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// The path relative to the cache directory.
     pub name: String,
     /// The disk usage.
@@ -74,7 +74,7 @@ pub struct Kept {
 
 /// The result of [`prune`](super::prune).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Pruned {
+pub(crate) struct Pruned {
     /// The entries that were removed.
     pub freed: Vec<Kept>,
     /// The entries that are in use and stay, one line each.
