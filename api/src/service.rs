@@ -27,7 +27,7 @@ pub struct Service {
     pub board: Arc<Board>,
     /// The Redis that stores the counter of `GET /hits`.
     pub redis: Option<redis::Target>,
-    /// The TLS configuration and the HTTP clients of probes.
+    /// The TLS configuration and the HTTP client of probes.
     pub clients: Clients,
     /// The metrics of the service.
     pub metrics: Metrics,

@@ -1,4 +1,4 @@
-//! What the probes share: the trusted certificate authorities and the HTTP clients.
+//! What the probes share: the trusted certificate authorities and the HTTP client.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -12,7 +12,7 @@ use super::target::{http, postgres, tls};
 pub struct Clients {
     /// Verifies the certificates of servers.
     pub(crate) tls: Arc<ClientConfig>,
-    pub(super) http: http::Clients,
+    pub(super) http: reqwest::Client,
     pub(super) postgres: postgres::Tls,
 }
 
@@ -24,7 +24,7 @@ impl Clients {
     pub fn new(authorities: Option<&Path>) -> Result<Self, String> {
         let tls = tls::verifying(authorities)?;
         Ok(Self {
-            http: http::Clients::new(&tls)?,
+            http: http::client(&tls)?,
             postgres: postgres::Tls {
                 verifying: MakeRustlsConnect::new(tls.clone()),
                 opportunistic: MakeRustlsConnect::new(tls::opportunistic()?),

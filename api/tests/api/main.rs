@@ -13,6 +13,7 @@ mod history;
 mod page;
 mod probes;
 mod process;
+mod redirects;
 mod routes;
 
 /// An HTTP client. When built together with `ci`, reqwest needs a TLS provider, even though these tests do not use TLS.

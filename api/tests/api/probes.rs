@@ -27,9 +27,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 /// A secret that no error may contain.
-const SECRET: &str = "s3cr3t-w0rd";
+pub const SECRET: &str = "s3cr3t-w0rd";
 
-fn clients() -> Clients {
+pub fn clients() -> Clients {
     Clients::new(None).unwrap()
 }
 
@@ -38,7 +38,7 @@ async fn probe_once(target: Target) -> Result<(), String> {
     probe_with(target, &clients()).await
 }
 
-async fn probe_with(target: Target, clients: &Clients) -> Result<(), String> {
+pub async fn probe_with(target: Target, clients: &Clients) -> Result<(), String> {
     target.validate().unwrap();
     let answer = timeout(Duration::from_secs(10), target.probe(clients).run()).await;
     let answer = answer.expect("an answer").map_err(|error| error.0);
@@ -55,12 +55,12 @@ fn closed_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-fn url(text: &str) -> SecretUrl {
+pub fn url(text: &str) -> SecretUrl {
     SecretUrl::new(text.parse().unwrap())
 }
 
 /// Accepts connections and passes each to `serve`. Returns the port.
-async fn listen<F>(mut serve: impl FnMut(TcpStream) -> F + 'static) -> u16
+pub async fn listen<F>(mut serve: impl FnMut(TcpStream) -> F + 'static) -> u16
 where
     F: Future<Output = ()> + 'static,
 {
@@ -335,7 +335,7 @@ mod over_http {
     }
 }
 
-mod over_tls {
+pub mod over_tls {
     use super::*;
     use rcgen::date_time_ymd;
     use std::{io::Write, time::SystemTime};

@@ -3,12 +3,16 @@
 use std::{fmt, net::SocketAddr};
 
 use reqwest::{
-    Client, Method, Request, Response,
+    Client, Method, Request, Response, StatusCode,
     dns::{Name, Resolve, Resolving},
-    header::{HeaderMap, HeaderName, HeaderValue},
+    header::{
+        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+        LOCATION, TRANSFER_ENCODING,
+    },
     redirect::Policy,
 };
 use rustls::ClientConfig;
+use url::Url;
 
 use super::tcp;
 use crate::{
@@ -19,6 +23,9 @@ use crate::{
 /// The number of bytes of a body that are searched.
 const BODY_LIMIT: usize = 64 * 1024;
 
+/// The number of redirects that a probe follows.
+const MAX_REDIRECTS: usize = 5;
+
 /// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -26,7 +33,7 @@ pub struct Target {
     pub url: SecretUrl,
     /// The request method: `GET`, `HEAD` or `POST`.
     pub method: String,
-    /// The request headers.
+    /// The request headers, which are sent only to the origin of `url`: its scheme, host and port.
     pub headers: Vec<(String, SecretText)>,
     /// The accepted status codes; if empty, 200 to 299.
     pub status: Vec<u16>,
@@ -70,18 +77,17 @@ impl Target {
             let mut value = HeaderValue::try_from(value.expose()).map_err(|_| {
                 format!("the value of the header {name} contains invalid characters")
             })?;
-            // Sensitive values are not logged, and not sent to another host after a redirect.
+            // Sensitive values are not logged.
             value.set_sensitive(true);
             headers.append(known, value);
         }
         Ok(headers)
     }
 
-    fn request(&self, clients: &Clients) -> Result<Request, ProbeError> {
+    fn request(&self, client: &Client) -> Result<Request, ProbeError> {
         self.validate().map_err(ProbeError)?;
         let url = self.url.expose().clone();
-        clients
-            .client(self)
+        client
             .request(self.method().map_err(ProbeError)?, url)
             .headers(self.headers().map_err(ProbeError)?)
             .build()
@@ -111,45 +117,25 @@ impl fmt::Display for Target {
     }
 }
 
-/// The HTTP clients that all probes share: one follows redirects, the other does not.
-#[derive(Clone)]
-pub(in crate::checks) struct Clients {
-    plain: Client,
-    following: Client,
-}
-
-impl Clients {
-    pub(in crate::checks) fn new(tls: &ClientConfig) -> Result<Self, String> {
-        let build = |policy| {
-            Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .redirect(policy)
-                .dns_resolver(SystemResolver)
-                .user_agent(concat!(
-                    env!("CARGO_PKG_NAME"),
-                    "/",
-                    env!("CARGO_PKG_VERSION")
-                ))
-                .referer(false)
-                // Each probe opens a new connection to the target itself, to notice when the target no longer accepts any.
-                .no_proxy()
-                .pool_max_idle_per_host(0)
-                .build()
-                .map_err(|error| probe_error(error).0)
-        };
-        Ok(Self {
-            plain: build(Policy::none())?,
-            following: build(Policy::limited(5))?,
-        })
-    }
-
-    const fn client(&self, target: &Target) -> &Client {
-        if target.follow_redirects {
-            &self.following
-        } else {
-            &self.plain
-        }
-    }
+/// Creates the HTTP client that all probes share.
+pub(in crate::checks) fn client(tls: &ClientConfig) -> Result<Client, String> {
+    Client::builder()
+        .tls_backend_preconfigured(tls.clone())
+        // A probe follows redirects itself: reqwest sends most headers to every origin, and after the first request to another
+        // origin even `Authorization` and `Cookie`.
+        .redirect(Policy::none())
+        .dns_resolver(SystemResolver)
+        .user_agent(concat!(
+            env!("CARGO_PKG_NAME"),
+            "/",
+            env!("CARGO_PKG_VERSION")
+        ))
+        .referer(false)
+        // Each probe opens a new connection to the target itself, to notice when the target no longer accepts any.
+        .no_proxy()
+        .pool_max_idle_per_host(0)
+        .build()
+        .map_err(|error| probe_error(error).0)
 }
 
 /// Resolves names in the same way as the other probes.
@@ -178,10 +164,10 @@ pub struct Probe {
 
 impl Probe {
     /// Creates a probe of `target`.
-    pub(super) fn new(target: Target, clients: &Clients) -> Self {
+    pub(super) fn new(target: Target, client: &Client) -> Self {
         Self {
-            client: clients.client(&target).clone(),
-            request: target.request(clients),
+            client: client.clone(),
+            request: target.request(client),
             target,
         }
     }
@@ -191,12 +177,7 @@ impl Probe {
     /// # Errors
     /// When the target does not respond as expected.
     pub async fn run(&mut self) -> Result<(), ProbeError> {
-        let request = self.request.as_ref().map_err(Clone::clone)?;
-        // Always succeeds, because the request has no streaming body.
-        let request = request
-            .try_clone()
-            .ok_or_else(|| ProbeError("the request cannot be sent again".into()))?;
-        let response = self.client.execute(request).await.map_err(probe_error)?;
+        let response = self.send().await?;
         let status = response.status();
         if !self.target.expects(status.as_u16()) {
             return Err(ProbeError(format!(
@@ -210,6 +191,65 @@ impl Probe {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Sends the request, and follows redirects if configured. The configured headers and the credentials of the URL are sent
+    /// only to the origin of the URL, also when another origin redirects back to it.
+    async fn send(&self) -> Result<Response, ProbeError> {
+        let request = self.request.as_ref().map_err(Clone::clone)?;
+        let origin = request.url().origin();
+        let (mut method, mut url) = (request.method().clone(), request.url().clone());
+        // Includes the credentials of the URL, as `Authorization`.
+        let mut headers = request.headers().clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = Request::new(method.clone(), url.clone());
+            if url.origin() == origin {
+                request.headers_mut().clone_from(&headers);
+            }
+            let response = self.client.execute(request).await.map_err(probe_error)?;
+            if !self.target.follow_redirects {
+                return Ok(response);
+            }
+            let Some(next) = location(&response, &url) else {
+                return Ok(response);
+            };
+            if becomes_get(response.status(), &method) {
+                method = Method::GET;
+                for of_body in [
+                    CONTENT_TYPE,
+                    CONTENT_LENGTH,
+                    CONTENT_ENCODING,
+                    TRANSFER_ENCODING,
+                ] {
+                    headers.remove(of_body);
+                }
+            }
+            url = next;
+        }
+        Err(ProbeError("too many redirects".into()))
+    }
+}
+
+/// The URL that `response` to a request for `url` redirects to, without credentials. `None` if it is not a redirect, or if its
+/// location is not a URL.
+fn location(response: &Response, url: &Url) -> Option<Url> {
+    if !matches!(response.status().as_u16(), 301..=303 | 307 | 308) {
+        return None;
+    }
+    let location = response.headers().get(LOCATION)?.as_bytes();
+    let mut next = url.join(str::from_utf8(location).ok()?).ok()?;
+    // These calls fail only for URLs without a host, which have no credentials.
+    let _ = next.set_username("");
+    let _ = next.set_password(None);
+    Some(next)
+}
+
+/// Whether a request with `method` is redirected as GET, by RFC 9110, section 15.4.
+fn becomes_get(status: StatusCode, method: &Method) -> bool {
+    match status {
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND => method == Method::POST,
+        StatusCode::SEE_OTHER => method != Method::HEAD,
+        _ => false,
     }
 }
 
