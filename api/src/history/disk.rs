@@ -6,7 +6,6 @@ use std::{
     io::{self, ErrorKind},
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
     time::SystemTime,
 };
 
@@ -41,8 +40,6 @@ const fn rollups(resolution: Resolution) -> Rollups {
 /// An open database file, locked against other processes.
 pub(super) struct Disk {
     database: Database,
-    /// The hour in which old rows were last deleted.
-    pruned: AtomicU32,
     /// Locked while the file is open, so that no process moves a file aside that another one has just created.
     _lock: File,
 }
@@ -138,7 +135,6 @@ impl Disk {
         };
         Ok(Self {
             database,
-            pruned: AtomicU32::new(0),
             _lock: lock,
         })
     }
@@ -148,20 +144,16 @@ impl Disk {
         guarded(|| Ok(self.database.close()?))
     }
 
-    /// Adds `samples`, records that the samples of `run` are written up to `number`, and deletes rows that are too old at `now`,
-    /// all in one transaction.
+    /// Adds `samples`, and records that the samples of `run` are written up to `number`, in one transaction.
     pub(super) fn write<'a>(
         &self,
         samples: impl IntoIterator<Item = (&'a str, Sample)>,
         (run, number): (u64, u64),
-        now: SystemTime,
     ) -> Result<(), Fault> {
         let mut checks: HashMap<&str, Vec<Sample>> = HashMap::new();
         for (name, sample) in samples {
             checks.entry(name).or_default().push(sample);
         }
-        let now = Sample::new(now, None).seconds;
-        let hour = Resolution::Hour.start(now);
         guarded(|| {
             let transaction = self.database.begin_write()?;
             for resolution in Resolution::ALL {
@@ -176,10 +168,6 @@ impl Disk {
                         table.insert((start, *name), rollup.row())?;
                     }
                 }
-                if self.pruned.load(Ordering::Relaxed) != hour {
-                    let oldest = resolution.start(now.saturating_sub(resolution.kept()));
-                    table.retain_in::<(u32, &str), _>(..(oldest, ""), |_, _| false)?;
-                }
             }
             {
                 let mut meta = transaction.open_table(META)?;
@@ -188,9 +176,30 @@ impl Disk {
             }
             transaction.commit()?;
             Ok(())
-        })?;
-        self.pruned.store(hour, Ordering::Relaxed);
-        Ok(())
+        })
+    }
+
+    /// Deletes the rows that have aged: of the periods that have started at `now` and have results of any check, only the newest
+    /// [`Resolution::kept`] remain. Their number shows how much time has passed even if `now` is wrong. Later periods, which were
+    /// written while the clock was ahead, are neither counted nor deleted.
+    pub(super) fn prune(&self, now: SystemTime) -> Result<(), Fault> {
+        let now = Sample::new(now, None).seconds;
+        guarded(|| {
+            let transaction = self.database.begin_write()?;
+            for resolution in Resolution::ALL {
+                let mut table = transaction.open_table(rollups(resolution))?;
+                let mut oldest = now.saturating_add(1);
+                for _ in 0..resolution.kept() {
+                    match table.range(..(oldest, ""))?.next_back() {
+                        Some(row) => (oldest, _) = row?.0.value(),
+                        None => break,
+                    }
+                }
+                table.retain_in::<(u32, &str), _>(..(oldest, ""), |_, _| false)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        })
     }
 
     /// The number of the last sample of `run` that is written.
@@ -260,6 +269,20 @@ impl Disk {
             }
             Ok(newest)
         })
+    }
+
+    /// All roll-ups of a check.
+    #[cfg(test)]
+    pub(super) fn all(&self, name: &str, resolution: Resolution) -> BTreeMap<u32, Rollup> {
+        let transaction = self.database.begin_read().unwrap();
+        let table = transaction.open_table(rollups(resolution)).unwrap();
+        table
+            .iter()
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|(key, _)| key.value().1 == name)
+            .map(|(key, row)| (key.value().0, row.value().into()))
+            .collect()
     }
 }
 
@@ -375,7 +398,7 @@ mod tests {
         let disk = Disk::open(directory.path()).unwrap();
         for hour in 0..24 {
             let samples = (0..360).map(|it| ("cache", sample(START + hour * 3600 + it * 10, 5)));
-            disk.write(samples, (1, 1), time(START + DAY)).unwrap();
+            disk.write(samples, (1, 1)).unwrap();
         }
         disk.close().unwrap();
         directory
@@ -423,7 +446,10 @@ mod tests {
                 removed.into_iter().chain([("cache", sample)])
             });
             now = START + day * DAY + DAY - 1;
-            disk.write(samples, (1, u64::from(day)), time(now)).unwrap();
+            disk.write(samples, (1, u64::from(day))).unwrap();
+            if day % 20 == 19 {
+                disk.prune(time(now)).unwrap();
+            }
         }
 
         let read = |name, resolution: Resolution, window: u32| {
@@ -447,35 +473,30 @@ mod tests {
         assert!(read("removed", Resolution::Day, 366 * DAY).len() <= 1);
 
         // No other rows are left.
-        let transaction = disk.database.begin_read().unwrap();
-        for resolution in Resolution::ALL {
-            let table = transaction.open_table(rollups(resolution)).unwrap();
-            let most = u64::from(resolution.kept() / resolution.seconds().max(3600)) + 4;
-            assert!(
-                table.len().unwrap() <= most,
-                "{resolution:?}: {}",
+        let lengths = |disk: &Disk| {
+            Resolution::ALL.map(|resolution| {
+                let transaction = disk.database.begin_read().unwrap();
+                let table = transaction.open_table(rollups(resolution)).unwrap();
                 table.len().unwrap()
-            );
-            let (first, _) = table.first().unwrap().unwrap();
-            assert!(first.value().0 >= resolution.start(now - resolution.kept()) - 3600);
-        }
-        drop(transaction);
-
-        // After a year without the service, the first write deletes the rest.
-        let later = now + 400 * DAY;
-        disk.write([("cache", sample(later, 1))], (2, 1), time(later))
-            .unwrap();
-        let disk = {
-            disk.close().unwrap();
-            Disk::open(directory.path()).unwrap()
+            })
         };
-        disk.write([("cache", sample(later, 1))], (2, 2), time(later))
-            .unwrap();
-        let transaction = disk.database.begin_read().unwrap();
-        for resolution in Resolution::ALL {
-            let table = transaction.open_table(rollups(resolution)).unwrap();
-            assert_eq!(table.len().unwrap(), 1, "{resolution:?}");
+        assert_eq!(lengths(&disk), [1500, 400, 400]);
+        assert_eq!(
+            Resolution::ALL.map(|resolution| disk.all("removed", resolution).len()),
+            [0; 3]
+        );
+
+        // After 400 days without the service, old rows remain until they are replaced by new ones.
+        let later = now + 400 * DAY;
+        for days in [0..100, 100..399, 399..400] {
+            let last = later + (days.end - 1) * DAY;
+            let samples = days.map(|day| ("cache", sample(later + day * DAY, 1)));
+            disk.write(samples, (2, 1)).unwrap();
+            disk.prune(time(last)).unwrap();
+            assert_eq!(lengths(&disk), [1500, 400, 400]);
         }
+        let days = disk.all("cache", Resolution::Day);
+        assert_eq!(days.keys().next(), Some(&Resolution::Day.start(later)));
     }
 
     #[test]
@@ -498,8 +519,7 @@ mod tests {
         let directory = filled();
         let disk = Disk::open(directory.path()).unwrap();
         let last = START + DAY - 10;
-        disk.write([("new", sample(last, 7))], (1, 2), time(START + DAY))
-            .unwrap();
+        disk.write([("new", sample(last, 7))], (1, 2)).unwrap();
         let names = ["unknown", "cache", "new"].map(String::from);
         let newest = disk.newest(&names, time(START + DAY)).unwrap();
         assert_eq!(newest[0], []);
@@ -510,7 +530,7 @@ mod tests {
         let latency = newest[2][0].latency().unwrap().as_secs_f64();
         assert!((latency - 0.007).abs() < 0.05 * 0.007);
         // A minute that has just started is included.
-        disk.write([("new", sample(START + DAY, 7))], (1, 3), time(START + DAY))
+        disk.write([("new", sample(START + DAY, 7))], (1, 3))
             .unwrap();
         assert_eq!(disk.newest(&names, time(START + DAY)).unwrap()[2].len(), 2);
         // Samples older than a day are not restored.
@@ -538,8 +558,7 @@ mod tests {
             for more in 1..=2 {
                 fs::write(&path, &bytes).unwrap();
                 let disk = Disk::open(directory.path()).unwrap();
-                disk.write([("cache", sample(START, 1))], (1, 1), time(START))
-                    .unwrap();
+                disk.write([("cache", sample(START, 1))], (1, 1)).unwrap();
                 drop(disk);
                 let aside = damaged_files(&directory);
                 assert_eq!(aside.len(), more, "{what}: {aside:?}");
@@ -648,7 +667,7 @@ mod tests {
                 // An empty file counts as missing; with a damaged commit slot, redb uses the previous commit.
                 prop_assert!(bytes.is_empty() || left == 24 * 360 || left == 23 * 360, "{}", left);
             }
-            disk.write([("cache", sample(START, 1))], (1, 9), time(START + DAY)).unwrap();
+            disk.write([("cache", sample(START, 1))], (1, 9)).unwrap();
         }
     }
 }

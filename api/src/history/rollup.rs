@@ -161,14 +161,13 @@ impl Resolution {
         }
     }
 
-    /// How many seconds roll-ups are kept on disk, which covers the windows that they are used for.
+    /// How many periods with results are kept on disk: those of the windows that the roll-ups are used for, and a reserve, because
+    /// each jump of the clock can add a period that did not pass.
     pub(super) const fn kept(self) -> u32 {
-        const DAY: u32 = Resolution::Day.seconds();
         match self {
-            // The ring is restored from these after a restart.
-            Self::Minute => DAY,
-            Self::Hour => 16 * DAY,
-            Self::Day => 367 * DAY,
+            // The ring is restored from the minutes of a day after a restart.
+            Self::Minute => 1500,
+            Self::Hour | Self::Day => 400,
         }
     }
 
@@ -342,7 +341,7 @@ mod tests {
                 resolution
             );
             assert!(seconds.div_ceil(resolution.seconds()) <= 366);
-            assert!(seconds <= resolution.kept());
+            assert!(seconds.div_ceil(resolution.seconds()) < resolution.kept());
         }
     }
 }

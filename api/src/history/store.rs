@@ -27,6 +27,13 @@ const MAX_PENDING: usize = 16 * 1024;
 /// How long to wait for a lock that is held by a process that is shutting down.
 const HANDOVER: Duration = Duration::from_secs(1);
 
+/// How long the wall clock must agree with the monotonic clock before old roll-ups are deleted, and the time between deletions.
+/// Devices without a battery start with a wrong clock, and correct it within a minute or two.
+const STEADY: Duration = Duration::from_secs(10 * 60);
+
+/// By how much the wall clock may deviate from the monotonic clock in [`STEADY`]. Adjustments of NTP without a jump are smaller.
+const MAX_DRIFT: Duration = Duration::from_secs(10);
+
 /// How long a shutdown waits for the disk.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -77,6 +84,35 @@ struct Shared {
     /// Set when reading failed, so that the file is reopened.
     suspect: AtomicBool,
     failing: Mutex<Option<(SystemTime, String)>>,
+    /// When old roll-ups were last deleted, or when the clock last jumped.
+    steady: Mutex<Clocks>,
+}
+
+/// The wall clock, which may be wrong and jump, and the monotonic clock, read at the same time.
+#[derive(Clone, Copy)]
+struct Clocks {
+    wall: SystemTime,
+    monotonic: Instant,
+}
+
+impl Clocks {
+    fn now() -> Self {
+        Self {
+            wall: SystemTime::now(),
+            monotonic: Instant::now(),
+        }
+    }
+
+    /// The time since `earlier`; `None` if the wall clock has jumped since then.
+    fn since(self, earlier: Self) -> Option<Duration> {
+        let elapsed = self.monotonic.saturating_duration_since(earlier.monotonic);
+        let expected = earlier.wall.checked_add(elapsed)?;
+        let drift = self
+            .wall
+            .duration_since(expected)
+            .unwrap_or_else(|behind| behind.duration());
+        (drift <= MAX_DRIFT).then_some(elapsed)
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -124,15 +160,7 @@ impl Store {
             directory: directory.to_owned(),
             reason,
         };
-        let shared = Arc::new(Shared {
-            directory: directory.to_owned(),
-            names,
-            run: fastrand::u64(..),
-            waiting: Mutex::default(),
-            disk: RwLock::default(),
-            suspect: AtomicBool::new(false),
-            failing: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(directory, names));
         let start = Instant::now();
         loop {
             match shared.reopen() {
@@ -239,11 +267,25 @@ impl Drop for Store {
 }
 
 impl Shared {
+    /// The shared state before the file is opened.
+    fn new(directory: &Path, names: Vec<String>) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            names,
+            run: fastrand::u64(..),
+            waiting: Mutex::default(),
+            disk: RwLock::default(),
+            suspect: AtomicBool::new(false),
+            failing: Mutex::default(),
+            steady: Mutex::new(Clocks::now()),
+        }
+    }
+
     /// The body of the thread: writes periodically, on request, and finally when the sender is dropped.
     fn write_until_dropped(&self, requests: &Receiver<Sender<bool>>) {
         loop {
             let request = requests.recv_timeout(INTERVAL);
-            let written = self.write(SystemTime::now());
+            let written = self.write(Clocks::now());
             match request {
                 // Sending fails if the caller has stopped waiting.
                 Ok(done) => drop(done.send(written)),
@@ -255,7 +297,7 @@ impl Shared {
     }
 
     /// Writes the buffered samples, and returns whether that succeeded.
-    fn write(&self, now: SystemTime) -> bool {
+    fn write(&self, now: Clocks) -> bool {
         let written = self.try_write(now).inspect_err(|fault| {
             self.fail(fault);
             // After an error redb rejects all operations, and the transaction may have been written nevertheless.
@@ -266,7 +308,7 @@ impl Shared {
         written.is_ok()
     }
 
-    fn try_write(&self, now: SystemTime) -> Result<(), Fault> {
+    fn try_write(&self, now: Clocks) -> Result<(), Fault> {
         let closed = self
             .disk
             .read()
@@ -290,7 +332,7 @@ impl Shared {
         let Some(disk) = &*disk else {
             return Ok(());
         };
-        disk.write(samples, (self.run, number), now)?;
+        disk.write(samples, (self.run, number))?;
         let mut waiting = lock(&self.waiting);
         waiting.forget(number);
         let lost = std::mem::take(&mut waiting.lost);
@@ -298,7 +340,21 @@ impl Shared {
         if lock(&self.failing).take().is_some() {
             tracing::info!(lost, "writing the history to disk again");
         }
+        if self.may_prune(now) {
+            disk.prune(now.wall)?;
+        }
         Ok(())
+    }
+
+    /// Whether old roll-ups can be deleted now, because the clock has not jumped for [`STEADY`].
+    fn may_prune(&self, now: Clocks) -> bool {
+        let mut steady = lock(&self.steady);
+        let elapsed = now.since(*steady);
+        if elapsed.is_some_and(|elapsed| elapsed < STEADY) {
+            return false;
+        }
+        *steady = now;
+        elapsed.is_some()
     }
 
     /// Closes the file and opens it again.
@@ -498,14 +554,194 @@ mod tests {
             let disk = store.shared.disk.read().unwrap();
             let samples = (0..7).map(|second| ("cache", sample(second)));
             let done = (store.shared.run, 7);
-            disk.as_ref()
-                .unwrap()
-                .write(samples, done, SystemTime::now())
-                .unwrap();
+            disk.as_ref().unwrap().write(samples, done).unwrap();
         }
         assert_eq!(count(&store, 0), Some(10));
         store.shared.suspect.store(true, Ordering::Relaxed);
         store.flush();
         assert_eq!(count(&store, 0), Some(10));
+    }
+
+    const MINUTE: u32 = Resolution::Minute.seconds();
+    const HOUR: u32 = Resolution::Hour.seconds();
+    const DAY: u32 = Resolution::Day.seconds();
+
+    /// The right time at which the tests of wrong clocks begin.
+    const START: u32 = 1_800_000_000;
+
+    /// A store that is written only by the test, with the clocks of the test.
+    fn open_without_thread(directory: &Path) -> Store {
+        let shared = Shared::new(directory, vec!["cache".into()]);
+        shared.reopen().unwrap();
+        Store {
+            shared: Arc::new(shared),
+            thread: None,
+            ended: Mutex::new(mpsc::channel().1),
+        }
+    }
+
+    /// A service whose clock can be wrong. The time is in seconds since the epoch.
+    struct Machine {
+        directory: tempfile::TempDir,
+        store: Store,
+        /// When the machine was switched on.
+        boot: Instant,
+        right: u32,
+        ahead: i64,
+        samples: Vec<Sample>,
+    }
+
+    impl Machine {
+        /// A service that has recorded an hour of each of the last `days` days, and every minute of the last day.
+        fn with_history(days: u32) -> Self {
+            let hours = (1..=days * 24).map(|hours| START - hours * HOUR);
+            let minutes = (1..=24 * 60).map(|minutes| START - minutes * MINUTE);
+            let samples: Vec<_> = hours
+                .chain(minutes)
+                .map(|seconds| Sample {
+                    seconds,
+                    latency: 1000,
+                })
+                .collect();
+            let directory = tempdir().unwrap();
+            let disk = Disk::open(directory.path()).unwrap();
+            let named = samples.iter().map(|sample| ("cache", *sample));
+            disk.write(named, (1, 1)).unwrap();
+            disk.close().unwrap();
+            let machine = Self {
+                store: open_without_thread(directory.path()),
+                directory,
+                boot: Instant::now(),
+                right: START,
+                ahead: 0,
+                samples,
+            };
+            machine.reset_clocks();
+            machine
+        }
+
+        fn clocks(&self) -> Clocks {
+            let wall = u64::try_from(i64::from(self.right) + self.ahead).unwrap();
+            Clocks {
+                wall: SystemTime::UNIX_EPOCH + Duration::from_secs(wall),
+                monotonic: self.boot + Duration::from_secs((self.right - START).into()),
+            }
+        }
+
+        fn reset_clocks(&self) {
+            *lock(&self.store.shared.steady) = self.clocks();
+        }
+
+        fn restart(mut self) -> Self {
+            // Closed first, because the file is locked.
+            drop(self.store);
+            self.store = open_without_thread(self.directory.path());
+            self.reset_clocks();
+            self
+        }
+
+        /// Records one sample per minute.
+        fn run(&mut self, minutes: u32) {
+            for _ in 0..minutes {
+                self.right += MINUTE;
+                let sample = Sample::new(self.clocks().wall, Some(Duration::from_millis(1)));
+                self.samples.push(sample);
+                self.store.add(0, sample);
+                assert!(self.store.shared.write(self.clocks()));
+            }
+        }
+
+        fn all(&self, resolution: Resolution) -> BTreeMap<u32, Rollup> {
+            let disk = self.store.shared.disk.read().unwrap();
+            disk.as_ref().unwrap().all("cache", resolution)
+        }
+
+        /// Asserts that all samples of the documented windows and all later ones are stored exactly once, and that those of the
+        /// windows are read.
+        fn assert_complete(&self, what: &str) {
+            for (resolution, window) in [
+                (Resolution::Minute, DAY),
+                (Resolution::Hour, 15 * DAY),
+                (Resolution::Day, 366 * DAY),
+            ] {
+                let from = resolution.start(self.right - window);
+                let mut expected = BTreeMap::new();
+                resolution.group(self.samples.iter().copied(), &mut expected);
+                let mut expected = expected.split_off(&from);
+                let stored = self.all(resolution).split_off(&from);
+                assert!(stored == expected, "{what}: {resolution:?}");
+                expected.retain(|start, _| *start <= self.right);
+                let read = self.store.read(0, resolution, (from, self.right)).unwrap();
+                assert!(read == expected, "{what}: {resolution:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_clock_deletes_nothing_and_counts_each_sample_once() {
+        let (hour, day) = (i64::from(HOUR), i64::from(DAY));
+        for ahead in [400 * day, 10 * day, hour, -hour, -10 * day, -400 * day] {
+            for restart in [true, false] {
+                let what = format!("{ahead} s ahead, restart: {restart}");
+                let mut machine = Machine::with_history(367);
+                machine.assert_complete(&what);
+                for ahead in [ahead, 0] {
+                    machine.ahead = ahead;
+                    if restart {
+                        machine = machine.restart();
+                    }
+                    // Long enough that old roll-ups are deleted.
+                    machine.run(25);
+                }
+                machine.assert_complete(&what);
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_after_every_start_deletes_nothing() {
+        let mut machine = Machine::with_history(367);
+        for day in 0..200 {
+            machine.ahead = i64::from((400 + day) * DAY);
+            machine.run(2);
+            machine.ahead = 0;
+            machine.run(1);
+        }
+        assert_eq!(machine.all(Resolution::Day).len(), 368 + 200);
+        machine.run(25);
+        machine.assert_complete("right again");
+    }
+
+    #[test]
+    fn old_roll_ups_are_deleted_once_the_clock_is_steady() {
+        let mut machine = Machine::with_history(500);
+        machine.run(9);
+        assert_eq!(machine.all(Resolution::Day).len(), 501);
+        // Two jumps in a row, after each of which it takes ten minutes.
+        machine.ahead = i64::from(DAY);
+        machine.run(9);
+        machine.ahead = 0;
+        machine.run(9);
+        assert_eq!(machine.all(Resolution::Day).len(), 502);
+        machine.run(2);
+        // The day of the jump is not yet counted.
+        assert_eq!(machine.all(Resolution::Day).len(), 400 + 1);
+        assert_eq!(machine.all(Resolution::Hour).len(), 400 + 1);
+        assert_eq!(machine.all(Resolution::Minute).len(), 1500 + 9);
+        machine.assert_complete("right again");
+    }
+
+    #[test]
+    fn roll_ups_of_minutes_and_hours_are_deleted_as_time_passes() {
+        let mut machine = Machine::with_history(20);
+        machine.run(30 * 60);
+        let oldest = |resolution| *machine.all(resolution).keys().next().unwrap();
+        assert!(oldest(Resolution::Minute) >= machine.right - 1520 * MINUTE);
+        assert!(oldest(Resolution::Hour) >= machine.right - 402 * HOUR);
+        assert_eq!(
+            oldest(Resolution::Day),
+            Resolution::Day.start(START - 20 * DAY)
+        );
+        machine.assert_complete("after 30 hours");
     }
 }
