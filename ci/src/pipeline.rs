@@ -28,7 +28,7 @@ pub async fn run<K: Kind>(
         run.step(Step::Fmt, Some(source), fmt::run),
         run.step(Step::Lint, Some(source), lint::run),
         async {
-            match custom::none(&run.context, source) {
+            match custom::without_gates(&run.context, source) {
                 Some(none) => Some(none),
                 None => run.step(Step::Custom, Some(source), custom::run).await,
             }

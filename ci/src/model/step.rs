@@ -144,6 +144,12 @@ impl Step {
         gates.filter(|step| step.definition().needs != Needs::Gates)
     }
 
+    /// Returns the steps in which cargo compiles.
+    pub fn compiling() -> impl Iterator<Item = Self> {
+        let steps = Self::all().iter().copied();
+        steps.filter(|step| step.definition().compiles)
+    }
+
     /// Returns the steps that must pass before this one starts.
     #[must_use]
     pub fn needs(self) -> Vec<Self> {

@@ -51,10 +51,7 @@ impl<K: Kind> Run<K> {
         let mut places = self.context.places();
         places.retain(|place| match place {
             Place::Work(step) => worked(*step),
-            Place::Cargo => {
-                let mut compile = Step::all().iter();
-                compile.any(|step| step.definition().compiles && worked(*step))
-            }
+            Place::Cargo => Step::compiling().any(worked),
             // A stand-in for the database is on this machine, not in a volume.
             Place::Database => worked(Step::Scan) && self.context.toolbox.stand_ins().is_none(),
         });
@@ -252,7 +249,7 @@ impl<K: Kind> StepContext<'_, K> {
     }
 
     /// Records the result of a part of this step.
-    pub fn part(&self, part: StepPart) {
+    pub fn record_part(&self, part: StepPart) {
         lock(&self.parts).push(part);
     }
 

@@ -151,7 +151,7 @@ impl Cache {
     pub fn restored(&self, packs: Vec<(Entry, PathBuf)>) {
         let mut state = self.state();
         for (entry, _) in packs {
-            state.restored.insert(entry.part, entry.carried());
+            state.restored.insert(entry.part, entry.cached_part());
             state.used.push((entry.part, entry.key));
         }
     }
@@ -220,12 +220,11 @@ impl Cache {
 
     /// The time from the start of the first cargo step to the end of the last one, in milliseconds; `None` unless all passed.
     fn span(records: &BTreeMap<Step, Record>) -> Option<u64> {
-        // A project need not have every step.
-        let has = |step: &&Step| records.contains_key(step) || !step.definition().optional;
-        let cargos = Step::all().iter().filter(has);
-        let cargos = cargos.filter(|step| step.definition().reads_sources);
-        let ends = cargos.map(|step| {
-            let record = records.get(step)?;
+        let cargo_steps = Step::all().iter().copied();
+        let cargo_steps = cargo_steps.filter(|step| step.definition().reads_sources);
+        let ends = cargo_steps.filter(|step| is_expected(*step, records));
+        let ends = ends.map(|step| {
+            let record = records.get(&step)?;
             let start = record.start?.as_millisecond();
             (record.status == Status::Passed).then(|| {
                 (
@@ -252,12 +251,10 @@ impl Cache {
         let cold = self.store.cold(&self.of).cloned();
         let was_cold = {
             let state = self.state();
-            let has = |step: &&Step| records.contains_key(step) || !step.definition().optional;
-            let compile = Step::all().iter().filter(has);
-            let mut compile = compile.filter(|step| step.definition().compiles);
+            let mut compiling = Step::compiling().filter(|step| is_expected(*step, records));
             state.before.is_empty()
-                && compile.all(|step| {
-                    let place = state.places.get(&Place::Work(*step));
+                && compiling.all(|step| {
+                    let place = state.places.get(&Place::Work(step));
                     let found = place.and_then(|it| it.get().copied());
                     found == Some(Found::Empty)
                 })
@@ -283,7 +280,7 @@ impl Cache {
             let sizes: Vec<_> = changes
                 .new
                 .iter()
-                .map(|(entry, _)| entry.carried())
+                .map(|(entry, _)| entry.cached_part())
                 .collect();
             match self.store.write(&self.of, changes, &*self.progress).await {
                 Ok(done) => written = done,
@@ -358,6 +355,11 @@ pub(crate) fn describe(folder: &Path, domain: Domain) -> Result<String, String> 
         folder.display(),
         bytes / 1_000_000
     ))
+}
+
+/// Whether a complete run has a record of `step`. An optional step has one only if the project configures it.
+fn is_expected(step: Step, records: &BTreeMap<Step, Record>) -> bool {
+    records.contains_key(&step) || !step.definition().optional
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -18,10 +18,8 @@ impl Place {
     /// All volumes, except those of steps that compile nothing.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let compile = Step::all().iter();
-        let compile = compile.filter(|step| step.definition().compiles);
         let mut all = vec![Self::Cargo];
-        all.extend(compile.map(|step| Self::Work(*step)));
+        all.extend(Step::compiling().map(Self::Work));
         all.push(Self::Database);
         all
     }

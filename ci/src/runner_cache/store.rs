@@ -95,7 +95,7 @@ pub struct Entry {
 impl Entry {
     /// The entry in the report of a run.
     #[must_use]
-    pub fn carried(&self) -> CachedPart {
+    pub fn cached_part(&self) -> CachedPart {
         CachedPart {
             part: self.part.to_string(),
             bytes: self.bytes,

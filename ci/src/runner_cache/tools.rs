@@ -63,7 +63,9 @@ impl Cache {
         };
         match tokio::task::block_in_place(unpack) {
             Ok(()) => {
-                self.state().restored.insert(Part::Tool, entry.carried());
+                self.state()
+                    .restored
+                    .insert(Part::Tool, entry.cached_part());
                 true
             }
             Err(why) => {

@@ -335,94 +335,30 @@ pub struct Options {
     pub quiet: bool,
 }
 
+/// The options of the image, by their fields in [`Options`].
+const IMAGE: &[&str] = &["platform", "registry", "repository"];
+/// The options that only a run of steps uses.
+const RUN: &[&str] = &["report_dir", "fail_fast", "keep_going", "timeout"];
+
 /// The options, by their fields in [`Options`], that a command ignores. It accepts them, as scripts and the environment may
 /// set them for all commands, but its help does not show them.
-fn ignored(command: &str) -> &'static [&'static str] {
-    match command {
-        "test" | "fmt" | "lint" | "custom" => &["platform", "registry", "repository"],
-        "verify" => &[
-            "event",
-            "platform",
-            "registry",
-            "repository",
-            "report_dir",
-            "cache_dir",
-            "fail_fast",
-            "keep_going",
-            "timeout",
-        ],
-        "graph" => &[
-            "event",
-            "engine",
-            "platform",
-            "registry",
-            "repository",
-            "report_dir",
-            "cache_dir",
-            "fail_fast",
-            "keep_going",
-            "timeout",
-            "quiet",
-        ],
-        "init" => &[
-            "event",
-            "engine",
-            "platform",
-            "registry",
-            "repository",
-            "report_dir",
-            "cache_dir",
-            "format",
-            "fail_fast",
-            "keep_going",
-            "timeout",
-        ],
-        "doctor" => &[
-            "platform",
-            "report_dir",
-            "format",
-            "fail_fast",
-            "keep_going",
-            "timeout",
-            "quiet",
-        ],
-        "engine" | "status" => &[
-            "event",
-            "engine",
-            "workspace",
-            "platform",
-            "registry",
-            "repository",
-            "report_dir",
-            "cache_dir",
-            "fail_fast",
-            "keep_going",
-            "timeout",
-        ],
+fn ignored(command: &str) -> Vec<&'static str> {
+    let groups: &[&[&str]] = match command {
+        "test" | "fmt" | "lint" | "custom" => &[IMAGE],
+        "verify" => &[IMAGE, RUN, &["event", "cache_dir"]],
+        "graph" => &[IMAGE, RUN, &["event", "engine", "cache_dir", "quiet"]],
+        "init" => &[IMAGE, RUN, &["event", "engine", "cache_dir", "format"]],
+        "doctor" => &[RUN, &["platform", "format", "quiet"]],
+        "engine" | "status" => &[IMAGE, RUN, &["event", "engine", "workspace", "cache_dir"]],
         "up" | "down" | "prune" => &[
-            "event",
-            "engine",
-            "workspace",
-            "platform",
-            "registry",
-            "repository",
-            "report_dir",
-            "cache_dir",
-            "format",
-            "fail_fast",
-            "keep_going",
-            "timeout",
+            IMAGE,
+            RUN,
+            &["event", "engine", "workspace", "cache_dir", "format"],
         ],
-        "cache" | "save" | "restore" => &[
-            "registry",
-            "report_dir",
-            "cache_dir",
-            "fail_fast",
-            "keep_going",
-            "timeout",
-        ],
+        "cache" | "save" | "restore" => &[RUN, &["registry", "cache_dir"]],
         _ => &[],
-    }
+    };
+    groups.concat()
 }
 
 /// The help of `--format` for commands whose formats are not those of a run.

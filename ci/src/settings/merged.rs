@@ -109,12 +109,12 @@ impl Settings {
     /// The Debian packages to install in the toolchain's container for `step`.
     #[must_use]
     pub fn packages_of(&self, step: Step) -> Vec<&str> {
-        let of_gates = self.gates.iter().filter(|_| step == Step::Custom);
-        let of_gates = of_gates.flat_map(|gate| &gate.packages);
         let mut packages: Vec<_> = self.packages.iter().map(String::as_str).collect();
-        for package in of_gates {
-            if !packages.contains(&package.as_str()) {
-                packages.push(package);
+        if step == Step::Custom {
+            for package in self.gates.iter().flat_map(|gate| &gate.packages) {
+                if !packages.contains(&package.as_str()) {
+                    packages.push(package);
+                }
             }
         }
         packages

@@ -27,7 +27,10 @@ pub struct Gated<'run, K> {
 
 /// The evidence of a project without gates of its own; `None` if it has some.
 #[must_use]
-pub fn none<'run, K: Kind>(run: &RunContext<K>, source: &Source<'run>) -> Option<Gated<'run, K>> {
+pub fn without_gates<'run, K: Kind>(
+    run: &RunContext<K>,
+    source: &Source<'run>,
+) -> Option<Gated<'run, K>> {
     run.settings.gates.is_empty().then(|| Gated {
         _run: source.run(),
         _kind: PhantomData,
@@ -55,7 +58,7 @@ pub async fn run<'run, K: Kind>(
     let done = workspace::run(step, source, work).await;
     let left = done.map_err(|failure| failed(gates, failure))?;
     for part in passed(left.path())? {
-        step.part(part);
+        step.record_part(part);
     }
     Ok(Gated {
         _run: source.run(),
