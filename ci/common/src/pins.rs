@@ -6,10 +6,10 @@
 
 /// The Dagger SDK, CLI and engine share one version, so that the tests cover the combination that runs on a runner.
 // renovate: datasource=github-releases depName=dagger/dagger
-pub const DAGGER: &str = "0.19.10";
+pub const DAGGER: &str = "0.21.8";
 /// The image of the Dagger engine. It has no digest because the engine's container is named after the version, and because the
 /// tests load an image that they build themselves.
-pub const DAGGER_IMAGE: &str = "registry.dagger.io/engine:v0.19.10";
+pub const DAGGER_IMAGE: &str = "registry.dagger.io/engine:v0.21.8";
 /// The Rust toolchain for tests and builds; also in `rust-toolchain.toml`.
 // renovate: datasource=rust-version depName=rust
 pub const RUST: &str = "1.95.0";

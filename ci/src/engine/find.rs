@@ -10,6 +10,7 @@ use super::cli;
 use super::embedded;
 use super::runtime::{self, Runtime};
 use super::session::Endpoint;
+use super::version::{is_supported, unsupported};
 use common::failure::{Failure, OrFail};
 use common::progress::Progress;
 use common::provision::{self, Consent};
@@ -159,16 +160,24 @@ async fn speaks_http2<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(exchange.await.is_ok() && header[3] == EMPTY_SETTINGS[3])
 }
 
-/// Queries the engine's version. The CLI only refuses engines that are too old for it.
+/// Queries the engine's version, and checks that `ci` supports it. Dagger's CLI refuses only engines that are much older.
 ///
 /// # Errors
-/// When the query fails (exit code 3).
-pub(crate) async fn version(client: &dagger_sdk::DaggerConn) -> Result<String, Failure> {
+/// When the query fails, or the minor version differs from that of the pinned engine (exit code 3).
+pub(crate) async fn version(
+    client: &dagger_sdk::DaggerConn,
+    engine: &str,
+) -> Result<String, Failure> {
     let version = client
         .version()
         .await
         .or_environment("cannot query the engine's version")?;
-    Ok(version.trim_start_matches('v').to_owned())
+    let version = version.trim_start_matches('v');
+    if is_supported(version) {
+        Ok(version.to_owned())
+    } else {
+        Err(unsupported(engine, version))
+    }
 }
 
 fn require_program(url: &str, program: &str) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use dagger_sdk::{DaggerConn, Query};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::telemetry::TraceContext;
+use super::telemetry::{Telemetry, TraceContext};
 use common::failure::Failure;
 
 #[derive(Clone, Debug)]
@@ -23,13 +23,19 @@ pub(super) struct Address {
 }
 
 /// Creates an SDK client whose queries carry `trace` as their W3C trace context.
-pub(super) fn client(http: &reqwest::Client, address: &Address, trace: TraceContext) -> DaggerConn {
+pub(super) fn client(
+    http: &reqwest::Client,
+    address: &Address,
+    telemetry: &Telemetry,
+    trace: TraceContext,
+) -> DaggerConn {
     Query {
         proc: None,
         selection: Default::default(),
         graphql_client: Arc::new(Client {
             http: http.clone(),
             address: address.clone(),
+            telemetry: telemetry.clone(),
             trace,
         }),
     }
@@ -38,6 +44,7 @@ pub(super) fn client(http: &reqwest::Client, address: &Address, trace: TraceCont
 struct Client {
     http: reqwest::Client,
     address: Address,
+    telemetry: Telemetry,
     trace: TraceContext,
 }
 
@@ -124,6 +131,7 @@ impl Client {
             .await
             .map_err(http_error)?;
         let status = response.status();
+        self.telemetry.expect_reports(self.trace);
         let body = response.bytes().await.map_err(http_error)?;
         let answer: Response = serde_json::from_slice(&body).map_err(|_| {
             GraphQLError::HttpError(format!(

@@ -8,3 +8,4 @@ pub(crate) mod graphql;
 pub(crate) mod runtime;
 pub mod session;
 pub mod telemetry;
+mod version;

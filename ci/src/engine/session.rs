@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::graphql::{self, Address};
 use super::telemetry::{Telemetry, TraceContext};
+use super::version::unsupported;
 use common::failure::{Failure, OrFail};
 use common::provision;
 
@@ -46,13 +47,14 @@ pub enum Endpoint {
 pub struct Connection {
     address: Address,
     http: reqwest::Client,
+    telemetry: Telemetry,
 }
 
 impl Connection {
     /// Creates an SDK client for the queries of one step.
     #[must_use]
     pub fn client(&self, trace: TraceContext) -> DaggerConn {
-        graphql::client(&self.http, &self.address, trace)
+        graphql::client(&self.http, &self.address, &self.telemetry, trace)
     }
 }
 
@@ -97,6 +99,7 @@ impl Session {
                         token: token.clone(),
                     },
                     http,
+                    telemetry: telemetry.clone(),
                 },
                 child: None,
                 socket: None,
@@ -142,6 +145,9 @@ impl Session {
                 let params = tokio::time::timeout(*patience, read_params(stdout)).await;
                 let engine = runner_host.as_deref().unwrap_or("the container runtime");
                 let Ok(Some(params)) = params else {
+                    if let Some(version) = refused_version(&tail.text()) {
+                        return Err(unsupported(engine, &version));
+                    }
                     let message = if params.is_err() {
                         let limit = patience.as_secs();
                         format!("the Dagger engine at {engine} did not answer within {limit} s")
@@ -152,6 +158,7 @@ impl Session {
                         .output(tail.text())
                         .hint("Run `ci doctor`, or choose another engine with --engine: embedded, docker, or a URL."));
                 };
+                telemetry.connect();
                 Ok(Self {
                     connection: Connection {
                         address: Address {
@@ -159,6 +166,7 @@ impl Session {
                             token: params.session_token,
                         },
                         http,
+                        telemetry: telemetry.clone(),
                     },
                     child: Some(child),
                     socket: runner_host
@@ -234,6 +242,12 @@ async fn probe(socket: &Path) -> std::io::Result<bool> {
     Ok(&start == b"HTTP/")
 }
 
+/// The version of the engine, if the output of Dagger's CLI says that it is too old for the CLI.
+fn refused_version(output: &str) -> Option<String> {
+    let (_, rest) = output.split_once("incompatible engine version v")?;
+    Some(rest.split_whitespace().next()?.to_owned())
+}
+
 async fn read_params(
     stdout: Option<impl AsyncRead + Unpin + Send + 'static>,
 ) -> Option<ConnectParams> {
@@ -276,6 +290,13 @@ impl StderrTail {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_the_version_that_the_cli_refused() {
+        let output = "! start engine\nError: incompatible engine version v0.18.9\nexit";
+        assert_eq!(refused_version(output).as_deref(), Some("0.18.9"));
+        assert_eq!(refused_version("no such host"), None);
+    }
 
     #[tokio::test]
     async fn dead_or_silent_socket_is_not_an_engine() {

@@ -6,9 +6,9 @@
 //!
 //! [W3C trace context]: https://www.w3.org/TR/trace-context/
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,30 +54,51 @@ impl TraceContext {
     }
 }
 
-/// The calls whose output is the output of a command in a container.
-const COMMANDS: [&str; 2] = ["Container.withExec", "Container.asService"];
+/// The span of a call that runs a command.
+const EXEC: &str = "Container.withExec";
+/// The span of the command itself.
+const RESUMED_EXEC: &str = "resume withExec";
+/// The span of a GraphQL query.
+const QUERY: &str = "POST /query";
+
+/// A command has two output streams.
+const STREAMS: usize = 2;
 
 /// Is called with each line that a step's containers print.
 pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// How an API call that runs a command in a container has gone so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Exec {
+    /// The engine returned an earlier result.
+    cached: bool,
+    /// The command ran and has exited.
+    exited: bool,
+    /// The number of the command's output streams that are complete.
+    closed_streams: usize,
+}
+
 #[derive(Default)]
 struct Trace {
     listener: Option<Listener>,
+    /// The queries that the session has answered, and those whose spans have arrived. The engine reports in order, so when a
+    /// query's span arrives, everything that the query caused has arrived.
+    answered: u64,
+    reported: u64,
     /// The beginning of an incomplete line, by span and stream.
     pending: HashMap<(Vec<u8>, i64), String>,
-    /// The complete lines, each with its span.
-    lines: Vec<(Vec<u8>, String)>,
-    /// Whether a span is a command. Other calls report their result as if it were output.
-    commands: HashMap<Vec<u8>, bool>,
-    /// Whether the result of each container command came from the cache.
-    execs: HashMap<Vec<u8>, bool>,
+    /// The output streams that have begun and not ended, by span.
+    open_streams: HashSet<(Vec<u8>, i64)>,
+    /// The complete lines.
+    lines: Vec<String>,
+    /// The calls of `Container.withExec`, by span.
+    execs: HashMap<Vec<u8>, Exec>,
     /// The status messages of the commands that have exited; empty after success.
     exited: HashMap<String, String>,
 }
 
 impl Trace {
     fn write(&mut self, key: (Vec<u8>, i64), text: &str, end: bool) {
-        let span = key.0.clone();
         let pending = self.pending.entry(key).or_default();
         pending.push_str(text);
         let mut lines = Vec::new();
@@ -90,28 +111,30 @@ impl Trace {
         }
         for line in lines {
             let line = line.trim_end_matches(['\n', '\r']);
-            self.lines.push((span.clone(), line.to_owned()));
-            if let Some(listener) = &self.listener
-                && self.is_output(&span)
-            {
+            self.lines.push(line.to_owned());
+            if let Some(listener) = &self.listener {
                 listener(line);
             }
         }
     }
 
-    /// Whether a span's lines are the output of a command. Unknown spans count as commands, because losing output is worse.
-    fn is_output(&self, span: &[u8]) -> bool {
-        self.commands.get(span).copied().unwrap_or(true)
+    /// Whether everything has arrived that the engine reports about the answered queries.
+    fn is_complete(&self) -> bool {
+        let complete = |exec: &Exec| exec.cached || !exec.exited || exec.closed_streams >= STREAMS;
+        self.reported >= self.answered && self.execs.values().all(complete)
     }
 
     fn log(&self) -> String {
-        let lines = self.lines.iter().filter(|(span, _)| self.is_output(span));
-        lines.fold(String::new(), |log, (_, line)| log + line + "\n")
+        self.lines
+            .iter()
+            .fold(String::new(), |log, line| log + line + "\n")
     }
 }
 
 #[derive(Default)]
 struct Shared {
+    /// Whether the engine reports to this receiver. It does not if another process has opened the session.
+    connected: AtomicBool,
     traces: Mutex<HashMap<[u8; 16], Trace>>,
     last_trace: AtomicU64,
     changed: Notify,
@@ -199,8 +222,29 @@ impl Telemetry {
             .traces()
             .get(&context.trace)
             .is_some_and(|trace| {
-                !trace.execs.is_empty() && trace.execs.values().all(|cached| *cached)
+                !trace.execs.is_empty() && trace.execs.values().all(|exec| exec.cached)
             })
+    }
+
+    /// Adds the output of a command whose result came from the cache, because the engine reports the output only once.
+    pub fn replay(&self, context: TraceContext, output: &str) {
+        if let Some(trace) = self.shared.traces().get_mut(&context.trace)
+            && trace.lines.is_empty()
+        {
+            trace.write((Vec::new(), 0), output, true);
+        }
+    }
+
+    /// Expects the engine's reports about a query that the session has answered.
+    pub(super) fn expect_reports(&self, context: TraceContext) {
+        if let Some(trace) = self.shared.traces().get_mut(&context.trace) {
+            trace.answered += 1;
+        }
+    }
+
+    /// Declares that the engine reports to this receiver.
+    pub(super) fn connect(&self) {
+        self.shared.connected.store(true, Ordering::Relaxed);
     }
 
     /// The engine's status message for a command that has exited; empty after success, `None` while it runs.
@@ -212,16 +256,50 @@ impl Telemetry {
             .and_then(|trace| trace.exited.get(command).cloned())
     }
 
-    /// Waits until no more reports arrive, but at most for `limit`: the engine sends in batches.
-    pub async fn settle(&self, limit: Duration) {
+    /// Waits until the engine has reported everything about the queries of a step that it has answered, but at most for `limit`.
+    pub async fn settle(&self, context: TraceContext, limit: Duration) {
+        let complete = self.wait_until(context, Trace::is_complete);
+        if tokio::time::timeout(limit, complete).await.is_err() {
+            tracing::debug!("the engine's reports were incomplete after {limit:?}");
+        }
+    }
+
+    /// Waits for the rest of the output of a step's services after they were stopped, but at most for `limit`. Nothing tells that a
+    /// service without any output is complete, so this also waits for a moment in which nothing arrives.
+    pub async fn drain(&self, context: TraceContext, limit: Duration) {
         let quiet = Duration::from_millis(150);
-        let all = async {
+        let drained = async {
+            self.wait_until(context, |trace| trace.open_streams.is_empty())
+                .await;
             while tokio::time::timeout(quiet, self.shared.changed.notified())
                 .await
                 .is_ok()
             {}
         };
-        let _ = tokio::time::timeout(limit, all).await;
+        if tokio::time::timeout(limit, drained).await.is_err() {
+            tracing::debug!("the output of a service was incomplete after {limit:?}");
+        }
+    }
+
+    async fn wait_until(&self, context: TraceContext, reached: impl Fn(&Trace) -> bool) {
+        if !self.shared.connected.load(Ordering::Relaxed) {
+            return;
+        }
+        loop {
+            let changed = self.shared.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // Before the check, so that no report between the two is missed.
+            changed.as_mut().enable();
+            if self
+                .shared
+                .traces()
+                .get(&context.trace)
+                .is_none_or(&reached)
+            {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -242,15 +320,25 @@ async fn logs(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         else {
             continue;
         };
+        // Calls report their result as verbose output of their own.
+        if is_true(&record.attributes, "dagger.io/logs.verbose") {
+            continue;
+        }
         // Only the output of commands has a stream; the engine's own messages have none.
         let Some(Value::IntValue(stream)) = attribute(&record.attributes, "stdio.stream") else {
             continue;
         };
         let stream = *stream;
-        let end = matches!(
-            attribute(&record.attributes, "stdio.eof"),
-            Some(Value::BoolValue(true))
-        );
+        let end = is_true(&record.attributes, "stdio.eof");
+        let key = (record.span_id, stream);
+        if end {
+            trace.open_streams.remove(&key);
+            if let Some(exec) = trace.execs.get_mut(&key.0) {
+                exec.closed_streams += 1;
+            }
+        } else {
+            trace.open_streams.insert(key.clone());
+        }
         let text = match record.body {
             Some(AnyValue {
                 value: Some(Value::StringValue(text)),
@@ -260,10 +348,10 @@ async fn logs(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
             }) => String::from_utf8_lossy(&bytes).into_owned(),
             _ => String::new(),
         };
-        trace.write((record.span_id, stream), &text, end);
+        trace.write(key, &text, end);
     }
     drop(traces);
-    shared.changed.notify_one();
+    shared.changed.notify_waiters();
     StatusCode::OK
 }
 
@@ -284,9 +372,6 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         else {
             continue;
         };
-        trace
-            .commands
-            .insert(span.span_id.clone(), COMMANDS.contains(&&*span.name));
         // The engine sends a span twice: at its start and at its end.
         if let (Some(command), 1..) = (span.name.strip_prefix("exec "), span.end_time_unix_nano) {
             let message = span.status.map(|status| status.message);
@@ -294,21 +379,29 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
                 .exited
                 .insert(command.to_owned(), message.unwrap_or_default());
         }
-        // The call returns immediately; the span with an effect ID covers the work itself.
-        if span.name.ends_with("Container.withExec")
-            && attribute(&span.attributes, "dagger.io/effect.id").is_some()
-        {
-            let cached = matches!(
-                attribute(&span.attributes, "dagger.io/dag.cached"),
-                Some(Value::BoolValue(true))
-            );
-            let known = trace.execs.entry(span.span_id).or_default();
-            *known |= cached;
+        let ended = span.end_time_unix_nano > 0;
+        match &*span.name {
+            EXEC => {
+                let exec = trace.execs.entry(span.span_id).or_default();
+                exec.cached |= is_true(&span.attributes, "dagger.io/dag.cached");
+            }
+            // The call itself returns immediately. This span covers the execution, and links to the span of the call.
+            RESUMED_EXEC if ended => {
+                for link in span.links {
+                    trace.execs.entry(link.span_id).or_default().exited = true;
+                }
+            }
+            QUERY if ended => trace.reported += 1,
+            _ => {}
         }
     }
     drop(traces);
-    shared.changed.notify_one();
+    shared.changed.notify_waiters();
     StatusCode::OK
+}
+
+fn is_true(attributes: &[KeyValue], name: &str) -> bool {
+    matches!(attribute(attributes, name), Some(Value::BoolValue(true)))
 }
 
 fn attribute<'a>(attributes: &'a [KeyValue], name: &str) -> Option<&'a Value> {
@@ -330,16 +423,6 @@ mod tests {
         trace.write((vec![1], 1), "line\ntwo", false);
         trace.write((vec![1], 1), "", true);
         assert_eq!(trace.log(), "other\none line\ntwo\n");
-    }
-
-    #[test]
-    fn result_of_a_call_is_not_output() {
-        let mut trace = Trace::default();
-        trace.write((vec![1], 1), "of a command\n", false);
-        trace.write((vec![2], 1), "of a call\n", false);
-        trace.write((vec![3], 1), "of an unknown span\n", false);
-        trace.commands.extend([(vec![1], true), (vec![2], false)]);
-        assert_eq!(trace.log(), "of a command\nof an unknown span\n");
     }
 
     #[test]

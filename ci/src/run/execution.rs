@@ -83,6 +83,7 @@ impl<K: Kind> Run<K> {
             trace,
             client: self.context.connection.client(trace),
             digest: Mutex::default(),
+            output: Mutex::default(),
             parts: Mutex::default(),
             reused: Mutex::default(),
         };
@@ -101,19 +102,21 @@ impl<K: Kind> Run<K> {
         };
         let result = self.context.stopper.unless_stopped(limited).await;
         let duration = begun.elapsed();
-        // The engine reports shortly after it answers.
-        self.context
-            .telemetry
-            .settle(Duration::from_millis(200))
-            .await;
+        // The engine reports up to a tenth of a second after it answers.
+        let telemetry = &self.context.telemetry;
+        telemetry.settle(trace, Duration::from_secs(1)).await;
+        if telemetry.cached(trace)
+            && let Some(output) = lock(&context.output).take()
+        {
+            telemetry.replay(trace, &output);
+        }
         let reused = lock(&context.reused).take();
         let mut record = Record {
             name: step,
             status: Status::Passed,
             start: Some(start),
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            cached: step.definition().cacheable
-                && (reused.is_some() || self.context.telemetry.cached(trace)),
+            cached: step.definition().cacheable && (reused.is_some() || telemetry.cached(trace)),
             reused,
             parts: std::mem::take(&mut *lock(&context.parts)),
             log: None,
@@ -232,6 +235,7 @@ pub struct StepContext<'a, K: Kind> {
     trace: TraceContext,
     client: DaggerConn,
     digest: Mutex<Option<String>>,
+    output: Mutex<Option<String>>,
     parts: Mutex<Vec<StepPart>>,
     reused: Mutex<Option<PriorPass>>,
 }
@@ -246,6 +250,11 @@ impl<K: Kind> StepContext<'_, K> {
     /// Records the digest of the image that this step processed.
     pub fn set_digest(&self, digest: &str) {
         *lock(&self.digest) = Some(digest.to_owned());
+    }
+
+    /// Records the output of this step's command, which the engine does not report if the result came from its cache.
+    pub fn set_output(&self, output: String) {
+        *lock(&self.output) = Some(output);
     }
 
     /// Records the result of a part of this step.
@@ -282,9 +291,9 @@ impl<K: Kind> StepContext<'_, K> {
         self.run.telemetry.exit_message(self.trace, command)
     }
 
-    /// The output of the step's containers so far.
-    #[must_use]
-    pub fn log(&self) -> String {
+    /// The output of the step's services, which have stopped; waits up to `limit` for the rest of it.
+    pub async fn log(&self, limit: Duration) -> String {
+        self.run.telemetry.drain(self.trace, limit).await;
         self.run.telemetry.log(self.trace)
     }
 }

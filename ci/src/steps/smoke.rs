@@ -84,8 +84,7 @@ pub async fn run<'img, K: Kind>(
         tracing::debug!("cannot stop the service: {error}");
     }
     if let Err(failure) = answered {
-        step.run.telemetry.settle(Duration::from_secs(3)).await;
-        let log = step.log();
+        let log = step.log(Duration::from_secs(3)).await;
         let output = if log.trim().is_empty() {
             "(no output from the container)".to_owned()
         } else {

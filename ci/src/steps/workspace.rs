@@ -294,8 +294,11 @@ pub async fn execute<K: Kind>(
         &folder.display().to_string(),
     ]);
     let finished = async {
-        let result = done.sync().await;
-        result.map_err(|error| to_failure(step, error.into(), work.failed, work.hint))
+        let result = done.combined_output().await;
+        let output =
+            result.map_err(|error| to_failure(step, error.into(), work.failed, work.hint))?;
+        step.set_output(output);
+        Ok::<_, Failure>(())
     };
     match work.services {
         Some(services) => services.run_with(finished).await?,

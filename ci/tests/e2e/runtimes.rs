@@ -497,7 +497,7 @@ fn runs_the_engine_in_docker_when_possible() {
     let run = ci(&["fmt", "--engine", "auto"]).run().exits(0);
     assert_eq!(run.report["engine"]["name"], "docker");
     let running = docker.run(&["ps", "--format", "{{.Names}} {{.Image}}"]);
-    assert_eq!(running.trim(), format!("dagger-engine-v0.19.10 {IMAGE}"));
+    assert_eq!(running.trim(), format!("dagger-engine-v0.21.8 {IMAGE}"));
     assert_eq!(entry_names(cache.path()), ["stand-ins"]);
 
     // A running engine is used without further checks.
@@ -620,7 +620,7 @@ fn runs_the_engine_in_podman_when_docker_cannot() {
         )
         .run()
         .exits(0);
-    let run = run.says("engine podman (Dagger 0.19.10)");
+    let run = run.says("engine podman (Dagger 0.21.8)");
     assert_eq!(run.report["engine"]["name"], "podman");
     assert_eq!(entry_names(cache.path()), ["stand-ins"]);
 }

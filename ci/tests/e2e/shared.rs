@@ -203,7 +203,7 @@ const URL: &str = "tcp://198.18.0.2:1234";
 fn two_clients_share_a_remote_engine() {
     let programs = engine_programs();
     let machines = Machines::new();
-    let engine = Engine::start(&machines, &programs, "v0.19.10");
+    let engine = Engine::start(&machines, &programs, "v0.21.8");
 
     // One client on this machine and one on another, each with its own checkout of the same service.
     let projects = [(); 2].map(|()| Project::new("shared"));
@@ -242,19 +242,23 @@ fn two_clients_share_a_remote_engine() {
     }
     drop(engine);
 
-    // Dagger's CLI accepts engines that are not too old, and `ci` reports the version.
-    let other = Engine::start(&machines, &programs, "v0.19.3");
+    let patch = Engine::start(&machines, &programs, "v0.21.3");
     let run = projects[0].ci(&["fmt", "--engine", URL]).run().exits(0);
-    assert_eq!(run.report["engine"]["version"], "0.19.3");
-    run.says("only tested with engine version 0.19.10");
-    drop(other);
-    let old = Engine::start(&machines, &programs, "v0.18.9");
-    projects[0]
-        .ci(&["fmt", "--engine", URL])
-        .run()
-        .exits(3)
-        .says("v0.18.9");
-    drop(old);
+    assert_eq!(run.report["engine"]["version"], "0.21.3");
+    run.says("only tested with engine version 0.21.8");
+    drop(patch);
+
+    // Dagger's CLI accepts the first and refuses the second.
+    for version in ["0.20.8", "0.18.9"] {
+        let other = Engine::start(&machines, &programs, &format!("v{version}"));
+        let run = projects[0].ci(&["fmt", "--engine", URL]).run().exits(3);
+        let run = run.says(&format!(
+            "the Dagger engine at {URL} has version {version}, but this ci needs 0.21.8"
+        ));
+        let run = run.says("Run the image registry.dagger.io/engine:v0.21.8 there");
+        assert!(run.report["steps"].as_array().is_none_or(Vec::is_empty));
+        drop(other);
+    }
 }
 
 #[test]

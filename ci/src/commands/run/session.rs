@@ -159,7 +159,8 @@ impl InSession<'_> {
         let mut platform = None;
         let result = async {
             let client = self.connection.client(self.telemetry.trace(None));
-            let version = self.stopper.unless_stopped(find::version(&client)).await?;
+            let version = find::version(&client, &self.engine.name);
+            let version = self.stopper.unless_stopped(version).await?;
             engine = Some(self.report_engine(version));
             let chosen = self.stopper.unless_stopped(async {
                 let platforms = platforms(&client, &plan).await?;

@@ -3,7 +3,7 @@
 # inner stage sets up the file system that the engine expects and becomes its init process. Mounts are visible only in these
 # namespaces and vanish with the engine, as do all processes.
 # `ci` sets: ENGINE_BIN (directory of the built programs), ENGINE_RUN (directory of this file, the socket and the
-# settings), ENGINE_STATE (the engine's state), ENGINE_NETWORK, ENGINE_CIDR, RUNC, CNI_BIN, DNSMASQ.
+# settings), ENGINE_STATE (the engine's state), ENGINE_NETWORK, ENGINE_CIDR, RUNC, CNI_BIN, DNSMASQ, IPTABLES.
 set -eu
 
 if [ "${1-}" != inside ]; then
@@ -25,7 +25,7 @@ mkdir -p /var/lib/cni
 mount -t tmpfs -o mode=0700 lab-engine /var/lib/cni
 
 home=/run/lab-engine
-mkdir -p $home/bin $home/cni $home/content $home/etc $home/work /run/lock
+mkdir -p $home/bin $home/cni $home/content $home/etc $home/work $home/usr-bin $home/usr-bin-work /run/lock
 
 # Hides the certificates: the engine would copy them into every container, which costs a second for each step.
 if [ -d /usr/local/share/ca-certificates ]; then
@@ -38,6 +38,14 @@ mkdir -p /etc/dagger
 cp "$ENGINE_RUN/engine.json" /etc/dagger/engine.json
 # Puts containers into control groups of this engine, so that `ci` can identify and remove them.
 printf '[worker.oci]\ndefaultCgroupParent = "/%s"\n' "$ENGINE_NETWORK" >/etc/dagger/engine.toml
+
+# At startup, the engine replaces /usr/bin/iptables and its siblings by links to one of these two programs, which other
+# distributions do not have there. Both lead to the host's iptables, so that the engine and `ci` use the same firewall tables.
+iptables=$(readlink -f "$IPTABLES")
+for name in xtables-legacy-multi xtables-nft-multi; do
+	[ "$iptables" = "/usr/bin/$name" ] || ln -s "$iptables" "$home/usr-bin/$name"
+done
+mount -t overlay -o lowerdir=/usr/bin,upperdir=$home/usr-bin,workdir=$home/usr-bin-work lab-engine /usr/bin
 
 ln -s "$RUNC" $home/bin/runc
 ln -s "$ENGINE_BIN/dnsname" $home/cni/dnsname
@@ -63,4 +71,5 @@ exec tini -- "$ENGINE_BIN/engine" \
 	--network-name "$ENGINE_NETWORK" \
 	--network-cidr "$ENGINE_CIDR" \
 	--oci-cni-binary-dir $home/cni \
+	--oci-cni-pool-size 0 \
 	--oci-worker-binary $home/bin/runc

@@ -12,7 +12,7 @@ pub(crate) struct Running {
     pub runner_host: String,
     /// The CLI of the same version.
     pub cli: PathBuf,
-    /// For example `v0.19.10`.
+    /// For example `v0.21.8`.
     pub version: String,
     /// Whether this call started the engine.
     pub started_now: bool,
