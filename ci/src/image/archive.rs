@@ -118,6 +118,8 @@ pub enum Compression {
     None,
     /// gzip, without file name or time in the header.
     Gzip,
+    /// Zstandard at a fast level, for large archives that stay on this machine.
+    Zstd,
 }
 
 /// The digests of the parts of an archive, each as in `sha256:2cf2…`.
@@ -284,6 +286,7 @@ pub fn write_archive(
     let layer_type = match compression {
         Compression::None => MediaType::ImageLayer,
         Compression::Gzip => MediaType::ImageLayerGzip,
+        Compression::Zstd => MediaType::ImageLayerZstd,
     };
     let mut layers = base.map_or_else(Vec::new, |base| base.layers.clone());
     layers.push(descriptor(layer_type, &layer.digest, layer.size)?);
@@ -454,6 +457,12 @@ fn write_layer(
             fill_tar(&mut plain, fill)?;
             let (gzip, diff_id) = plain.finish();
             (gzip.finish()?, diff_id)
+        }
+        Compression::Zstd => {
+            let mut plain = HashingWriter::new(zstd::Encoder::new(stored, 3)?);
+            fill_tar(&mut plain, fill)?;
+            let (zstd, diff_id) = plain.finish();
+            (zstd.finish()?, diff_id)
         }
     };
     let (writer, digest) = stored.finish();

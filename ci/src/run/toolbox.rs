@@ -22,7 +22,7 @@ use common::progress::Progress;
 pub enum ToolImage {
     /// An image in a registry.
     Registry(&'static str),
-    /// A root file system that this machine has built.
+    /// An image that this machine has built.
     StandIn(StandIn),
 }
 

@@ -1,4 +1,4 @@
-//! Builds a root file system once and keeps it in the cache directory.
+//! Builds a stand-in image once and keeps it in the cache directory.
 
 use std::future::Future;
 use std::io;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use dagger_sdk::{Container, DaggerConn};
 use sha2::{Digest, Sha256};
 
+use crate::image::archive::{self, Compression, ImageConfig, Platform};
 use common::failure::{Failure, OrFail};
 use common::file_tree;
 use common::progress::Progress;
@@ -15,19 +16,17 @@ use common::provision;
 
 /// How long stand-ins with other inputs are kept, because users switch between branches.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-const ROOT: &str = "root";
-const DIGEST: &str = "digest";
+const IMAGE: &str = "image.tar";
 
-/// A stand-in image: a root file system on this host. It is a directory and not an archive, because the engine would read the
-/// whole archive in each session (three seconds per gigabyte), but reads only the changes of a directory.
+/// A stand-in image: an OCI archive on this host. It is an archive and not a directory, because the engine compares each file of a
+/// directory with its copy in each session: a second for the ten thousand files of a toolchain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StandIn {
     /// For reports: `rust`, `trivy`, `crane`.
     pub name: &'static str,
-    pub root: PathBuf,
-    /// The environment variables that the real image sets.
-    pub env: Vec<(&'static str, &'static str)>,
-    /// The digest of the root file system.
+    /// The path of the archive.
+    pub archive: PathBuf,
+    /// The digest of the image.
     pub digest: String,
 }
 
@@ -35,20 +34,18 @@ impl StandIn {
     /// Creates a container from the image.
     #[must_use]
     pub fn container(&self, client: &DaggerConn) -> Container {
-        let root = client.host().directory(self.root.display().to_string());
-        self.env.iter().fold(
-            client.container().with_rootfs(root),
-            |container, (name, value)| container.with_env_variable(*name, *value),
-        )
+        let archive = client.host().file(self.archive.display().to_string());
+        client.container().import(archive)
     }
 }
 
-/// Builds a root file system, unless it exists already.
+/// Builds a root file system and writes it to an archive, unless the archive exists already. `env` are the environment variables
+/// that the real image sets.
 pub(super) async fn keep<B, F>(
     name: &'static str,
     folder: &str,
     what: &str,
-    env: Vec<(&'static str, &'static str)>,
+    env: &[(&str, &str)],
     progress: &dyn Progress,
     build: B,
 ) -> Result<StandIn, Failure>
@@ -56,36 +53,52 @@ where
     B: FnOnce(PathBuf) -> F,
     F: Future<Output = Result<(), Failure>>,
 {
+    let config = ImageConfig {
+        env: env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+        platform: Platform::here(),
+        ..ImageConfig::default()
+    };
     let kept = keep_folder(
         &format!("{name}-"),
         folder,
         what,
         progress,
         |target| async move {
-            let root = target.join(ROOT);
-            std::fs::create_dir_all(&root).or_environment("cannot create a directory")?;
+            std::fs::create_dir_all(&target).or_environment("cannot create a directory")?;
+            // Next to the result, on the same disk.
+            let root = target.with_file_name("root");
+            std::fs::create_dir(&root).or_environment("cannot create a directory")?;
             build(root.clone()).await?;
-            blocking(move || std::fs::write(target.join(DIGEST), file_tree::digest(&root)?)).await
+            blocking(move || {
+                let fill =
+                    |layer: &mut tar::Builder<&mut dyn io::Write>| file_tree::append(layer, &root);
+                let archive = target.join(IMAGE);
+                archive::write_archive(&archive, None, &config, Compression::Zstd, fill)?;
+                std::fs::remove_dir_all(&root)
+            })
+            .await
         },
     )
     .await?;
-    let digest = std::fs::read_to_string(kept.join(DIGEST))
-        .or_environment(format!("{} is damaged", kept.display()))
+    // The engine identifies a file by its path, so links are resolved.
+    let archive = kept.join(IMAGE);
+    let found = archive
+        .canonicalize()
+        .and_then(|path| Ok((archive::read_digest(&path)?, path)));
+    let (digest, archive) = found
+        .or_environment(format!("{} is damaged", archive.display()))
         .map_err(|failure| {
             failure.hint(format!(
                 "Remove {}; the next run rebuilds it.",
                 kept.display()
             ))
         })?;
-    // The engine identifies a directory by its path, so links are resolved.
-    let root = kept
-        .join(ROOT)
-        .canonicalize()
-        .or_environment(format!("{} is damaged", kept.display()))?;
     Ok(StandIn {
         name,
-        root,
-        env,
+        archive,
         digest,
     })
 }

@@ -1,5 +1,5 @@
-//! Stand-ins for images if no container registry can be reached: root file systems that this host builds, and a small, dated
-//! advisory database. They are uploaded to the engine by content, so that they never appear under the name of a real image and
+//! Stand-ins for images if no container registry can be reached: images that this host builds, and a small, dated advisory
+//! database. They are uploaded to the engine by content, so that they never appear under the name of a real image and
 //! the engine can run on another machine.
 
 mod advisories;

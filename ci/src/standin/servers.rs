@@ -57,7 +57,7 @@ pub(super) async fn image(
         "servers",
         &format!("servers-{}-{key}", debian::VERSION),
         "the stand-in image of PostgreSQL and Redis (about a minute)",
-        Vec::new(),
+        &[],
         progress,
         |root| async move {
             debian::build(&root, PACKAGES, &certificates, consent, progress).await?;

@@ -62,18 +62,11 @@ pub(super) async fn toolchain(
         ),
         ("RUST_VERSION", pins::RUST),
     ];
-    keep(
-        "rust",
-        &folder,
-        what,
-        env.to_vec(),
-        progress,
-        |root| async move {
-            let sysroot = toolchain.sysroot().await?;
-            debian::build(&root, PACKAGES, &certificates, consent, progress).await?;
-            blocking(move || complete(&root, &toolchain, &sysroot)).await
-        },
-    )
+    keep("rust", &folder, what, &env, progress, |root| async move {
+        let sysroot = toolchain.sysroot().await?;
+        debian::build(&root, PACKAGES, &certificates, consent, progress).await?;
+        blocking(move || complete(&root, &toolchain, &sysroot)).await
+    })
     .await
 }
 

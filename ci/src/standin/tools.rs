@@ -85,7 +85,7 @@ async fn tool(
         name,
         &folder,
         &what,
-        vec![("PATH", "/usr/local/bin")],
+        &[("PATH", "/usr/local/bin")],
         progress,
         |root| async move {
             let program = provision::build_go_tools(&module, progress)

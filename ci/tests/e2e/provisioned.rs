@@ -23,8 +23,9 @@ pub struct Provisioned {
 /// Provisions this machine unless that has been done before.
 pub fn provision() -> Provisioned {
     let _lock = lock_named("provisioned");
-    let up = Ci::new(Path::new("/"), &["engine", "up"]).run().exits(0);
-    let engine = up.stdout.trim().to_owned();
+    // The suite needs less than the default, which is a tenth of the disk.
+    let up = Ci::new(Path::new("/"), &["engine", "up"]).env("LAB_CI_ENGINE_DISK", "15GB");
+    let engine = up.run().exits(0).stdout.trim().to_owned();
     let socket = Path::new(engine.strip_prefix("unix://").expect("a socket"));
     let folder = socket.ancestors().nth(2).unwrap().to_owned();
     // The folder's name changes with the pinned versions.
@@ -134,13 +135,14 @@ impl Provisioned {
     }
 }
 
-/// The root file system of the toolchain's stand-in, if there is one.
+/// The archive of the newest stand-in for the toolchain, if there is one.
 fn toolchain_in(stand_ins: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(stand_ins).unwrap();
-    let root = entries
+    let newest = entries
         .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("rust-"))?;
-    Some(root.path().join("root").canonicalize().unwrap())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("rust-"))
+        .max_by_key(|entry| entry.metadata().unwrap().modified().unwrap())?;
+    Some(newest.path().join("image.tar").canonicalize().unwrap())
 }
 
 /// Runs containers of the toolchain's stand-in on an engine.
@@ -156,19 +158,21 @@ pub struct Toolchain<'a> {
 impl Toolchain<'_> {
     /// Runs a script in a container, with the volume of this name at `/volume`, and returns its standard output.
     pub fn run(&self, script: &str, volume: Option<&str>) -> String {
-        let root = toolchain_in(self.stand_ins).expect("the toolchain's image is a stand-in here");
+        let archive =
+            toolchain_in(self.stand_ins).expect("the toolchain's image is a stand-in here");
         block_on(async move {
             let telemetry = Telemetry::start().await.unwrap();
             let endpoint = Endpoint::Cli {
                 cli: self.cli.to_owned(),
                 runner_host: Some(self.engine.to_owned()),
+                config_home: None,
                 patience: Duration::from_secs(60),
             };
             let session = Session::open(&endpoint, &telemetry).await.unwrap();
             let client = session.connection().client(telemetry.trace(None));
             let mut container = client
                 .container()
-                .with_rootfs(client.host().directory(root.display().to_string()));
+                .import(client.host().file(archive.display().to_string()));
             if let Some(volume) = volume {
                 container = container.with_mounted_cache("/volume", client.cache_volume(volume));
             }
