@@ -1,6 +1,7 @@
 //! `ci doctor`: checks this machine's setup and suggests fixes.
 
 use crate::engine::choice::Choice;
+use crate::engine::disk::{DiskLimit, Space};
 use crate::engine::embedded;
 use crate::engine::find;
 use crate::engine::runtime::{self, Readiness};
@@ -15,6 +16,7 @@ use crate::source::checkout::Checkout;
 use crate::source::project::{self, Package, Project};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure};
+use common::pins;
 use common::provision;
 
 /// Checks the setup without changing anything. Problems of the machine are printed, and the exit code is 3.
@@ -126,14 +128,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         },
     }
     match provision::cache_root() {
-        Ok(cache) => findings.good(
-            "cache",
-            format!(
-                "{}, {} MB",
-                cache.display(),
-                provision::size_of(&cache) >> 20
-            ),
-        ),
+        Ok(cache) => findings.good("cache", cache.display().to_string()),
         Err(failure) => findings.bad(
             "cache",
             failure.to_string(),
@@ -146,23 +141,31 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             Err(why) => findings.note("cache-dir", why),
         }
     }
-    if let Ok(status) = embedded::status().await {
-        let state = if status.healthy {
+    if cfg!(target_os = "linux") {
+        let state = if embedded::is_running().await {
             "running"
         } else {
             "not running"
         };
-        findings.good(
-            "embedded",
-            format!(
-                "engine {} {state}; state {} MB",
-                status.version,
-                status.state_bytes >> 20
-            ),
-        );
+        findings.good("embedded", format!("engine v{} {state}", pins::DAGGER));
     }
-    match free_space(&root) {
-        Some(free) if free < MIN_FREE => findings.bad(
+    let limit = DiskLimit::from_env().and_then(|limit| limit.bytes(&provision::cache_root()?));
+    match limit {
+        Ok(bytes) => findings.good(
+            "engine-disk",
+            format!(
+                "an engine on this machine keeps at most {} GB",
+                bytes / 1_000_000_000
+            ),
+        ),
+        Err(failure) => findings.bad(
+            "engine-disk",
+            failure.to_string(),
+            failure.hint.unwrap_or_default(),
+        ),
+    }
+    match Space::of(&root).map(|space| space.available) {
+        Ok(free) if free < MIN_FREE => findings.bad(
             "disk",
             format!("{} MB free", free >> 20),
             format!(
@@ -170,8 +173,8 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 MIN_FREE >> 30
             ),
         ),
-        Some(free) => findings.good("disk", format!("{} GB free", free >> 30)),
-        None => {}
+        Ok(free) => findings.good("disk", format!("{} GB free", free >> 30)),
+        Err(error) => findings.note("disk", format!("cannot read its size: {error}")),
     }
     report::data(&findings.text);
     Ok(if findings.problems == 0 {
@@ -204,23 +207,6 @@ fn placeholder() -> Project {
 
 /// The approximate disk space of a first run, in bytes.
 const MIN_FREE: u64 = 5 << 30;
-
-#[cfg(unix)]
-fn free_space(path: &std::path::Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(wide(stat.blocks_available()).saturating_mul(wide(stat.fragment_size())))
-}
-
-/// The integer types of `statvfs` differ between systems.
-#[cfg(unix)]
-fn wide(number: impl Into<u64>) -> u64 {
-    number.into()
-}
-
-#[cfg(not(unix))]
-fn free_space(_: &std::path::Path) -> Option<u64> {
-    None
-}
 
 #[derive(Default)]
 struct Findings {

@@ -1,6 +1,6 @@
 //! `ci engine`: manages the embedded engine.
 
-use crate::engine::embedded::{self, Kept, Status};
+use crate::engine::embedded::{self, Freed, Kept, Status};
 use crate::report::{self, Reporter};
 use crate::settings::EngineCommand;
 use common::failure::{ExitCode, Failure, OrFail};
@@ -50,7 +50,7 @@ pub(super) async fn run(
         }
         EngineCommand::Prune => {
             let pruned = embedded::prune(reporter).await?;
-            for Kept { name, bytes } in &pruned.freed {
+            for Freed { name, bytes } in &pruned.freed {
                 reporter.header(&format!("removed {name}, {}", megabytes(*bytes)));
             }
             for line in &pruned.in_use {
@@ -77,17 +77,28 @@ fn status_text(status: &Status) -> String {
     if let Some(url) = &status.runner_host {
         lines.push(("url", url.clone()));
     }
-    lines.push(("state", megabytes(status.state_bytes)));
-    if let Some(cache) = &status.cache {
-        lines.push((
-            "cache",
-            format!("{} entries, {}", cache.entries, megabytes(cache.bytes)),
-        ));
-    }
+    let limit = megabytes(status.limit_bytes);
+    lines.push((
+        "cache",
+        match &status.cache {
+            Some(cache) => format!(
+                "{} entries, {} of at most {limit}",
+                cache.entries,
+                megabytes(cache.bytes)
+            ),
+            None => format!("at most {limit}"),
+        },
+    ));
     lines.push(("folder", status.folder.display().to_string()));
     lines.push(("log", status.log.display().to_string()));
     for Kept { name, bytes } in &status.kept {
-        lines.push(("kept", format!("{name}, {}", megabytes(*bytes))));
+        lines.push((
+            "kept",
+            match bytes {
+                Some(bytes) => format!("{name}, {}", megabytes(*bytes)),
+                None => name.clone(),
+            },
+        ));
     }
     lines
         .iter()

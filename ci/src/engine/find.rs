@@ -109,6 +109,7 @@ async fn use_embedded(consent: Consent<'_>, progress: &dyn Progress) -> Result<E
         endpoint: Endpoint::Cli {
             cli: running.cli,
             runner_host: Some(running.runner_host),
+            config_home: None,
             patience: Duration::from_secs(60),
         },
     })
@@ -199,6 +200,7 @@ async fn use_url(url: &str, progress: &dyn Progress) -> Result<Engine, Failure> 
         endpoint: Endpoint::Cli {
             cli: cli::path(progress).await?,
             runner_host: Some(url.to_owned()),
+            config_home: None,
             patience: Duration::from_secs(60),
         },
     })

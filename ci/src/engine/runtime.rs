@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::cli;
 use super::session::{Endpoint, Session};
 use super::telemetry::Telemetry;
+use super::{cli, disk};
 use common::failure::{Failure, OrFail};
 use common::pins;
 use common::progress::Progress;
@@ -148,6 +148,7 @@ impl Runtime {
         Ok(Endpoint::Cli {
             cli: cli::path(progress).await?,
             runner_host: Some(self.runner_host()),
+            config_home: disk::config_home()?,
             patience: Duration::from_secs(120),
         })
     }

@@ -37,6 +37,8 @@ pub enum Endpoint {
         cli: PathBuf,
         /// The engine's URL. Without one, the CLI starts an engine in a container runtime.
         runner_host: Option<String>,
+        /// The CLI's `XDG_CONFIG_HOME`, instead of the user's.
+        config_home: Option<PathBuf>,
         /// How long the engine may take until its first answer.
         patience: Duration,
     },
@@ -108,6 +110,7 @@ impl Session {
             Endpoint::Cli {
                 cli,
                 runner_host,
+                config_home,
                 patience,
             } => {
                 let mut command = provision::command(cli);
@@ -130,6 +133,9 @@ impl Session {
                     .env("OTEL_EXPORTER_OTLP_TRACES_LIVE", "1")
                     .env_remove("TRACEPARENT")
                     .env_remove("DAGGER_SESSION_PORT");
+                if let Some(home) = config_home {
+                    command.env("XDG_CONFIG_HOME", home);
+                }
                 match runner_host {
                     Some(host) => command.env("_EXPERIMENTAL_DAGGER_RUNNER_HOST", host),
                     None => command.env_remove("_EXPERIMENTAL_DAGGER_RUNNER_HOST"),

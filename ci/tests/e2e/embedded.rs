@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{Ci, Outcome, Project, TEST_RUNS, lock_machine, sleep};
-use crate::provisioned::provision;
+use crate::provisioned::{Toolchain, provision};
 
 /// A separate cache directory with the programs and stand-ins that were built before. Its engine is stopped on drop.
 pub struct Machine {
@@ -96,6 +96,11 @@ impl Machine {
     /// The process ID of the engine.
     fn engine_pid(&self) -> i64 {
         self.status()["pid"].as_i64().unwrap()
+    }
+
+    /// The disk usage of the engine's state.
+    fn state_bytes(&self) -> u64 {
+        common::provision::size_of(&self.programs.join("state"))
     }
 
     fn up(&self) -> PathBuf {
@@ -297,6 +302,7 @@ echo $1 >/proc/sys/net/ipv4/ip_forward
 if [ $2 = bridge ]; then ip link add other0 type bridge; fi
 picture() {
     ip -oneline link | cut -d: -f2
+    for folder in /usr/bin /usr/sbin; do find -H $folder -maxdepth 1 -name '*tables*' -printf '%p %l %s %C@ %i\n'; done | sort
     iptables-save | sed '/^#/d; s/ \[.*//'
     cat /proc/sys/net/ipv4/ip_forward /etc/resolv.conf
     ls -d /run/infrastructure-lab-ci*.$(readlink /proc/self/ns/net | tr -dc 0-9) 2>&1 || true
@@ -773,10 +779,47 @@ fn prune_removes_unused_data_and_keeps_data_in_use() {
     );
     machine.assert_works();
     machine.down();
-    assert!(machine.status()["state_bytes"].as_u64().unwrap() > 100 << 20);
+    assert!(machine.state_bytes() > 100_000_000);
     machine.ci(&["engine", "prune"]).run().exits(0);
-    assert_eq!(machine.status()["state_bytes"], 0);
+    assert_eq!(machine.state_bytes(), 0);
     machine.assert_works();
+}
+
+/// Fills the engine's cache beyond its limit, in steps that each leave 250 MB next to the toolchain's image.
+#[test]
+fn cache_stays_below_its_limit_and_volumes_in_use_survive() {
+    const LIMIT: u64 = 3_000_000_000;
+    let machine = Machine::pulled();
+    let up = machine.ci(&["engine", "up"]);
+    let engine = up.env("LAB_CI_ENGINE_DISK", "3GB").run().exits(0);
+    let engine = engine.stdout.trim();
+    let cli = machine.programs().join("bin/dagger");
+    let stand_ins = machine.cache().join("stand-ins");
+    let toolchain = Toolchain {
+        cli: &cli,
+        engine,
+        stand_ins: &stand_ins,
+    };
+    toolchain.run("echo kept >/volume/file", Some("kept"));
+    let fill = "head -c 250000000 /dev/urandom >/result";
+    let mut largest = 0;
+    for _ in 0..12 {
+        toolchain.run(fill, None);
+        let kept = toolchain.run("cat /volume/file", Some("kept"));
+        assert_eq!(kept, "kept\n");
+        largest = largest.max(machine.state_bytes());
+    }
+    // The engine collects garbage in the background, at most once a minute, and when it stops.
+    machine.down();
+    let bytes = machine.state_bytes();
+    assert!(
+        bytes <= LIMIT,
+        "{bytes} bytes are left, at most {largest} before"
+    );
+    assert!(bytes > 1_000_000_000, "only {bytes} bytes are left");
+    machine.up();
+    let kept = toolchain.run("cat /volume/file", Some("kept"));
+    assert_eq!(kept, "kept\n");
 }
 
 #[test]

@@ -17,6 +17,9 @@ install -D "$engine/engine" "$root/usr/bin/engine"
 install -D "$engine/init" "$root/run/lab-engine/bin/init"
 install -D "$(command -v runc)" "$root/run/lab-engine/bin/runc"
 install -D "$engine/dnsname" "$root/opt/cni/bin/dnsname"
+# The engine links /usr/bin/iptables and its siblings to one of these.
+install "$(readlink -f "$(command -v iptables)")" "$root/usr/bin/xtables-nft-multi"
+ln -s xtables-nft-multi "$root/usr/bin/xtables-legacy-multi"
 for plugin in bridge firewall host-local loopback; do
 	install "/usr/lib/cni/$plugin" "$root/opt/cni/bin"
 done

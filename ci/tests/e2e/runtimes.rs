@@ -453,10 +453,10 @@ impl Drop for Cache {
 }
 
 fn entry_names(folder: &Path) -> Vec<std::ffi::OsString> {
-    std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect()
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
 }
 
 #[test]
@@ -469,6 +469,7 @@ fn runs_the_engine_in_docker_when_possible() {
         docker
             .ci(&project, arguments)
             .env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
+            .env("LAB_CI_ENGINE_DISK", "3GB")
             .env(
                 "_EXPERIMENTAL_DAGGER_CLI_BIN",
                 engine.join("dagger").to_str().unwrap(),
@@ -498,7 +499,23 @@ fn runs_the_engine_in_docker_when_possible() {
     assert_eq!(run.report["engine"]["name"], "docker");
     let running = docker.run(&["ps", "--format", "{{.Names}} {{.Image}}"]);
     assert_eq!(running.trim(), format!("dagger-engine-v0.21.8 {IMAGE}"));
-    assert_eq!(entry_names(cache.path()), ["stand-ins"]);
+    assert_eq!(entry_names(cache.path()), ["engine-config", "stand-ins"]);
+
+    let settings = docker.run(&[
+        "inspect",
+        "--format",
+        "{{range .Mounts}}{{.Source}} {{.Destination}}\n{{end}}",
+        "dagger-engine-v0.21.8",
+    ]);
+    let settings = settings
+        .lines()
+        .find_map(|mount| mount.strip_suffix(" /etc/dagger/engine.json"))
+        .expect("the engine has settings");
+    let settings = std::fs::read_to_string(settings).unwrap();
+    assert!(
+        settings.contains(r#""maxUsedSpace": 3000000000"#),
+        "{settings}"
+    );
 
     // A running engine is used without further checks.
     docker.run(&["image", "rm", "--force", IMAGE]);
@@ -622,5 +639,5 @@ fn runs_the_engine_in_podman_when_docker_cannot() {
         .exits(0);
     let run = run.says("engine podman (Dagger 0.21.8)");
     assert_eq!(run.report["engine"]["name"], "podman");
-    assert_eq!(entry_names(cache.path()), ["stand-ins"]);
+    assert_eq!(entry_names(cache.path()), ["engine-config", "stand-ins"]);
 }

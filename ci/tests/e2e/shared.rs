@@ -123,7 +123,7 @@ impl<'a> Engine<'a> {
         assert!(START_SCRIPT.contains(own));
         let shared = START_SCRIPT.replace(own, "--addr tcp://198.18.0.2:1234");
         std::fs::write(run.join("start.sh"), shared).unwrap();
-        let settings = include_str!("../../src/engine/embedded/engine.json");
+        let settings = r#"{"logLevel": "warn"}"#;
         std::fs::write(run.join("engine.json"), settings).unwrap();
         std::fs::copy(name_servers(), run.join("resolv.conf")).unwrap();
         let found = |name: &str| {
@@ -145,6 +145,7 @@ impl<'a> Engine<'a> {
             .env("ENGINE_CIDR", "10.228.0.0/16")
             .env("RUNC", found("runc").trim())
             .env("DNSMASQ", found("dnsmasq").trim())
+            .env("IPTABLES", found("iptables").trim())
             .env("CNI_BIN", cni_plugins())
             .env("_EXPERIMENTAL_DAGGER_VERSION", version)
             .stdin(Stdio::null())

@@ -27,3 +27,7 @@ pub async fn prune(_: &dyn Progress) -> Result<Pruned, Failure> {
 pub async fn status() -> Result<Status, Failure> {
     Err(only_linux())
 }
+
+pub async fn is_running() -> bool {
+    false
+}

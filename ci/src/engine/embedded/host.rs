@@ -12,7 +12,8 @@ use super::inventory;
 use super::module::{ENGINE, PACKAGES};
 use super::network::Network;
 use super::process::{End, Process};
-use super::state::{Cache, DownReport, Kept, Pruned, Running, Status};
+use super::state::{Cache, DownReport, Freed, Pruned, Running, Status};
+use crate::engine::disk::{self, DiskLimit};
 use crate::engine::session;
 use common::failure::{Failure, OrFail};
 use common::pins;
@@ -54,7 +55,16 @@ const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cn
 /// When this user is not root, a program cannot be installed or built, or the engine does not answer in time.
 pub(crate) async fn up(consent: Consent<'_>, progress: &dyn Progress) -> Result<Running, Failure> {
     let engine = Engine::here()?;
+    let limit = DiskLimit::from_env()?;
     if engine.answers().await {
+        if limit != DiskLimit::Default
+            && fs::read_to_string(engine.settings()).ok() != limit.engine_json(&engine.folder).ok()
+        {
+            progress.notice(&format!(
+                "the embedded engine already runs with another disk limit; {} takes effect after `ci engine down`",
+                disk::VARIABLE
+            ));
+        }
         return engine.running(false);
     }
     if !provision::is_root() {
@@ -128,24 +138,31 @@ pub(crate) async fn status() -> Result<Status, Failure> {
         true => engine.cache().await.ok(),
         false => None,
     };
-    let state = engine.state();
-    let (state_bytes, kept) =
-        tokio::task::spawn_blocking(move || (provision::size_of(&state), inventory::all(&root)))
-            .await
-            .unwrap_or_default();
+    let limit_bytes = DiskLimit::from_env()?.bytes(&root)?;
+    let kept = tokio::task::spawn_blocking(move || inventory::all(&root))
+        .await
+        .unwrap_or_default();
     Ok(Status {
         version: version(),
         pid: process.as_ref().map(|process| process.pid),
         healthy,
         runner_host: healthy.then(|| engine.runner_host()),
         uptime: process.and_then(|process| process.uptime()),
-        state_bytes,
+        limit_bytes,
         cache,
         kept,
         built: ENGINE.is_built(),
         log: engine.log(),
         folder: engine.folder,
     })
+}
+
+/// Whether the embedded engine of this `ci` version runs and answers.
+pub(crate) async fn is_running() -> bool {
+    match Engine::here() {
+        Ok(engine) => engine.answers().await,
+        Err(_) => false,
+    }
 }
 
 /// Removes everything that can be rebuilt: the engine's cache, stopped engines of other versions, programs and stand-ins that
@@ -179,7 +196,7 @@ pub(crate) async fn prune(progress: &dyn Progress) -> Result<Pruned, Failure> {
             engine.clean().await?;
             inventory::discard(engine.folder.clone()).await?
         };
-        pruned.freed.push(Kept { name, bytes: freed });
+        pruned.freed.push(Freed { name, bytes: freed });
     }
     inventory::prune(root, &mut pruned).await?;
     pruned.freed.retain(|kept| kept.bytes > 0);
@@ -243,6 +260,11 @@ impl Engine {
 
     fn state(&self) -> PathBuf {
         self.folder.join("state")
+    }
+
+    /// The engine's settings, as of its start.
+    fn settings(&self) -> PathBuf {
+        self.run().join("engine.json")
     }
 
     fn log(&self) -> PathBuf {
@@ -430,7 +452,8 @@ impl Engine {
         let network = Network::choose(&self.folder);
         let settings = serde_json::to_vec(&network).or_environment(cannot)?;
         fs::write(run.join("network.json"), settings).or_environment(cannot)?;
-        fs::write(run.join("engine.json"), include_str!("engine.json")).or_environment(cannot)?;
+        let settings = DiskLimit::from_env()?.engine_json(&self.folder)?;
+        fs::write(self.settings(), settings).or_environment(cannot)?;
         fs::write(run.join("start.sh"), include_str!("start.sh")).or_environment(cannot)?;
         self.write_resolv_conf()?;
         Network::record_forwarding()?;

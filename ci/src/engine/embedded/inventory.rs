@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::module::ENGINE;
-use super::state::{Kept, Pruned};
+use super::state::{Freed, Kept, Pruned};
 use common::failure::{Failure, OrFail};
 use common::provision;
 
@@ -24,7 +24,7 @@ pub(super) fn name(root: &Path, path: &Path) -> String {
     below.display().to_string()
 }
 
-/// Lists the contents of the cache directory with their sizes.
+/// Lists the contents of the cache directory, with the sizes of everything except engines.
 pub(super) fn all(root: &Path) -> Vec<Kept> {
     let mut paths = entries(root);
     paths.retain(|path| *path != root.join(STAND_INS));
@@ -32,9 +32,10 @@ pub(super) fn all(root: &Path) -> Vec<Kept> {
     paths
         .iter()
         .filter(|path| path.extension().is_none_or(|kind| kind != "lock"))
-        .map(|path| Kept {
-            name: name(root, path),
-            bytes: provision::size_of(path),
+        .map(|path| {
+            let name = name(root, path);
+            let bytes = (!is_engine(&name)).then(|| provision::size_of(path));
+            Kept { name, bytes }
         })
         .collect()
 }
@@ -58,7 +59,7 @@ pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Fail
                     Some(bytes) => {
                         let rest = if built { provision::discard(&path)? } else { 0 };
                         let bytes = bytes + rest;
-                        removed.freed.push(Kept { name, bytes });
+                        removed.freed.push(Freed { name, bytes });
                     }
                     None => removed.in_use.push(format!("{name}: in use")),
                 }
@@ -71,7 +72,7 @@ pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Fail
             .map(|folder| provision::remove_unfinished(folder))
             .sum();
         let name = "unfinished work".to_owned();
-        removed.freed.push(Kept { name, bytes });
+        removed.freed.push(Freed { name, bytes });
         Ok(removed)
     })
     .await?;
@@ -164,7 +165,11 @@ mod tests {
             list_replaced(folder.path()),
             [folder.path().join("trivy-0.73.0-ffffffffffff")]
         );
-        assert_eq!(all(folder.path()).len(), 7);
+        let all = all(folder.path());
+        assert_eq!(all.len(), 7);
+        for kept in all {
+            assert_eq!(kept.bytes.is_none(), is_engine(&kept.name), "{}", kept.name);
+        }
         assert!(is_engine("dagger-engine-0.19.9-000000000000"));
         assert!(!is_engine("dagger-cli-0.21.8-fa83ce69c84d"));
     }

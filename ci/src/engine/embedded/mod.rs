@@ -14,8 +14,8 @@ mod process;
 mod state;
 
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::{down, prune, status, up};
+pub use elsewhere::{down, is_running, prune, status, up};
 #[cfg(target_os = "linux")]
-pub(crate) use host::{down, prune, status, up};
+pub(crate) use host::{down, is_running, prune, status, up};
 pub(crate) use module::{built_cli, cli, is_built, missing};
-pub(crate) use state::{Kept, Status};
+pub(crate) use state::{Freed, Kept, Status};

@@ -41,8 +41,8 @@ pub(crate) struct Status {
     /// The engine's URL, if it answers.
     pub runner_host: Option<String>,
     pub uptime: Option<Duration>,
-    /// The disk usage of the engine's state, cache included.
-    pub state_bytes: u64,
+    /// The largest size of the engine's cache, in bytes.
+    pub limit_bytes: u64,
     /// The size of the engine's cache, if it answers.
     pub cache: Option<Cache>,
     /// The contents of the cache directory: engines of all versions, programs, stand-ins, unfinished work.
@@ -68,7 +68,17 @@ pub(crate) struct Cache {
 pub(crate) struct Kept {
     /// The path relative to the cache directory.
     pub name: String,
-    /// The disk usage.
+    /// The disk usage; absent for engines, whose caches have hundreds of thousands of files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+/// An entry of the cache directory that was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Freed {
+    /// The path relative to the cache directory.
+    pub name: String,
+    /// The freed disk space.
     pub bytes: u64,
 }
 
@@ -76,7 +86,7 @@ pub(crate) struct Kept {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Pruned {
     /// The entries that were removed.
-    pub freed: Vec<Kept>,
+    pub freed: Vec<Freed>,
     /// The entries that are in use and stay, one line each.
     pub in_use: Vec<String>,
 }
