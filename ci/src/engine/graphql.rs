@@ -1,16 +1,17 @@
-//! The GraphQL client below the SDK. It attributes each query to a step and preserves the details of errors.
+//! The GraphQL client below the SDK. It attributes each query to a step.
 //!
-//! The SDK's own client ends every query after 1,000 s and drops the extensions of an error, which carry the exit code and the
-//! output of a failed command. It also panics if an object that is passed as an argument to another one cannot be evaluated, for
-//! example a directory that is mounted into a container.
+//! The SDK's own client (0.21.8) sends no trace context, uses the proxy of the environment even for this machine, and creates a
+//! connection pool for each step. The SDK also still panics if an object that is passed as an argument to another one cannot be
+//! evaluated, for example a directory that is mounted into a container.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use dagger_sdk::core::gql_client::{GraphQLErrorMessage, GraphQlExtension};
 use dagger_sdk::core::graphql_client::{GraphQLClient, GraphQLError};
 use dagger_sdk::errors::DaggerError;
 use dagger_sdk::{DaggerConn, Query};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::telemetry::{Telemetry, TraceContext};
@@ -52,26 +53,7 @@ struct Client {
 struct Response {
     data: Option<serde_json::Value>,
     #[serde(default)]
-    errors: Vec<QueryError>,
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-struct QueryError {
-    message: String,
-    #[serde(default)]
-    extensions: Option<Extensions>,
-}
-
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-struct Extensions {
-    #[serde(rename = "_type")]
-    kind: String,
-    cmd: Vec<String>,
-    #[serde(rename = "exitCode")]
-    exit_code: Option<i64>,
-    stdout: String,
-    stderr: String,
+    errors: Vec<serde_json::Value>,
 }
 
 tokio::task_local! {
@@ -142,10 +124,20 @@ impl Client {
         if answer.errors.is_empty() {
             return Ok(answer.data);
         }
-        // The SDK's error types hold only a string; [`EngineError`] parses this one.
-        Err(GraphQLError::HttpError(
-            serde_json::to_string(&answer.errors).unwrap_or_default(),
-        ))
+        Err(decode(answer.errors))
+    }
+}
+
+fn decode(errors: Vec<serde_json::Value>) -> GraphQLError {
+    let message = errors
+        .iter()
+        .map(|error| error["message"].as_str().unwrap_or("unknown error"))
+        .collect::<Vec<_>>()
+        .join("; ");
+    match serde_json::from_value::<Vec<GraphQLErrorMessage>>(errors.into()) {
+        Ok(fields) => GraphQLError::DomainError { message, fields },
+        // Extensions that the SDK does not know.
+        Err(_) => GraphQLError::HttpError(message),
     }
 }
 
@@ -164,38 +156,33 @@ pub(crate) enum EngineError {
 
 impl From<DaggerError> for EngineError {
     fn from(error: DaggerError) -> Self {
-        let DaggerError::Query(GraphQLError::HttpError(text)) = &error else {
-            return Self::Query(format!("{:#}", eyre::Report::new(error)));
+        let (message, fields) = match error {
+            DaggerError::Query(GraphQLError::DomainError { message, fields }) => (message, fields),
+            DaggerError::Query(GraphQLError::HttpError(message)) => (message, Vec::new()),
+            other => return Self::Query(format!("{:#}", eyre::Report::new(other))),
         };
-        let Ok(errors) = serde_json::from_str::<Vec<QueryError>>(text) else {
-            return Self::Query(text.clone());
-        };
-        for error in &errors {
-            if let Some(Extensions {
-                exit_code: Some(code),
-                stdout,
-                stderr,
-                ..
-            }) = &error.extensions
-            {
-                let output = [stdout.trim_end(), stderr.trim_end()]
+        let exec = fields
+            .into_iter()
+            .find_map(|error| match error.extensions? {
+                GraphQlExtension::ExecError {
+                    exit_code,
+                    stdout,
+                    stderr,
+                    ..
+                } => Some((exit_code, stdout, stderr)),
+                GraphQlExtension::Other => None,
+            });
+        match exec {
+            Some((exit_code, stdout, stderr)) => Self::Exec {
+                exit_code: exit_code.into(),
+                output: [stdout.trim_end(), stderr.trim_end()]
                     .into_iter()
                     .filter(|text| !text.is_empty())
                     .collect::<Vec<_>>()
-                    .join("\n");
-                return Self::Exec {
-                    exit_code: *code,
-                    output,
-                };
-            }
+                    .join("\n"),
+            },
+            None => Self::Query(message),
         }
-        Self::Query(
-            errors
-                .into_iter()
-                .map(|error| error.message)
-                .collect::<Vec<_>>()
-                .join("; "),
-        )
     }
 }
 
@@ -219,12 +206,24 @@ impl EngineError {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn decoded(errors: serde_json::Value) -> EngineError {
+        let errors = errors.as_array().cloned().unwrap_or_default();
+        EngineError::from(DaggerError::Query(decode(errors)))
+    }
 
     #[test]
     fn exec_error_keeps_exit_code_and_output() {
-        let text = r#"[{"message":"exit code: 3","extensions":{"_type":"EXEC_ERROR","cmd":["sh"],"exitCode":3,"stdout":"out\n","stderr":"err\n"}}]"#;
-        let error = EngineError::from(DaggerError::Query(GraphQLError::HttpError(text.into())));
+        let error = decoded(json!([{
+            "message": "exit code: 3",
+            "path": ["container", 0],
+            "extensions": {
+                "_type": "EXEC_ERROR", "cmd": ["sh"], "exitCode": 3, "stdout": "out\n", "stderr": "err\n",
+            },
+        }]));
         assert!(
             matches!(error, EngineError::Exec { exit_code: 3, output } if output == "out\nerr")
         );
@@ -240,12 +239,16 @@ mod tests {
 
     #[test]
     fn other_errors_keep_their_message() {
-        for text in [
-            "connection refused",
-            r#"[{"message":"connection refused"}]"#,
+        for errors in [
+            json!([{"message": "connection refused"}]),
+            json!([{"message": "connection refused", "extensions": {"_type": "NEW"}}]),
+            json!([{"message": "connection refused", "extensions": {"code": 7}}]),
         ] {
-            let error = EngineError::from(DaggerError::Query(GraphQLError::HttpError(text.into())));
+            let error = decoded(errors);
             assert!(matches!(error, EngineError::Query(text) if text == "connection refused"));
         }
+        let error = GraphQLError::HttpError("connection refused".to_owned());
+        let error = EngineError::from(DaggerError::Query(error));
+        assert!(matches!(error, EngineError::Query(text) if text == "connection refused"));
     }
 }

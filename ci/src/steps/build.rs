@@ -95,7 +95,7 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
             .client()
             .host()
             .file(self.archive.display().to_string());
-        // The engine's File.digest covers more than the content.
+        // The engine's File.digest covers more than the content, even without the metadata.
         let sum = workspace::toolchain(step)
             .await?
             .with_mounted_file("/image.tar", file.clone())

@@ -64,8 +64,8 @@ pub(super) async fn container<K: Kind>(
                 host: Some(&address),
             },
         );
-        // Keeps the tunnel open for the whole session. Otherwise the engine closes it ten seconds after each command, and
-        // Dagger 0.19.10 crashes (in core/services.go) if the next command binds it at that moment.
+        // Keeps the tunnel open for the whole session. Otherwise the engine closes it ten seconds after each command;
+        // Dagger 0.19.10 crashed if the next command bound it at that moment.
         service.start().await.map_err(|error| {
             EngineError::from(error)
                 .into_environment(&format!("the engine cannot reach the registry {registry}"))

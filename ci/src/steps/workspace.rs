@@ -36,7 +36,7 @@ const CARGO_HOME: &str = "/cargo";
 /// After any other change build scripts run again, because they may not declare everything that they read.
 ///
 /// Concurrent runs wait for each other with a file lock, which is released when the container exits. The engine's own lock
-/// (`LOCKED`) can leak when a run is cancelled, and would block the volume until the engine restarts.
+/// (`LOCKED`) no longer leaks when a run is cancelled, but it would also cover the lookup of cached results.
 const SYNC: &str = r#"set -eu
 exec 9>/work/lock
 flock --nonblock 9 || { echo "waiting for another run with the same cache" >&2; flock 9; }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ci::engine::session::{Endpoint, Session};
 use ci::engine::telemetry::Telemetry;
+use dagger_sdk::{Container, DaggerConn};
 use nix::sys::statvfs::statvfs;
 
 use crate::embedded::{copy, short_folder};
@@ -72,6 +73,16 @@ fn require_free_space(folder: &Path, gigabytes: u64) {
 }
 
 impl Provisioned {
+    /// Calls `work` with a container of the toolchain's stand-in on the shared engine.
+    pub fn with_toolchain<T>(&self, work: impl AsyncFnOnce(DaggerConn, Container) -> T) -> T {
+        let toolchain = Toolchain {
+            cli: &self.programs().join("dagger"),
+            engine: &self.engine,
+            stand_ins: &self.folder.parent().unwrap().join("stand-ins"),
+        };
+        toolchain.with_container(work)
+    }
+
     /// The folder of the engine's programs.
     pub fn programs(&self) -> PathBuf {
         self.folder.join("bin")
@@ -158,6 +169,24 @@ pub struct Toolchain<'a> {
 impl Toolchain<'_> {
     /// Runs a script in a container, with the volume of this name at `/volume`, and returns its standard output.
     pub fn run(&self, script: &str, volume: Option<&str>) -> String {
+        self.with_container(async |client, container| {
+            let container = match volume {
+                Some(volume) => {
+                    container.with_mounted_cache("/volume", client.cache_volume(volume))
+                }
+                None => container,
+            };
+            container
+                .with_env_variable("NOW", format!("{:?}", Instant::now()))
+                .with_exec(vec!["sh", "-c", script])
+                .stdout()
+                .await
+                .unwrap()
+        })
+    }
+
+    /// Calls `work` with a container in a session of its own.
+    pub fn with_container<T>(&self, work: impl AsyncFnOnce(DaggerConn, Container) -> T) -> T {
         let archive =
             toolchain_in(self.stand_ins).expect("the toolchain's image is a stand-in here");
         block_on(async move {
@@ -170,27 +199,12 @@ impl Toolchain<'_> {
             };
             let session = Session::open(&endpoint, &telemetry).await.unwrap();
             let client = session.connection().client(telemetry.trace(None));
-            let mut container = client
+            let container = client
                 .container()
                 .import(client.host().file(archive.display().to_string()));
-            if let Some(volume) = volume {
-                container = container.with_mounted_cache("/volume", client.cache_volume(volume));
-            }
-            let stdout = container
-                .with_env_variable("NOW", format!("{:?}", Instant::now()))
-                .with_exec(vec!["sh", "-c", script])
-                .stdout()
-                .await
-                .unwrap();
+            let result = work(client, container).await;
             session.close().await;
-            stdout
+            result
         })
     }
-}
-
-#[test]
-fn provisions_this_machine() {
-    let shared = provision();
-    assert!(shared.folder.join("bin/engine").is_file());
-    assert!(shared.pulled_state().is_dir());
 }

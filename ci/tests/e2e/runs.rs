@@ -55,6 +55,52 @@ fn finishes_independent_gates_and_exits_with_1_despite_a_vulnerability() {
 }
 
 #[test]
+fn reports_the_time_the_cache_state_and_the_log_of_each_step() {
+    const CACHEABLE: [&str; 5] = ["test", "fmt", "lint", "build", "scan"];
+    let project = Project::new("records");
+    project.extend_test("std::thread::sleep(std::time::Duration::from_millis(1500));");
+    project.commit("a slow test");
+    let log = |step: &str| project.read(&format!("target/ci/logs/{step}.log"));
+    let milliseconds = |run: &Outcome, step| run.step(step)["duration_ms"].as_u64().unwrap();
+
+    let cold = project.ci(&[]).run().exits(0);
+    let logs = CACHEABLE.map(log);
+    for step in CACHEABLE {
+        assert_eq!(cold.step(step)["cached"], false, "{step}");
+    }
+    for (step, line) in [
+        ("test", "test answers_with_200 ... ok"),
+        ("test", "Compiling api"),
+        ("lint", "Checking api"),
+        ("build", "Compiling api"),
+    ] {
+        assert_eq!(log(step).matches(line).count(), 1, "{step}: {}", log(step));
+    }
+    assert!(milliseconds(&cold, "test") >= 1500, "{:#}", cold.report);
+
+    let warm = project.ci(&[]).run().exits(0);
+    for step in CACHEABLE {
+        assert_eq!(warm.step(step)["cached"], true, "{step}");
+    }
+    assert_eq!(warm.step("smoke")["cached"], false);
+    assert_eq!(CACHEABLE.map(log), logs, "a cached step has its first log");
+
+    project.extend_test("assert!(std::env::args().count() > 9, \"not today\");");
+    project.commit("a test that fails");
+    let failing = project.ci(&[]).run().exits(1);
+    for (step, cached) in [("test", false), ("fmt", false), ("lint", false)] {
+        assert_eq!(failing.step(step)["cached"], cached, "{step}");
+    }
+    assert_eq!(failing.status("test"), "failed");
+    assert_eq!(
+        log("test").matches("not today").count(),
+        1,
+        "{}",
+        log("test")
+    );
+}
+
+#[test]
 fn fail_fast_cancels_running_steps() {
     let project = Project::new("fail-fast");
     break_format(&project);

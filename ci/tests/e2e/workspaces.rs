@@ -1,9 +1,11 @@
 //! Services in workspaces of other shapes and with other needs, which require only settings.
 
+use dagger_sdk::ContainerWithDockerHealthcheckOpts;
 use serde_json::{Value, json};
 
 use crate::harness::{Outcome, Project};
 use crate::image::Image;
+use crate::provisioned::provision;
 use crate::registry::Registry;
 
 const IGNORED: (&str, &str) = (".gitignore", "target\n");
@@ -322,6 +324,53 @@ env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
         .says("service database exited with code 1")
         .says("POSTGRES_PASSWORD is not set")
         .says("services.database in ci.toml");
+}
+
+/// A server that opens its port at once, but is ready only after four seconds.
+const SLOW_SERVER: &str = r#"(sleep 4; : >/run/ready) &
+exec perl -MIO::Socket::INET -e '
+    my $server = IO::Socket::INET->new(LocalPort => 9000, Listen => 5, ReuseAddr => 1) or die;
+    while (my $client = $server->accept) { print $client -e "/run/ready" ? "ready" : "starting"; close $client }'
+"#;
+
+#[test]
+fn waits_for_the_healthcheck_of_a_backing_service() {
+    let registry = Registry::open();
+    let provisioned = provision();
+    let image = |tag: &str| format!("{}/e2e/slow:{tag}", registry.address());
+    provisioned.with_toolchain(async |_, container| {
+        let server = container.with_entrypoint(vec!["sh", "-c", SLOW_SERVER]);
+        let checked = server.with_docker_healthcheck_opts(
+            vec!["test", "-e", "/run/ready"],
+            ContainerWithDockerHealthcheckOpts {
+                interval: Some("500ms"),
+                retries: Some(60),
+                shell: None,
+                start_interval: None,
+                start_period: None,
+                timeout: None,
+            },
+        );
+        server.publish(image("unchecked")).await.unwrap();
+        checked.publish(image("checked")).await.unwrap();
+    });
+    let project = Project::new("healthcheck");
+    project.extend_test(
+        r#"let mut answer = String::new();
+        let mut server = std::net::TcpStream::connect("slow:9000").unwrap();
+        server.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "ready");"#,
+    );
+    for (tag, code) in [("unchecked", 1), ("checked", 0)] {
+        project.write(
+            "ci.toml",
+            &format!("[services.slow]\nimage = \"{}\"\nport = 9000\n", image(tag)),
+        );
+        project
+            .ci(&["test", "--engine", &provisioned.engine])
+            .run()
+            .exits(code);
+    }
 }
 
 /// Runs a command whose report is in another folder.
