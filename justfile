@@ -103,6 +103,10 @@ laptops: (_venv "cargo-zigbuild" zigbuild "ziglang==" + zig)
     rustup target add aarch64-apple-darwin
     PATH="{{ tools }}/cargo-zigbuild-{{ zigbuild }}/bin:$PATH" cargo-zigbuild clippy --workspace --target aarch64-apple-darwin --locked -- -D warnings
 
+# Set the version of Dagger's SDK, CLI and engine everywhere, and print what is left to do by hand
+upgrade-dagger version:
+    python3 .ci/upgrade-dagger.py {{ version }}
+
 # Stop the embedded engine
 engine-down:
     cargo run -p ci --locked -- engine down

@@ -531,7 +531,7 @@ mod tests {
             assert!(is_attempt(line), "{line}");
         }
         for line in [
-            "v0.21.8: Pulling from engine",
+            "v0.19.10: Pulling from engine",
             "Getting image source signatures",
             "layer-sha256:abc: downloading",
         ] {

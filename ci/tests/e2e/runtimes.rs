@@ -26,6 +26,10 @@ const PODMAN: Package = Package {
     probe: Probe::Program("podman"),
 };
 const IMAGE: &str = common::pins::DAGGER_IMAGE;
+/// The name that Dagger's CLI gives the engine's container.
+fn container_name() -> String {
+    format!("dagger-engine-v{}", common::pins::DAGGER)
+}
 /// Options for setpriv that remove a capability, so that privileged containers fail.
 const DROP_CAPABILITY: [&str; 2] = ["--inh-caps=-sys_resource", "--bounding-set=-sys_resource"];
 /// A wrapper of runc that omits a capability, which a sandbox may lack.
@@ -498,14 +502,14 @@ fn runs_the_engine_in_docker_when_possible() {
     let run = ci(&["fmt", "--engine", "auto"]).run().exits(0);
     assert_eq!(run.report["engine"]["name"], "docker");
     let running = docker.run(&["ps", "--format", "{{.Names}} {{.Image}}"]);
-    assert_eq!(running.trim(), format!("dagger-engine-v0.21.8 {IMAGE}"));
+    assert_eq!(running.trim(), format!("{} {IMAGE}", container_name()));
     assert_eq!(entry_names(cache.path()), ["engine-config", "stand-ins"]);
 
     let settings = docker.run(&[
         "inspect",
         "--format",
         "{{range .Mounts}}{{.Source}} {{.Destination}}\n{{end}}",
-        "dagger-engine-v0.21.8",
+        &container_name(),
     ]);
     let settings = settings
         .lines()
@@ -637,7 +641,7 @@ fn runs_the_engine_in_podman_when_docker_cannot() {
         )
         .run()
         .exits(0);
-    let run = run.says("engine podman (Dagger 0.21.8)");
+    let run = run.says(&format!("engine podman (Dagger {})", common::pins::DAGGER));
     assert_eq!(run.report["engine"]["name"], "podman");
     assert_eq!(entry_names(cache.path()), ["engine-config", "stand-ins"]);
 }

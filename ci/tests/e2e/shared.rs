@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::pins::{DAGGER, DAGGER_IMAGE};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -204,7 +205,7 @@ const URL: &str = "tcp://198.18.0.2:1234";
 fn two_clients_share_a_remote_engine() {
     let programs = engine_programs();
     let machines = Machines::new();
-    let engine = Engine::start(&machines, &programs, "v0.21.8");
+    let engine = Engine::start(&machines, &programs, &format!("v{DAGGER}"));
 
     // One client on this machine and one on another, each with its own checkout of the same service.
     let projects = [(); 2].map(|()| Project::new("shared"));
@@ -235,7 +236,7 @@ fn two_clients_share_a_remote_engine() {
         assert!(output.status.success(), "{stderr}");
         let report: Value = serde_json::from_str(&project.read("target/ci/report.json")).unwrap();
         assert_eq!(report["engine"]["name"], URL);
-        assert_eq!(report["engine"]["version"], common::pins::DAGGER);
+        assert_eq!(report["engine"]["version"], DAGGER);
         for step in report["steps"].as_array().unwrap() {
             let passed = step["name"] == "publish" || step["status"] == "passed";
             assert!(passed, "{step:#}");
@@ -243,10 +244,12 @@ fn two_clients_share_a_remote_engine() {
     }
     drop(engine);
 
-    let patch = Engine::start(&machines, &programs, "v0.21.3");
+    let (minor, _) = DAGGER.rsplit_once('.').unwrap();
+    let version = format!("{minor}.999");
+    let patch = Engine::start(&machines, &programs, &format!("v{version}"));
     let run = projects[0].ci(&["fmt", "--engine", URL]).run().exits(0);
-    assert_eq!(run.report["engine"]["version"], "0.21.3");
-    run.says("only tested with engine version 0.21.8");
+    assert_eq!(run.report["engine"]["version"], version);
+    run.says(&format!("only tested with engine version {DAGGER}"));
     drop(patch);
 
     // Dagger's CLI accepts the first and refuses the second.
@@ -254,9 +257,9 @@ fn two_clients_share_a_remote_engine() {
         let other = Engine::start(&machines, &programs, &format!("v{version}"));
         let run = projects[0].ci(&["fmt", "--engine", URL]).run().exits(3);
         let run = run.says(&format!(
-            "the Dagger engine at {URL} has version {version}, but this ci needs 0.21.8"
+            "the Dagger engine at {URL} has version {version}, but this ci needs {DAGGER}"
         ));
-        let run = run.says("Run the image registry.dagger.io/engine:v0.21.8 there");
+        let run = run.says(&format!("Run the image {DAGGER_IMAGE} there"));
         assert!(run.report["steps"].as_array().is_none_or(Vec::is_empty));
         drop(other);
     }

