@@ -105,10 +105,8 @@ impl<K: Kind> Run<K> {
         // The engine reports up to a tenth of a second after it answers.
         let telemetry = &self.context.telemetry;
         telemetry.settle(trace, Duration::from_secs(1)).await;
-        if telemetry.cached(trace)
-            && let Some(output) = lock(&context.output).take()
-        {
-            telemetry.replay(trace, &output);
+        if telemetry.cached(trace) {
+            telemetry.replay(trace, &lock(&context.output));
         }
         let reused = lock(&context.reused).take();
         let mut record = Record {
@@ -235,7 +233,7 @@ pub struct StepContext<'a, K: Kind> {
     trace: TraceContext,
     client: DaggerConn,
     digest: Mutex<Option<String>>,
-    output: Mutex<Option<String>>,
+    output: Mutex<String>,
     parts: Mutex<Vec<StepPart>>,
     reused: Mutex<Option<PriorPass>>,
 }
@@ -252,9 +250,9 @@ impl<K: Kind> StepContext<'_, K> {
         *lock(&self.digest) = Some(digest.to_owned());
     }
 
-    /// Records the output of this step's command, which the engine does not report if the result came from its cache.
-    pub fn set_output(&self, output: String) {
-        *lock(&self.output) = Some(output);
+    /// Records the output of a command of this step, which the engine does not report if the result came from its cache.
+    pub fn add_output(&self, output: &str) {
+        lock(&self.output).push_str(output);
     }
 
     /// Records the result of a part of this step.

@@ -187,6 +187,10 @@ pub async fn run<'img, K: Kind>(
         "/out/trivy.json",
     ]);
     let sbom = save(&converted, "sbom.cdx.json").await?;
+    for container in [&scanned, &converted] {
+        let output = container.combined_output().await;
+        step.add_output(&output.map_err(|error| failed(error.into()))?);
+    }
     let report: Report =
         serde_json::from_str(&report).or_environment("cannot parse Trivy's report")?;
     if report.metadata.image_id != image.info().config {

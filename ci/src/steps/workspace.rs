@@ -297,7 +297,7 @@ pub async fn execute<K: Kind>(
         let result = done.combined_output().await;
         let output =
             result.map_err(|error| to_failure(step, error.into(), work.failed, work.hint))?;
-        step.set_output(output);
+        step.add_output(&output);
         Ok::<_, Failure>(())
     };
     match work.services {

@@ -325,17 +325,41 @@ kill -9 $(cut -d' ' -f1 "$4/run/process" | head -n 1)
 picture >$3/after
 "#;
 
+/// Runs [`ALONE`] in a copy of the root file system in which /usr/sbin is a link to /usr/bin, as newer distributions have it.
+const MERGED: &str = r#"
+disk=$(mktemp -d)
+mount -t tmpfs merged $disk
+mkdir $disk/upper $disk/work $disk/root
+mount -t overlay -o lowerdir=/,upperdir=$disk/upper,workdir=$disk/work merged $disk/root
+cd $disk/root
+for program in usr/sbin/*; do
+    name=${program#usr/sbin/}
+    # One of two programs with the same name is a link to the other.
+    if [ -L $program ] && [ -e usr/bin/$name ]; then continue; fi
+    mv --force $program usr/bin/
+done
+rm -r usr/sbin
+ln -s bin usr/sbin
+for folder in dev dev/shm proc sys tmp; do mount --rbind /$folder $folder; done
+exec chroot . sh -euc "$ALONE" sh "$@"
+"#;
+
 #[test]
-fn restores_the_ip_forwarding_of_the_host() {
+fn restores_the_network_and_the_programs_of_the_host() {
     let machine = Machine::new();
     let notes = tempfile::tempdir().unwrap();
     let read = |name: &str| std::fs::read_to_string(notes.path().join(name)).unwrap();
-    for (forwards, others, after) in [("0", "none", "0"), ("1", "none", "1"), ("0", "bridge", "1")]
-    {
+    for (script, forwards, others, after) in [
+        (ALONE, "0", "none", "0"),
+        (ALONE, "1", "none", "1"),
+        (ALONE, "0", "bridge", "1"),
+        (MERGED, "1", "none", "1"),
+    ] {
         let output = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private"])
-            .args(["sh", "-euc", ALONE, "sh", forwards, others])
+            .args(["sh", "-euc", script, "sh", forwards, others])
             .arg(notes.path())
+            .env("ALONE", ALONE)
             .arg(machine.programs())
             .env("CI", env!("CARGO_BIN_EXE_ci"))
             .env("LAB_CI_CACHE_DIR", machine.cache())
@@ -345,6 +369,11 @@ fn restores_the_ip_forwarding_of_the_host() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{stderr}");
         assert_eq!(read("during"), "1\n", "{stderr}");
+        assert!(
+            read("before").contains("/xtables-nft-multi "),
+            "{}",
+            read("before")
+        );
         let expected = if forwards == after {
             read("before")
         } else {

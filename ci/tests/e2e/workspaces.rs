@@ -326,12 +326,13 @@ env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
         .says("services.database in ci.toml");
 }
 
-/// A server that opens its port at once, but is ready only after four seconds.
-const SLOW_SERVER: &str = r#"(sleep 4; : >/run/ready) &
-exec perl -MIO::Socket::INET -e '
+/// A server that opens its port at once, but is ready only after the third health check.
+const SLOW_SERVER: &str = r#"exec perl -MIO::Socket::INET -e '
     my $server = IO::Socket::INET->new(LocalPort => 9000, Listen => 5, ReuseAddr => 1) or die;
     while (my $client = $server->accept) { print $client -e "/run/ready" ? "ready" : "starting"; close $client }'
 "#;
+const HEALTHCHECK: &str =
+    "echo >>/run/checks; test $(wc -l </run/checks) -ge 3 && touch /run/ready";
 
 #[test]
 fn waits_for_the_healthcheck_of_a_backing_service() {
@@ -341,7 +342,7 @@ fn waits_for_the_healthcheck_of_a_backing_service() {
     provisioned.with_toolchain(async |_, container| {
         let server = container.with_entrypoint(vec!["sh", "-c", SLOW_SERVER]);
         let checked = server.with_docker_healthcheck_opts(
-            vec!["test", "-e", "/run/ready"],
+            vec!["sh", "-c", HEALTHCHECK],
             ContainerWithDockerHealthcheckOpts {
                 interval: Some("500ms"),
                 retries: Some(60),
@@ -358,7 +359,7 @@ fn waits_for_the_healthcheck_of_a_backing_service() {
     project.extend_test(
         r#"let mut answer = String::new();
         let mut server = std::net::TcpStream::connect("slow:9000").unwrap();
-        server.read_to_string(&mut answer).unwrap();
+        std::io::Read::read_to_string(&mut server, &mut answer).unwrap();
         assert_eq!(answer, "ready");"#,
     );
     for (tag, code) in [("unchecked", 1), ("checked", 0)] {
