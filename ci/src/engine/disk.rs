@@ -44,8 +44,8 @@ fn wide(number: impl Into<u64>) -> u64 {
     number.into()
 }
 
-/// The largest size of an engine's cache. The engine removes what was not used for the longest time, at the latest a minute after
-/// a session, and at once if the disk is almost full.
+/// The largest size of an engine's cache. The engine removes the least recently used entries, at the latest a minute after a
+/// session, and at once if the disk is almost full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DiskLimit {
     /// 10 GB, or 10 % of the disk if that is more.
