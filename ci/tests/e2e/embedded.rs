@@ -278,7 +278,12 @@ fn starts_once_recovers_from_a_kill_and_stops_without_a_trace() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    let third = machine.ci(&["engine", "up"]).run().exits(0).says("started");
+    let third = machine
+        .ci(&["engine", "up"])
+        .run()
+        .exits(0)
+        .says("started")
+        .says("so its cache is lost");
     assert_eq!(first.stdout, third.stdout);
     assert_ne!(machine.engine_pid(), pid);
     machine.assert_works();

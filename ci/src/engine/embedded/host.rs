@@ -31,6 +31,8 @@ const STOP: Duration = Duration::from_secs(90);
 const PRUNE: Duration = Duration::from_secs(600);
 /// Queries the size of the engine's cache.
 const CACHE_QUERY: &str = "{engine{localCache{entrySet{entryCount diskSpaceBytes}}}}";
+/// Part of the engine's log message when it discards its cache, because it had no time to write the index.
+const CACHE_LOST: &str = "persistence store marked unclean";
 /// The longest path of a Unix socket, in bytes.
 const MAX_SOCKET_PATH: usize = 107;
 /// The environment variables that the engine inherits; tokens are not among them.
@@ -383,6 +385,12 @@ impl Engine {
             )));
         }
         progress.done(&what, begun.elapsed());
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        if log.contains(CACHE_LOST) {
+            progress.notice(
+                "the embedded engine was killed or its machine crashed, so its cache is lost",
+            );
+        }
         Ok(())
     }
 
