@@ -293,6 +293,8 @@ impl Ci {
             .args(arguments)
             .current_dir(directory)
             .env_clear()
+            // Without it, each call would first try the container runtimes that some tests install.
+            .env("LAB_CI_ENGINE", "embedded")
             .stdin(Stdio::null());
         for name in INHERITED {
             if let Some(value) = std::env::var_os(name) {

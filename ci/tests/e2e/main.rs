@@ -1,7 +1,6 @@
 //! Tests with a real engine and a real registry. Tests of the embedded engine need root.
 //!
-//! `LAB_CI_ENGINE` selects the engine, as for `ci` itself. Without it, the embedded engine is started if there is no container
-//! runtime.
+//! `LAB_CI_ENGINE` selects the engine, as for `ci` itself. The default is the embedded engine.
 #![expect(
     clippy::panic,
     clippy::unwrap_used,
