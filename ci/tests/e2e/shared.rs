@@ -260,7 +260,7 @@ fn two_clients_share_a_remote_engine() {
             "the Dagger engine at {URL} has version {version}, but this ci needs {DAGGER}"
         ));
         let run = run.says(&format!("Run the image {DAGGER_IMAGE} there"));
-        assert!(run.report["steps"].as_array().is_none_or(Vec::is_empty));
+        assert_eq!(run.status("fmt"), "skipped");
         drop(other);
     }
 }
