@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    convert::Infallible,
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
@@ -23,7 +24,7 @@ use actix_service::{Service as _, ServiceFactory, apply_fn_factory};
 use actix_web::{
     body::{BodySize, BoxBody, MessageBody},
     dev::ServiceResponse,
-    http::{ConnectionType, StatusCode, header::HttpDate},
+    http::{ConnectionType, Method, StatusCode, header::HttpDate},
     rt,
     web::Bytes,
 };
@@ -287,8 +288,13 @@ impl ActiveRequest {
             let head = response.response_mut().head_mut();
             head.set_connection_type(ConnectionType::Close);
         }
+        let without_body = response.request().method() == Method::HEAD;
         response.map_body(|_, body| ChunkedBody {
-            body,
+            body: if without_body {
+                BoxBody::new(OmittedBody(body.size()))
+            } else {
+                body
+            },
             rest: Bytes::new(),
             _active: self,
         })
@@ -329,6 +335,25 @@ impl MessageBody for ChunkedBody {
         }
         let size = self.rest.len().min(WRITE_CHUNK);
         Poll::Ready(Some(Ok(self.rest.split_to(size))))
+    }
+}
+
+/// The body of a response to `HEAD`, of which only the size is sent. The real body is dropped at once, because actix-http would
+/// wait for its end before it reads the next request, and an event stream has none.
+struct OmittedBody(BodySize);
+
+impl MessageBody for OmittedBody {
+    type Error = Infallible;
+
+    fn size(&self) -> BodySize {
+        self.0
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Infallible>>> {
+        Poll::Ready(None)
     }
 }
 

@@ -12,6 +12,11 @@ use api::{
 };
 use reqwest::{Response, StatusCode, header::CONTENT_TYPE};
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 /// Starts a service with one check, whose results the test records.
 fn start(streams: usize) -> (String, Arc<Board>) {
@@ -124,7 +129,7 @@ async fn sends_missed_changes_after_a_reconnect() {
         }
     };
     let mut stream = Stream(again, String::new());
-    let nothing = tokio::time::timeout(Duration::from_millis(200), stream.next()).await;
+    let nothing = timeout(Duration::from_millis(200), stream.next()).await;
     assert!(nothing.is_err(), "{nothing:?}");
 }
 
@@ -143,4 +148,43 @@ async fn rejects_streams_above_the_limit() {
             .contains("too many event streams"),
         "{problem}"
     );
+}
+
+#[actix_web::test]
+async fn head_ends_at_once_keeps_the_connection_and_holds_no_stream() {
+    let (url, _board) = start(1);
+    let address = url.split('/').nth(2).unwrap();
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let requests =
+            "HEAD /events HTTP/1.1\r\nHost: a\r\n\r\nGET /livez HTTP/1.1\r\nHost: a\r\n\r\n";
+        connection.write_all(requests.as_bytes()).await.unwrap();
+        let mut received = String::new();
+        let both = async {
+            while !received.ends_with("\r\n\r\nok") {
+                let mut buffer = [0; 1024];
+                let count = connection.read(&mut buffer).await.unwrap();
+                assert!(count > 0, "the connection ended: {received}");
+                received.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+            }
+        };
+        assert!(
+            timeout(Duration::from_secs(10), both).await.is_ok(),
+            "no response to the next request: {received}"
+        );
+        let (head, rest) = received.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(
+            head.contains("\r\ncontent-type: text/event-stream"),
+            "{head}"
+        );
+        assert!(!head.contains("content-length"), "{head}");
+        assert!(rest.starts_with("HTTP/1.1 200 OK\r\n"), "{rest}");
+        connections.push(connection);
+    }
+    // The only stream is still free, although the connections are open.
+    let _stream = Stream::open(&url, None).await;
+    let refused = crate::client().head(&url).send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
 }

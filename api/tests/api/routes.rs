@@ -69,6 +69,44 @@ async fn allows_only_get_and_head() {
 }
 
 #[actix_web::test]
+async fn head_has_the_status_and_the_headers_of_get() {
+    let check = "[[checks]]\nname = \"cache\"\ntcp = \"127.0.0.1:1\"\ninterval = \"1h\"\n";
+    let url = start(Settings::parse("api.toml", check, &|_| None).unwrap());
+    let client = crate::client();
+    let documented = serde_json::to_value(api::routes::document()).unwrap();
+    let mut paths: Vec<_> = documented["paths"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(|path| path.replace("{name}", "cache"))
+        .collect();
+    paths.extend(["/nothing", "/badge/none.svg", "/api/v1/checks/none"].map(String::from));
+    for path in paths {
+        let answer = async |method| {
+            let request = client
+                .request(method, format!("{url}{path}"))
+                .timeout(Duration::from_secs(10));
+            // Only the head arrives: an event stream does not end.
+            let response = request.send().await.unwrap();
+            let mut headers = response.headers().clone();
+            headers.remove("date");
+            headers.remove("traceparent");
+            if ["/metrics", "/health"].contains(&path.as_str()) || path.contains("checks") {
+                // The length of the body depends on the time.
+                let length = headers.insert("content-length", "1".parse().unwrap());
+                assert!(length.is_some(), "{path}");
+            }
+            (response.status(), headers)
+        };
+        assert_eq!(
+            answer(Method::GET).await,
+            answer(Method::HEAD).await,
+            "{path}"
+        );
+    }
+}
+
+#[actix_web::test]
 async fn unknown_paths_and_checks_are_problem_documents() {
     let url = start(Settings::default());
     for (path, detail) in [
