@@ -4,10 +4,15 @@
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS},
+    http::header::{
+        CACHE_CONTROL, CONTENT_SECURITY_POLICY, ETag, EntityTag, Header as _, IfNoneMatch,
+        X_CONTENT_TYPE_OPTIONS,
+    },
     web,
 };
 use askama::Template;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use ring::digest::{SHA256, digest};
 
 use crate::{
     page::percent,
@@ -22,14 +27,21 @@ const SVG: &str = "image/svg+xml";
 /// The margin on both sides of a text, in pixels.
 const MARGIN: u32 = 6;
 
+/// How long clients and the image proxies of forges may show a badge without asking again. Without this header, the proxy of
+/// GitHub keeps images for days; with `no-cache`, it requests them for every reader.
+const CACHING: &str = "public, max-age=60";
+
 /// Badge with the state or the uptime of a check
 #[utoipa::path(get, path = "/badge/{name}.svg", tag = "checks",
     params(
         ("name" = String, Path, description = "Name of the check"),
         ("uptime" = Option<String>, Query, description = "If present, with any value, the badge shows the uptime of the last 24 hours"),
+        ("If-None-Match" = Option<String>, Header, description = "Entity tags of badges that the client has"),
     ),
     responses(
-        (status = 200, description = "The badge as SVG image", body = String, content_type = SVG),
+        (status = 200, description = "The badge as SVG image, which may be cached for a minute", body = String, content_type = SVG,
+            headers(("ETag" = String, description = "The entity tag of the image"))),
+        (status = 304, description = "The client has the current badge"),
         (status = 404, description = "No check has this name", body = Problem, content_type = PROBLEM_JSON),
     ),
 )]
@@ -50,13 +62,36 @@ pub(super) async fn get(
     } else {
         Badge::of_state(status.name, status.state)
     };
+    let image = badge.render()?;
+    let tag = entity_tag(&image);
+    if is_current(&request, &tag) {
+        return Ok(HttpResponse::NotModified()
+            .insert_header((CACHE_CONTROL, CACHING))
+            .insert_header(ETag(tag))
+            .finish());
+    }
     Ok(HttpResponse::Ok()
         .content_type(SVG)
-        // Image proxies, such as the one of GitHub, cache images for days by default.
-        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header((CACHE_CONTROL, CACHING))
+        .insert_header(ETag(tag))
         .insert_header((CONTENT_SECURITY_POLICY, "default-src 'none'"))
         .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .body(badge.render()?))
+        .body(image))
+}
+
+/// The entity tag of `image`: equal images have equal tags, on all replicas.
+fn entity_tag(image: &str) -> EntityTag {
+    let hash = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, image.as_bytes()));
+    EntityTag::new_strong(hash)
+}
+
+/// Whether the client has the image with this tag, by the weak comparison that RFC 9110 requires for `If-None-Match`.
+fn is_current(request: &HttpRequest, tag: &EntityTag) -> bool {
+    match IfNoneMatch::parse(request) {
+        Ok(IfNoneMatch::Any) => true,
+        Ok(IfNoneMatch::Items(tags)) => tags.iter().any(|it| it.weak_eq(tag)),
+        Err(_) => false,
+    }
 }
 
 #[derive(Template)]

@@ -13,8 +13,10 @@ use api::{
     service::Service,
 };
 use reqwest::{
-    Response, StatusCode,
-    header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY},
+    Method, Response, StatusCode,
+    header::{
+        ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY,
+    },
 };
 
 use crate::routes::get;
@@ -184,7 +186,6 @@ async fn badge_shows_the_state_or_the_uptime() {
     ] {
         let response = badge(path).await;
         assert_eq!(response.headers()[CONTENT_TYPE], "image/svg+xml");
-        assert_eq!(response.headers()["cache-control"], "no-cache");
         let image = response.text().await.unwrap();
         assert!(
             image.contains(&format!("<title>{words}</title>")),
@@ -209,6 +210,42 @@ async fn badge_shows_the_state_or_the_uptime() {
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
     }
+}
+
+#[actix_web::test]
+async fn badge_may_be_cached_for_a_minute_and_is_sent_again_only_if_it_has_changed() {
+    let (url, service) = with(vec![check("shop", true)]);
+    let url = format!("{url}/badge/shop.svg");
+    let first = get(&url).await;
+    assert_eq!(first.headers()[CACHE_CONTROL], "public, max-age=60");
+    let tag = first.headers()[ETAG].to_str().unwrap().to_owned();
+    assert!(tag.starts_with('"') && tag.ends_with('"'), "{tag}");
+    let conditional = async |method, url: &str, tags: &str| {
+        let request = crate::client().request(method, url);
+        request.header(IF_NONE_MATCH, tags).send().await.unwrap()
+    };
+    for tags in [
+        tag.clone(),
+        // As a proxy sends it that compresses.
+        format!("W/{tag}"),
+        format!("\"other\", {tag}"),
+        "*".into(),
+    ] {
+        for method in [Method::GET, Method::HEAD] {
+            let response = conditional(method, &url, &tags).await;
+            assert_eq!(response.status(), StatusCode::NOT_MODIFIED, "{tags}");
+            assert_eq!(response.headers()[ETAG], tag);
+            assert_eq!(response.headers()[CACHE_CONTROL], "public, max-age=60");
+            assert_eq!(response.text().await.unwrap(), "");
+        }
+    }
+    // Another image of the same check has another tag, and so has a changed one.
+    let uptime = conditional(Method::GET, &format!("{url}?uptime"), &tag).await;
+    assert_eq!(uptime.status(), StatusCode::OK);
+    record(&service, 0, Ok(()));
+    let changed = conditional(Method::GET, &url, &tag).await;
+    assert_eq!(changed.status(), StatusCode::OK);
+    assert_ne!(changed.headers()[ETAG], tag);
 }
 
 #[actix_web::test]
