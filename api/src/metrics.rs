@@ -1,7 +1,7 @@
-//! The metrics of the service, in the OpenMetrics text format.
+//! The metrics of the service, in the OpenMetrics text format and in the Prometheus text format.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     sync::{Arc, atomic::AtomicI64},
     time::SystemTime,
 };
@@ -27,8 +27,11 @@ use crate::{
     state::State,
 };
 
-/// The media type of [`Metrics::text`].
+/// The media type of [`Metrics::openmetrics`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The media type of [`Metrics::text_format`].
+pub const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The upper bounds of the duration buckets in seconds: those that OpenTelemetry recommends for HTTP servers, with finer ones for
 /// the typical durations of this service.
@@ -101,15 +104,49 @@ impl Metrics {
         self.requests.get_or_create_owned(labels)
     }
 
-    /// Encodes all metrics.
+    /// Encodes all metrics in the OpenMetrics text format.
     ///
     /// # Errors
     /// Never, because writing to a `String` does not fail.
-    pub fn text(&self) -> Result<String, fmt::Error> {
+    pub fn openmetrics(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
+
+    /// Encodes all metrics in the Prometheus text format 0.0.4.
+    ///
+    /// # Errors
+    /// Never, because writing to a `String` does not fail.
+    pub fn text_format(&self) -> Result<String, fmt::Error> {
+        to_text_format(&self.openmetrics()?)
+    }
+}
+
+/// Converts the output of prometheus-client, which encodes only OpenMetrics, to the text format 0.0.4. It names a family like its
+/// samples, knows fewer types, and has no units and no end marker.
+fn to_text_format(openmetrics: &str) -> Result<String, fmt::Error> {
+    let mut text = String::with_capacity(openmetrics.len());
+    let mut help = "";
+    for line in openmetrics.lines() {
+        let descriptor = |kind| line.strip_prefix(kind)?.split_once(' ');
+        if let Some((_, of_family)) = descriptor("# HELP ") {
+            // Written together with the type, which determines the name.
+            help = of_family;
+        } else if let Some((name, kind)) = descriptor("# TYPE ") {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", kind),
+                "info" => ("_info", "gauge"),
+                "unknown" => ("", "untyped"),
+                _ => ("", kind),
+            };
+            writeln!(text, "# HELP {name}{suffix} {help}")?;
+            writeln!(text, "# TYPE {name}{suffix} {kind}")?;
+        } else if !line.starts_with("# ") {
+            writeln!(text, "{line}")?;
+        }
+    }
+    Ok(text)
 }
 
 /// The metrics of checks, with the names of the Prometheus blackbox exporter where it has equivalent metrics.

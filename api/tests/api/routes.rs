@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::{Application, Settings};
 use reqwest::{
     Method, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, VARY},
 };
 use serde_json::{Value, json};
 
@@ -198,19 +198,88 @@ async fn counts_requests_by_route() {
     }
     // Requests are counted when the response is sent.
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let response = get(format!("{url}/metrics")).await;
-    assert_eq!(
-        response.headers()[CONTENT_TYPE],
-        "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    );
-    let text = response.text().await.unwrap();
+    let text = get(format!("{url}/metrics")).await.text().await.unwrap();
     for (route, status) in [("/health", 200), ("/api/v1/checks/{name}", 404), ("", 404)] {
         let line = format!(
             "http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"{route}\",http_response_status_code=\"{status}\"}} 2"
         );
         assert!(text.lines().any(|it| it == line), "{line}\n{text}");
     }
-    assert!(text.ends_with("# EOF\n"));
+}
+
+#[actix_web::test]
+async fn metrics_have_the_format_that_the_client_accepts() {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let url = start(Settings::default());
+    for (accept, format) in [
+        // Clients that know only the text format.
+        (None, TEXT),
+        (Some("*/*"), TEXT),
+        (Some("text/plain"), TEXT),
+        (Some("text/plain;version=0.0.4"), TEXT),
+        (
+            Some(
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,text/plain;version=0.0.4;q=0.3",
+            ),
+            TEXT,
+        ),
+        (Some("application/openmetrics-text;version=0.0.1"), TEXT),
+        (Some("application/openmetrics-text;q=0, */*"), TEXT),
+        (
+            Some("application/openmetrics-text;q=0.2, text/plain;q=0.3"),
+            TEXT,
+        ),
+        (Some("application/json"), TEXT),
+        (Some("nonsense"), TEXT),
+        // Prometheus 2 and 3.
+        (
+            Some(
+                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            ),
+            OPENMETRICS,
+        ),
+        (
+            Some(
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            ),
+            OPENMETRICS,
+        ),
+        (Some("application/openmetrics-text"), OPENMETRICS),
+        (
+            Some("application/openmetrics-text, text/plain"),
+            OPENMETRICS,
+        ),
+    ] {
+        let mut request = crate::client().get(format!("{url}/metrics"));
+        if let Some(accept) = accept {
+            request = request.header(ACCEPT, accept);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.headers()[CONTENT_TYPE], format, "{accept:?}");
+        assert_eq!(response.headers()[VARY], "Accept");
+        let text = response.text().await.unwrap();
+        let openmetrics = format == OPENMETRICS;
+        assert_eq!(text.ends_with("# EOF\n"), openmetrics, "{text}");
+        for (line, expected) in [
+            ("# TYPE probes counter", openmetrics),
+            ("# TYPE probes_total counter", !openmetrics),
+            ("# TYPE build info", openmetrics),
+            ("# TYPE build_info gauge", !openmetrics),
+            (
+                "# HELP process_cpu_seconds_total User and system CPU time",
+                !openmetrics,
+            ),
+            ("# UNIT process_cpu_seconds seconds", openmetrics),
+            ("event_streams 0", true),
+        ] {
+            assert_eq!(
+                text.lines().any(|it| it == line),
+                expected,
+                "{line}\n{text}"
+            );
+        }
+    }
 }
 
 #[actix_web::test]

@@ -1,6 +1,6 @@
 //! Verifies the OpenAPI document and the metrics with third-party tools.
 
-use std::{process::Command, thread, time::Duration};
+use std::{collections::BTreeSet, process::Command, thread, time::Duration};
 
 use common::pins;
 
@@ -71,12 +71,15 @@ fn schemathesis_finds_no_response_that_violates_the_openapi_document() {
     assert!(cases > 300, "{line}");
 }
 
-/// Parses `/metrics` strictly, and prints the samples.
+/// Parses `/metrics` strictly in the format of the second argument, and prints the samples.
 const PARSE: &str = r#"
 import sys, urllib.request
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-with urllib.request.urlopen(sys.argv[1]) as answer:
-    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0"), answer.headers
+if sys.argv[2].startswith("application/openmetrics-text"):
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families
+else:
+    from prometheus_client.parser import text_string_to_metric_families
+with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers={"Accept": sys.argv[2]})) as answer:
+    assert answer.headers["content-type"].startswith(sys.argv[2]), answer.headers
     text = answer.read().decode()
 for family in text_string_to_metric_families(text):
     for sample in family.samples:
@@ -84,19 +87,31 @@ for family in text_string_to_metric_families(text):
 "#;
 
 #[test]
-fn prometheus_client_parses_the_metrics() {
+fn prometheus_client_parses_the_metrics_in_both_formats() {
     let (service, _redis) = service();
     let tool = venv("prometheus-client", pins::PROMETHEUS_CLIENT, &[]);
-    let output = Command::new(tool.join("bin/python"))
-        .args(["-c", PARSE, &service.url("/metrics")])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let samples = String::from_utf8(output.stdout).unwrap();
+    let parse = |format: &str| {
+        let output = Command::new(tool.join("bin/python"))
+            .args(["-c", PARSE, &service.url("/metrics"), format])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let openmetrics = "application/openmetrics-text; version=1.0.0";
+    // The first scrape adds the metrics of this request.
+    parse(openmetrics);
+    let samples = parse(openmetrics);
+    let text = parse("text/plain; version=0.0.4");
+    let names = |samples: &str| {
+        let lines = samples.lines().map(|line| line.split(' ').nth(1).unwrap());
+        lines.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names(&text), names(&samples));
     for expected in [
         "gauge check_up [('check', 'redis'), ('critical', 'false'), ('kind', 'redis')] 1.0",
         "gauge check_up [('check', 'gone'), ('critical', 'true'), ('kind', 'tcp')] 0.0",
