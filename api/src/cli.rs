@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -40,7 +40,7 @@ const AFTER: &str = "\
 Exit codes: 0 success; 1 the port is in use, the server failed, or the service is not healthy; 2 invalid usage or settings; \
 130 a second signal during shutdown.
 
-Environment variables that override the file: PORT, APP_ENV, RUST_LOG, REDIS_HOST, REDIS_PORT and REDIS_PASSWORD.";
+Environment variables that override the file: HOST, PORT, APP_ENV, RUST_LOG, REDIS_HOST, REDIS_PORT and REDIS_PASSWORD.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -125,10 +125,8 @@ impl Cli {
 /// Requests `/health` from the service that listens on `address` on this machine.
 fn check_health(mut address: SocketAddr) -> Result<(), Error> {
     if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
+        // `[::]` includes IPv4, also on a system without IPv6.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     let unhealthy = |reason: &str| Error::Unhealthy(format!("http://{address}{HEALTH}: {reason}"));
     let response = status_line(address).map_err(|error| match error.kind() {

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     num::NonZero,
     pin::Pin,
     rc::Rc,
@@ -29,8 +29,11 @@ use actix_web::{
     web::Bytes,
 };
 use futures_util::TryFutureExt as _;
-use rustix::process::{Resource, getrlimit, setrlimit};
-use socket2::SockRef;
+use rustix::{
+    io::Errno,
+    process::{Resource, getrlimit, setrlimit},
+};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
@@ -193,11 +196,37 @@ fn raise_open_files() -> Option<u64> {
     }
 }
 
-/// Sets the options of the listener, which its connections inherit.
+/// Listens on `address`. `[::]` means every IPv6 and IPv4 address; on a system without IPv6, every IPv4 address.
 ///
 /// # Errors
-/// When the system does not support an option.
-pub fn prepare(listener: &TcpListener) -> io::Result<()> {
+/// When the address is in use or not permitted.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = if address.ip() == Ipv6Addr::UNSPECIFIED {
+        bind_both(address).or_else(|error| match Errno::from_io_error(&error) {
+            Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()))
+            }
+            _ => Err(error),
+        })
+    } else {
+        TcpListener::bind(address)
+    }?;
+    prepare(&listener)?;
+    Ok(listener)
+}
+
+/// Binds an IPv6 address and the IPv4 address that corresponds to it, whatever the default of the system is.
+fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.set_only_v6(false)?;
+    // As the standard library does, so that a restart does not wait for old connections.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Starts listening, and sets the options of the listener, which its connections inherit.
+fn prepare(listener: &TcpListener) -> io::Result<()> {
     let socket = SockRef::from(listener);
     // The backlog for clients that connect while all workers are at their limit.
     socket.listen(4096)?;

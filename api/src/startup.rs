@@ -1,13 +1,6 @@
 //! Starts the server, runs it and shuts it down.
 
-use std::{
-    env, io,
-    net::{SocketAddr, TcpListener},
-    path::Path,
-    process,
-    sync::Arc,
-    time::Duration,
-};
+use std::{env, io, net::SocketAddr, path::Path, process, sync::Arc, time::Duration};
 
 use actix_server::Server;
 use actix_service::map_config;
@@ -95,8 +88,7 @@ impl Application {
             address: configured,
             source,
         };
-        let listener = TcpListener::bind(configured).map_err(listen)?;
-        connections::prepare(&listener).map_err(listen)?;
+        let listener = connections::listen(configured).map_err(listen)?;
         // The configured port may be 0, which selects any free port.
         let address = listener.local_addr().map_err(listen)?;
         let limiter = ConnectionLimiter::new(connections);
@@ -142,6 +134,7 @@ impl Application {
         // Registered before the log line below, so that no later signal is lost.
         let mut signals = Signals::new().map_err(Error::Server)?;
         tracing::info!(
+            address = %self.address,
             port = self.address.port(),
             version = env!("CARGO_PKG_VERSION"),
             "listening"

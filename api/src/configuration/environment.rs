@@ -1,6 +1,6 @@
 //! Settings from environment variables.
 
-use std::str::FromStr;
+use std::{net::IpAddr, str::FromStr};
 
 use url::{Host, Url};
 
@@ -17,6 +17,9 @@ pub(super) fn read(settings: &mut Settings, variables: Variables<'_>) -> Vec<Pro
         variables,
         problems: Vec::new(),
     };
+    if let Some(host) = environment.plain("HOST", "an IP address, such as 127.0.0.1 or ::", ip) {
+        settings.address.set_ip(host);
+    }
     if let Some(port) = environment.plain("PORT", "a number from 0 to 65535", parse) {
         settings.address.set_port(port);
     }
@@ -105,6 +108,15 @@ impl Environment<'_> {
         // Cannot fail, because the URL has a host.
         url.set_password(password.as_deref()).ok()?;
         Some(SecretUrl::new(url))
+    }
+}
+
+/// Parses an IP address; an IPv6 address may have brackets.
+fn ip(text: &str) -> Option<IpAddr> {
+    let inner = text.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    match inner {
+        Some(inner) => inner.parse().map(IpAddr::V6).ok(),
+        None => text.parse().ok(),
     }
 }
 

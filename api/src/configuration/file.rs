@@ -78,7 +78,7 @@ pub(super) fn read(
 }
 
 fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> ProbeSettings {
-    let address = "an address and a port, such as 0.0.0.0:8000 or [::]:8000";
+    let address = "an address and a port, such as [::]:8000 or 127.0.0.1:8000";
     let address = parsed(address, |text| text.parse::<SocketAddr>().ok());
     keys.set("listen", &mut settings.address, address);
     keys.set("title", &mut settings.title, words);

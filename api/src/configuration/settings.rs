@@ -1,7 +1,7 @@
 //! The settings of the service, and their defaults.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -13,7 +13,7 @@ use crate::{checks::Check, secret::SecretUrl};
 /// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The address to listen on; port 0 selects any free port.
+    /// The address to listen on; `[::]` means every IPv6 and IPv4 address, and port 0 any free port.
     pub address: SocketAddr,
     /// The name of the environment that the service runs in.
     pub environment: String,
@@ -49,7 +49,7 @@ pub struct Build {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            address: (Ipv4Addr::UNSPECIFIED, 8000).into(),
+            address: (Ipv6Addr::UNSPECIFIED, 8000).into(),
             environment: "local".into(),
             log: Targets::new().with_default(tracing::Level::INFO),
             title: "Infrastructure Lab".into(),

@@ -144,7 +144,7 @@ fn healthcheck_requests_the_service_of_the_same_configuration() {
     let (code, stdout, stderr) = run(&["healthcheck", "--config", &path], &[]);
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     assert!(
-        stderr.starts_with("error: not healthy: http://[::1]:"),
+        stderr.starts_with("error: not healthy: http://127.0.0.1:"),
         "{stderr}"
     );
 }

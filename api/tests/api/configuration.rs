@@ -226,10 +226,33 @@ fn reports_invalid_variables_together_with_problems_of_the_file() {
 fn without_variables_the_defaults_hold() {
     for variables in [&[][..], &[("PORT", ""), ("APP_ENV", ""), ("RUST_LOG", "")]] {
         let settings = parse_with("", variables).unwrap();
-        assert_eq!(settings.address.to_string(), "0.0.0.0:8000");
+        assert_eq!(settings.address.to_string(), "[::]:8000");
         assert_eq!(settings.environment, "local");
         assert_eq!(settings.log.to_string(), "info");
         assert_eq!(settings.build, Build::default());
+    }
+}
+
+#[test]
+fn host_and_port_override_the_parts_of_the_address() {
+    let address = |host, port| {
+        let variables = [("HOST", host), ("PORT", port)];
+        parse_with("listen = \"192.0.2.1:1\"", &variables).map(|it| it.address.to_string())
+    };
+    for (host, port, expected) in [
+        ("", "", "192.0.2.1:1"),
+        ("127.0.0.1", "", "127.0.0.1:1"),
+        ("0.0.0.0", "80", "0.0.0.0:80"),
+        ("::", "80", "[::]:80"),
+        ("[::1]", "", "[::1]:1"),
+    ] {
+        assert_eq!(address(host, port).unwrap(), expected);
+    }
+    for host in ["example.org", "127.0.0.1:80", "[127.0.0.1]", "::1]", " ::"] {
+        assert_eq!(
+            address(host, "").unwrap_err().to_string(),
+            format!("HOST={host:?}: expected an IP address, such as 127.0.0.1 or ::")
+        );
     }
 }
 

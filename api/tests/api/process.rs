@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Lines},
+    net::TcpListener,
     process::{Child, ChildStdout, Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -194,13 +195,40 @@ fn invalid_variable_exits_with_code_2_and_one_line() {
 
 #[test]
 fn port_in_use_exits_with_code_1() {
-    let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    let output = run(&[("PORT", &port)]);
-    assert_eq!(output.status.code(), Some(1));
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        stderr.starts_with(&format!("error: cannot listen on 0.0.0.0:{port}: ")),
-        "{stderr}"
-    );
+    // The service must not serve only one of the protocols while the other one is taken.
+    for taken in ["0.0.0.0:0", "[::]:0"] {
+        let taken = TcpListener::bind(taken).unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        let output = run(&[("PORT", &port)]);
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            stderr.starts_with(&format!("error: cannot listen on [::]:{port}: ")),
+            "{stderr}"
+        );
+    }
+}
+
+#[actix_web::test]
+async fn listens_on_ipv6_and_ipv4_unless_host_selects_an_address() {
+    for (host, v4, v6) in [
+        ("", true, true),
+        ("::", true, true),
+        ("0.0.0.0", true, false),
+        ("127.0.0.1", true, false),
+        ("::1", false, true),
+    ] {
+        let service = Service::start(&[("HOST", host)]);
+        for (address, expected) in [("127.0.0.1", v4), ("[::1]", v6)] {
+            let url = format!("http://{address}:{}/livez", service.port);
+            let response = crate::client().get(url).send().await;
+            assert_eq!(response.is_ok(), expected, "HOST={host} {address}");
+        }
+        let port = service.port.to_string();
+        let healthcheck = api(&[("HOST", host), ("PORT", &port)])
+            .arg("healthcheck")
+            .output()
+            .unwrap();
+        assert!(healthcheck.status.success(), "HOST={host} {healthcheck:?}");
+    }
 }
