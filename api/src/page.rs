@@ -92,11 +92,11 @@ pub fn response(page: impl MessageBody + 'static) -> HttpResponse {
     response.body(page)
 }
 
-/// Renders the status page of `board`, which is valid until the generation of the board changes.
+/// Renders the status page of `board`, which is valid until the generation of the board changes. Links start with `base`.
 ///
 /// # Errors
 /// When the template fails, which is not expected.
-pub fn render(board: &Board, title: &str, environment: &str) -> askama::Result<String> {
+pub fn render(board: &Board, base: &str, title: &str, environment: &str) -> askama::Result<String> {
     let rows: Vec<Row> = board
         .statuses()
         .into_iter()
@@ -111,6 +111,7 @@ pub fn render(board: &Board, title: &str, environment: &str) -> askama::Result<S
     Page {
         style: STYLE,
         script: SCRIPT,
+        base,
         title,
         environment,
         overall: Overall::of(&rows),
@@ -125,6 +126,7 @@ pub fn render(board: &Board, title: &str, environment: &str) -> askama::Result<S
 struct Page<'a> {
     style: &'static str,
     script: &'static str,
+    base: &'a str,
     title: &'a str,
     environment: &'a str,
     overall: Overall,

@@ -1,7 +1,8 @@
 //! The state that all requests share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use actix_web::web::Bytes;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -17,6 +18,10 @@ use crate::{
 /// The state that all requests share, on all workers.
 #[derive(Debug)]
 pub struct Service {
+    /// The path below which a reverse proxy shows the service; empty without one. Every link starts with it.
+    pub base_path: String,
+    /// The OpenAPI document as JSON, once it was requested.
+    pub openapi: OnceLock<Bytes>,
     /// The title of the status page.
     pub title: String,
     /// The name of the environment that the service runs in.
@@ -50,6 +55,8 @@ impl Service {
         }
         let board = Arc::new(board);
         Ok(Self {
+            base_path: settings.base_path,
+            openapi: OnceLock::new(),
             title: settings.title,
             environment: settings.environment,
             metrics: Metrics::new(&settings.build, board.clone()),

@@ -1,6 +1,7 @@
 "use strict";
 // Keeps the page up to date: fetches it again after each state change, and once a minute.
 const MINUTE = 60_000;
+const { base } = document.currentScript.dataset;
 const connection = document.getElementById("connection");
 const news = document.getElementById("news");
 let stream;
@@ -48,7 +49,7 @@ const refresh = async () => {
   while (wanted) {
     wanted = false;
     try {
-      const response = await fetch("/", { headers: { accept: "text/html" }, cache: "no-store", signal: AbortSignal.timeout(10_000) });
+      const response = await fetch(`${base}/`, { headers: { accept: "text/html" }, cache: "no-store", signal: AbortSignal.timeout(10_000) });
       if (!response.ok) throw new Error(response.statusText);
       show(new DOMParser().parseFromString(await response.text(), "text/html"));
       if (stream.readyState === EventSource.OPEN) live("live", "Live");
@@ -62,7 +63,7 @@ const refresh = async () => {
 
 const listen = () => {
   stream?.close();
-  stream = new EventSource("/events");
+  stream = new EventSource(`${base}/events`);
   // Fetches changes that were missed while disconnected.
   stream.addEventListener("open", refresh);
   stream.addEventListener("change", refresh);

@@ -81,6 +81,12 @@ fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> ProbeSettings 
     let address = "an address and a port, such as [::]:8000 or 127.0.0.1:8000";
     let address = parsed(address, |text| text.parse::<SocketAddr>().ok());
     keys.set("listen", &mut settings.address, address);
+    let base = "a path such as /status, of letters, digits, - . _ ~ and /";
+    keys.set(
+        "base-path",
+        &mut settings.base_path,
+        parsed(base, base_path),
+    );
     keys.set("title", &mut settings.title, words);
     keys.set("environment", &mut settings.environment, words);
     let directory = parsed("a directory", |text| {
@@ -119,4 +125,15 @@ fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> ProbeSettings 
         .unwrap_or_default();
     settings.checks = checks::read(keys, &defaults);
     defaults
+}
+
+/// Parses a path without a slash at its end; `/` is the empty path. Other characters than the unreserved ones of RFC 3986 would
+/// have a meaning in URLs, in HTML or in the patterns of routes.
+fn base_path(text: &str) -> Option<String> {
+    let path = text.strip_suffix('/').unwrap_or(text);
+    let mut segments = path.split('/');
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let starts_with_slash = text.starts_with('/') && segments.next() == Some("");
+    let plain = |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(fits);
+    (starts_with_slash && segments.all(plain)).then(|| path.to_owned())
 }

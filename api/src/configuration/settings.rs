@@ -15,6 +15,8 @@ use crate::{checks::Check, secret::SecretUrl};
 pub struct Settings {
     /// The address to listen on; `[::]` means every IPv6 and IPv4 address, and port 0 any free port.
     pub address: SocketAddr,
+    /// The path below which a reverse proxy shows the service, such as `/status`, without a slash at the end; empty without one.
+    pub base_path: String,
     /// The name of the environment that the service runs in.
     pub environment: String,
     /// Which log events are written.
@@ -50,6 +52,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             address: (Ipv6Addr::UNSPECIFIED, 8000).into(),
+            base_path: String::new(),
             environment: "local".into(),
             log: Targets::new().with_default(tracing::Level::INFO),
             title: "Infrastructure Lab".into(),

@@ -17,6 +17,8 @@ pub(super) fn render(document: &Value) -> askama::Result<String> {
 #[template(path = "docs.html")]
 struct Page<'a> {
     style: &'static str,
+    /// The URL of the server, which is the start of links to other pages.
+    base: &'a str,
     title: &'a str,
     version: &'a str,
     description: &'a str,
@@ -108,6 +110,7 @@ impl<'a> Page<'a> {
             .collect();
         Self {
             style: STYLE,
+            base: text(&document["servers"][0], "url"),
             title: text(info, "title"),
             version: text(info, "version"),
             description: text(info, "description"),

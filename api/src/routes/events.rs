@@ -44,11 +44,12 @@ pub(super) async fn get(
     if service.drain.has_begun() {
         return Err(unavailable("the service is shutting down"));
     }
-    let permit = service
-        .streams
-        .clone()
-        .try_acquire_owned()
-        .map_err(|_| unavailable("too many event streams; poll /api/v1/checks instead"))?;
+    let permit = service.streams.clone().try_acquire_owned().map_err(|_| {
+        let base = &service.base_path;
+        unavailable(&format!(
+            "too many event streams; poll {base}/api/v1/checks instead"
+        ))
+    })?;
     let last = request
         .headers()
         .get("last-event-id")

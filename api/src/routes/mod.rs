@@ -42,6 +42,17 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
             service.redis.as_ref(),
             &service.clients.tls,
         )));
+    add_resources(config, service);
+    // Also below the base path, because some reverse proxies remove it and others do not; container probes never send it.
+    if !service.base_path.is_empty() {
+        let below = web::scope(&service.base_path);
+        config.service(below.configure(|config| add_resources(config, service)));
+    }
+    Routes { config, service }.reject_unknown_paths();
+}
+
+/// Adds every resource, with its path relative to `config`.
+fn add_resources(config: &mut ServiceConfig, service: &web::Data<Service>) {
     let mut routes = Routes { config, service };
     routes.add("/", Audience::People, root::get);
     routes.add("/health", Audience::Probes, health::get);
@@ -61,7 +72,6 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
     routes.add("/version", Audience::People, version::get);
     routes.add("/openapi.json", Audience::People, openapi::get);
     routes.add("/docs", Audience::People, openapi::get_docs);
-    routes.reject_unknown_paths();
 }
 
 struct Routes<'a> {
@@ -77,7 +87,12 @@ impl Routes<'_> {
         A: FromRequest + 'static,
     {
         let observer = Observer::new(self.service, path, audience);
-        let resource = Resource::new(path)
+        let mut paths = vec![path];
+        if path == "/" && !self.service.base_path.is_empty() {
+            // The base path itself, without a slash at its end.
+            paths.push("");
+        }
+        let resource = Resource::new(paths)
             .get(handler.clone())
             .head(handler)
             .default_service(web::to(reject_method))
@@ -106,7 +121,8 @@ async fn reject_method(request: HttpRequest) -> HttpResponse {
     response
 }
 
-async fn reject_path(request: HttpRequest) -> HttpResponse {
-    let detail = format!("no resource at {}; see /docs", request.path());
+async fn reject_path(service: web::Data<Service>, request: HttpRequest) -> HttpResponse {
+    let (path, base) = (request.path(), &service.base_path);
+    let detail = format!("no resource at {path}; see {base}/docs");
     Problem::new(StatusCode::NOT_FOUND, detail).error_response()
 }

@@ -1,11 +1,10 @@
 //! `GET /openapi.json` and `GET /docs`: the OpenAPI document, generated from the handlers.
 
-use actix_web::{HttpResponse, http::header::ContentType, web::Bytes};
-use std::sync::OnceLock;
+use actix_web::{HttpResponse, http::header::ContentType, web};
 use utoipa::{OpenApi, openapi};
 
 use super::{badge, checks, docs, events, health, history, hits, metrics, probes, root, version};
-use crate::{page, problem::Problem};
+use crate::{page, problem::Problem, service::Service};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -35,23 +34,26 @@ use crate::{page, problem::Problem};
 )]
 struct Api;
 
-/// The OpenAPI document of all resources.
+/// The OpenAPI document of all resources, below the path `base`.
 #[must_use]
-pub fn document() -> openapi::OpenApi {
-    Api::openapi()
+pub fn document(base: &str) -> openapi::OpenApi {
+    let mut document = Api::openapi();
+    if !base.is_empty() {
+        document.servers = Some(vec![openapi::Server::new(base)]);
+    }
+    document
 }
 
 /// OpenAPI document
 #[utoipa::path(get, operation_id = "openapi", path = "/openapi.json", tag = "operation", responses(
     (status = 200, description = "This document, OpenAPI 3.1", body = Object, content_type = "application/json"),
 ))]
-pub(super) async fn get() -> Result<HttpResponse, Problem> {
-    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
-    let body = match DOCUMENT.get() {
+pub(super) async fn get(service: web::Data<Service>) -> Result<HttpResponse, Problem> {
+    let body = match service.openapi.get() {
         Some(body) => body,
         None => {
-            let document = serde_json::to_vec(&document())?;
-            DOCUMENT.get_or_init(|| document.into())
+            let document = serde_json::to_vec(&document(&service.base_path))?;
+            service.openapi.get_or_init(|| document.into())
         }
     };
     Ok(HttpResponse::Ok()
@@ -65,7 +67,7 @@ pub(super) async fn get() -> Result<HttpResponse, Problem> {
 #[utoipa::path(get, operation_id = "get", path = "/docs", tag = "operation", responses(
     (status = 200, description = "A page without external resources", body = String, content_type = "text/html"),
 ))]
-pub(super) async fn get_docs() -> Result<HttpResponse, Problem> {
-    let document = serde_json::to_value(document())?;
+pub(super) async fn get_docs(service: web::Data<Service>) -> Result<HttpResponse, Problem> {
+    let document = serde_json::to_value(document(&service.base_path))?;
     Ok(page::response(docs::render(&document)?))
 }

@@ -35,7 +35,12 @@ pub(super) async fn get(
 ) -> Result<HttpResponse, Problem> {
     if page::is_preferred(&request) {
         let body = page.0.get(service.board.generation(), || {
-            page::render(&service.board, &service.title, &service.environment)
+            page::render(
+                &service.board,
+                &service.base_path,
+                &service.title,
+                &service.environment,
+            )
         })?;
         return Ok(page::response(body));
     }

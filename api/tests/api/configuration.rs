@@ -257,6 +257,38 @@ fn host_and_port_override_the_parts_of_the_address() {
 }
 
 #[test]
+fn base_path_is_a_plain_path() {
+    for (path, expected) in [
+        ("/", ""),
+        ("/status", "/status"),
+        ("/status/", "/status"),
+        ("/a/b-c_d.e~1", "/a/b-c_d.e~1"),
+    ] {
+        let settings = parse(&format!("base-path = \"{path}\"")).unwrap();
+        assert_eq!(settings.base_path, expected);
+    }
+    for path in [
+        "",
+        "status",
+        "//",
+        "/a//b",
+        "/a/../b",
+        "/.",
+        "/a b",
+        "/{name}",
+        "/a?b",
+        "/ä",
+        "https://example.org/status",
+    ] {
+        let problems = problems(&format!("base-path = \"{path}\""));
+        assert!(
+            problems.contains(": base-path is not valid: expected a path such as /status"),
+            "{problems}"
+        );
+    }
+}
+
+#[test]
 fn variables_override_the_file() {
     let settings = parse_with(
         "listen = \"127.0.0.1:1\"\nenvironment = \"file\"",

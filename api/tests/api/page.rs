@@ -1,6 +1,7 @@
 //! The status page, the badges and the API documentation.
 
 use std::{
+    collections::BTreeSet,
     num::NonZeroU32,
     time::{Duration, SystemTime},
 };
@@ -246,6 +247,61 @@ async fn badge_may_be_cached_for_a_minute_and_is_sent_again_only_if_it_has_chang
     let changed = conditional(Method::GET, &url, &tag).await;
     assert_eq!(changed.status(), StatusCode::OK);
     assert_ne!(changed.headers()[ETAG], tag);
+}
+
+#[actix_web::test]
+async fn every_link_stays_below_the_base_path() {
+    let (url, _) = start(Settings {
+        base_path: "/status".into(),
+        checks: vec![check("shop", true)],
+        ..Settings::default()
+    });
+    // One reverse proxy removes the base path from the request, the other one does not. Container probes send no base path.
+    for prefix in ["", "/status"] {
+        let mut links = BTreeSet::new();
+        for path in ["/", "/docs"] {
+            let page = html(&format!("{url}{prefix}{path}")).await;
+            let hrefs = page.split("href=\"").skip(1);
+            links.extend(
+                hrefs
+                    .map(|rest| rest.split('"').next().unwrap().to_owned())
+                    .filter(|link| link.starts_with('/')),
+            );
+        }
+        for link in [
+            "/status/",
+            "/status/docs",
+            "/status/openapi.json",
+            "/status/metrics",
+            "/status/api/v1/checks/shop",
+            "/status/badge/shop.svg",
+        ] {
+            assert!(links.contains(link), "{link}: {links:?}");
+        }
+        for link in links {
+            let path = link.strip_prefix("/status").expect(&link);
+            let response = get(format!("{url}{prefix}{path}")).await;
+            assert_eq!(response.status(), StatusCode::OK, "{link}");
+        }
+        let page = html(&format!("{url}{prefix}/")).await;
+        assert!(page.contains("<script data-base=\"/status\">"));
+        let stream = get(format!("{url}{prefix}/events")).await;
+        assert_eq!(stream.headers()[CONTENT_TYPE], "text/event-stream");
+        let document: serde_json::Value = get(format!("{url}{prefix}/openapi.json"))
+            .await
+            .json()
+            .await
+            .unwrap();
+        assert_eq!(document["servers"], serde_json::json!([{"url": "/status"}]));
+        let unknown = get(format!("{url}{prefix}/nothing")).await;
+        assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
+        let problem = unknown.text().await.unwrap();
+        assert!(problem.contains("see /status/docs"), "{problem}");
+    }
+    let page = html(&format!("{url}/status")).await;
+    assert!(page.contains("href=\"/status/docs\""));
+    let outside = get(format!("{url}/statuspage")).await;
+    assert_eq!(outside.status(), StatusCode::NOT_FOUND);
 }
 
 #[actix_web::test]
