@@ -26,11 +26,14 @@ pub(crate) const STYLE: &str = include_str!("../templates/style.css");
 /// The script that keeps the status page up to date.
 const SCRIPT: &str = include_str!("../templates/page.js");
 
+/// The script of the shared worker that holds the event stream of all tabs.
+pub(crate) const STREAM: &str = include_str!("../templates/stream.js");
+
 /// Allows only the embedded style and script, and requests to the service itself.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     let hash = |text: &str| BASE64_STANDARD.encode(digest(&SHA256, text.as_bytes()));
     HeaderValue::try_from(format!(
-        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; worker-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         hash(STYLE),
         hash(SCRIPT)

@@ -4,7 +4,7 @@ const MINUTE = 60_000;
 const { base } = document.currentScript.dataset;
 const connection = document.getElementById("connection");
 const news = document.getElementById("news");
-let stream;
+let streaming = false;
 let wanted = false;
 let busy = false;
 
@@ -52,7 +52,7 @@ const refresh = async () => {
       const response = await fetch(`${base}/`, { headers: { accept: "text/html" }, cache: "no-store", signal: AbortSignal.timeout(10_000) });
       if (!response.ok) throw new Error(response.statusText);
       show(new DOMParser().parseFromString(await response.text(), "text/html"));
-      if (stream.readyState === EventSource.OPEN) live("live", "Live");
+      if (streaming) live("live", "Live");
       else live("polled", "Updated once a minute");
     } catch {
       live("lost", "Connection lost; retrying");
@@ -61,19 +61,43 @@ const refresh = async () => {
   busy = false;
 };
 
+// Called for each change, and when the stream opens or is lost: changes may have been missed in between.
+const follow = (open) => {
+  streaming = open;
+  refresh();
+};
+
+// For browsers without shared workers: a stream of this tab, while it is visible. Hidden tabs are updated once a minute.
+const listenAlone = () => {
+  let stream;
+  const listen = () => {
+    stream?.close();
+    stream = undefined;
+    streaming = false;
+    if (document.hidden) return;
+    const own = new EventSource(`${base}/events`);
+    for (const kind of ["open", "change", "error"]) own.addEventListener(kind, () => follow(own.readyState === EventSource.OPEN));
+    stream = own;
+  };
+  listen();
+  document.addEventListener("visibilitychange", listen);
+  setInterval(() => {
+    if (stream?.readyState === EventSource.CLOSED) listen();
+  }, MINUTE);
+};
+
 const listen = () => {
-  stream?.close();
-  stream = new EventSource(`${base}/events`);
-  // Fetches changes that were missed while disconnected.
-  stream.addEventListener("open", refresh);
-  stream.addEventListener("change", refresh);
-  stream.addEventListener("error", refresh);
+  try {
+    // The name is the version of the messages, so that no page uses the worker of another build that has other ones.
+    const worker = new SharedWorker(`${base}/stream.js`, "1");
+    worker.port.onmessage = ({ data }) => follow(data);
+    worker.addEventListener("error", listenAlone, { once: true });
+  } catch {
+    listenAlone();
+  }
 };
 
 listen();
 relative();
 setInterval(relative, 5_000);
-setInterval(() => {
-  if (stream.readyState === EventSource.CLOSED) listen();
-  refresh();
-}, MINUTE);
+setInterval(refresh, MINUTE);

@@ -11,6 +11,7 @@ mod metrics;
 mod openapi;
 mod probes;
 mod root;
+mod stream;
 mod version;
 
 use actix_web::{
@@ -68,6 +69,7 @@ fn add_resources(config: &mut ServiceConfig, service: &web::Data<Service>) {
     );
     routes.add("/badge/{name}.svg", Audience::People, badge::get);
     routes.add("/events", Audience::People, events::get);
+    routes.add("/stream.js", Audience::People, stream::get);
     routes.add("/metrics", Audience::Probes, metrics::get);
     routes.add("/version", Audience::People, version::get);
     routes.add("/openapi.json", Audience::People, openapi::get);

@@ -3,7 +3,9 @@
 use actix_web::{HttpResponse, http::header::ContentType, web};
 use utoipa::{OpenApi, openapi};
 
-use super::{badge, checks, docs, events, health, history, hits, metrics, probes, root, version};
+use super::{
+    badge, checks, docs, events, health, history, hits, metrics, probes, root, stream, version,
+};
 use crate::{page, problem::Problem, service::Service};
 
 #[derive(OpenApi)]
@@ -20,6 +22,7 @@ use crate::{page, problem::Problem, service::Service};
         history::get,
         badge::get,
         events::get,
+        stream::get,
         metrics::get,
         version::get,
         get,

@@ -143,6 +143,7 @@ async fn pages_load_no_external_resources() {
             .to_str()
             .unwrap();
         assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"));
+        assert!(policy.contains("; worker-src 'self'; "));
         assert!(!policy.contains("unsafe"));
         let page = response.text().await.unwrap();
         for loads in [" src=", "@import", "url(", "rel=\"stylesheet\"", "style=\""] {
@@ -285,6 +286,15 @@ async fn every_link_stays_below_the_base_path() {
         }
         let page = html(&format!("{url}{prefix}/")).await;
         assert!(page.contains("<script data-base=\"/status\">"));
+        let script = get(format!("{url}{prefix}/stream.js")).await;
+        assert_eq!(
+            script.headers()[CONTENT_TYPE],
+            "text/javascript; charset=utf-8"
+        );
+        assert_eq!(
+            script.headers()[CONTENT_SECURITY_POLICY],
+            "default-src 'none'; connect-src 'self'"
+        );
         let stream = get(format!("{url}{prefix}/events")).await;
         assert_eq!(stream.headers()[CONTENT_TYPE], "text/event-stream");
         let document: serde_json::Value = get(format!("{url}{prefix}/openapi.json"))

@@ -25,7 +25,7 @@ use crate::harness::{Service, free_port, install, package};
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A browser with one tab, which is closed when dropped.
-struct Browser {
+pub struct Browser {
     driver: Child,
     runtime: tokio::runtime::Runtime,
     client: reqwest::Client,
@@ -34,7 +34,7 @@ struct Browser {
 }
 
 impl Browser {
-    fn start() -> Self {
+    pub fn start() -> Self {
         install(&[
             package("chromium", "chromium"),
             package("chromium-driver", "chromedriver"),
@@ -76,7 +76,7 @@ impl Browser {
             "goog:chromeOptions": {"args": [
                 "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                "--no-proxy-server", "--hide-scrollbars",
+                "--no-proxy-server", "--hide-scrollbars", "--host-resolver-rules=MAP status.test 127.0.0.1",
                 format!("--user-data-dir={}", browser._profile.path().display()),
             ]},
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
@@ -92,12 +92,37 @@ impl Browser {
     }
 
     fn post(&self, url: &str, body: &Value) -> Value {
+        self.request(self.client.post(url).json(body))
+    }
+
+    fn request(&self, request: reqwest::RequestBuilder) -> Value {
         self.runtime.block_on(async {
-            let response = self.client.post(url).json(body).send().await.unwrap();
-            let (status, mut answer) = (response.status(), response.json::<Value>().await.unwrap());
+            let response = request.send().await.unwrap();
+            let (status, url) = (response.status(), response.url().clone());
+            let mut answer = response.json::<Value>().await.unwrap();
             assert!(status.is_success(), "{url}: {answer:#}");
             answer["value"].take()
         })
+    }
+
+    fn get(&self, name: &str) -> Value {
+        self.request(self.client.get(format!("{}/{name}", self.session)))
+    }
+
+    fn delete(&self, name: &str) -> Value {
+        self.request(self.client.delete(format!("{}/{name}", self.session)))
+    }
+
+    /// The body of the response to a request of the page.
+    fn fetch(&self, path: &str) -> String {
+        let script = format!(
+            "const [done] = arguments; fetch('{path}').then(it => it.text()).then(done, it => done(String(it)))"
+        );
+        let body = json!({"script": script, "args": []});
+        self.command("execute/async", &body)
+            .as_str()
+            .unwrap()
+            .into()
     }
 
     fn command(&self, name: &str, body: &Value) -> Value {
@@ -112,17 +137,17 @@ impl Browser {
         )
     }
 
-    fn open(&self, url: &str) {
+    pub fn open(&self, url: &str) {
         self.command("url", &json!({"url": url}));
     }
 
     /// Runs the body of a function in the page, and returns its result.
-    fn run(&self, script: &str) -> Value {
+    pub fn run(&self, script: &str) -> Value {
         self.command("execute/sync", &json!({"script": script, "args": []}))
     }
 
     /// Waits until an expression is true in the page.
-    fn wait(&self, expression: &str) {
+    pub fn wait(&self, expression: &str) {
         let start = Instant::now();
         while self.run(&format!("return Boolean({expression})")) != true {
             assert!(
@@ -169,7 +194,7 @@ impl Browser {
     }
 
     /// Asserts that the browser logged no errors and sent no requests to other servers.
-    fn assert_no_errors_or_foreign_requests(&self, origin: &str) {
+    pub fn assert_no_errors_or_foreign_requests(&self, origin: &str) {
         let errors = self.log("browser");
         assert!(errors.is_empty(), "{errors:#?}");
         let requested: Vec<String> = self
@@ -322,7 +347,7 @@ fn server() -> Server {
 }
 
 const HEADLINE: &str = "document.querySelector('h2').textContent";
-const LIVE: &str = "document.querySelector('#connection').textContent === 'Live'";
+pub const LIVE: &str = "document.querySelector('#connection').textContent === 'Live'";
 
 #[test]
 fn page_is_accessible_in_both_colour_schemes_and_all_widths() {
@@ -427,6 +452,66 @@ fn updates_the_page_without_a_reload_announces_it_and_keeps_the_focus() {
     drop(service);
     browser.wait("document.getElementById('connection').textContent.startsWith('Connection lost')");
     browser.screenshot("page-connection-lost");
+}
+
+#[test]
+fn many_tabs_share_one_event_stream() {
+    let up = server();
+    let port = up.port;
+    let service = Service::start(&check_of("mail", &up, false), &[]);
+    let browser = Browser::start();
+    let mut tabs = vec![browser.get("window")];
+    // Not a secure context, as on most internal networks, where some APIs are missing.
+    let url = format!("http://status.test:{}/", service.port);
+    for tab in 0..8 {
+        if tab > 0 {
+            let new = browser.command("window/new", &json!({"type": "tab"}));
+            browser.command("window", &json!({"handle": new["handle"]}));
+            tabs.push(new["handle"].clone());
+        }
+        browser.open(&url);
+        browser.wait(&format!(
+            "{HEADLINE} === 'All systems operational' && {LIVE}"
+        ));
+    }
+    assert_eq!(browser.run("return isSecureContext"), false);
+    let metrics = browser.fetch("/metrics");
+    assert!(
+        metrics.lines().any(|line| line == "event_streams 1"),
+        "{metrics}"
+    );
+
+    drop(up);
+    for tab in &tabs {
+        browser.command("window", &json!({"handle": tab}));
+        browser.wait(&format!("{HEADLINE} === 'Degraded' && {LIVE}"));
+    }
+    // The stream outlives the tab that opened it.
+    browser.command("window", &json!({"handle": tabs[0]}));
+    browser.delete("window");
+    browser.command("window", &json!({"handle": tabs[7]}));
+    let _restarted = Server::on(port);
+    browser.wait(&format!(
+        "{HEADLINE} === 'All systems operational' && {LIVE}"
+    ));
+}
+
+#[test]
+fn page_is_live_without_shared_workers() {
+    let up = server();
+    let service = Service::start(&check_of("mail", &up, false), &[]);
+    let browser = Browser::start();
+    browser.devtools(
+        "Page.addScriptToEvaluateOnNewDocument",
+        json!({"source": "delete window.SharedWorker"}),
+    );
+    browser.open(&service.url("/"));
+    browser.wait(&format!(
+        "{HEADLINE} === 'All systems operational' && {LIVE} && !window.SharedWorker"
+    ));
+    drop(up);
+    browser.wait(&format!("{HEADLINE} === 'Degraded' && {LIVE}"));
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
 }
 
 #[test]

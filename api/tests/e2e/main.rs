@@ -11,5 +11,6 @@ mod dependencies;
 mod events;
 mod harness;
 mod load;
+mod proxy;
 mod soak;
 mod store;
