@@ -3,39 +3,20 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, TryLockError},
-    io::{self, ErrorKind},
-    panic::{self, AssertUnwindSafe},
+    io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageError};
 
 use super::{
+    fault::{Fault, guarded},
     ring::CAPACITY,
-    rollup::{Resolution, Rollup, Row},
+    rollup::{Resolution, Rollup},
     sample::Sample,
+    schema::{self, META, rollups, sync_parent},
 };
-
-/// The size of the redb cache in bytes.
-const CACHE: usize = 1024 * 1024;
-
-/// The version of the table layout, increased with each incompatible change.
-const SCHEMA: u64 = 1;
-
-/// Contains `schema`, and the number of the last written sample as `run` and `written`.
-const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-
-/// Keyed by start time and check name, in this order, so that writes and deletions affect adjacent rows.
-type Rollups = TableDefinition<'static, (u32, &'static str), Row>;
-
-const fn rollups(resolution: Resolution) -> Rollups {
-    match resolution {
-        Resolution::Minute => Rollups::new("minutes"),
-        Resolution::Hour => Rollups::new("hours"),
-        Resolution::Day => Rollups::new("days"),
-    }
-}
 
 /// An open database file, locked against other processes.
 pub(super) struct Disk {
@@ -44,66 +25,8 @@ pub(super) struct Disk {
     _lock: File,
 }
 
-/// Why the file cannot be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
-    /// Another process has locked the file.
-    #[error(
-        "locked by another process, possibly another replica of this service on the same volume; each replica needs its own volume, \
-         and a replacement can start only after its predecessor has exited"
-    )]
-    Locked,
-    /// The content of the file is not usable.
-    #[error("{0}")]
-    Damaged(String),
-    /// An error of the operating system.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
-impl Fault {
-    /// Whether the disk is full.
-    pub(super) fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
-    }
-}
-
-impl From<redb::Error> for Fault {
-    fn from(error: redb::Error) -> Self {
-        match error {
-            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::Locked,
-            // These kinds mean that the file is not of redb, or truncated.
-            redb::Error::Io(error)
-                if !matches!(
-                    error.kind(),
-                    ErrorKind::InvalidData | ErrorKind::UnexpectedEof
-                ) =>
-            {
-                Self::Io(error)
-            }
-            redb::Error::PreviousIo => Self::Io(io::Error::other(error)),
-            error => Self::Damaged(error.to_string()),
-        }
-    }
-}
-
-/// Converts panics into errors, because redb may panic on a damaged file.
-fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Fault> {
-    // Safe, because the file is reopened after a panic.
-    panic::catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| {
-            let reason = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("redb panicked");
-            Err(redb::Error::Corrupted(reason.into()))
-        })
-        .map_err(Fault::from)
-}
-
 impl Disk {
-    /// Opens the file in `directory`, or creates it. An unusable file is moved aside.
+    /// Opens the file in `directory`, or creates it. A file of an earlier version is migrated; an unusable file is moved aside.
     pub(super) fn open(directory: &Path) -> Result<Self, Fault> {
         fs::create_dir_all(directory)?;
         let lock = File::options()
@@ -117,21 +40,22 @@ impl Disk {
         })?;
         let path = directory.join("history.redb");
         let database = if path.try_exists()? {
-            match guarded(|| open(&path)) {
-                Err(Fault::Damaged(reason)) => {
-                    let aside = move_aside(&path)?;
+            match schema::open(&path) {
+                Err(fault @ (Fault::Damaged(_) | Fault::Newer { .. })) => {
+                    let newer = matches!(fault, Fault::Newer { .. });
+                    let aside = move_aside(&path, if newer { "newer" } else { "damaged" })?;
                     tracing::warn!(
                         file = %path.display(),
                         aside = %aside.display(),
-                        reason,
+                        reason = %fault,
                         "cannot read the history file, moved it aside and created a new one"
                     );
-                    create(&path)?
+                    schema::create(&path)?
                 }
                 opened => opened?,
             }
         } else {
-            create(&path)?
+            schema::create(&path)?
         };
         Ok(Self {
             database,
@@ -286,78 +210,21 @@ impl Disk {
     }
 }
 
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .set_cache_size(CACHE)
-        // Otherwise a damaged page is read as valid, or causes a panic, at some later time.
-        .set_check_integrity_on_open(true);
-    builder
-}
-
-/// Opens the file at `path`, which exists.
-fn open(path: &Path) -> Result<Database, redb::Error> {
-    let database = builder().open(path)?;
-    let transaction = database.begin_read()?;
-    let schema = transaction
-        .open_table(META)?
-        .get("schema")?
-        .map(|schema| schema.value());
-    if schema != Some(SCHEMA) {
-        return Err(redb::Error::Corrupted(match schema {
-            Some(schema) => format!("unsupported schema {schema}, expected {SCHEMA}"),
-            None => "not a history file of this program".into(),
-        }));
-    }
-    for resolution in Resolution::ALL {
-        transaction.open_table(rollups(resolution))?;
-    }
-    Ok(database)
-}
-
-/// Creates a file. It is renamed when it is complete, so that a kill leaves no incomplete file.
-fn create(path: &Path) -> Result<Database, Fault> {
-    let unfinished = path.with_extension("redb.new");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    let database = guarded(|| {
-        let database = builder().create(&unfinished)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(META)?.insert("schema", SCHEMA)?;
-        for resolution in Resolution::ALL {
-            transaction.open_table(rollups(resolution))?;
-        }
-        transaction.commit()?;
-        Ok(database)
-    })?;
-    fs::rename(&unfinished, path)?;
-    sync_parent(path)?;
-    Ok(database)
-}
-
-/// Renames the file at `path` to an unused name.
-fn move_aside(path: &Path) -> io::Result<PathBuf> {
+/// Renames the file at `path` to an unused name that says `why`.
+fn move_aside(path: &Path, why: &str) -> io::Result<PathBuf> {
     // Without colons, which some file systems do not allow.
     let time = humantime::format_rfc3339_seconds(SystemTime::now())
         .to_string()
         .replace(':', "-");
-    let mut aside = path.with_extension(format!("redb.damaged-{time}"));
+    let mut aside = path.with_extension(format!("redb.{why}-{time}"));
     let mut more = 1;
     while aside.symlink_metadata().is_ok() {
         more += 1;
-        aside = path.with_extension(format!("redb.damaged-{time}-{more}"));
+        aside = path.with_extension(format!("redb.{why}-{time}-{more}"));
     }
     fs::rename(path, &aside)?;
     sync_parent(path)?;
     Ok(aside)
-}
-
-/// Syncs the directory of `path`, so that its file names survive a power failure.
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent()
-        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// The number of the last written sample of `run`; 0 if another run wrote last.
@@ -375,10 +242,11 @@ mod tests {
     use std::{sync::LazyLock, time::Duration};
 
     use proptest::prelude::*;
-    use redb::ReadableTableMetadata;
+    use redb::{ReadableTableMetadata, TableDefinition};
     use tempfile::{TempDir, tempdir};
 
     use super::*;
+    use crate::history::schema::SCHEMA;
 
     /// The start of the test data.
     const START: u32 = 1_800_000_000;
@@ -574,23 +442,24 @@ mod tests {
     }
 
     #[test]
-    fn moves_a_file_of_another_schema_or_program_aside() {
+    fn moves_a_file_of_another_program_aside() {
         let numbers: TableDefinition<&str, u64> = TableDefinition::new("meta");
         let words: TableDefinition<&str, &str> = TableDefinition::new("meta");
-        let write: [&dyn Fn(&redb::WriteTransaction); 4] = [
-            &|_| {},
-            &|transaction| {
+        let schema = |version: u64| {
+            move |transaction: &redb::WriteTransaction| {
                 let mut table = transaction.open_table(numbers).unwrap();
-                table.insert("schema", SCHEMA + 1).unwrap();
-            },
+                table.insert("schema", version).unwrap();
+            }
+        };
+        let write: [&dyn Fn(&redb::WriteTransaction); 5] = [
+            &|_| {},
             &|transaction| {
                 let mut table = transaction.open_table(words).unwrap();
                 table.insert("schema", "1").unwrap();
             },
-            &|transaction| {
-                let mut table = transaction.open_table(numbers).unwrap();
-                table.insert("schema", SCHEMA).unwrap();
-            },
+            &schema(0),
+            &schema(1),
+            &schema(SCHEMA),
         ];
         for write in write {
             let directory = tempdir().unwrap();
@@ -602,6 +471,35 @@ mod tests {
             Disk::open(directory.path()).unwrap();
             assert_eq!(damaged_files(&directory).len(), 1);
         }
+    }
+
+    #[test]
+    fn moves_a_file_of_a_later_version_aside() {
+        let directory = filled();
+        let path = directory.path().join("history.redb");
+        let set_version = |path: &Path, version: u64| {
+            let database = Database::open(path).unwrap();
+            let transaction = database.begin_write().unwrap();
+            let mut meta = transaction.open_table(META).unwrap();
+            meta.insert("schema", version).unwrap();
+            drop(meta);
+            transaction.commit().unwrap();
+        };
+        set_version(&path, SCHEMA + 1);
+        let new = Disk::open(directory.path()).unwrap();
+        assert_eq!(count(&new, "cache"), 0);
+        drop(new);
+        assert_eq!(damaged_files(&directory).len(), 0);
+        let aside = fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.to_str().unwrap().contains("history.redb.newer-"))
+            .unwrap();
+        // As if the later version had the same tables.
+        set_version(&aside, SCHEMA);
+        fs::rename(aside, path).unwrap();
+        let old = Disk::open(directory.path()).unwrap();
+        assert_eq!(count(&old, "cache"), 24 * 360);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The results of the checks: the newest samples in memory and, with a data directory, roll-ups of a year on the disk.
 
 mod disk;
+mod fault;
 mod ring;
 mod rollup;
 mod sample;
+mod schema;
 mod store;
 
 pub use ring::{Percentiles, Ring, Summary, milliseconds};

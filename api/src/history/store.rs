@@ -13,7 +13,8 @@ use std::{
 };
 
 use super::{
-    disk::{Disk, Fault},
+    disk::Disk,
+    fault::Fault,
     rollup::{Resolution, Rollup},
     sample::Sample,
 };

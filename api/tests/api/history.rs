@@ -45,14 +45,14 @@ fn settings(data: Option<&Path>) -> Settings {
 }
 
 /// The service with its routes, but without probes.
-struct Served {
-    service: web::Data<Service>,
+pub struct Served {
+    pub service: web::Data<Service>,
     url: String,
     handle: ServerHandle,
 }
 
 impl Served {
-    fn start(data: Option<&Path>) -> Self {
+    pub fn start(data: Option<&Path>) -> Self {
         let service = web::Data::new(
             Service::new(settings(data), api::checks::Clients::new(None).unwrap()).unwrap(),
         );
@@ -75,7 +75,7 @@ impl Served {
         }
     }
 
-    async fn history(&self, query: &str) -> Value {
+    pub async fn history(&self, query: &str) -> Value {
         let response = get(format!("{}/api/v1/checks/{query}", self.url)).await;
         assert_eq!(response.status(), StatusCode::OK, "{query}");
         assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
@@ -83,7 +83,7 @@ impl Served {
     }
 
     /// Stops the service and unlocks its directory.
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.handle.stop(true).await;
         drop(self.service);
     }

@@ -15,6 +15,7 @@ mod probes;
 mod process;
 mod redirects;
 mod routes;
+mod upgrade;
 
 /// An HTTP client. When built together with `ci`, reqwest needs a TLS provider, even though these tests do not use TLS.
 fn client() -> reqwest::Client {

@@ -19,6 +19,7 @@ use api::{
     telemetry,
 };
 use nix::sys::signal::Signal;
+use redb::{Database, TableDefinition};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
@@ -346,6 +347,73 @@ fn rejects_a_read_only_directory() {
         error.to_string().contains("Read-only file system"),
         "{error}"
     );
+}
+
+/// Writes a file of version 1 with `samples` samples of each check, and returns their number.
+fn write_version_1(directory: &Path, samples: u32) -> u64 {
+    fs::create_dir_all(directory).unwrap();
+    let database = Database::create(directory.join("history.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let now = Sample::new(SystemTime::now(), None).seconds();
+    for (name, length) in [("minutes", 60), ("hours", 3600), ("days", 86_400)] {
+        type Rollups = TableDefinition<'static, (u32, &'static str), (u32, Vec<(u8, u32)>)>;
+        let mut table = transaction.open_table(Rollups::new(name)).unwrap();
+        let first = now - now % length;
+        let rows = samples.min(86_400 / length);
+        for row in 0..rows {
+            // The rest is in the first row.
+            let failures = if row == 0 { samples - rows + 1 } else { 1 };
+            for check in names() {
+                table
+                    .insert((first - row * length, &*check), (failures, Vec::new()))
+                    .unwrap();
+            }
+        }
+    }
+    let meta: TableDefinition<&str, u64> = TableDefinition::new("meta");
+    transaction
+        .open_table(meta)
+        .unwrap()
+        .insert("schema", 1)
+        .unwrap();
+    transaction.commit().unwrap();
+    u64::from(samples) * CHECKS as u64
+}
+
+#[test]
+fn a_kill_during_the_migration_loses_nothing() {
+    let old = tempdir().unwrap();
+    let before = write_version_1(old.path(), 200);
+    for _ in 0..10 {
+        let directory = tempdir().unwrap();
+        let file = "history.redb";
+        fs::copy(old.path().join(file), directory.path().join(file)).unwrap();
+        let writer = Writer::start(directory.path(), Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(fastrand::u64(..200)));
+        writer.kill();
+        let found = count(directory.path());
+        assert!([0, BATCH].contains(&(found - before)), "{before} {found}");
+        assert_eq!(
+            files(directory.path()),
+            ["history.lock", "history.redb"].map(Into::into).into()
+        );
+    }
+}
+
+#[test]
+fn migrates_once_the_disk_is_no_longer_full() {
+    let disk = SmallDisk::mount();
+    let before = write_version_1(&disk.data(), 10);
+    disk.fill();
+    let store = Store::open(&disk.data(), names()).unwrap();
+    store.add(0, Sample::new(SystemTime::now(), None));
+    assert!(!store.flush());
+    assert!(matches!(store.state(), StoreState::Failing { .. }));
+    disk.free_space();
+    assert!(store.flush());
+    assert_eq!(store.state(), StoreState::Disk);
+    drop(store);
+    assert_eq!(count(&disk.data()), before + 1);
 }
 
 /// Starts the program with a data directory and a check with a short interval.
