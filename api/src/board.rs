@@ -16,7 +16,7 @@ use crate::{
     changes::{Change, Changes},
     checks::{Check, ProbeError},
     history::{Ring, Sample, Store, StoreState, Summary, milliseconds},
-    state::State,
+    state::{State, Stored, StoredResult},
     time::rfc3339,
 };
 
@@ -134,7 +134,7 @@ impl Board {
         }
     }
 
-    /// Also writes results to `store`, and restores the last day from it. Blocks on disk access.
+    /// Also writes results to `store`, and restores the states and the last day from it. Blocks on disk access.
     #[must_use]
     pub fn with_store(mut self, store: Store) -> Self {
         let day = day_before(SystemTime::now());
@@ -142,6 +142,16 @@ impl Board {
             let mut record = lock(&entry.record);
             record.ring.restore(samples);
             record.day = record.ring.summary(day);
+        }
+        for (entry, json) in self.entries.iter().zip(store.states()) {
+            let stored = json.as_deref().map(serde_json::from_str);
+            match stored {
+                Some(Ok(stored)) => lock(&entry.record).restore(stored),
+                Some(Err(error)) => {
+                    tracing::warn!(check = entry.check.name, %error, "cannot restore the state");
+                }
+                None => {}
+            }
         }
         self.store = Some(store);
         self
@@ -199,9 +209,6 @@ impl Board {
         let sample = Sample::new(at, result.is_ok().then_some(took));
         record.ring.push(sample);
         record.day = record.ring.summary(day_before(at));
-        if let Some(store) = &self.store {
-            store.add(index, sample);
-        }
         record.probes += 1;
         record.failures += u64::from(result.is_err());
         let (observed, threshold) = match result {
@@ -234,6 +241,12 @@ impl Board {
             record.contradictions = 0;
             self.changes.add(&change);
         }
+        if let Some(store) = &self.store {
+            match record.to_json() {
+                Some(state) => store.add_with_state(index, sample, state),
+                None => store.add(index, sample),
+            }
+        }
     }
 
     /// The status of every check, in the order of the configuration.
@@ -253,6 +266,30 @@ impl Board {
         self.entries
             .get(index)
             .map(|entry| look(&lock(&entry.record).ring))
+    }
+}
+
+impl Record {
+    /// Continues with the state before a restart.
+    fn restore(&mut self, stored: Stored) {
+        self.state = stored.state();
+        self.since = stored.since;
+        self.contradictions = stored.contradictions;
+        self.last = stored.last.map(|last| Last {
+            time: last.time,
+            latency_ms: last.latency_ms,
+            error: last.error,
+        });
+    }
+
+    /// The state to restore after a restart.
+    fn to_json(&self) -> Option<String> {
+        let last = self.last.clone().map(|last| StoredResult {
+            time: last.time,
+            latency_ms: last.latency_ms,
+            error: last.error,
+        });
+        Stored::to_json(self.state, self.since, self.contradictions, last)
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     ring::CAPACITY,
     rollup::{Resolution, Rollup},
     sample::Sample,
-    schema::{self, META, rollups, sync_parent},
+    schema::{self, META, STATES, rollups, sync_parent},
 };
 
 /// An open database file, locked against other processes.
@@ -68,10 +68,11 @@ impl Disk {
         guarded(|| Ok(self.database.close()?))
     }
 
-    /// Adds `samples`, and records that the samples of `run` are written up to `number`, in one transaction.
+    /// Adds `samples`, replaces `states`, and records that the samples of `run` are written up to `number`, in one transaction.
     pub(super) fn write<'a>(
         &self,
         samples: impl IntoIterator<Item = (&'a str, Sample)>,
+        states: impl IntoIterator<Item = (&'a str, (u32, &'a str))>,
         (run, number): (u64, u64),
     ) -> Result<(), Fault> {
         let mut checks: HashMap<&str, Vec<Sample>> = HashMap::new();
@@ -94,6 +95,10 @@ impl Disk {
                 }
             }
             {
+                let mut table = transaction.open_table(STATES)?;
+                for (name, state) in states {
+                    table.insert(name, state)?;
+                }
                 let mut meta = transaction.open_table(META)?;
                 meta.insert("run", run)?;
                 meta.insert("written", number)?;
@@ -120,6 +125,11 @@ impl Disk {
                     }
                 }
                 table.retain_in::<(u32, &str), _>(..(oldest, ""), |_, _| false)?;
+                // The state of a check is kept as long as a result.
+                if resolution == Resolution::Day {
+                    let mut states = transaction.open_table(STATES)?;
+                    states.retain(|_, (last, _)| last >= oldest)?;
+                }
             }
             transaction.commit()?;
             Ok(())
@@ -151,6 +161,20 @@ impl Disk {
                 }
             }
             Ok((found, written))
+        })
+    }
+
+    /// The states of the checks `names`.
+    pub(super) fn states(&self, names: &[String]) -> Result<Vec<Option<String>>, Fault> {
+        guarded(|| {
+            let table = self.database.begin_read()?.open_table(STATES)?;
+            names
+                .iter()
+                .map(|name| {
+                    let row = table.get(name.as_str())?;
+                    Ok(row.map(|row| row.value().1.to_owned()))
+                })
+                .collect()
         })
     }
 
@@ -266,7 +290,7 @@ mod tests {
         let disk = Disk::open(directory.path()).unwrap();
         for hour in 0..24 {
             let samples = (0..360).map(|it| ("cache", sample(START + hour * 3600 + it * 10, 5)));
-            disk.write(samples, (1, 1)).unwrap();
+            disk.write(samples, [], (1, 1)).unwrap();
         }
         disk.close().unwrap();
         directory
@@ -314,7 +338,9 @@ mod tests {
                 removed.into_iter().chain([("cache", sample)])
             });
             now = START + day * DAY + DAY - 1;
-            disk.write(samples, (1, u64::from(day))).unwrap();
+            let removed = (day < 30).then_some(("removed", (now, "{}")));
+            let states = removed.into_iter().chain([("cache", (now, "{}"))]);
+            disk.write(samples, states, (1, u64::from(day))).unwrap();
             if day % 20 == 19 {
                 disk.prune(time(now)).unwrap();
             }
@@ -354,12 +380,15 @@ mod tests {
             [0; 3]
         );
 
+        let states = disk.states(&["cache", "removed"].map(String::from));
+        assert_eq!(states.unwrap(), [Some("{}".into()), None]);
+
         // After 400 days without the service, old rows remain until they are replaced by new ones.
         let later = now + 400 * DAY;
         for days in [0..100, 100..399, 399..400] {
             let last = later + (days.end - 1) * DAY;
             let samples = days.map(|day| ("cache", sample(later + day * DAY, 1)));
-            disk.write(samples, (2, 1)).unwrap();
+            disk.write(samples, [], (2, 1)).unwrap();
             disk.prune(time(last)).unwrap();
             assert_eq!(lengths(&disk), [1500, 400, 400]);
         }
@@ -387,7 +416,7 @@ mod tests {
         let directory = filled();
         let disk = Disk::open(directory.path()).unwrap();
         let last = START + DAY - 10;
-        disk.write([("new", sample(last, 7))], (1, 2)).unwrap();
+        disk.write([("new", sample(last, 7))], [], (1, 2)).unwrap();
         let names = ["unknown", "cache", "new"].map(String::from);
         let newest = disk.newest(&names, time(START + DAY)).unwrap();
         assert_eq!(newest[0], []);
@@ -398,7 +427,7 @@ mod tests {
         let latency = newest[2][0].latency().unwrap().as_secs_f64();
         assert!((latency - 0.007).abs() < 0.05 * 0.007);
         // A minute that has just started is included.
-        disk.write([("new", sample(START + DAY, 7))], (1, 3))
+        disk.write([("new", sample(START + DAY, 7))], [], (1, 3))
             .unwrap();
         assert_eq!(disk.newest(&names, time(START + DAY)).unwrap()[2].len(), 2);
         // Samples older than a day are not restored.
@@ -426,7 +455,8 @@ mod tests {
             for more in 1..=2 {
                 fs::write(&path, &bytes).unwrap();
                 let disk = Disk::open(directory.path()).unwrap();
-                disk.write([("cache", sample(START, 1))], (1, 1)).unwrap();
+                disk.write([("cache", sample(START, 1))], [], (1, 1))
+                    .unwrap();
                 drop(disk);
                 let aside = damaged_files(&directory);
                 assert_eq!(aside.len(), more, "{what}: {aside:?}");
@@ -565,7 +595,7 @@ mod tests {
                 // An empty file counts as missing; with a damaged commit slot, redb uses the previous commit.
                 prop_assert!(bytes.is_empty() || left == 24 * 360 || left == 23 * 360, "{}", left);
             }
-            disk.write([("cache", sample(START, 1))], (1, 9)).unwrap();
+            disk.write([("cache", sample(START, 1))], [], (1, 9)).unwrap();
         }
     }
 }

@@ -7,6 +7,7 @@ mod rollup;
 mod sample;
 mod schema;
 mod store;
+mod waiting;
 
 pub use ring::{Percentiles, Ring, Summary, milliseconds};
 pub use rollup::{Resolution, Rollup};

@@ -1,7 +1,7 @@
 //! Stores roll-ups on disk: buffers samples in memory, and writes them on a separate thread.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -17,13 +17,11 @@ use super::{
     fault::Fault,
     rollup::{Resolution, Rollup},
     sample::Sample,
+    waiting::Waiting,
 };
 
 /// The time between writes, and so the maximum data loss after a kill or power failure.
 const INTERVAL: Duration = Duration::from_secs(10);
-
-/// The maximum number of buffered samples while the disk fails: over two hours of 20 checks every 10 s, in 192 KiB.
-const MAX_PENDING: usize = 16 * 1024;
 
 /// How long to wait for a lock that is held by a process that is shutting down.
 const HANDOVER: Duration = Duration::from_secs(1);
@@ -125,32 +123,6 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Samples that may not be written yet, each with the index of its check.
-#[derive(Default)]
-struct Waiting {
-    /// The number of samples that were removed; the first sample of the process has number 1.
-    before: u64,
-    samples: VecDeque<(u32, Sample)>,
-    /// How many of the removed samples were never written, since the disk started to fail.
-    lost: u64,
-}
-
-impl Waiting {
-    /// The samples with their numbers.
-    fn numbered(&self) -> impl Iterator<Item = (u64, u32, Sample)> {
-        (self.before + 1..)
-            .zip(&self.samples)
-            .map(|(number, (index, sample))| (number, *index, *sample))
-    }
-
-    /// Removes all samples up to `number`.
-    fn forget(&mut self, number: u64) {
-        while self.before < number && self.samples.pop_front().is_some() {
-            self.before += 1;
-        }
-    }
-}
-
 impl Store {
     /// Opens the store of the checks `names` in `directory`, which is created if missing, and starts the writing thread.
     ///
@@ -193,16 +165,18 @@ impl Store {
 
     /// Buffers a new sample of the check at `index`.
     pub fn add(&self, index: usize, sample: Sample) {
-        let Ok(index) = u32::try_from(index) else {
-            return;
-        };
-        let mut waiting = lock(&self.shared.waiting);
-        if waiting.samples.len() == MAX_PENDING {
-            let oldest = waiting.before + 1;
-            waiting.forget(oldest);
-            waiting.lost += 1;
+        self.buffer(index, sample, None);
+    }
+
+    /// Buffers a new sample of the check at `index`, and the state of the check after it as JSON; both are written together.
+    pub(crate) fn add_with_state(&self, index: usize, sample: Sample, state: String) {
+        self.buffer(index, sample, Some(state));
+    }
+
+    fn buffer(&self, index: usize, sample: Sample, state: Option<String>) {
+        if let Ok(index) = u32::try_from(index) {
+            lock(&self.shared.waiting).add(index, sample, state);
         }
-        waiting.samples.push_back((index, sample));
     }
 
     /// The current state; never [`StoreState::Memory`].
@@ -249,6 +223,13 @@ impl Store {
         let unwritten = waiting.into_iter().filter(|(number, _)| *number > written);
         resolution.group(unwritten.map(|(_, sample)| sample), &mut rollups);
         Some(rollups)
+    }
+
+    /// The stored state of each check as JSON, if there is one. Blocks on disk access.
+    pub(crate) fn states(&self) -> Vec<Option<String>> {
+        self.shared
+            .try_read(|disk| disk.states(&self.shared.names))
+            .unwrap_or_default()
     }
 
     /// Samples of the last day of each check, newest first, at most as many as a ring holds. Blocks on disk access.
@@ -318,7 +299,10 @@ impl Shared {
         if self.suspect.swap(false, Ordering::Relaxed) || closed {
             self.reopen()?;
         }
-        let waiting: Vec<_> = lock(&self.waiting).numbered().collect();
+        let (waiting, states): (Vec<_>, _) = {
+            let waiting = lock(&self.waiting);
+            (waiting.numbered().collect(), waiting.states())
+        };
         let failing = lock(&self.failing).is_some();
         let number = match waiting.last() {
             Some((number, ..)) => *number,
@@ -326,14 +310,18 @@ impl Shared {
             None if failing => lock(&self.waiting).before,
             None => return Ok(()),
         };
-        let samples = waiting.iter().filter_map(|(_, index, sample)| {
-            Some((self.names.get(*index as usize)?.as_str(), *sample))
-        });
+        let name = |index: u32| self.names.get(index as usize).map(String::as_str);
+        let samples = waiting
+            .iter()
+            .filter_map(|(_, index, sample)| Some((name(*index)?, *sample)));
+        let states = states
+            .iter()
+            .filter_map(|(index, state)| Some((name(*index)?, (state.seconds, &*state.json))));
         let disk = self.disk.read().unwrap_or_else(PoisonError::into_inner);
         let Some(disk) = &*disk else {
             return Ok(());
         };
-        disk.write(samples, (self.run, number))?;
+        disk.write(samples, states, (self.run, number))?;
         let mut waiting = lock(&self.waiting);
         waiting.forget(number);
         let lost = std::mem::take(&mut waiting.lost);
@@ -411,6 +399,7 @@ mod tests {
     use tempfile::tempdir;
 
     use super::*;
+    use crate::history::waiting::MAX_PENDING;
 
     fn open(directory: &Path) -> Store {
         Store::open(directory, vec!["cache".into(), "database".into()]).unwrap()
@@ -555,7 +544,7 @@ mod tests {
             let disk = store.shared.disk.read().unwrap();
             let samples = (0..7).map(|second| ("cache", sample(second)));
             let done = (store.shared.run, 7);
-            disk.as_ref().unwrap().write(samples, done).unwrap();
+            disk.as_ref().unwrap().write(samples, [], done).unwrap();
         }
         assert_eq!(count(&store, 0), Some(10));
         store.shared.suspect.store(true, Ordering::Relaxed);
@@ -607,7 +596,7 @@ mod tests {
             let directory = tempdir().unwrap();
             let disk = Disk::open(directory.path()).unwrap();
             let named = samples.iter().map(|sample| ("cache", *sample));
-            disk.write(named, (1, 1)).unwrap();
+            disk.write(named, [], (1, 1)).unwrap();
             disk.close().unwrap();
             let machine = Self {
                 store: open_without_thread(directory.path()),

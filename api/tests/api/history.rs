@@ -23,7 +23,7 @@ use crate::routes::get;
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-fn settings(data: Option<&Path>) -> Settings {
+pub fn settings(data: Option<&Path>) -> Settings {
     let check = |name: &str| Check {
         name: name.into(),
         target: Target::Tcp(tcp::Target {
@@ -47,15 +47,18 @@ fn settings(data: Option<&Path>) -> Settings {
 /// The service with its routes, but without probes.
 pub struct Served {
     pub service: web::Data<Service>,
-    url: String,
+    pub url: String,
     handle: ServerHandle,
 }
 
 impl Served {
     pub fn start(data: Option<&Path>) -> Self {
-        let service = web::Data::new(
-            Service::new(settings(data), api::checks::Clients::new(None).unwrap()).unwrap(),
-        );
+        Self::start_with(settings(data))
+    }
+
+    pub fn start_with(settings: Settings) -> Self {
+        let clients = api::checks::Clients::new(None).unwrap();
+        let service = web::Data::new(Service::new(settings, clients).unwrap());
         let shared = service.clone();
         let server = HttpServer::new(move || {
             App::new().configure(|config| routes::configure(config, &shared))
@@ -90,7 +93,7 @@ impl Served {
 }
 
 /// Records a result of `cache`: a latency in milliseconds, or `None` for a failure.
-fn record(board: &Board, at: SystemTime, latency: Option<u64>) {
+pub fn record(board: &Board, at: SystemTime, latency: Option<u64>) {
     let took = Duration::from_millis(latency.unwrap_or(0));
     let answer = latency.map_or_else(|| Err(ProbeError("connection lost".into())), |_| Ok(()));
     board.record(board.find("cache").unwrap(), at, took, answer);

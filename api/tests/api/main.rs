@@ -14,8 +14,8 @@ mod page;
 mod probes;
 mod process;
 mod redirects;
+mod restart;
 mod routes;
-mod upgrade;
 
 /// An HTTP client. When built together with `ci`, reqwest needs a TLS provider, even though these tests do not use TLS.
 fn client() -> reqwest::Client {

@@ -459,6 +459,12 @@ async fn program_keeps_its_history_after_a_shutdown_and_most_of_it_after_a_kill(
     service.child.wait().unwrap();
     let service = program(directory.path());
     assert!(samples(&service, 0).await > kept);
+    // The state of before the kill, without a probe.
+    let status = reqwest::get(service.url("/api/v1/checks/cache"))
+        .await
+        .unwrap();
+    let status: Value = status.json().await.unwrap();
+    assert_eq!(status["state"], "down");
     assert_eq!(
         files(directory.path()),
         ["history.lock", "history.redb"].map(Into::into).into()
