@@ -17,7 +17,7 @@ use ring::digest::{SHA256, digest};
 
 use crate::{
     board::{Board, Status},
-    history::{Ring, Sample, milliseconds},
+    history::{Ring, Sample, Summary, milliseconds},
     state::State,
 };
 
@@ -234,15 +234,15 @@ impl Row {
     }
 
     fn uptime(&self) -> String {
-        self.status.day.uptime.map_or_else(missing, percent)
+        percent(&self.status.day.summary).unwrap_or_else(missing)
     }
 
     fn p50(&self) -> String {
-        (self.status.day.latency_ms).map_or_else(missing, |it| latency(it.p50))
+        (self.status.day.summary.latency_ms).map_or_else(missing, |it| latency(it.p50))
     }
 
     fn p95(&self) -> String {
-        (self.status.day.latency_ms).map_or_else(missing, |it| latency(it.p95))
+        (self.status.day.summary.latency_ms).map_or_else(missing, |it| latency(it.p95))
     }
 }
 
@@ -297,14 +297,16 @@ impl Chart {
     }
 }
 
-/// Formats a share as percentage. Rounds down, so that less than 100 % is never shown as 100 %.
-pub(crate) fn percent(share: f64) -> String {
-    let shown = (share * 1e4).floor() / 1e2;
-    if share >= 1.0 {
-        "100 %".into()
-    } else {
-        format!("{shown:.2} %")
-    }
+/// Formats the uptime as percentage. Rounds down, so that less than 100 % is never shown as 100 %. Returns `None` if there were no
+/// probes.
+pub(crate) fn percent(summary: &Summary) -> Option<String> {
+    let answers = summary.samples.checked_sub(summary.failures)?;
+    // In whole numbers, because 0.57 × 10,000 is less than 5,700.
+    let hundredths = (answers * 10_000).checked_div(summary.samples)?;
+    Some(match hundredths {
+        10_000 => "100 %".into(),
+        _ => format!("{}.{:02} %", hundredths / 100, hundredths % 100),
+    })
 }
 
 /// The placeholder for a missing value.
@@ -328,7 +330,7 @@ fn machine_time(time: &SystemTime) -> impl fmt::Display {
 }
 
 /// Formats a time for display.
-fn display_time(time: &SystemTime) -> String {
+pub(crate) fn display_time(time: &SystemTime) -> String {
     machine_time(time)
         .to_string()
         .replace('T', " ")

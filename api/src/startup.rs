@@ -1,10 +1,22 @@
 //! Starts the server, runs it and shuts it down.
 
-use std::{env, io, net::SocketAddr, path::Path, process, sync::Arc, time::Duration};
+use std::{
+    env, io,
+    net::SocketAddr,
+    path::Path,
+    process,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use actix_server::Server;
 use actix_service::map_config;
-use actix_web::{App, dev::AppConfig, rt::System, web};
+use actix_web::{
+    App,
+    dev::AppConfig,
+    rt::{self, System},
+    web,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinError,
@@ -17,6 +29,7 @@ use crate::{
     configuration::Settings,
     connections::{self, ConnectionLimiter},
     error::Error,
+    history::Clocks,
     routes, schedule,
     service::Service,
     telemetry,
@@ -28,6 +41,9 @@ const BLOCKING_THREADS: usize = 16;
 /// How long the shutdown waits for requests in flight. Together with the default drain it is shorter than the
 /// 10 s of `docker stop`.
 const SHUTDOWN_SECONDS: u64 = 7;
+
+/// How soon a jump of the clock is noticed.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Names a PEM file of additional CA certificates, as for OpenSSL.
 const AUTHORITIES: &str = "SSL_CERT_FILE";
@@ -106,6 +122,9 @@ impl Application {
             })
             .map_err(listen)?;
         schedule::start(&service.board, &service.clients);
+        if service.board.store().is_some() {
+            rt::spawn(follow_clock(service.board.clone()));
+        }
         Ok(Self {
             server: server.run(),
             service,
@@ -140,13 +159,13 @@ impl Application {
             "listening"
         );
         let handle = self.server.handle();
-        let mut server = actix_web::rt::spawn(self.server);
+        let mut server = rt::spawn(self.server);
         let ending = tokio::select! {
             ended = &mut server => return ended_well(ended),
             ending = signals.next() => ending,
         };
         tracing::info!(?ending, "shutting down");
-        actix_web::rt::spawn(async move {
+        rt::spawn(async move {
             signals.next().await;
             tracing::warn!("second signal, exiting immediately");
             // The exit code that shells report for SIGINT.
@@ -164,6 +183,22 @@ impl Application {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Reads the last day again after each jump of the clock. Devices without a battery start with a wrong clock.
+async fn follow_clock(board: Arc<Board>) {
+    let mut before = Clocks::now();
+    loop {
+        sleep(CLOCK_INTERVAL).await;
+        let now = Clocks::now();
+        if now.since(before).is_none() {
+            tracing::info!("the clock has jumped, reading the last day again");
+            let board = board.clone();
+            // On another thread, because the disk may be slow. Fails only while the runtime ends.
+            let _ = web::block(move || board.reload(SystemTime::now())).await;
+        }
+        before = now;
     }
 }
 

@@ -12,7 +12,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, StorageError};
 
 use super::{
     fault::{Fault, guarded},
-    ring::CAPACITY,
+    recent::day_before,
     rollup::{Resolution, Rollup},
     sample::Sample,
     schema::{self, META, STATES, rollups, sync_parent},
@@ -178,44 +178,32 @@ impl Disk {
         })
     }
 
-    /// Samples of the last day of each check, newest first, at most [`CAPACITY`]; reconstructed from the minutes.
-    pub(super) fn newest(
+    /// Calls `visit` with each minute of the day before `now`, newest first: the index of the check in `names`, the start of the
+    /// minute, and the roll-up.
+    pub(super) fn visit_day(
         &self,
         names: &[String],
         now: SystemTime,
-    ) -> Result<Vec<Vec<Sample>>, Fault> {
-        let places: HashMap<&str, usize> = names
+        mut visit: impl FnMut(usize, u32, &Rollup),
+    ) -> Result<(), Fault> {
+        let indices: HashMap<&str, usize> = names
             .iter()
             .enumerate()
             .map(|(index, name)| (name.as_str(), index))
             .collect();
-        let now = Sample::new(now, None).seconds;
-        let minute = Resolution::Minute;
+        let (from, to) = day_before(now);
         guarded(|| {
             let transaction = self.database.begin_read()?;
-            let table = transaction.open_table(rollups(minute))?;
-            let mut newest = vec![Vec::new(); names.len()];
-            let mut filled = 0;
+            let table = transaction.open_table(rollups(Resolution::Minute))?;
             // Includes a minute that starts in this second.
-            let day =
-                (now.saturating_sub(Resolution::Day.seconds()), "")..(now.saturating_add(1), "");
-            for row in table.range(day)?.rev() {
+            for row in table.range((from, "")..(to.saturating_add(1), ""))?.rev() {
                 let (key, row) = row?;
                 let (start, name) = key.value();
-                let Some(samples) = places.get(name).and_then(|index| newest.get_mut(*index))
-                else {
-                    continue;
-                };
-                if samples.len() < CAPACITY {
-                    let rollup = Rollup::from(row.value());
-                    samples.extend(rollup.samples(start, minute.seconds()).rev());
-                    filled += usize::from(samples.len() >= CAPACITY);
-                }
-                if filled == names.len() {
-                    break;
+                if let Some(index) = indices.get(name) {
+                    visit(*index, start, &row.value().into());
                 }
             }
-            Ok(newest)
+            Ok(())
         })
     }
 
@@ -412,29 +400,34 @@ mod tests {
     }
 
     #[test]
-    fn restores_the_newest_samples_of_each_check() {
+    fn visits_the_minutes_of_the_last_day() {
         let directory = filled();
         let disk = Disk::open(directory.path()).unwrap();
         let last = START + DAY - 10;
         disk.write([("new", sample(last, 7))], [], (1, 2)).unwrap();
         let names = ["unknown", "cache", "new"].map(String::from);
-        let newest = disk.newest(&names, time(START + DAY)).unwrap();
-        assert_eq!(newest[0], []);
-        assert!(newest[1].len() >= CAPACITY, "{}", newest[1].len());
-        assert_eq!(newest[1][0].seconds, last);
-        assert!(newest[1].is_sorted_by_key(|sample| u32::MAX - sample.seconds));
-        assert_eq!(newest[2].len(), 1);
-        let latency = newest[2][0].latency().unwrap().as_secs_f64();
-        assert!((latency - 0.007).abs() < 0.05 * 0.007);
+        let visit = |now| {
+            let mut minutes = vec![Vec::new(); names.len()];
+            disk.visit_day(&names, time(now), |index, start, rollup| {
+                minutes[index].push((start, rollup.summary().samples));
+            })
+            .unwrap();
+            minutes
+        };
+        let minutes = visit(START + DAY - 1);
+        assert_eq!(minutes[0], []);
+        assert_eq!(minutes[1].len(), 1440);
+        assert!(minutes[1].is_sorted_by_key(|(start, _)| u32::MAX - start));
+        assert!(minutes[1].iter().all(|(_, samples)| *samples == 6));
+        assert_eq!(minutes[2], [(last - last % 60, 1)]);
         // A minute that has just started is included.
         disk.write([("new", sample(START + DAY, 7))], [], (1, 3))
             .unwrap();
-        assert_eq!(disk.newest(&names, time(START + DAY)).unwrap()[2].len(), 2);
-        // Samples older than a day are not restored.
-        assert_eq!(
-            disk.newest(&names, time(START + 3 * DAY)).unwrap(),
-            vec![Vec::new(); 3]
-        );
+        assert_eq!(visit(START + DAY)[2].len(), 2);
+        // The first minute is included as long as a part of it is less than a day ago.
+        assert_eq!(visit(START + DAY + 59)[1].len(), 1440);
+        assert_eq!(visit(START + DAY + 60)[1].len(), 1439);
+        assert_eq!(visit(START + 3 * DAY), vec![Vec::new(); 3]);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! The results of the checks: the newest samples in memory and, with a data directory, roll-ups of a year on the disk.
 
+mod clocks;
 mod disk;
 mod fault;
+mod minutes;
+mod recent;
 mod ring;
 mod rollup;
 mod sample;
@@ -9,6 +12,9 @@ mod schema;
 mod store;
 mod waiting;
 
+pub use clocks::Clocks;
+pub(crate) use recent::day_before;
+pub use recent::{DAY, Recent};
 pub use ring::{Percentiles, Ring, Summary, milliseconds};
 pub use rollup::{Resolution, Rollup};
 pub use sample::Sample;

@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 
 use super::sample::{FAILED, Sample};
 
-/// The number of samples in a ring: one day of a check with an interval of one minute, in 11 KiB.
-pub(super) const CAPACITY: usize = 1440;
+/// The number of samples in a ring: one day of a check with an interval of one minute, with a reserve for its jitter, in 12 KiB.
+pub(super) const CAPACITY: usize = 1500;
 
 /// The newest samples of one check.
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ pub struct Ring {
 pub struct Summary {
     /// The number of probes.
     pub samples: u64,
+    /// The number of failed probes.
+    pub failures: u64,
     /// The share of successful probes, from 0 to 1; `null` if there were no probes.
     pub uptime: Option<f64>,
     /// The latency percentiles of successful probes; `null` if there were none.
@@ -46,9 +48,13 @@ pub struct Percentiles {
 impl Ring {
     /// Adds the newest sample; removes the oldest one if the ring is full.
     pub fn push(&mut self, sample: Sample) {
-        if self.samples.len() == CAPACITY {
+        if self.is_full() {
             self.samples.pop_front();
             self.restored = self.restored.saturating_sub(1);
+        } else if self.samples.len() == self.samples.capacity() && self.samples.len() > CAPACITY / 2
+        {
+            // Otherwise the capacity is doubled.
+            self.samples.reserve_exact(CAPACITY - self.samples.len());
         }
         self.samples.push_back(sample);
     }
@@ -75,12 +81,15 @@ impl Ring {
         self.samples.iter().skip(self.restored).copied()
     }
 
-    /// Exact statistics of the samples since `from`.
-    #[must_use]
-    pub fn summary(&self, from: SystemTime) -> Summary {
+    pub(super) fn is_full(&self) -> bool {
+        self.samples.len() == CAPACITY
+    }
+
+    /// Exact statistics of `samples`.
+    pub(super) fn summary(samples: impl IntoIterator<Item = Sample>) -> Summary {
         let mut failures = 0_u64;
-        let mut latencies = Vec::with_capacity(self.samples.len());
-        for sample in self.since(from) {
+        let mut latencies = Vec::with_capacity(CAPACITY);
+        for sample in samples {
             if sample.latency == FAILED {
                 failures += 1;
             } else {
@@ -119,6 +128,7 @@ impl Summary {
         };
         Self {
             samples,
+            failures,
             uptime,
             latency_ms,
         }
@@ -164,9 +174,10 @@ mod tests {
             #[expect(clippy::cast_precision_loss, reason = "small")]
             let uptime = latencies.len() as f64 / since.len() as f64;
             prop_assert_eq!(
-                ring.summary(at(from)),
+                Ring::summary(ring.since(at(from))),
                 Summary {
                     samples: since.len() as u64,
+                    failures: (since.len() - latencies.len()) as u64,
                     uptime: (!since.is_empty()).then_some(uptime),
                     latency_ms: (!latencies.is_empty()).then(|| Percentiles {
                         p50: percentile(50),

@@ -36,12 +36,27 @@ impl Rollup {
         *count = count.saturating_add(1);
     }
 
+    /// Adds failed samples.
+    pub(super) fn add_failures(&mut self, count: u32) {
+        self.failures = self.failures.saturating_add(count);
+    }
+
+    /// Adds samples whose latency is in `bin`.
+    pub(super) fn add_answers(&mut self, bin: u8, count: u32) {
+        let sum = self.latencies.entry(bin).or_default();
+        *sum = sum.saturating_add(count);
+    }
+
+    /// The number of latencies in each bin that is not empty.
+    pub(super) fn bins(&self) -> impl Iterator<Item = (u8, u32)> {
+        self.latencies.iter().map(|(bin, count)| (*bin, *count))
+    }
+
     /// Adds the counts of `other`.
     pub fn merge(&mut self, other: &Self) {
-        self.failures = self.failures.saturating_add(other.failures);
-        for (bin, more) in &other.latencies {
-            let count = self.latencies.entry(*bin).or_default();
-            *count = count.saturating_add(*more);
+        self.add_failures(other.failures);
+        for (bin, more) in other.bins() {
+            self.add_answers(bin, more);
         }
     }
 
@@ -92,8 +107,7 @@ impl Rollup {
     }
 
     pub(super) fn row(&self) -> Row {
-        let bins = self.latencies.iter().map(|(bin, count)| (*bin, *count));
-        (self.failures, bins.collect())
+        (self.failures, self.bins().collect())
     }
 }
 
@@ -107,7 +121,7 @@ impl From<Row> for Rollup {
 }
 
 /// The bin of a latency in microseconds.
-fn bin(latency: u32) -> u8 {
+pub(super) fn bin(latency: u32) -> u8 {
     let bin = f64::from(latency.max(1)).log(GROWTH).ceil();
     #[expect(
         clippy::cast_possible_truncation,

@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{
+    clocks::Clocks,
     disk::Disk,
     fault::Fault,
     rollup::{Resolution, Rollup},
@@ -29,9 +30,6 @@ const HANDOVER: Duration = Duration::from_secs(1);
 /// How long the wall clock must agree with the monotonic clock before old roll-ups are deleted, and the time between deletions.
 /// Devices without a battery start with a wrong clock, and correct it within a minute or two.
 const STEADY: Duration = Duration::from_secs(10 * 60);
-
-/// By how much the wall clock may deviate from the monotonic clock in [`STEADY`]. Adjustments of NTP without a jump are smaller.
-const MAX_DRIFT: Duration = Duration::from_secs(10);
 
 /// How long a shutdown waits for the disk.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,33 +83,6 @@ struct Shared {
     failing: Mutex<Option<(SystemTime, String)>>,
     /// When old roll-ups were last deleted, or when the clock last jumped.
     steady: Mutex<Clocks>,
-}
-
-/// The wall clock, which may be wrong and jump, and the monotonic clock, read at the same time.
-#[derive(Clone, Copy)]
-struct Clocks {
-    wall: SystemTime,
-    monotonic: Instant,
-}
-
-impl Clocks {
-    fn now() -> Self {
-        Self {
-            wall: SystemTime::now(),
-            monotonic: Instant::now(),
-        }
-    }
-
-    /// The time since `earlier`; `None` if the wall clock has jumped since then.
-    fn since(self, earlier: Self) -> Option<Duration> {
-        let elapsed = self.monotonic.saturating_duration_since(earlier.monotonic);
-        let expected = earlier.wall.checked_add(elapsed)?;
-        let drift = self
-            .wall
-            .duration_since(expected)
-            .unwrap_or_else(|behind| behind.duration());
-        (drift <= MAX_DRIFT).then_some(elapsed)
-    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -232,11 +203,11 @@ impl Store {
             .unwrap_or_default()
     }
 
-    /// Samples of the last day of each check, newest first, at most as many as a ring holds. Blocks on disk access.
-    pub(crate) fn newest(&self) -> Vec<Vec<Sample>> {
+    /// Calls `visit` with each minute of the day before `now` that is on disk, newest first: the index of the check, the start of
+    /// the minute, and the roll-up. Blocks on disk access.
+    pub(crate) fn visit_day(&self, now: SystemTime, visit: impl FnMut(usize, u32, &Rollup)) {
         self.shared
-            .try_read(|disk| disk.newest(&self.shared.names, SystemTime::now()))
-            .unwrap_or_default()
+            .try_read(|disk| disk.visit_day(&self.shared.names, now, visit));
     }
 }
 

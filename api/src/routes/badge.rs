@@ -2,6 +2,8 @@
 //!
 //! The image is a template of a few lines, so no badge crate is used.
 
+use std::time::SystemTime;
+
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{
@@ -15,7 +17,8 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use ring::digest::{SHA256, digest};
 
 use crate::{
-    page::percent,
+    board::Day,
+    page::{display_time, percent},
     problem::{PROBLEM_JSON, Problem},
     service::Service,
     state::State,
@@ -35,7 +38,7 @@ const CACHING: &str = "public, max-age=60";
 #[utoipa::path(get, path = "/badge/{name}.svg", tag = "checks",
     params(
         ("name" = String, Path, description = "Name of the check"),
-        ("uptime" = Option<String>, Query, description = "If present, with any value, the badge shows the uptime of the last 24 hours"),
+        ("uptime" = Option<String>, Query, description = "If present, with any value, the badge shows the uptime of the last 24 hours, or of the time since when results are known"),
         ("If-None-Match" = Option<String>, Header, description = "Entity tags of badges that the client has"),
     ),
     responses(
@@ -58,7 +61,7 @@ pub(super) async fn get(
     let with_uptime = url::form_urlencoded::parse(request.query_string().as_bytes())
         .any(|(key, _)| key == "uptime");
     let badge = if with_uptime {
-        Badge::of_uptime(status.name, status.day.uptime)
+        Badge::of_uptime(&status.name, &status.day, SystemTime::now())
     } else {
         Badge::of_state(status.name, status.state)
     };
@@ -99,6 +102,8 @@ fn is_current(request: &HttpRequest, tag: &EntityTag) -> bool {
 struct Badge {
     label: String,
     value: String,
+    /// What only the text alternative says.
+    more: String,
     /// The background of the value, dark enough for white text.
     colour: &'static str,
 }
@@ -118,15 +123,30 @@ impl Badge {
         Self {
             label: name,
             value: value.into(),
+            more: String::new(),
             colour,
         }
     }
 
-    fn of_uptime(name: String, uptime: Option<f64>) -> Self {
+    fn of_uptime(name: &str, day: &Day, now: SystemTime) -> Self {
+        let period = day
+            .known_since
+            .and_then(|since| now.duration_since(since).ok())
+            .map_or_else(
+                || "24 h".into(),
+                |known| match known.as_secs() / 60 {
+                    minutes @ ..60 => format!("{} min", minutes.max(1)),
+                    minutes => format!("{} h", minutes / 60),
+                },
+            );
+        let more = day
+            .known_since
+            .map(|since| format!(", known since {}", display_time(&since)));
         Self {
-            label: format!("{name} 24 h"),
-            value: uptime.map_or_else(|| "pending".into(), percent),
-            colour: match uptime {
+            label: format!("{name} {period}"),
+            value: percent(&day.summary).unwrap_or_else(|| "pending".into()),
+            more: more.unwrap_or_default(),
+            colour: match day.summary.uptime {
                 None => GREY,
                 Some(uptime) if uptime >= 0.999 => GREEN,
                 Some(uptime) if uptime >= 0.99 => AMBER,
@@ -167,7 +187,10 @@ fn width(text: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::history::Summary;
 
     #[test]
     fn width_depends_on_the_text_and_markup_is_escaped() {
@@ -182,17 +205,67 @@ mod tests {
         );
     }
 
+    fn day(samples: u64, failures: u64, known_since: Option<SystemTime>) -> Day {
+        Day {
+            summary: Summary {
+                samples,
+                failures,
+                #[expect(clippy::cast_precision_loss, reason = "small")]
+                uptime: (samples > 0).then(|| (samples - failures) as f64 / samples as f64),
+                latency_ms: None,
+            },
+            known_since,
+        }
+    }
+
     #[test]
     fn rounds_the_uptime_down() {
-        for (uptime, value, colour) in [
-            (Some(1.0), "100 %", GREEN),
-            (Some(0.999_999), "99.99 %", GREEN),
-            (Some(0.995), "99.50 %", AMBER),
-            (Some(0.0), "0.00 %", RED),
-            (None, "pending", GREY),
+        for (samples, failures, value, colour) in [
+            (1, 0, "100 %", GREEN),
+            (1_000_000, 1, "99.99 %", GREEN),
+            (200, 1, "99.50 %", AMBER),
+            (1000, 1, "99.90 %", GREEN),
+            (100, 43, "57.00 %", RED),
+            (3, 1, "66.66 %", RED),
+            (7, 7, "0.00 %", RED),
+            (0, 0, "pending", GREY),
         ] {
-            let badge = Badge::of_uptime("redis".into(), uptime);
+            let badge = Badge::of_uptime("redis", &day(samples, failures, None), SystemTime::now());
             assert_eq!((&*badge.value, badge.colour), (value, colour));
+            assert_eq!((&*badge.label, &*badge.more), ("redis 24 h", ""));
+        }
+        // Every share of up to 500 probes, in hundredths of a percent.
+        for samples in 1..=500_u64 {
+            for failures in 0..=samples {
+                let shown = percent(&day(samples, failures, None).summary).unwrap();
+                let digits: String = shown.chars().filter(char::is_ascii_digit).collect();
+                let hundredths: u64 = digits.parse().unwrap();
+                let hundredths = if shown == "100 %" { 10_000 } else { hundredths };
+                assert!(hundredths * samples <= (samples - failures) * 10_000);
+                assert!((hundredths + 1) * samples > (samples - failures) * 10_000);
+            }
+        }
+    }
+
+    #[test]
+    fn names_the_time_that_is_known() {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        for (seconds, label) in [
+            (0, "redis 1 min"),
+            (59, "redis 1 min"),
+            (119, "redis 1 min"),
+            (120, "redis 2 min"),
+            (3599, "redis 59 min"),
+            (3600, "redis 1 h"),
+            (23 * 3600 + 3599, "redis 23 h"),
+        ] {
+            let now = since + Duration::from_secs(seconds);
+            let badge = Badge::of_uptime("redis", &day(4, 2, Some(since)), now);
+            assert_eq!(badge.label, label);
+            let image = badge.render().unwrap();
+            let text = format!("{label}: 50.00 %, known since 2027-01-15 08:00:00 UTC");
+            assert!(image.contains(&format!("aria-label=\"{text}\"")), "{image}");
+            assert!(image.contains(&format!("<title>{text}</title>")), "{image}");
         }
     }
 }

@@ -15,14 +15,12 @@ use utoipa::ToSchema;
 
 use crate::{
     board::Board,
-    history::{Percentiles, Resolution, Rollup, Sample, Summary, milliseconds},
+    history::{DAY, Percentiles, Resolution, Rollup, Sample, Summary, milliseconds},
     problem::{PROBLEM_JSON, Problem},
     service::Service,
     state::State,
-    time::rfc3339,
+    time::{optional_rfc3339, rfc3339},
 };
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The longest window: roll-ups of days are kept this long.
 const MAX_WINDOW: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -47,7 +45,8 @@ pub struct History {
     /// The length of the requested window in seconds.
     #[schema(example = 86400)]
     pub window_seconds: u64,
-    /// The start of the first bucket, up to one bucket before the window.
+    /// The start of the statistics: the start of the minute in which the window begins, or, if the window is longer than 24 hours,
+    /// of the bucket.
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub from: SystemTime,
@@ -55,6 +54,11 @@ pub struct History {
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub to: SystemTime,
+    /// When the first result in the window was, if results do not cover the window; otherwise `null`. As exact as results are kept:
+    /// to the minute, hour or day.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "optional_rfc3339")]
+    pub known_since: Option<SystemTime>,
     /// Statistics of all buckets together.
     #[serde(flatten)]
     pub summary: Summary,
@@ -70,7 +74,7 @@ pub struct History {
 /// Statistics of a part of the window.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Bucket {
-    /// The start of the bucket.
+    /// The start of the bucket. The first bucket of a window of up to 24 hours starts with the window.
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "rfc3339")]
     pub start: SystemTime,
@@ -170,20 +174,24 @@ impl History {
             None,
         );
         let end = Sample::new(now, None);
-        let from = resolution.start(begin.seconds());
-        let rollups = board
-            .store()
-            .and_then(|store| store.read(index, resolution, (from, end.seconds())))
-            .or_else(|| {
-                board.with_samples(index, |ring| {
-                    let mut rollups = BTreeMap::new();
-                    let samples = ring
-                        .since(time(from))
-                        .filter(|sample| sample.seconds() <= end.seconds());
-                    resolution.group(samples, &mut rollups);
-                    rollups
-                })
-            })?;
+        // Minutes are kept for a day. They exclude the part of the first bucket that is before the window.
+        let precision = if window <= DAY {
+            Resolution::Minute
+        } else {
+            resolution
+        };
+        let from = precision.start(begin.seconds());
+        let precise = rollups_until(board, index, precision, (from, end.seconds()))?;
+        let mut rollups: BTreeMap<u32, Rollup> = BTreeMap::new();
+        for (start, rollup) in &precise {
+            let start = resolution.start(*start).max(from);
+            rollups.entry(start).or_default().merge(rollup);
+        }
+        let first = precise.keys().next();
+        let known_since = first.and_then(|start| {
+            let first = first_result(board, index, precision, *start);
+            board.known_since(index, from, Some(first))
+        });
         let recent = board.with_samples(index, |ring| {
             ring.taken()
                 .filter(|sample| (begin.seconds()..=end.seconds()).contains(&sample.seconds()))
@@ -201,12 +209,52 @@ impl History {
             window_seconds: window.as_secs(),
             from: time(from),
             to: now,
+            known_since,
             summary: all.summary(),
             resolution_seconds: resolution.seconds(),
             buckets: rollups.iter().map(Bucket::from).collect(),
             recent,
         })
     }
+}
+
+const fn finer(resolution: Resolution) -> Option<Resolution> {
+    match resolution {
+        Resolution::Day => Some(Resolution::Hour),
+        Resolution::Hour => Some(Resolution::Minute),
+        Resolution::Minute => None,
+    }
+}
+
+/// The roll-ups from the one that starts at `from` to the minute that contains `to`. Later results can be in the last one if the
+/// clock was ahead.
+fn rollups_until(
+    board: &Board,
+    index: usize,
+    resolution: Resolution,
+    (from, to): (u32, u32),
+) -> Option<BTreeMap<u32, Rollup>> {
+    let mut rollups = board.rollups(index, resolution, (from, to))?;
+    let last = resolution.start(to);
+    if let Some(finer) = finer(resolution)
+        && rollups.remove(&last).is_some()
+    {
+        for rollup in rollups_until(board, index, finer, (last, to))?.values() {
+            rollups.entry(last).or_default().merge(rollup);
+        }
+    }
+    Some(rollups)
+}
+
+/// The time of the first result of the roll-up that starts at `start`, as exact as finer roll-ups are kept.
+fn first_result(board: &Board, index: usize, resolution: Resolution, start: u32) -> u32 {
+    let Some(finer) = finer(resolution) else {
+        return start;
+    };
+    let end = start.saturating_add(resolution.seconds() - 1);
+    let rollups = board.rollups(index, finer, (start, end));
+    let first = rollups.and_then(|rollups| rollups.keys().next().copied());
+    first.map_or(start, |start| first_result(board, index, finer, start))
 }
 
 impl From<(&u32, &Rollup)> for Bucket {

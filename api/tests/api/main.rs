@@ -7,6 +7,7 @@
 
 mod cli;
 mod configuration;
+mod day;
 mod edge;
 mod events;
 mod history;

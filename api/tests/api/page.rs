@@ -118,7 +118,7 @@ async fn page_shows_all_details_of_a_check() {
         "since 20",
         "host-of-shop:1",
         ">critical<",
-        "75.00 %",
+        "75.00 % <span class=\"known\"",
         "5.00 ms",
         "Last 4 results: 1 failed; 5.00 ms to 5.00 ms",
         "connection refused",
@@ -199,14 +199,19 @@ async fn badge_shows_the_state_or_the_uptime() {
     }
     for (path, words) in [
         ("shop.svg", "shop: down"),
-        ("shop.svg?uptime=1", "shop 24 h: 66.66 %"),
+        ("shop.svg?uptime=1", "shop 1 min: 66.66 %, known since 20"),
     ] {
         let image = badge(path).await.text().await.unwrap();
-        assert!(
-            image.contains(&format!("aria-label=\"{words}\"")),
-            "{image}"
-        );
+        assert!(image.contains(&format!("aria-label=\"{words}")), "{image}");
     }
+    // The first result was a day ago.
+    let day_ago = SystemTime::now() - Duration::from_secs(24 * 60 * 60);
+    service
+        .board
+        .record(0, day_ago, Duration::from_millis(5), Ok(()));
+    let image = badge("shop.svg?uptime").await.text().await.unwrap();
+    let words = "aria-label=\"shop 24 h: 75.00 %\"";
+    assert!(image.contains(words), "{image}");
     for path in ["mail.svg", "shop.png", "shop"] {
         let response = badge(path).await;
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
