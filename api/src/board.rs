@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -34,6 +34,8 @@ pub struct Board {
     generation: AtomicU64,
     changes: Changes,
     store: Option<Store>,
+    /// Whether the stored states were read. They are not replaced before, which matters if the disk is full at the start.
+    restored: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,7 @@ impl Board {
             generation: AtomicU64::new(0),
             changes: Changes::new(now),
             store: None,
+            restored: AtomicBool::new(false),
         }
     }
 
@@ -159,9 +162,19 @@ impl Board {
                 lock(&entry.record).recent.restore(start, rollup);
             }
         });
-        for (entry, json) in self.entries.iter().zip(store.states()) {
-            let stored = json.as_deref().map(serde_json::from_str);
-            match stored {
+        self.store = Some(store);
+        self.restore_states();
+        self
+    }
+
+    /// Continues with the stored states, once they can be read.
+    fn restore_states(&self) {
+        let states = self.store.as_ref().and_then(Store::states);
+        let Some(states) = states.filter(|_| !self.is_restored()) else {
+            return;
+        };
+        for (entry, json) in self.entries.iter().zip(states) {
+            match json.as_deref().map(serde_json::from_str) {
                 Some(Ok(stored)) => lock(&entry.record).restore(stored),
                 Some(Err(error)) => {
                     tracing::warn!(check = entry.check.name, %error, "cannot restore the state");
@@ -169,8 +182,13 @@ impl Board {
                 None => {}
             }
         }
-        self.store = Some(store);
-        self
+        self.restored.store(true, Ordering::Release);
+    }
+
+    /// Whether the states are those before the restart. Otherwise the disk has failed since the start.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        self.restored.load(Ordering::Acquire)
     }
 
     /// The store on disk, if one is configured.
@@ -258,19 +276,20 @@ impl Board {
             self.changes.add(&change);
         }
         if let Some(store) = &self.store {
-            match record.to_json() {
+            match record.to_json().filter(|_| self.is_restored()) {
                 Some(state) => store.add_with_state(index, sample, state),
                 None => store.add(index, sample),
             }
         }
     }
 
-    /// Reads the last day from the store again, because the clock has jumped: before, another day was the last one. Blocks on disk
-    /// access.
+    /// Reads the last day from the store again, because the clock has jumped, so that another day is the last one, or because the
+    /// disk has failed since the start. Blocks on disk access.
     pub fn reload(&self, now: SystemTime) {
         let Some(store) = &self.store else {
             return;
         };
+        self.restore_states();
         for (index, entry) in self.entries.iter().enumerate() {
             loop {
                 let before = lock(&entry.record).probes;
@@ -355,16 +374,29 @@ impl Record {
         day
     }
 
-    /// Continues with the state before a restart.
+    /// Continues with the state before a restart, unless it has changed since then.
     fn restore(&mut self, stored: Stored) {
-        self.state = stored.state();
-        self.since = stored.since;
-        self.contradictions = stored.contradictions;
-        self.last = stored.last.map(|last| Last {
+        let state = stored.state();
+        if self.state == State::Pending {
+            // Results of a check that is pending are failures.
+            self.contradictions = match state {
+                State::Down => 0,
+                _ => self.contradictions.saturating_add(stored.contradictions),
+            };
+            if self.probes == 0 {
+                self.contradictions = stored.contradictions;
+            }
+            self.state = state;
+            self.since = stored.since;
+        } else if self.state == state {
+            self.since = stored.since;
+        }
+        let last = stored.last.map(|last| Last {
             time: last.time,
             latency_ms: last.latency_ms,
             error: last.error,
         });
+        self.last = self.last.take().or(last);
     }
 
     /// The state to restore after a restart.

@@ -29,7 +29,7 @@ use crate::{
     configuration::Settings,
     connections::{self, ConnectionLimiter},
     error::Error,
-    history::Clocks,
+    history::{Clocks, StoreState},
     routes, schedule,
     service::Service,
     telemetry,
@@ -186,14 +186,18 @@ impl Application {
     }
 }
 
-/// Reads the last day again after each jump of the clock. Devices without a battery start with a wrong clock.
+/// Reads the last day again after each jump of the clock, because devices without a battery start with a wrong one, and when the
+/// disk works that was full at the start.
 async fn follow_clock(board: Arc<Board>) {
     let mut before = Clocks::now();
     loop {
         sleep(CLOCK_INTERVAL).await;
         let now = Clocks::now();
-        if now.since(before).is_none() {
+        let jumped = now.since(before).is_none();
+        if jumped {
             tracing::info!("the clock has jumped, reading the last day again");
+        }
+        if jumped || (!board.is_restored() && board.store_state() == StoreState::Disk) {
             let board = board.clone();
             // On another thread, because the disk may be slow. Fails only while the runtime ends.
             let _ = web::block(move || board.reload(SystemTime::now())).await;

@@ -196,11 +196,9 @@ impl Store {
         Some(rollups)
     }
 
-    /// The stored state of each check as JSON, if there is one. Blocks on disk access.
-    pub(crate) fn states(&self) -> Vec<Option<String>> {
-        self.shared
-            .try_read(|disk| disk.states(&self.shared.names))
-            .unwrap_or_default()
+    /// The stored state of each check as JSON, if there is one. Returns `None` if the disk fails. Blocks on disk access.
+    pub(crate) fn states(&self) -> Option<Vec<Option<String>>> {
+        self.shared.try_read(|disk| disk.states(&self.shared.names))
     }
 
     /// Calls `visit` with each minute of the day before `now` that is on disk, newest first: the index of the check, the start of

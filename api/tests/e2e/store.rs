@@ -1,7 +1,7 @@
 //! The history store under adverse conditions: kills at any moment, full and read-only disks.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{BufRead, BufReader, Lines, Write},
     path::Path,
@@ -13,9 +13,10 @@ use std::{
 use api::{
     Error,
     board::Board,
-    checks::{Check, Target, tcp},
+    checks::{Check, ProbeError, Target, tcp},
     history::{Sample, Store, StoreState},
     routes::History,
+    state::State,
     telemetry,
 };
 use nix::sys::signal::Signal;
@@ -128,8 +129,7 @@ impl Drop for Writer {
     }
 }
 
-/// The number of samples in the file in `directory`.
-fn count(directory: &Path) -> u64 {
+fn board(directory: &Path) -> Board {
     let checks = names().into_iter().map(|name| Check {
         name,
         target: Target::Tcp(tcp::Target {
@@ -143,7 +143,12 @@ fn count(directory: &Path) -> u64 {
         failures: 1.try_into().unwrap(),
         successes: 1.try_into().unwrap(),
     });
-    let board = Board::new(checks.collect()).with_store(Store::open(directory, names()).unwrap());
+    Board::new(checks.collect()).with_store(Store::open(directory, names()).unwrap())
+}
+
+/// The number of samples in the file in `directory`.
+fn count(directory: &Path) -> u64 {
+    let board = board(directory);
     let counts: BTreeSet<u64> = ["2h", "2d", "300d"]
         .map(|window| humantime::parse_duration(window).unwrap())
         .map(|window| {
@@ -349,23 +354,24 @@ fn rejects_a_read_only_directory() {
     );
 }
 
-/// Writes a file of version 1 with `samples` samples of each check, and returns their number.
-fn write_version_1(directory: &Path, samples: u32) -> u64 {
+/// Writes a file of version 1 with one failure of each check per minute, and returns the number of all samples.
+fn write_version_1(directory: &Path, minutes: u32) -> u64 {
     fs::create_dir_all(directory).unwrap();
     let database = Database::create(directory.join("history.redb")).unwrap();
     let transaction = database.begin_write().unwrap();
     let now = Sample::new(SystemTime::now(), None).seconds();
     for (name, length) in [("minutes", 60), ("hours", 3600), ("days", 86_400)] {
         type Rollups = TableDefinition<'static, (u32, &'static str), (u32, Vec<(u8, u32)>)>;
+        let mut failures: BTreeMap<u32, u32> = BTreeMap::new();
+        for minute in 0..minutes {
+            let time = now - minute * 60;
+            *failures.entry(time - time % length).or_default() += 1;
+        }
         let mut table = transaction.open_table(Rollups::new(name)).unwrap();
-        let first = now - now % length;
-        let rows = samples.min(86_400 / length);
-        for row in 0..rows {
-            // The rest is in the first row.
-            let failures = if row == 0 { samples - rows + 1 } else { 1 };
+        for (start, failures) in failures {
             for check in names() {
                 table
-                    .insert((first - row * length, &*check), (failures, Vec::new()))
+                    .insert((start, &*check), (failures, Vec::new()))
                     .unwrap();
             }
         }
@@ -377,7 +383,7 @@ fn write_version_1(directory: &Path, samples: u32) -> u64 {
         .insert("schema", 1)
         .unwrap();
     transaction.commit().unwrap();
-    u64::from(samples) * CHECKS as u64
+    u64::from(minutes) * CHECKS as u64
 }
 
 #[test]
@@ -405,15 +411,32 @@ fn migrates_once_the_disk_is_no_longer_full() {
     let disk = SmallDisk::mount();
     let before = write_version_1(&disk.data(), 10);
     disk.fill();
-    let store = Store::open(&disk.data(), names()).unwrap();
-    store.add(0, Sample::new(SystemTime::now(), None));
+    let board = board(&disk.data());
+    let store = board.store().unwrap();
+    assert!(matches!(board.store_state(), StoreState::Failing { .. }));
+    let failure = || Err(ProbeError("lost".into()));
+    board.record(0, SystemTime::now(), Duration::ZERO, failure());
+    board.record(1, SystemTime::now(), Duration::ZERO, Ok(()));
     assert!(!store.flush());
-    assert!(matches!(store.state(), StoreState::Failing { .. }));
+    let state = |index| board.status(index).unwrap().state;
+    assert_eq!(
+        [state(0), state(1), state(2)],
+        [State::Down, State::Up, State::Pending]
+    );
+    let since = board.status(0).unwrap().since;
+
     disk.free_space();
     assert!(store.flush());
-    assert_eq!(store.state(), StoreState::Disk);
-    drop(store);
-    assert_eq!(count(&disk.data()), before + 1);
+    board.reload(SystemTime::now());
+    assert_eq!(board.store_state(), StoreState::Disk);
+    assert_eq!(
+        [state(0), state(1), state(2)],
+        [State::Down, State::Up, State::Down]
+    );
+    assert!(board.status(0).unwrap().since < since);
+    assert_eq!(board.status(0).unwrap().day.summary.samples, 11);
+    drop(board);
+    assert_eq!(count(&disk.data()), before + 2);
 }
 
 /// Starts the program with a data directory and a check with a short interval.
