@@ -19,7 +19,7 @@ use crate::{
         Recent, Resolution, Ring, Rollup, Sample, Store, StoreState, Summary, day_before,
         milliseconds,
     },
-    state::{State, Stored, StoredResult},
+    state::{State, Stored, StoredResult, Streaks},
     time::{optional_rfc3339, rfc3339},
 };
 
@@ -48,8 +48,7 @@ struct Entry {
 struct Record {
     state: State,
     since: SystemTime,
-    /// The number of consecutive results that contradict `state`.
-    contradictions: u32,
+    streaks: Streaks,
     last: Option<Last>,
     probes: u64,
     failures: u64,
@@ -81,6 +80,8 @@ pub struct Last {
     pub latency_ms: f64,
     /// Why the probe failed; `null` if it succeeded.
     pub error: Option<String>,
+    /// Why the check is degraded although the probe succeeded; `null` if there is no reason.
+    pub warning: Option<String>,
 }
 
 /// The state of one check.
@@ -137,7 +138,7 @@ impl Board {
                     record: Mutex::new(Record {
                         state: State::Pending,
                         since: now,
-                        contradictions: 0,
+                        streaks: Streaks::default(),
                         last: None,
                         probes: 0,
                         failures: 0,
@@ -245,34 +246,32 @@ impl Board {
         record.day = None;
         record.probes += 1;
         record.failures += u64::from(result.is_err());
-        let (observed, threshold) = match result {
-            Ok(()) => (State::Up, check.successes),
-            Err(_) => (State::Down, check.failures),
+        let warning = result.is_ok().then(|| check.warning(took)).flatten();
+        let observed = match (&result, &warning) {
+            (Err(_), _) => State::Down,
+            (Ok(()), Some(_)) => State::Degraded,
+            (Ok(()), None) => State::Up,
         };
         let error = result.err().map(|error| error.to_string());
         record.last = Some(Last {
             time: at,
             latency_ms: milliseconds(took),
             error: error.clone(),
+            warning: warning.clone(),
         });
-        record.contradictions = if observed == record.state {
-            0
-        } else {
-            record.contradictions + 1
-        };
-        // The first success counts at once, because there is no earlier state to flap from.
-        let first = record.state == State::Pending && observed == State::Up;
-        if observed != record.state && (first || record.contradictions >= threshold.get()) {
+        record.streaks.add(observed);
+        let state = (record.streaks).next(record.state, check.failures, check.successes);
+        if state != record.state {
             let change = Change {
                 check: check.name.clone(),
                 from: record.state,
-                to: observed,
+                to: state,
                 time: at,
                 error,
+                warning,
             };
-            record.state = observed;
+            record.state = state;
             record.since = at;
-            record.contradictions = 0;
             self.changes.add(&change);
         }
         if let Some(store) = &self.store {
@@ -378,14 +377,7 @@ impl Record {
     fn restore(&mut self, stored: Stored) {
         let state = stored.state();
         if self.state == State::Pending {
-            // Results of a check that is pending are failures.
-            self.contradictions = match state {
-                State::Down => 0,
-                _ => self.contradictions.saturating_add(stored.contradictions),
-            };
-            if self.probes == 0 {
-                self.contradictions = stored.contradictions;
-            }
+            self.streaks.follow(stored.streaks, self.probes);
             self.state = state;
             self.since = stored.since;
         } else if self.state == state {
@@ -395,6 +387,7 @@ impl Record {
             time: last.time,
             latency_ms: last.latency_ms,
             error: last.error,
+            warning: last.warning,
         });
         self.last = self.last.take().or(last);
     }
@@ -405,8 +398,9 @@ impl Record {
             time: last.time,
             latency_ms: last.latency_ms,
             error: last.error,
+            warning: last.warning,
         });
-        Stored::to_json(self.state, self.since, self.contradictions, last)
+        Stored::to_json(self.state, self.since, self.streaks, last)
     }
 }
 
@@ -469,42 +463,18 @@ mod tests {
             timeout: Duration::from_secs(1),
             failures: NonZeroU32::new(failures).unwrap(),
             successes: NonZeroU32::new(successes).unwrap(),
+            degraded_above: None,
         }
     }
 
-    /// The states after each of these results: `+` is a success, `-` a failure.
-    fn states(board: &Board, results: &str) -> String {
-        let mut states = String::new();
+    /// Records these results: `+` is a success, `-` a failure.
+    fn record(board: &Board, results: &str) {
         for result in results.chars() {
             let result = match result {
                 '+' => Ok(()),
                 _ => Err(ProbeError("refused".into())),
             };
             board.record(0, SystemTime::now(), Duration::from_millis(2), result);
-            states.push(match board.status(0).unwrap().state {
-                State::Pending => 'p',
-                State::Up => 'u',
-                State::Down => 'd',
-            });
-        }
-        states
-    }
-
-    #[test]
-    fn changes_the_state_only_after_the_configured_number_of_consecutive_results() {
-        for (failures, successes, results, expected) in [
-            (1, 1, "+-+-", "udud"),
-            (3, 2, "+--+---+-++", "uuuuuuddddu"),
-            // The first success counts at once, the first failure does not.
-            (3, 2, "--+", "ppu"),
-            (3, 2, "---+-++", "ppddddu"),
-        ] {
-            let board = Board::new(vec![check(failures, successes)]);
-            assert_eq!(
-                states(&board, results),
-                expected,
-                "{failures} {successes} {results}"
-            );
         }
     }
 
@@ -512,13 +482,13 @@ mod tests {
     fn status_reflects_the_recorded_results() {
         let board = Board::new(vec![check(2, 1)]);
         assert_eq!(board.status(0).unwrap().day.summary.uptime, None);
-        states(&board, "++-+");
+        record(&board, "++-+");
         let status = board.status(0).unwrap();
         assert_eq!((status.probes, status.failures), (4, 1));
         assert_eq!(status.day.summary.uptime, Some(0.75));
         assert_eq!(status.day.summary.latency_ms.unwrap().p50, 2.0);
         assert_eq!(status.last.unwrap().error, None);
-        states(&board, "-");
+        record(&board, "-");
         assert_eq!(
             board.status(0).unwrap().last.unwrap().error.as_deref(),
             Some("refused")
@@ -530,7 +500,7 @@ mod tests {
         let board = Board::new(vec![check(1, 1)]);
         let (missed, mut receiver) = board.changes().listen(None);
         assert!(missed.is_empty());
-        states(&board, "++-");
+        record(&board, "++-");
         let first = receiver.try_recv().unwrap();
         assert_eq!(first.number, 1);
         assert!(
@@ -556,7 +526,7 @@ mod tests {
     fn generation_grows_with_each_result() {
         let board = Board::new(vec![check(1, 1)]);
         let before = board.generation();
-        states(&board, "+");
+        record(&board, "+");
         assert!(board.generation() > before);
         board.record(7, SystemTime::now(), Duration::ZERO, Ok(()));
         assert_eq!(board.status(7).map(|it| it.name), None);

@@ -28,8 +28,10 @@ pub struct Change {
     #[serde(serialize_with = "rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub time: SystemTime,
-    /// Why the check is down; `null` if it is not.
+    /// Why the last probe failed; `null` if it succeeded.
     pub error: Option<String>,
+    /// Why the check is degraded although the last probe succeeded; `null` if there is no reason.
+    pub warning: Option<String>,
 }
 
 /// A change in serialized form.
@@ -77,6 +79,7 @@ impl Changes {
             from = ?change.from,
             to = ?change.to,
             error = change.error,
+            warning = change.warning,
             "check state changed"
         );
         let Ok(data) = serde_json::to_string(change) else {

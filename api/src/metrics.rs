@@ -198,9 +198,17 @@ impl Collector for Checks {
             };
         gauge(
             "check_up",
-            "Whether the check is up, after its thresholds; absent while the state is pending",
+            "Whether the check is up or degraded, after its thresholds; absent while the state is pending",
             None,
-            &|status| (status.state != State::Pending).then(|| flag(status.state == State::Up)),
+            &|status| (status.state != State::Pending).then(|| flag(status.state != State::Down)),
+        )?;
+        gauge(
+            "check_degraded",
+            "Whether the check is degraded: up, but slow, or with a certificate that expires soon",
+            None,
+            &|status| {
+                (status.state != State::Pending).then(|| flag(status.state == State::Degraded))
+            },
         )?;
         gauge(
             "probe_success",

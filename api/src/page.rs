@@ -148,11 +148,11 @@ struct Row {
 enum Overall {
     /// No checks are configured.
     Empty,
-    /// No check is down, but some have no result yet.
+    /// No check is down or degraded, but some have no result yet.
     Pending,
     /// All checks are up.
     Operational,
-    /// Some checks are down, none of them critical.
+    /// Some checks are down or degraded, but no critical one is down.
     Degraded,
     /// A critical check is down.
     Outage,
@@ -165,7 +165,7 @@ impl Overall {
             Self::Empty
         } else if any(|status| status.state == State::Down && status.critical) {
             Self::Outage
-        } else if any(|status| status.state == State::Down) {
+        } else if any(|status| matches!(status.state, State::Down | State::Degraded)) {
             Self::Degraded
         } else if any(|status| status.state == State::Pending) {
             Self::Pending
@@ -221,6 +221,7 @@ impl Row {
         match self.status.state {
             State::Pending => "pending",
             State::Up => "up",
+            State::Degraded => "degraded",
             State::Down => "down",
         }
     }
@@ -229,6 +230,7 @@ impl Row {
         match self.status.state {
             State::Pending => "Pending",
             State::Up => "Up",
+            State::Degraded => "Degraded",
             State::Down => "Down",
         }
     }

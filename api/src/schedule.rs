@@ -70,6 +70,7 @@ mod tests {
             timeout: Duration::from_secs(1),
             failures: 3.try_into().unwrap(),
             successes: 2.try_into().unwrap(),
+            degraded_above: None,
         }
     }
 

@@ -24,4 +24,17 @@ pub struct Check {
     pub failures: NonZeroU32,
     /// How many successes in a row make it `up` again.
     pub successes: NonZeroU32,
+    /// The check is degraded if a successful probe takes longer than this.
+    pub degraded_above: Option<Duration>,
+}
+
+impl Check {
+    /// Why the check is degraded although a probe succeeded after `took`.
+    pub(crate) fn warning(&self, took: Duration) -> Option<String> {
+        let limit = self.degraded_above.filter(|limit| took > *limit)?;
+        Some(format!(
+            "slow response: {took:.2?}, more than {}",
+            humantime::format_duration(limit)
+        ))
+    }
 }

@@ -63,6 +63,7 @@ pub(super) struct ProbeSettings {
     failures: Option<Spanned<NonZeroU32>>,
     successes: Option<Spanned<NonZeroU32>>,
     critical: Option<Spanned<bool>>,
+    degraded_above: Option<Spanned<Duration>>,
 }
 
 impl ProbeSettings {
@@ -82,6 +83,7 @@ impl ProbeSettings {
             interval: keys.read("interval", interval),
             jitter: keys.read("jitter", duration(Duration::ZERO..=DAY)),
             timeout: keys.read("timeout", duration(Duration::from_millis(1)..=DAY)),
+            degraded_above: keys.read("degraded-above", duration(Duration::from_millis(1)..=DAY)),
             ..Self::default()
         };
         // Only if all values are valid: an invalid one would cause misleading messages.
@@ -117,6 +119,22 @@ impl ProbeSettings {
                 ),
             );
         }
+        if let Some(limit) = self.degraded_above(defaults)
+            && limit >= timeout
+            && let Some(span) = (self.degraded_above.as_ref())
+                .or(self.timeout.as_ref())
+                .or(self.interval.as_ref())
+                .map(|duration| duration.span)
+        {
+            keys.wrong(
+                span,
+                format_args!(
+                    "degraded-above {} is not shorter than timeout {}: expected less than the timeout",
+                    shown(limit),
+                    shown(timeout)
+                ),
+            );
+        }
         let jitter = self.jitter(defaults);
         if jitter >= interval
             && let Some(span) = place(&self.jitter)
@@ -130,6 +148,11 @@ impl ProbeSettings {
                 ),
             );
         }
+    }
+
+    /// The limit of successful probes that are not slow, if one is set.
+    fn degraded_above(&self, defaults: &Self) -> Option<Duration> {
+        configured(&self.degraded_above, &defaults.degraded_above)
     }
 
     fn interval(&self, defaults: &Self) -> Duration {
@@ -157,6 +180,7 @@ impl ProbeSettings {
             timeout: self.timeout(defaults),
             failures: configured(&self.failures, &defaults.failures).unwrap_or(Self::FAILURES),
             successes: configured(&self.successes, &defaults.successes).unwrap_or(Self::SUCCESSES),
+            degraded_above: self.degraded_above(defaults),
         }
     }
 }

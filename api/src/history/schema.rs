@@ -255,13 +255,13 @@ fn add_states(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     }
     let mut table = transaction.open_table(STATES)?;
     for (name, check) in states {
-        let (state, contradictions) = if check.down {
+        let (state, failed) = if check.down {
             ("down", 0)
         } else {
             ("up", check.failing.0)
         };
         let json = format!(
-            r#"{{"state":"{state}","since":{{"secs_since_epoch":{},"nanos_since_epoch":0}},"contradictions":{contradictions}}}"#,
+            r#"{{"state":"{state}","since":{{"secs_since_epoch":{},"nanos_since_epoch":0}},"streaks":{{"failed":{failed},"failed_or_degraded":{failed}}}}}"#,
             check.since
         );
         table.insert(name.as_str(), (check.last, json.as_str()))?;
@@ -453,10 +453,11 @@ mod tests {
 
         let states = states(&directory);
         assert_eq!(states.len(), cases.len());
-        for (name, _, state, since, contradictions) in cases {
+        for (name, _, state, since, failed) in cases {
             let (_, json) = &states[name];
             assert_eq!(json["state"], state, "{name}");
-            assert_eq!(json["contradictions"], contradictions, "{name}");
+            assert_eq!(json["streaks"]["failed"], failed, "{name}");
+            assert_eq!(json["streaks"]["failed_or_degraded"], failed, "{name}");
             assert_eq!(
                 json["since"]["secs_since_epoch"],
                 u64::from(NOW - since),

@@ -117,6 +117,7 @@ impl Badge {
     fn of_state(name: String, state: State) -> Self {
         let (value, colour) = match state {
             State::Up => ("up", GREEN),
+            State::Degraded => ("degraded", AMBER),
             State::Down => ("down", RED),
             State::Pending => ("pending", GREY),
         };

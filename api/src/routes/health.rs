@@ -23,7 +23,7 @@ pub(super) struct Health(Rendered);
 /// A health document of draft-inadarei-api-health-check, revision 6.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HealthDocument {
-    /// `warn` if a check is down or the history cannot be written, otherwise `pass`. Never `fail`: restarting the service would
+    /// `warn` if a check is down or degraded, or the history cannot be written, otherwise `pass`. Never `fail`: restarting the service would
     /// not help.
     status: HealthStatus,
     /// The version of the service.
@@ -47,7 +47,7 @@ pub(super) struct HealthDocument {
 pub(super) enum HealthStatus {
     /// Up, or no result yet.
     Pass,
-    /// A check is down.
+    /// A check is down or degraded.
     Warn,
     /// A critical check is down. Never the status of the whole service.
     Fail,
@@ -67,20 +67,20 @@ pub(super) struct Component {
     #[serde(rename = "observedUnit", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     observed_unit: Option<&'static str>,
-    /// `fail` if the check is down and critical, `warn` if it is down and not critical.
+    /// `fail` if the check is down and critical, `warn` if it is degraded, or down and not critical.
     status: HealthStatus,
     /// When the last probe started; before the first probe, when the service started.
     #[serde(serialize_with = "rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     time: SystemTime,
-    /// Why the last probe failed.
+    /// Why the last probe failed, or why the check is degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
 }
 
 /// Health of the service and its checks
 ///
-/// The status code is 200 while the service runs. A check that is down sets the status `warn`, because restarting the service
+/// The status code is 200 while the service runs. A check that is down or degraded sets the status `warn`, because restarting the service
 /// would not help.
 #[utoipa::path(get, operation_id = "health", path = "/health", tag = "health", responses(
     (status = 200, description = "The service is running", body = HealthDocument, content_type = HEALTH_JSON),
@@ -97,10 +97,11 @@ pub(super) async fn get(
 
 fn document(service: &Service) -> HealthDocument {
     let statuses = service.board.statuses();
-    let any_down = statuses.iter().any(|status| status.state == State::Down);
+    let any_trouble =
+        (statuses.iter()).any(|status| matches!(status.state, State::Down | State::Degraded));
     let history = history(&service.board.store_state());
     HealthDocument {
-        status: if any_down || history.is_some() {
+        status: if any_trouble || history.is_some() {
             HealthStatus::Warn
         } else {
             HealthStatus::Pass
@@ -140,10 +141,10 @@ fn component(status: Status) -> Component {
         observed_unit: last.as_ref().map(|_| "ms"),
         status: match (status.state, status.critical) {
             (State::Down, true) => HealthStatus::Fail,
-            (State::Down, false) => HealthStatus::Warn,
+            (State::Down, false) | (State::Degraded, _) => HealthStatus::Warn,
             (State::Up | State::Pending, _) => HealthStatus::Pass,
         },
         time: last.as_ref().map_or(status.since, |last| last.time),
-        output: last.and_then(|last| last.error),
+        output: last.and_then(|last| last.error.or(last.warning)),
     }
 }

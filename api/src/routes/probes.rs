@@ -54,6 +54,7 @@ pub(super) async fn ready(
         let state = match status.state {
             State::Pending => "pending",
             State::Up => "up",
+            State::Degraded => "degraded",
             State::Down => "down, ignored for readiness",
         };
         conditions.push((&status.name, Ok(state.to_owned())));

@@ -336,6 +336,19 @@ fn rejects_variables_that_are_not_utf_8() {
 }
 
 #[test]
+fn limit_of_slow_probes_must_be_shorter_than_the_timeout() {
+    let target = "tcp = \"h:1\"\ndegraded-above = \"2s\"\n";
+    let limit = check(target).degraded_above;
+    assert_eq!(limit, Some(Duration::from_secs(2)));
+    assert_eq!(check("tcp = \"h:1\"").degraded_above, None);
+    let text = format!("[[checks]]\nname = \"one\"\n{target}timeout = \"2s\"");
+    assert_eq!(
+        problems(&text),
+        "api.toml:4:19: degraded-above 2s is not shorter than timeout 2s: expected less than the timeout"
+    );
+}
+
+#[test]
 fn reports_no_contradictions_of_invalid_values() {
     let check = "[[checks]]\nname = \"one\"\ntcp = \"h:1\"\ntimeout = \"90s\"\njitter = \"80s\"\n";
     assert_eq!(problems(check).lines().count(), 2);

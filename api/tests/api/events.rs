@@ -32,6 +32,7 @@ fn start(streams: usize) -> (String, Arc<Board>) {
         timeout: Duration::from_secs(1),
         failures: std::num::NonZeroU32::MAX,
         successes: std::num::NonZeroU32::MIN,
+        degraded_above: None,
     };
     let application = Application::build(Settings {
         address: ([127, 0, 0, 1], 0).into(),

@@ -36,6 +36,7 @@ pub fn settings(data: Option<&Path>) -> Settings {
         timeout: Duration::from_secs(5),
         failures: 1.try_into().unwrap(),
         successes: 1.try_into().unwrap(),
+        degraded_above: None,
     };
     Settings {
         checks: ["other", "cache"].map(check).into(),

@@ -8,6 +8,7 @@
 mod cli;
 mod configuration;
 mod day;
+mod degraded;
 mod edge;
 mod events;
 mod history;

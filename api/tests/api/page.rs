@@ -38,6 +38,7 @@ fn check(name: &str, critical: bool) -> Check {
         timeout: Duration::from_secs(1),
         failures: NonZeroU32::MIN,
         successes: NonZeroU32::MIN,
+        degraded_above: None,
     }
 }
 

@@ -142,6 +142,7 @@ fn board(directory: &Path) -> Board {
         timeout: Duration::from_secs(5),
         failures: 1.try_into().unwrap(),
         successes: 1.try_into().unwrap(),
+        degraded_above: None,
     });
     Board::new(checks.collect()).with_store(Store::open(directory, names()).unwrap())
 }
