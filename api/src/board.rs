@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use crate::{
     changes::{Change, Changes},
-    checks::{Check, ProbeError},
+    checks::{Check, Expiry, ProbeError},
     history::{
         Recent, Resolution, Ring, Rollup, Sample, Store, StoreState, Summary, day_before,
         milliseconds,
@@ -49,6 +49,7 @@ struct Record {
     state: State,
     since: SystemTime,
     streaks: Streaks,
+    expiry: Option<Expiry>,
     last: Option<Last>,
     probes: u64,
     failures: u64,
@@ -109,6 +110,10 @@ pub struct Status {
     pub since: SystemTime,
     /// The result of the last probe; `null` before the first one.
     pub last: Option<Last>,
+    /// When the certificates of the target expire; `null` if it has none.
+    #[serde(serialize_with = "optional_rfc3339")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub certificate_expiry: Option<SystemTime>,
     /// Statistics of the last 24 hours. Latencies have an error of at most 5 % if there are more than 1,500 results, or results of
     /// before a restart.
     pub day: Day,
@@ -139,6 +144,7 @@ impl Board {
                         state: State::Pending,
                         since: now,
                         streaks: Streaks::default(),
+                        expiry: None,
                         last: None,
                         probes: 0,
                         failures: 0,
@@ -227,6 +233,14 @@ impl Board {
         &self.changes
     }
 
+    /// Records when the certificates expire that the target of the check at `index` presented. Call it before recording the result
+    /// of the same probe.
+    pub fn record_expiry(&self, index: usize, expiry: Expiry) {
+        if let Some(entry) = self.entries.get(index) {
+            lock(&entry.record).expiry = Some(expiry);
+        }
+    }
+
     /// Records the result of a probe of the check at `index` that started at `at`.
     pub fn record(
         &self,
@@ -246,7 +260,10 @@ impl Board {
         record.day = None;
         record.probes += 1;
         record.failures += u64::from(result.is_err());
-        let warning = result.is_ok().then(|| check.warning(took)).flatten();
+        let warning = result
+            .is_ok()
+            .then(|| check.warning(at, took, record.expiry.as_ref()))
+            .flatten();
         let observed = match (&result, &warning) {
             (Err(_), _) => State::Down,
             (Ok(()), Some(_)) => State::Degraded,
@@ -418,6 +435,7 @@ impl Entry {
             state: record.state,
             since: record.since,
             last: record.last.clone(),
+            certificate_expiry: record.expiry.as_ref().map(|expiry| expiry.time),
             day,
             probes: record.probes,
             failures: record.failures,
@@ -448,7 +466,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
-    use crate::checks::{Target, tcp};
+    use crate::checks::{Target, TlsOptions, tcp};
 
     fn check(failures: u32, successes: u32) -> Check {
         Check {
@@ -464,6 +482,7 @@ mod tests {
             failures: NonZeroU32::new(failures).unwrap(),
             successes: NonZeroU32::new(successes).unwrap(),
             degraded_above: None,
+            tls: TlsOptions::default(),
         }
     }
 

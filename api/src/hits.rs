@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use ::redis::cmd;
-use rustls::ClientConfig;
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::checks::{
     ProbeError,
     redis::{Connection, Server, Target},
+    tls,
 };
 
 /// The Redis key of the counter.
@@ -37,7 +37,7 @@ pub enum Missing {
 impl Hits {
     /// The counter in the Redis `target`, if there is one; `tls` is used if its URL has the scheme `rediss`.
     #[must_use]
-    pub fn new(target: Option<&Target>, tls: &Arc<ClientConfig>) -> Self {
+    pub(crate) fn new(target: Option<&Target>, tls: &tls::Client) -> Self {
         Self(target.map(|target| Counter {
             server: Server::new(target, tls).map_err(ProbeError),
             kept: Mutex::default(),

@@ -222,6 +222,17 @@ impl Collector for Checks {
             Some(&Unit::Seconds),
             &|status| status.last.as_ref().map(|last| last.latency_ms / 1e3),
         )?;
+        gauge(
+            "probe_ssl_earliest_cert_expiry",
+            "When the chain of certificates of the target expires, in seconds since the epoch",
+            None,
+            &|status| {
+                let expiry = status
+                    .certificate_expiry?
+                    .duration_since(SystemTime::UNIX_EPOCH);
+                expiry.ok().map(|since| since.as_secs_f64())
+            },
+        )?;
         let mut counter = |name, help, value: &dyn Fn(&Status) -> u64| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, status) in &statuses {

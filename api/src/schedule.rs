@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     board::Board,
-    checks::{Check, Clients, Probe, ProbeError},
+    checks::{Check, CheckProbe, Clients, ProbeError, observe},
 };
 
 /// The first probes are spread over this time per check, so that many checks do not start at once and a few have results quickly.
@@ -19,7 +19,7 @@ const SPREAD: Duration = Duration::from_millis(5);
 pub fn start(board: &Arc<Board>, clients: &Clients) {
     let spread = SPREAD * u32::try_from(board.checks().len()).unwrap_or(u32::MAX);
     for (index, check) in board.checks().enumerate() {
-        let (board, check, probe) = (board.clone(), check.clone(), check.target.probe(clients));
+        let (board, check, probe) = (board.clone(), check.clone(), check.probe(clients));
         actix_web::rt::spawn(async move {
             sleep(spread.min(check.interval).mul_f64(fastrand::f64())).await;
             probe_forever(&board, index, &check, probe).await;
@@ -27,18 +27,21 @@ pub fn start(board: &Arc<Board>, clients: &Clients) {
     }
 }
 
-async fn probe_forever(board: &Board, index: usize, check: &Check, mut probe: Probe) {
+async fn probe_forever(board: &Board, index: usize, check: &Check, mut probe: CheckProbe) {
     loop {
         let (at, start) = (SystemTime::now(), Instant::now());
         // Boxed, so that an idle check does not hold the memory of the future.
-        let result = timeout(check.timeout, Box::pin(probe.run()))
-            .await
-            .unwrap_or_else(|_| {
-                Err(ProbeError(format!(
-                    "no response within {}",
-                    humantime::format_duration(check.timeout)
-                )))
-            });
+        let (result, expiry) = observe(timeout(check.timeout, Box::pin(probe.run()))).await;
+        let result = result.unwrap_or_else(|_| {
+            Err(ProbeError(format!(
+                "no response within {}",
+                humantime::format_duration(check.timeout)
+            )))
+        });
+        // A probe that keeps its connection sees no certificates.
+        if let Some(expiry) = expiry {
+            board.record_expiry(index, expiry);
+        }
         board.record(index, at, start.elapsed(), result);
         let until_next = check.interval.saturating_sub(start.elapsed());
         let jitter = check.jitter.mul_f64(fastrand::f64());
@@ -53,7 +56,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        checks::{Target, dns, redis},
+        checks::{Target, TlsOptions, dns, redis},
         secret::SecretUrl,
         state::State,
     };
@@ -71,6 +74,7 @@ mod tests {
             failures: 3.try_into().unwrap(),
             successes: 2.try_into().unwrap(),
             degraded_above: None,
+            tls: TlsOptions::default(),
         }
     }
 

@@ -1,8 +1,14 @@
 //! A check: a target, and when and how often it is probed.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
 
-use super::target::Target;
+use super::{
+    certificates::Expiry, check_probe::CheckProbe, clients::Clients, target::Target,
+    tls_options::TlsOptions,
+};
 
 /// A target that is probed periodically.
 #[derive(Clone, Debug)]
@@ -26,15 +32,33 @@ pub struct Check {
     pub successes: NonZeroU32,
     /// The check is degraded if a successful probe takes longer than this.
     pub degraded_above: Option<Duration>,
+    /// How its probes use TLS.
+    pub tls: TlsOptions,
 }
 
 impl Check {
-    /// Why the check is degraded although a probe succeeded after `took`.
-    pub(crate) fn warning(&self, took: Duration) -> Option<String> {
-        let limit = self.degraded_above.filter(|limit| took > *limit)?;
-        Some(format!(
-            "slow response: {took:.2?}, more than {}",
-            humantime::format_duration(limit)
-        ))
+    /// Creates the probe of this check. It is created once, because some kinds keep a connection between two probes.
+    #[must_use]
+    pub fn probe(&self, clients: &Clients) -> CheckProbe {
+        CheckProbe::new(self.target.clone(), self.tls.clone(), clients.clone())
+    }
+
+    /// Why the check is degraded although the probe at `now` succeeded after `took`, with certificates that expire at `expiry`.
+    pub(crate) fn warning(
+        &self,
+        now: SystemTime,
+        took: Duration,
+        expiry: Option<&Expiry>,
+    ) -> Option<String> {
+        let slow = self.degraded_above.filter(|limit| took > *limit);
+        let slow = slow.map(|limit| {
+            let limit = humantime::format_duration(limit);
+            format!("slow response: {took:.2?}, more than {limit}")
+        });
+        let expiry = expiry.and_then(|expiry| expiry.warning(self.tls.valid_for, now));
+        match (expiry, slow) {
+            (Some(expiry), Some(slow)) => Some(format!("{expiry}; {slow}")),
+            (one, other) => one.or(other),
+        }
     }
 }

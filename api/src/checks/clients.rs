@@ -2,16 +2,20 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use rustls::ClientConfig;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::target::{http, postgres, tls};
+use super::{
+    certificates::{Trust, Verifier},
+    target::{http, postgres, tls},
+    tls_options::TlsOptions,
+};
 
 /// What the probes share; clones share it as well.
 #[derive(Clone)]
 pub struct Clients {
+    trust: Arc<Trust>,
     /// Verifies the certificates of servers.
-    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) tls: tls::Client,
     pub(super) http: reqwest::Client,
     pub(super) postgres: postgres::Tls,
 }
@@ -22,14 +26,49 @@ impl Clients {
     /// # Errors
     /// Returns an error if the file cannot be read or contains no certificate.
     pub fn new(authorities: Option<&Path>) -> Result<Self, String> {
-        let tls = tls::verifying(authorities)?;
+        let trust = Arc::new(Trust::public_and(authorities)?);
+        Self::of(trust, &TlsOptions::default(), None)
+    }
+
+    /// The clients of a check with these options, whose kind is `http` or another one.
+    pub(super) fn with(&self, options: &TlsOptions, is_http: bool) -> Result<Self, String> {
+        if options.are_default() {
+            return Ok(self.clone());
+        }
+        let trust = match &options.ca_file {
+            Some(path) => Arc::new(Trust::only(path)?),
+            None => self.trust.clone(),
+        };
+        // Only checks of kind `http` need their own HTTP client.
+        let shared = (!is_http).then(|| self.http.clone());
+        Self::of(trust, options, shared)
+    }
+
+    fn of(
+        trust: Arc<Trust>,
+        options: &TlsOptions,
+        http: Option<reqwest::Client>,
+    ) -> Result<Self, String> {
+        let verifier = Verifier::new((!options.skip_verify).then(|| trust.clone()));
+        let identity = options.identity()?;
+        // With `sslmode=prefer`, a server may have any certificate, unless the option says which one.
+        let opportunistic = match &options.ca_file {
+            Some(_) => tls::verifying(verifier.clone(), identity.as_ref())?,
+            None => tls::opportunistic(identity.as_ref())?,
+        };
+        let config = tls::verifying(verifier, identity.as_ref())?;
         Ok(Self {
-            http: http::client(&tls)?,
+            trust,
+            http: http.map_or_else(|| http::client(&config, None), Ok)?,
             postgres: postgres::Tls {
-                verifying: MakeRustlsConnect::new(tls.clone()),
-                opportunistic: MakeRustlsConnect::new(tls::opportunistic()?),
+                verifying: MakeRustlsConnect::new(config.clone()),
+                opportunistic: MakeRustlsConnect::new(opportunistic),
+                server_name: options.server_name.as_deref().map(Into::into),
             },
-            tls: Arc::new(tls),
+            tls: tls::Client {
+                config: Arc::new(config),
+                name: options.server_name()?,
+            },
         })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use super::certificates::explain;
+
 /// The maximum length of a message in characters; servers send messages of any length.
 const MAX_LENGTH: usize = 300;
 
@@ -12,10 +14,12 @@ pub struct ProbeError(pub String);
 
 impl ProbeError {
     /// The messages of `error` and its sources, with `secret` masked.
-    pub(super) fn of(error: &dyn Error, secret: Option<&str>) -> Self {
+    pub(super) fn of(error: &(dyn Error + 'static), secret: Option<&str>) -> Self {
         let mut text = error.to_string();
+        let mut explained = explain(error);
         let mut source = error.source();
         while let Some(error) = source {
+            explained = explained.or_else(|| explain(error));
             let message = error.to_string();
             // Some errors repeat the message of their source.
             if !text.ends_with(&message) {
@@ -24,7 +28,7 @@ impl ProbeError {
             }
             source = error.source();
         }
-        Self::without(&text, secret)
+        Self::without(&explained.unwrap_or(text), secret)
     }
 
     /// `text` as one line, with `secret` masked.

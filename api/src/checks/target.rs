@@ -93,6 +93,15 @@ impl Target {
         }
     }
 
+    /// What is expected instead of this target, if it is one without TLS of a kind that can use it.
+    pub(crate) fn missing_tls(&self) -> Option<&'static str> {
+        match self {
+            Self::Http(target) => target.missing_tls(),
+            Self::Redis(target) => target.missing_tls(),
+            Self::Postgres(_) | Self::Tls(_) | Self::Tcp(_) | Self::Dns(_) => None,
+        }
+    }
+
     /// Checks the target without connecting to anything. The error contains no secrets.
     ///
     /// # Errors
@@ -112,9 +121,11 @@ impl Target {
     #[must_use]
     pub fn probe(&self, clients: &Clients) -> Probe {
         match self {
-            Self::Http(target) => {
-                Probe::Http(Box::new(http::Probe::new(target.clone(), &clients.http)))
-            }
+            Self::Http(target) => Probe::Http(Box::new(http::Probe::new(
+                target.clone(),
+                &clients.http,
+                &clients.tls,
+            ))),
             Self::Tcp(target) => Probe::Tcp(tcp::Probe::new(target.clone())),
             Self::Dns(target) => Probe::Dns(dns::Probe::new(target.clone())),
             Self::Redis(target) => Probe::Redis(redis::Probe::new(target, &clients.tls)),

@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -20,7 +21,7 @@ use super::{
     variables::Variables,
 };
 use crate::{
-    checks::{self, Check, Kind, Target},
+    checks::{self, Check, Kind, Target, TlsOptions},
     secret::{SecretText, SecretUrl},
 };
 
@@ -32,13 +33,41 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The default port of name servers.
 const DNS: u16 = 53;
 
+/// The keys of the TLS options, in checks of each kind that can use TLS.
+const TLS_OPTIONS: &[&str] = &[
+    VALID_FOR,
+    SERVER_NAME,
+    CA_FILE,
+    CLIENT_CERTIFICATE,
+    CLIENT_KEY,
+    SKIP_VERIFY,
+];
+const VALID_FOR: &str = "valid-for";
+const SERVER_NAME: &str = "server-name";
+const CA_FILE: &str = "ca-file";
+const CLIENT_CERTIFICATE: &str = "client-certificate";
+const CLIENT_KEY: &str = "client-key";
+const SKIP_VERIFY: &str = "skip-verify";
+
 /// The keys that only a check of `kind` can have, besides the key that is named like the kind.
 const fn options(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Http => &["method", "headers", "status", "body", "follow-redirects"],
+        Kind::Http => &[
+            "method",
+            "headers",
+            "status",
+            "body",
+            "follow-redirects",
+            VALID_FOR,
+            SERVER_NAME,
+            CA_FILE,
+            CLIENT_CERTIFICATE,
+            CLIENT_KEY,
+            SKIP_VERIFY,
+        ],
         Kind::Dns => &["record", "server", "expect"],
-        Kind::Tls => &["valid-for"],
-        Kind::Tcp | Kind::Redis | Kind::Postgres => &[],
+        Kind::Tls | Kind::Redis | Kind::Postgres => TLS_OPTIONS,
+        Kind::Tcp => &[],
     }
 }
 
@@ -170,10 +199,16 @@ impl ProbeSettings {
     }
 
     /// Creates the check `name` of `target`; values that are not set come from `defaults`.
-    pub(super) fn check(&self, defaults: &Self, name: String, target: Target) -> Check {
+    pub(super) fn check(
+        &self,
+        defaults: &Self,
+        name: String,
+        (target, tls): (Target, TlsOptions),
+    ) -> Check {
         Check {
             name,
             target,
+            tls,
             critical: configured(&self.critical, &defaults.critical).unwrap_or_default(),
             interval: self.interval(defaults),
             jitter: self.jitter(defaults),
@@ -226,7 +261,7 @@ fn name(text: &str) -> Option<String> {
 }
 
 /// Reads the target and the keys of its kind.
-fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
+fn target(keys: &mut Keys<'_, '_>) -> Option<(Target, TlsOptions)> {
     let named: Vec<Kind> = Kind::ALL
         .iter()
         .copied()
@@ -250,7 +285,9 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
     }
     let read = named.first().and_then(|kind| {
         let place = keys.place(kind.name())?;
-        let target = read_target(*kind, keys)?;
+        let target = read_target(*kind, keys);
+        let tls = tls_options(keys, *kind, target.as_ref());
+        let target = target?;
         // Values that are valid on their own may not be valid together.
         if let Err(reason) = target.validate() {
             keys.wrong(
@@ -258,7 +295,7 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
                 format_args!("{} cannot be probed: {reason}", kind.name()),
             );
         }
-        Some(target)
+        Some((target, tls))
     });
     for kind in Kind::ALL {
         for option in options(*kind) {
@@ -266,18 +303,68 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<Target> {
             if let Some(span) = keys.remove(option)
                 && let [named] = named.as_slice()
             {
+                let kinds: Vec<_> = (Kind::ALL.iter().copied())
+                    .filter(|kind| options(*kind).contains(option))
+                    .map(Kind::name)
+                    .collect();
                 keys.wrong(
                     span,
                     format_args!(
                         "{option} is not allowed in a check of kind {}: expected only in checks of kind {}",
                         named.name(),
-                        kind.name()
+                        kinds.join(", ")
                     ),
                 );
             }
         }
     }
     read
+}
+
+/// Reads how the probes of a check of `kind` use TLS; `target` is missing if it is not valid.
+fn tls_options(keys: &mut Keys<'_, '_>, kind: Kind, target: Option<&Target>) -> TlsOptions {
+    if !options(kind).contains(&VALID_FOR) {
+        return TlsOptions::default();
+    }
+    if let Some(expected) = target.and_then(Target::missing_tls) {
+        for option in TLS_OPTIONS {
+            if let Some(span) = keys.remove(option) {
+                keys.wrong(
+                    span,
+                    format_args!("{option} has no effect without TLS: {expected}"),
+                );
+            }
+        }
+        return TlsOptions::default();
+    }
+    let mut tls = TlsOptions::default();
+    let valid_for = duration(Duration::ZERO..=3650 * DAY);
+    keys.set(VALID_FOR, &mut tls.valid_for, valid_for);
+    let name = parsed("a DNS name, such as example.org", |text| {
+        TlsOptions::is_server_name(text).then(|| text.to_owned())
+    });
+    keys.set(SERVER_NAME, &mut tls.server_name, name);
+    let file = parsed("the path of a PEM file", |text| {
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    });
+    keys.set(CA_FILE, &mut tls.ca_file, &file);
+    keys.set(CLIENT_CERTIFICATE, &mut tls.client_certificate, &file);
+    if tls.client_certificate.is_none()
+        && let Some(span) = keys.place(CLIENT_KEY)
+    {
+        let what = "client-key has no effect without client-certificate: expected both or none";
+        keys.wrong(span, what);
+    }
+    keys.set(CLIENT_KEY, &mut tls.client_key, &file);
+    let ca_file = tls.ca_file.is_some();
+    if let Some(skip) = keys.read(SKIP_VERIFY, boolean) {
+        if skip.value && ca_file {
+            let what = "skip-verify makes ca-file useless: expected one of them";
+            keys.wrong(skip.span, what);
+        }
+        tls.skip_verify = skip.value;
+    }
+    tls
 }
 
 fn http(keys: &mut Keys<'_, '_>) -> Option<Target> {
@@ -323,13 +410,8 @@ fn tcp(keys: &mut Keys<'_, '_>) -> Option<Target> {
 
 fn tls(keys: &mut Keys<'_, '_>) -> Option<Target> {
     let server = keys.read(Kind::Tls.name(), parsed(HOST_AND_PORT, host_and_port));
-    let valid_for = keys.read("valid-for", duration(Duration::ZERO..=3650 * DAY));
     let (host, port) = server?.value;
-    Some(Target::Tls(checks::tls::Target {
-        host,
-        port,
-        valid_for: valid_for.map_or(14 * DAY, Spanned::take),
-    }))
+    Some(Target::Tls(checks::tls::Target { host, port }))
 }
 
 const HOST_AND_PORT: &str = "host:port, such as example.org:443 or [::1]:443";

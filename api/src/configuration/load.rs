@@ -9,7 +9,7 @@ use super::{
     settings::Settings,
     variables::Variables,
 };
-use crate::checks::{Target, redis};
+use crate::checks::{Target, TlsOptions, redis};
 
 impl Settings {
     /// Loads the settings from the file at `path`, if there is one, and from the environment, which overrides the file.
@@ -61,6 +61,7 @@ impl Settings {
             && !self.checks.iter().any(|check| check.name == NAME)
         {
             let target = Target::Redis(redis::Target { url });
+            let target = (target, TlsOptions::default());
             let mut check = ProbeSettings::default().check(defaults, NAME.into(), target);
             check.critical = false;
             self.checks.push(check);

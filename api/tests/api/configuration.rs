@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, ffi::OsString, fs, path::Path, time::Duration};
 
 use api::{
     Settings,
-    checks::{Check, Kind, Target},
+    checks::{Check, Kind, Target, TlsOptions},
     configuration::{Build, Place, Problems},
 };
 use proptest::{prelude::*, sample::Index};
@@ -558,13 +558,72 @@ fn reads_the_keys_of_each_kind() {
     );
     assert_eq!(dns.server, Some("[::1]:53".parse().unwrap()));
 
-    let Target::Tls(tls) = check("tls = \"192.0.2.1:443\"\nvalid-for = \"1day\"").target else {
+    let Target::Tls(tls) = check("tls = \"192.0.2.1:443\"").target else {
         panic!("no tls");
     };
-    assert_eq!(
-        (tls.host.as_str(), tls.port, tls.valid_for.as_secs()),
-        ("192.0.2.1", 443, 86400)
-    );
+    assert_eq!((tls.host.as_str(), tls.port), ("192.0.2.1", 443));
+}
+
+#[test]
+fn every_kind_that_uses_tls_has_the_same_options() {
+    let options = r#"
+        valid-for = "1day"
+        server-name = "b.test"
+        ca-file = "ca.pem"
+        client-certificate = "client.pem"
+        client-key = "client.key"
+        skip-verify = false
+    "#;
+    for target in [
+        "http = \"https://h\"",
+        "http = \"http://h\"\nfollow-redirects = true",
+        "tls = \"h:1\"",
+        "redis = \"rediss://h\"",
+        "postgres = \"postgresql://u@h\"",
+    ] {
+        let tls = check(&format!("{target}\n{options}")).tls;
+        assert_eq!(
+            tls,
+            TlsOptions {
+                server_name: Some("b.test".into()),
+                ca_file: Some("ca.pem".into()),
+                client_certificate: Some("client.pem".into()),
+                client_key: Some("client.key".into()),
+                skip_verify: false,
+                valid_for: Duration::from_secs(24 * 60 * 60),
+            }
+        );
+        assert_eq!(check(target).tls, TlsOptions::default());
+    }
+    for (keys, problem) in [
+        (
+            "http = \"http://h\"\nca-file = \"ca.pem\"",
+            "api.toml:4:1: ca-file has no effect without TLS: expected an https URL",
+        ),
+        (
+            "redis = \"redis://h\"\nvalid-for = \"1day\"",
+            "api.toml:4:1: valid-for has no effect without TLS: expected a rediss URL",
+        ),
+        (
+            "tcp = \"h:1\"\nskip-verify = true",
+            "api.toml:4:1: skip-verify is not allowed in a check of kind tcp: expected only in checks of kind http, redis, postgres, tls",
+        ),
+        (
+            "tls = \"h:1\"\nserver-name = \"192.0.2.1\"",
+            "api.toml:4:16: server-name is not valid: expected a DNS name, such as example.org",
+        ),
+        (
+            "tls = \"h:1\"\nclient-key = \"client.key\"",
+            "api.toml:4:15: client-key has no effect without client-certificate: expected both or none",
+        ),
+        (
+            "tls = \"h:1\"\nca-file = \"ca.pem\"\nskip-verify = true",
+            "api.toml:5:15: skip-verify makes ca-file useless: expected one of them",
+        ),
+    ] {
+        let text = format!("[[checks]]\nname = \"one\"\n{keys}");
+        assert_eq!(problems(&text), problem);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 use api::{
     Application, Settings,
     board::Board,
-    checks::{Check, Target, tcp},
+    checks::{Check, Target, TlsOptions, tcp},
 };
 use reqwest::{Response, StatusCode, header::CONTENT_TYPE};
 use serde_json::Value;
@@ -33,6 +33,7 @@ fn start(streams: usize) -> (String, Arc<Board>) {
         failures: std::num::NonZeroU32::MAX,
         successes: std::num::NonZeroU32::MIN,
         degraded_above: None,
+        tls: TlsOptions::default(),
     };
     let application = Application::build(Settings {
         address: ([127, 0, 0, 1], 0).into(),

@@ -9,7 +9,7 @@ use actix_web::{App, HttpServer, dev::ServerHandle, web};
 use api::{
     Application, Settings,
     board::Board,
-    checks::{Check, ProbeError, Target, tcp},
+    checks::{Check, ProbeError, Target, TlsOptions, tcp},
     history::StoreState,
     routes,
     service::Service,
@@ -37,6 +37,7 @@ pub fn settings(data: Option<&Path>) -> Settings {
         failures: 1.try_into().unwrap(),
         successes: 1.try_into().unwrap(),
         degraded_above: None,
+        tls: TlsOptions::default(),
     };
     Settings {
         checks: ["other", "cache"].map(check).into(),

@@ -5,6 +5,7 @@
     reason = "test helpers may panic"
 )]
 
+mod certificates;
 mod cli;
 mod configuration;
 mod day;

@@ -9,7 +9,7 @@ use std::{
 use actix_web::{App, HttpServer, web};
 use api::{
     Settings,
-    checks::{Check, Clients, ProbeError, Target, tcp},
+    checks::{Check, Clients, ProbeError, Target, TlsOptions, tcp},
     routes,
     service::Service,
 };
@@ -39,6 +39,7 @@ fn check(name: &str, critical: bool) -> Check {
         failures: NonZeroU32::MIN,
         successes: NonZeroU32::MIN,
         degraded_above: None,
+        tls: TlsOptions::default(),
     }
 }
 

@@ -396,30 +396,11 @@ pub mod over_tls {
 
     const DAY: Duration = Duration::from_secs(86_400);
 
-    fn target(host: &str, port: u16, days: u32) -> Target {
+    fn target(host: &str, port: u16) -> Target {
         Target::Tls(tls::Target {
             host: host.into(),
             port,
-            valid_for: DAY * days,
         })
-    }
-
-    #[actix_web::test]
-    async fn certificate_must_be_valid_for_long_enough() {
-        let authority = Authority::new();
-        let end = SystemTime::now() + DAY * 8 + Duration::from_secs(60);
-        let port = authority.serve("localhost", end).await;
-        let clients = authority.clients();
-        let answer = probe_with(target("localhost", port, 8), &clients).await;
-        assert_eq!(answer, Ok(()));
-        let day = humantime::format_rfc3339(end).to_string();
-        assert_eq!(
-            probe_with(target("localhost", port, 9), &clients).await,
-            Err(format!(
-                "the certificate expires on {}, in 8 days",
-                &day[..10]
-            ))
-        );
     }
 
     #[actix_web::test]
@@ -429,30 +410,9 @@ pub mod over_tls {
             .serve("localhost", date_time_ymd(2024, 2, 29).into())
             .await;
         assert_eq!(
-            probe_with(target("localhost", port, 0), &authority.clients()).await,
+            probe_with(target("localhost", port), &authority.clients()).await,
             Err("the certificate expired on 2024-02-29".into())
         );
-    }
-
-    #[actix_web::test]
-    async fn next_probe_sees_a_renewed_certificate() {
-        let authority = Authority::new();
-        let now = SystemTime::now();
-        let mut acceptors = [2, 20]
-            .map(|days| authority.acceptor("localhost", now + DAY * days))
-            .into_iter();
-        let port = listen(move |stream| {
-            let acceptor = acceptors.next().unwrap();
-            async move {
-                let mut stream = acceptor.accept(stream).await.unwrap();
-                // Waits until the client closes the connection, after it received the session tickets.
-                let _ = stream.read_u8().await;
-            }
-        })
-        .await;
-        let mut probe = target("localhost", port, 10).probe(&authority.clients());
-        probe.run().await.unwrap_err();
-        probe.run().await.unwrap();
     }
 
     #[actix_web::test]
@@ -461,17 +421,17 @@ pub mod over_tls {
         let port = authority
             .serve("localhost", SystemTime::now() + DAY * 8)
             .await;
-        let error = probe_once(target("localhost", port, 1)).await.unwrap_err();
+        let error = probe_once(target("localhost", port)).await.unwrap_err();
         assert!(error.contains("UnknownIssuer"), "{error}");
         let clients = authority.clients();
-        let error = probe_with(target("127.0.0.1", port, 1), &clients).await;
+        let error = probe_with(target("127.0.0.1", port), &clients).await;
         let error = error.unwrap_err();
         assert!(error.contains("not valid for name"), "{error}");
         let plain = listen(async |mut stream| {
             let _ = stream.write_all(b"220 mail.example.org\r\n").await;
         })
         .await;
-        let error = probe_with(target("localhost", plain, 1), &clients).await;
+        let error = probe_with(target("localhost", plain), &clients).await;
         let error = error.unwrap_err();
         assert!(error.contains("corrupt message"), "{error}");
     }
@@ -535,8 +495,8 @@ pub mod over_tls {
             let reason = Clients::new(Some(path)).err().unwrap();
             assert!(reason.starts_with(path.to_str().unwrap()), "{reason}");
         }
-        target("", 443, 1).validate().unwrap_err();
-        target("a b", 443, 1).validate().unwrap_err();
+        target("", 443).validate().unwrap_err();
+        target("a b", 443).validate().unwrap_err();
     }
 }
 

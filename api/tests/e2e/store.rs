@@ -13,7 +13,7 @@ use std::{
 use api::{
     Error,
     board::Board,
-    checks::{Check, ProbeError, Target, tcp},
+    checks::{Check, ProbeError, Target, TlsOptions, tcp},
     history::{Sample, Store, StoreState},
     routes::History,
     state::State,
@@ -143,6 +143,7 @@ fn board(directory: &Path) -> Board {
         failures: 1.try_into().unwrap(),
         successes: 1.try_into().unwrap(),
         degraded_above: None,
+        tls: TlsOptions::default(),
     });
     Board::new(checks.collect()).with_store(Store::open(directory, names()).unwrap())
 }

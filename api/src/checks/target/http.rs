@@ -1,6 +1,6 @@
 //! HTTP and HTTPS: the status code, and optionally the content of the body.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use reqwest::{
     Client, Method, Request, Response, StatusCode,
@@ -12,9 +12,9 @@ use reqwest::{
     redirect::Policy,
 };
 use rustls::ClientConfig;
-use url::Url;
+use url::{Host, Url};
 
-use super::tcp;
+use super::{tcp, tls};
 use crate::{
     checks::probe_error::ProbeError,
     secret::{SecretText, SecretUrl},
@@ -58,6 +58,12 @@ impl Target {
             return Err("a response to HEAD has no body".into());
         }
         Ok(())
+    }
+
+    /// What is expected for TLS, which a redirect may lead to, too.
+    pub(super) fn missing_tls(&self) -> Option<&'static str> {
+        let uses_tls = self.url.expose().scheme() == "https" || self.follow_redirects;
+        (!uses_tls).then_some("expected an https URL")
     }
 
     fn method(&self) -> Result<Method, String> {
@@ -117,14 +123,17 @@ impl fmt::Display for Target {
     }
 }
 
-/// Creates the HTTP client that all probes share.
-pub(in crate::checks) fn client(tls: &ClientConfig) -> Result<Client, String> {
+/// Creates an HTTP client, whose requests for the name of `alias` go to its host.
+pub(in crate::checks) fn client(
+    tls: &ClientConfig,
+    alias: Option<Alias>,
+) -> Result<Client, String> {
     Client::builder()
         .tls_backend_preconfigured(tls.clone())
         // A probe follows redirects itself: reqwest sends most headers to every origin, and after the first request to another
         // origin even `Authorization` and `Cookie`.
         .redirect(Policy::none())
-        .dns_resolver(SystemResolver)
+        .dns_resolver(SystemResolver(alias.map(Arc::new)))
         .user_agent(concat!(
             env!("CARGO_PKG_NAME"),
             "/",
@@ -139,12 +148,23 @@ pub(in crate::checks) fn client(tls: &ClientConfig) -> Result<Client, String> {
 }
 
 /// Resolves names in the same way as the other probes.
-struct SystemResolver;
+struct SystemResolver(Option<Arc<Alias>>);
+
+/// A name that stands for another host.
+pub(in crate::checks) struct Alias {
+    name: String,
+    host: String,
+}
 
 impl Resolve for SystemResolver {
     fn resolve(&self, name: Name) -> Resolving {
+        let alias = self.0.clone();
         Box::pin(async move {
-            let addresses: Vec<_> = tcp::look_up(name.as_str())
+            let host = match &alias {
+                Some(alias) if alias.name.eq_ignore_ascii_case(name.as_str()) => &alias.host,
+                _ => name.as_str(),
+            };
+            let addresses: Vec<_> = tcp::look_up(host)
                 .await?
                 .iter()
                 // Port 0 selects the port of the URL.
@@ -164,10 +184,21 @@ pub struct Probe {
 
 impl Probe {
     /// Creates a probe of `target`.
-    pub(super) fn new(target: Target, client: &Client) -> Self {
+    pub(super) fn new(target: Target, client: &Client, tls: &tls::Client) -> Self {
+        let mut request = target.request(client);
+        let mut client = client.clone();
+        if let Some(name) = &tls.name
+            && let Ok(valid) = &mut request
+        {
+            // The HTTP client has no other way to set the name of the server.
+            match named(valid, &name.to_str(), &tls.config) {
+                Ok(named) => client = named,
+                Err(reason) => request = Err(ProbeError(reason)),
+            }
+        }
         Self {
-            client: client.clone(),
-            request: target.request(client),
+            client,
+            request,
             target,
         }
     }
@@ -228,6 +259,19 @@ impl Probe {
         }
         Err(ProbeError("too many redirects".into()))
     }
+}
+
+/// Replaces the host of `request` by `name`, and returns a client that connects to the replaced host.
+fn named(request: &mut Request, name: &str, tls: &ClientConfig) -> Result<Client, String> {
+    let host = match request.url().host() {
+        Some(Host::Domain(host)) => host.to_owned(),
+        Some(Host::Ipv4(address)) => address.to_string(),
+        Some(Host::Ipv6(address)) => address.to_string(),
+        None => return Err("expected https://host".into()),
+    };
+    (request.url_mut().set_host(Some(name))).map_err(|error| error.to_string())?;
+    let name = name.to_owned();
+    client(tls, Some(Alias { name, host }))
 }
 
 /// The URL that `response` to a request for `url` redirects to, without credentials. `None` if it is not a redirect, or if its

@@ -49,6 +49,8 @@ pub(in crate::checks) struct Tls {
     pub(in crate::checks) verifying: MakeRustlsConnect,
     /// Accepts any certificate.
     pub(in crate::checks) opportunistic: MakeRustlsConnect,
+    /// The name of every server, instead of its host.
+    pub(in crate::checks) server_name: Option<Box<str>>,
 }
 
 /// Probes one target.
@@ -102,12 +104,13 @@ impl Server {
         let stream = tcp::connect(&self.host, self.port)
             .await
             .map_err(|error| ProbeError::of(&error, None))?;
+        let name = tls.server_name.as_deref().unwrap_or(&self.host);
         let mut tls = if self.config.get_ssl_mode() == SslMode::Require {
             tls.verifying.clone()
         } else {
             tls.opportunistic.clone()
         };
-        let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, &self.host);
+        let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, name);
         let (client, connection) = self
             .config
             .connect_raw(stream, tls)

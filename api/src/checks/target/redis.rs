@@ -1,12 +1,11 @@
 //! Redis: the server responds to `PING`.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use ::redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
     RedisConnectionInfo, RedisError, aio::MultiplexedConnection, cmd,
 };
-use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{tcp, tls};
@@ -34,6 +33,11 @@ impl Target {
     pub fn validate(&self) -> Result<(), String> {
         parse(&self.url).map(drop)
     }
+
+    /// What is expected for TLS.
+    pub(super) fn missing_tls(&self) -> Option<&'static str> {
+        (self.url.expose().scheme() != TLS).then_some("expected a rediss URL")
+    }
 }
 
 impl fmt::Display for Target {
@@ -51,7 +55,7 @@ pub struct Probe {
 impl Probe {
     /// Creates a probe of `target`, which uses `tls` if its URL has the scheme `rediss`.
     #[must_use]
-    pub fn new(target: &Target, tls: &Arc<ClientConfig>) -> Self {
+    pub(crate) fn new(target: &Target, tls: &tls::Client) -> Self {
         Self {
             server: Server::new(target, tls).map_err(ProbeError),
             kept: None,
@@ -84,13 +88,13 @@ impl Probe {
 pub(crate) struct Server {
     host: String,
     port: u16,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<tls::Client>,
     login: RedisConnectionInfo,
 }
 
 impl Server {
     /// The server that `target` names; `tls` is used if its URL has the scheme `rediss`.
-    pub(crate) fn new(target: &Target, tls: &Arc<ClientConfig>) -> Result<Self, String> {
+    pub(crate) fn new(target: &Target, tls: &tls::Client) -> Result<Self, String> {
         let (host, port, login) = parse(&target.url)?;
         let encrypted = target.url.expose().scheme() == TLS;
         Ok(Self {
@@ -105,9 +109,9 @@ impl Server {
     pub(crate) async fn connect(&self) -> Result<Connection, ProbeError> {
         let (host, port) = (&self.host, self.port);
         match &self.tls {
-            Some(config) => match tls::connect(config, host, port).await {
+            Some(client) => match tls::connect(client, host, port).await {
                 Ok(stream) => self.log_in(stream).await,
-                Err(error) => Err(tls::probe_error(&error)),
+                Err(error) => Err(ProbeError::of(&error, None)),
             },
             None => match tcp::connect(host, port).await {
                 Ok(stream) => self.log_in(stream).await,
