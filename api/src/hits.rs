@@ -17,6 +17,10 @@ const KEY: &str = "hits";
 /// The time limit for connecting and counting. `/hits` must respond within 250 ms, even on a busy machine.
 const TIMEOUT: Duration = Duration::from_millis(150);
 
+/// How long to wait for a connection to one address of the host before the next one is tried as well. Less than for a check, because
+/// of the time limit.
+const DELAY: Duration = Duration::from_millis(40);
+
 /// The counter of one worker. Each worker has its own connection, because a connection is bound to the runtime of its worker.
 pub struct Hits(Option<Counter>);
 
@@ -35,11 +39,12 @@ pub enum Missing {
 }
 
 impl Hits {
-    /// The counter in the Redis `target`, if there is one; `tls` is used if its URL has the scheme `rediss`.
+    /// The counter in the Redis `target`, if there is one.
     #[must_use]
     pub(crate) fn new(target: Option<&Target>, tls: &tls::Client) -> Self {
+        let tls = tls.with_delay(DELAY);
         Self(target.map(|target| Counter {
-            server: Server::new(target, tls).map_err(ProbeError),
+            server: Server::new(target, &tls).map_err(ProbeError),
             kept: Mutex::default(),
         }))
     }

@@ -35,9 +35,6 @@ use crate::{
     telemetry,
 };
 
-/// The threads for name look-ups and disk access, and so the maximum number of concurrent look-ups. Each thread costs memory.
-const BLOCKING_THREADS: usize = 16;
-
 /// How long the shutdown waits for requests in flight. Together with the default drain it is shorter than the
 /// 10 s of `docker stop`.
 const SHUTDOWN_SECONDS: u64 = 7;
@@ -56,17 +53,11 @@ pub fn run(settings: Settings) -> Result<(), Error> {
     telemetry::start(settings.log.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map(Arc::new)
         .map_err(Error::Runtime)?;
-    let ended = System::with_tokio_rt(|| runtime.clone())
-        .block_on(async { Application::build(settings)?.run_until_stopped().await });
-    // Dropping the runtime would wait for a name look-up that does not return.
-    if let Some(runtime) = Arc::into_inner(runtime) {
-        runtime.shutdown_background();
-    }
-    ended
+    System::with_tokio_rt(|| runtime)
+        .block_on(async { Application::build(settings)?.run_until_stopped().await })
 }
 
 /// The service, with its listener bound.

@@ -1,4 +1,4 @@
-//! What the probes share: the trusted certificate authorities and the HTTP client.
+//! What the probes share: the trusted certificate authorities, the resolver and the HTTP client.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -6,6 +6,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     certificates::{Trust, Verifier},
+    connector::Connector,
+    resolver::{NameServers, Resolver},
     target::{http, postgres, tls},
     tls_options::TlsOptions,
 };
@@ -21,13 +23,33 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Trusts the public certificate authorities, and those in the PEM file `authorities`.
+    /// Trusts the public certificate authorities, and those in the PEM file `authorities`. Looks up names as the system does.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read or contains no certificate.
     pub fn new(authorities: Option<&Path>) -> Result<Self, String> {
+        Self::build(authorities, Resolver::default())
+    }
+
+    /// Like [`Clients::new`], but asks only `name_servers`.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be read or contains no certificate.
+    pub fn with_name_servers(
+        authorities: Option<&Path>,
+        name_servers: NameServers,
+    ) -> Result<Self, String> {
+        Self::build(authorities, Resolver::with(name_servers))
+    }
+
+    fn build(authorities: Option<&Path>, resolver: Resolver) -> Result<Self, String> {
         let trust = Arc::new(Trust::public_and(authorities)?);
-        Self::of(trust, &TlsOptions::default(), None)
+        Self::of(
+            trust,
+            &TlsOptions::default(),
+            None,
+            Connector::new(resolver),
+        )
     }
 
     /// The clients of a check with these options, whose kind is `http` or another one.
@@ -41,13 +63,14 @@ impl Clients {
         };
         // Only checks of kind `http` need their own HTTP client.
         let shared = (!is_http).then(|| self.http.clone());
-        Self::of(trust, options, shared)
+        Self::of(trust, options, shared, self.tls.connector.clone())
     }
 
     fn of(
         trust: Arc<Trust>,
         options: &TlsOptions,
         http: Option<reqwest::Client>,
+        connector: Connector,
     ) -> Result<Self, String> {
         let verifier = Verifier::new((!options.skip_verify).then(|| trust.clone()));
         let identity = options.identity()?;
@@ -57,9 +80,10 @@ impl Clients {
             None => tls::opportunistic(identity.as_ref())?,
         };
         let config = tls::verifying(verifier, identity.as_ref())?;
+        let resolver = connector.resolver();
         Ok(Self {
             trust,
-            http: http.map_or_else(|| http::client(&config, None), Ok)?,
+            http: http.map_or_else(|| http::client(&config, resolver, None), Ok)?,
             postgres: postgres::Tls {
                 verifying: MakeRustlsConnect::new(config.clone()),
                 opportunistic: MakeRustlsConnect::new(opportunistic),
@@ -68,6 +92,7 @@ impl Clients {
             tls: tls::Client {
                 config: Arc::new(config),
                 name: options.server_name()?,
+                connector,
             },
         })
     }

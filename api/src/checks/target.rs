@@ -126,12 +126,20 @@ impl Target {
                 &clients.http,
                 &clients.tls,
             ))),
-            Self::Tcp(target) => Probe::Tcp(tcp::Probe::new(target.clone())),
-            Self::Dns(target) => Probe::Dns(dns::Probe::new(target.clone())),
+            Self::Tcp(target) => Probe::Tcp(tcp::Probe::new(
+                target.clone(),
+                clients.tls.connector.clone(),
+            )),
+            Self::Dns(target) => Probe::Dns(dns::Probe::new(
+                target.clone(),
+                clients.tls.connector.resolver(),
+            )),
             Self::Redis(target) => Probe::Redis(redis::Probe::new(target, &clients.tls)),
-            Self::Postgres(target) => {
-                Probe::Postgres(Box::new(postgres::Probe::new(target, &clients.postgres)))
-            }
+            Self::Postgres(target) => Probe::Postgres(Box::new(postgres::Probe::new(
+                target,
+                &clients.postgres,
+                clients.tls.connector.clone(),
+            ))),
             Self::Tls(target) => Probe::Tls(tls::Probe::new(target.clone(), clients.tls.clone())),
         }
     }

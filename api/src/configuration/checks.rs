@@ -9,7 +9,7 @@ use std::{
 };
 
 use actix_web::http::header::{HeaderName, HeaderValue};
-use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::rr::RecordType;
 use toml_span::{Value, span::Spanned, value::Key};
 use url::Url;
 
@@ -21,7 +21,7 @@ use super::{
     variables::Variables,
 };
 use crate::{
-    checks::{self, Check, Kind, Target, TlsOptions},
+    checks::{self, Check, Kind, Target, TlsOptions, domain_name},
     secret::{SecretText, SecretUrl},
 };
 
@@ -417,10 +417,8 @@ fn tls(keys: &mut Keys<'_, '_>) -> Option<Target> {
 const HOST_AND_PORT: &str = "host:port, such as example.org:443 or [::1]:443";
 
 fn dns(keys: &mut Keys<'_, '_>) -> Option<Target> {
-    let domain = |text: &str| {
-        let name = Name::from_utf8(text).ok()?;
-        (!name.is_root()).then(|| text.to_owned())
-    };
+    // `validate` would also find it, but with the name, which may be a secret in the wrong place.
+    let domain = |text: &str| domain_name::parse(text).is_ok().then(|| text.to_owned());
     let name = keys.read(
         Kind::Dns.name(),
         parsed("a domain name, such as example.org", domain),

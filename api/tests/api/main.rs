@@ -5,6 +5,7 @@
     reason = "test helpers may panic"
 )]
 
+mod addresses;
 mod certificates;
 mod cli;
 mod configuration;
@@ -17,6 +18,7 @@ mod page;
 mod probes;
 mod process;
 mod redirects;
+mod resolution;
 mod restart;
 mod routes;
 

@@ -1,32 +1,27 @@
 //! DNS: a name has records, optionally specific ones.
 
 use std::{
-    fmt, fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    fmt,
+    net::{IpAddr, SocketAddr},
 };
 
-use hickory_proto::{
-    op::{Message, MessageType, Query, ResponseCode},
-    rr::{Name, RecordType},
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
-};
+use hickory_proto::{op::Query, rr::RecordType};
 
-use crate::checks::probe_error::ProbeError;
-
-/// Lists the name servers of the system.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+use crate::checks::{
+    domain_name,
+    name_servers::{Answer, ask},
+    probe_error::ProbeError,
+    resolver::Resolver,
+};
 
 /// A target, with the expected response.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The domain name that is looked up.
+    /// The domain name that is looked up. It may contain escapes, as in zone files: `\.` and `\032`.
     pub name: String,
     /// The type of the records.
     pub record: RecordType,
-    /// The name server; `None` selects the first one of the system.
+    /// The name server; `None` selects those of the system.
     pub server: Option<SocketAddr>,
     /// Records that must be in the response, which may contain others; if empty, any record is enough.
     pub expected: Vec<String>,
@@ -42,13 +37,9 @@ impl Target {
     }
 
     fn query(&self) -> Result<Query, String> {
-        let mut name = Name::from_utf8(&self.name)
-            .map_err(|error| format!("{:?} is not a domain name: {error}", self.name))?;
-        if self.name.is_empty() {
-            return Err("expected a domain name".into());
-        }
         // Fully qualified, so that the search list of the system does not apply.
-        name.set_fqdn(true);
+        let name = domain_name::parse(&self.name)
+            .map_err(|error| format!("{:?} is not a domain name: {error}", self.name))?;
         Ok(Query::query(name, self.record))
     }
 
@@ -75,14 +66,15 @@ impl fmt::Display for Target {
 pub struct Probe {
     target: Target,
     query: Result<Query, ProbeError>,
+    resolver: Resolver,
 }
 
 impl Probe {
-    /// Creates a probe of `target`.
-    #[must_use]
-    pub fn new(target: Target) -> Self {
+    /// Creates a probe of `target`; `resolver` knows the name servers of the system.
+    pub(super) fn new(target: Target, resolver: &Resolver) -> Self {
         Self {
             query: target.query().map_err(ProbeError),
+            resolver: resolver.clone(),
             target,
         }
     }
@@ -93,23 +85,22 @@ impl Probe {
     /// When the target does not respond as expected.
     pub async fn run(&mut self) -> Result<(), ProbeError> {
         let query = self.query.as_ref().map_err(Clone::clone)?;
-        let server = match self.target.server {
-            Some(server) => server,
-            None => system_server()?,
+        let servers = match self.target.server {
+            Some(server) => vec![server],
+            None => self.resolver.name_servers().map_err(ProbeError)?.servers,
         };
-        let answer = exchange(server, query)
+        let answer = ask(&servers, query)
             .await
-            .map_err(|error| ProbeError(format!("{server}: {}", ProbeError::of(&error, None))))?;
-        match answer.metadata.response_code {
-            ResponseCode::NoError => self.judge(&answer),
-            ResponseCode::NXDomain => Err(ProbeError("the name does not exist (NXDOMAIN)".into())),
-            code => Err(ProbeError(format!("{server} responded: {code}"))),
+            .map_err(|error| ProbeError::of(&error, None))?;
+        if answer.is_unknown_name() {
+            return Err(ProbeError("the name does not exist (NXDOMAIN)".into()));
         }
+        self.judge(&answer)
     }
 
-    fn judge(&self, answer: &Message) -> Result<(), ProbeError> {
+    fn judge(&self, answer: &Answer) -> Result<(), ProbeError> {
         let found: Vec<String> = answer
-            .answers
+            .records()
             .iter()
             .filter(|record| record.record_type() == self.target.record)
             .map(|record| self.target.normalize(&record.data.to_string()))
@@ -129,62 +120,4 @@ impl Probe {
             None => Ok(()),
         }
     }
-}
-
-/// The first name server of the system. The file is read for each probe, because it may change.
-fn system_server() -> Result<SocketAddr, ProbeError> {
-    let text = fs::read(RESOLV_CONF)
-        .map_err(|error| ProbeError(format!("cannot read {RESOLV_CONF}: {error}")))?;
-    let server = resolv_conf::Config::parse(&text)
-        .ok()
-        .and_then(|config| config.nameservers.into_iter().next())
-        .ok_or_else(|| ProbeError(format!("{RESOLV_CONF} lists no name server")))?;
-    Ok((IpAddr::from(&server), 53).into())
-}
-
-/// Queries over UDP, and over TCP if the response is truncated.
-async fn exchange(server: SocketAddr, query: &Query) -> io::Result<Message> {
-    let mut question = Message::query();
-    question.metadata.recursion_desired = true;
-    question.add_query(query.clone());
-    let bytes = question.to_vec().map_err(io::Error::other)?;
-
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(server).await?;
-    socket.send(&bytes).await?;
-    let mut buffer = vec![0; 4096];
-    let answer = loop {
-        let length = socket.recv(&mut buffer).await?;
-        // Ignores late and forged responses.
-        if let Some(answer) = answer(&buffer[..length], &question) {
-            break answer;
-        }
-    };
-    if !answer.metadata.truncation {
-        return Ok(answer);
-    }
-
-    let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    stream
-        .write_all(&[&length.to_be_bytes()[..], &bytes].concat())
-        .await?;
-    let length = stream.read_u16().await?;
-    buffer.resize(length.into(), 0);
-    stream.read_exact(&mut buffer).await?;
-    self::answer(&buffer, &question)
-        .ok_or_else(|| io::Error::other("the response does not match the query"))
-}
-
-/// The message in `bytes`, if it is a response to `question`.
-fn answer(bytes: &[u8], question: &Message) -> Option<Message> {
-    let message = Message::from_vec(bytes).ok()?;
-    (message.metadata.id == question.metadata.id
-        && message.metadata.message_type == MessageType::Response
-        && message.queries == question.queries)
-        .then_some(message)
 }

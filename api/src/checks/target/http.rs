@@ -14,9 +14,9 @@ use reqwest::{
 use rustls::ClientConfig;
 use url::{Host, Url};
 
-use super::{tcp, tls};
+use super::tls;
 use crate::{
-    checks::probe_error::ProbeError,
+    checks::{probe_error::ProbeError, resolver::Resolver},
     secret::{SecretText, SecretUrl},
 };
 
@@ -126,6 +126,7 @@ impl fmt::Display for Target {
 /// Creates an HTTP client, whose requests for the name of `alias` go to its host.
 pub(in crate::checks) fn client(
     tls: &ClientConfig,
+    resolver: &Resolver,
     alias: Option<Alias>,
 ) -> Result<Client, String> {
     Client::builder()
@@ -133,7 +134,7 @@ pub(in crate::checks) fn client(
         // A probe follows redirects itself: reqwest sends most headers to every origin, and after the first request to another
         // origin even `Authorization` and `Cookie`.
         .redirect(Policy::none())
-        .dns_resolver(SystemResolver(alias.map(Arc::new)))
+        .dns_resolver(SharedResolver(resolver.clone(), alias.map(Arc::new)))
         .user_agent(concat!(
             env!("CARGO_PKG_NAME"),
             "/",
@@ -148,7 +149,7 @@ pub(in crate::checks) fn client(
 }
 
 /// Resolves names in the same way as the other probes.
-struct SystemResolver(Option<Arc<Alias>>);
+struct SharedResolver(Resolver, Option<Arc<Alias>>);
 
 /// A name that stands for another host.
 pub(in crate::checks) struct Alias {
@@ -156,15 +157,16 @@ pub(in crate::checks) struct Alias {
     host: String,
 }
 
-impl Resolve for SystemResolver {
+impl Resolve for SharedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let alias = self.0.clone();
+        let (resolver, alias) = (self.0.clone(), self.1.clone());
         Box::pin(async move {
             let host = match &alias {
                 Some(alias) if alias.name.eq_ignore_ascii_case(name.as_str()) => &alias.host,
                 _ => name.as_str(),
             };
-            let addresses: Vec<_> = tcp::look_up(host)
+            let addresses: Vec<_> = resolver
+                .look_up(host)
                 .await?
                 .iter()
                 // Port 0 selects the port of the URL.
@@ -191,7 +193,7 @@ impl Probe {
             && let Ok(valid) = &mut request
         {
             // The HTTP client has no other way to set the name of the server.
-            match named(valid, &name.to_str(), &tls.config) {
+            match named(valid, &name.to_str(), tls) {
                 Ok(named) => client = named,
                 Err(reason) => request = Err(ProbeError(reason)),
             }
@@ -262,7 +264,7 @@ impl Probe {
 }
 
 /// Replaces the host of `request` by `name`, and returns a client that connects to the replaced host.
-fn named(request: &mut Request, name: &str, tls: &ClientConfig) -> Result<Client, String> {
+fn named(request: &mut Request, name: &str, tls: &tls::Client) -> Result<Client, String> {
     let host = match request.url().host() {
         Some(Host::Domain(host)) => host.to_owned(),
         Some(Host::Ipv4(address)) => address.to_string(),
@@ -271,7 +273,11 @@ fn named(request: &mut Request, name: &str, tls: &ClientConfig) -> Result<Client
     };
     (request.url_mut().set_host(Some(name))).map_err(|error| error.to_string())?;
     let name = name.to_owned();
-    client(tls, Some(Alias { name, host }))
+    client(
+        &tls.config,
+        tls.connector.resolver(),
+        Some(Alias { name, host }),
+    )
 }
 
 /// The URL that `response` to a request for `url` redirects to, without credentials. `None` if it is not a redirect, or if its

@@ -10,9 +10,8 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::tcp;
 use crate::{
-    checks::{driver::Driver, probe_error::ProbeError},
+    checks::{connector::Connector, driver::Driver, probe_error::ProbeError},
     secret::SecretUrl,
 };
 
@@ -57,15 +56,17 @@ pub(in crate::checks) struct Tls {
 pub struct Probe {
     server: Result<Server, ProbeError>,
     tls: Tls,
+    connector: Connector,
     kept: Option<Connection>,
 }
 
 impl Probe {
     /// Creates a probe of `target`.
-    pub(super) fn new(target: &Target, tls: &Tls) -> Self {
+    pub(super) fn new(target: &Target, tls: &Tls, connector: Connector) -> Self {
         Self {
             server: parse(&target.url).map_err(ProbeError),
             tls: tls.clone(),
+            connector,
             kept: None,
         }
     }
@@ -85,7 +86,7 @@ impl Probe {
             return Ok(());
         }
         // A lost connection is not a failure yet: servers close idle connections, and restart.
-        let connection = server.connect(&self.tls).await?;
+        let connection = server.connect(&self.connector, &self.tls).await?;
         connection.select(server).await?;
         self.kept = Some(connection);
         Ok(())
@@ -100,8 +101,9 @@ struct Server {
 }
 
 impl Server {
-    async fn connect(&self, tls: &Tls) -> Result<Connection, ProbeError> {
-        let stream = tcp::connect(&self.host, self.port)
+    async fn connect(&self, connector: &Connector, tls: &Tls) -> Result<Connection, ProbeError> {
+        let stream = connector
+            .connect(&self.host, self.port)
             .await
             .map_err(|error| ProbeError::of(&error, None))?;
         let name = tls.server_name.as_deref().unwrap_or(&self.host);

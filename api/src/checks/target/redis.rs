@@ -8,9 +8,9 @@ use ::redis::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{tcp, tls};
+use super::tls;
 use crate::{
-    checks::{driver::Driver, probe_error::ProbeError},
+    checks::{connector::Connector, driver::Driver, probe_error::ProbeError},
     secret::SecretUrl,
 };
 
@@ -89,6 +89,7 @@ pub(crate) struct Server {
     host: String,
     port: u16,
     tls: Option<tls::Client>,
+    connector: Connector,
     login: RedisConnectionInfo,
 }
 
@@ -101,6 +102,7 @@ impl Server {
             host,
             port,
             tls: encrypted.then(|| tls.clone()),
+            connector: tls.connector.clone(),
             login,
         })
     }
@@ -113,7 +115,7 @@ impl Server {
                 Ok(stream) => self.log_in(stream).await,
                 Err(error) => Err(ProbeError::of(&error, None)),
             },
-            None => match tcp::connect(host, port).await {
+            None => match self.connector.connect(host, port).await {
                 Ok(stream) => self.log_in(stream).await,
                 Err(error) => Err(ProbeError::of(&error, None)),
             },

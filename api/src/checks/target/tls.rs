@@ -1,6 +1,6 @@
 //! TLS: the certificate of a server is valid.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::tcp;
-use crate::checks::{probe_error::ProbeError, tls_options::Identity};
+use crate::checks::{connector::Connector, probe_error::ProbeError, tls_options::Identity};
 
 /// A target, with the expected response.
 #[derive(Clone, Debug)]
@@ -77,6 +77,17 @@ pub(crate) struct Client {
     pub(in crate::checks) config: Arc<ClientConfig>,
     /// The name of every server, instead of its host.
     pub(in crate::checks) name: Option<ServerName<'static>>,
+    pub(in crate::checks) connector: Connector,
+}
+
+impl Client {
+    /// Waits only for `delay` before it tries the next address of a host.
+    pub(crate) fn with_delay(&self, delay: Duration) -> Self {
+        Self {
+            connector: self.connector.with_delay(delay),
+            ..self.clone()
+        }
+    }
 }
 
 /// Connects to a server and verifies its certificate.
@@ -89,7 +100,7 @@ pub(super) async fn connect(
         Some(name) => name.clone(),
         None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,
     };
-    let stream = tcp::connect(host, port).await?;
+    let stream = client.connector.connect(host, port).await?;
     TlsConnector::from(client.config.clone())
         .connect(name, stream)
         .await
