@@ -3,7 +3,7 @@
 use super::{
     clients::Clients,
     probe_error::ProbeError,
-    target::{Kind, Probe, Target},
+    target::{Probe, Target},
     tls_options::{Stamp, TlsOptions},
 };
 
@@ -51,8 +51,7 @@ impl CheckProbe {
     }
 
     fn new_probe(&self) -> Result<Probe, ProbeError> {
-        let is_http = self.target.kind() == Kind::Http;
-        let clients = self.clients.with(&self.tls, is_http);
+        let clients = self.clients.with(&self.tls);
         Ok(self.target.probe(&clients.map_err(ProbeError)?))
     }
 }

@@ -1,4 +1,4 @@
-//! What the probes share: the trusted certificate authorities, the resolver and the HTTP client.
+//! What the probes share: the trusted certificate authorities, and how hosts are found.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -18,7 +18,7 @@ pub struct Clients {
     trust: Arc<Trust>,
     /// Verifies the certificates of servers.
     pub(crate) tls: tls::Client,
-    pub(super) http: reqwest::Client,
+    pub(super) http: http::Tls,
     pub(super) postgres: postgres::Tls,
 }
 
@@ -44,16 +44,11 @@ impl Clients {
 
     fn build(authorities: Option<&Path>, resolver: Resolver) -> Result<Self, String> {
         let trust = Arc::new(Trust::public_and(authorities)?);
-        Self::of(
-            trust,
-            &TlsOptions::default(),
-            None,
-            Connector::new(resolver),
-        )
+        Self::of(trust, &TlsOptions::default(), Connector::new(resolver))
     }
 
-    /// The clients of a check with these options, whose kind is `http` or another one.
-    pub(super) fn with(&self, options: &TlsOptions, is_http: bool) -> Result<Self, String> {
+    /// The clients of a check with these options.
+    pub(super) fn with(&self, options: &TlsOptions) -> Result<Self, String> {
         if options.are_default() {
             return Ok(self.clone());
         }
@@ -61,17 +56,10 @@ impl Clients {
             Some(path) => Arc::new(Trust::only(path)?),
             None => self.trust.clone(),
         };
-        // Only checks of kind `http` need their own HTTP client.
-        let shared = (!is_http).then(|| self.http.clone());
-        Self::of(trust, options, shared, self.tls.connector.clone())
+        Self::of(trust, options, self.tls.connector.clone())
     }
 
-    fn of(
-        trust: Arc<Trust>,
-        options: &TlsOptions,
-        http: Option<reqwest::Client>,
-        connector: Connector,
-    ) -> Result<Self, String> {
+    fn of(trust: Arc<Trust>, options: &TlsOptions, connector: Connector) -> Result<Self, String> {
         let verifier = Verifier::new((!options.skip_verify).then(|| trust.clone()));
         let identity = options.identity()?;
         // With `sslmode=prefer`, a server may have any certificate, unless the option says which one.
@@ -80,20 +68,21 @@ impl Clients {
             None => tls::opportunistic(identity.as_ref())?,
         };
         let config = tls::verifying(verifier, identity.as_ref())?;
-        let resolver = connector.resolver();
+        let postgres = postgres::Tls {
+            verifying: MakeRustlsConnect::new(config.clone()),
+            opportunistic: MakeRustlsConnect::new(opportunistic),
+            server_name: options.server_name.as_deref().map(Into::into),
+        };
+        let tls = tls::Client {
+            config: Arc::new(config),
+            name: options.server_name()?,
+            connector,
+        };
         Ok(Self {
             trust,
-            http: http.map_or_else(|| http::client(&config, resolver, None), Ok)?,
-            postgres: postgres::Tls {
-                verifying: MakeRustlsConnect::new(config.clone()),
-                opportunistic: MakeRustlsConnect::new(opportunistic),
-                server_name: options.server_name.as_deref().map(Into::into),
-            },
-            tls: tls::Client {
-                config: Arc::new(config),
-                name: options.server_name()?,
-                connector,
-            },
+            http: http::Tls::new(&tls),
+            postgres,
+            tls,
         })
     }
 }

@@ -11,7 +11,7 @@ use hickory_proto::{
     rr::{Record, RecordType},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::{TcpStream, UdpSocket},
     time::timeout,
 };
@@ -182,7 +182,10 @@ async fn over_udp(
 /// Receives the response to `question`; ignores late and forged responses.
 async fn receive(socket: &UdpSocket, question: &Message) -> io::Result<Received> {
     loop {
-        socket.readable().await?;
+        let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+        if ready.is_error() {
+            refused(socket)?;
+        }
         // Not across the wait, so that many pending queries need no memory for it.
         let mut buffer = [0; MAX_UDP];
         match socket.try_recv(&mut buffer) {
@@ -194,6 +197,19 @@ async fn receive(socket: &UdpSocket, question: &Message) -> io::Result<Received>
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Returns the error of a socket, such as that nothing listens on the port.
+fn refused(socket: &UdpSocket) -> io::Result<()> {
+    let error = || {
+        Err(socket
+            .take_error()?
+            .unwrap_or(io::ErrorKind::WouldBlock.into()))
+    };
+    match socket.try_io(Interest::ERROR, error) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

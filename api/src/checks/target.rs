@@ -123,8 +123,7 @@ impl Target {
         match self {
             Self::Http(target) => Probe::Http(Box::new(http::Probe::new(
                 target.clone(),
-                &clients.http,
-                &clients.tls,
+                clients.http.clone(),
             ))),
             Self::Tcp(target) => Probe::Tcp(tcp::Probe::new(
                 target.clone(),

@@ -16,12 +16,15 @@ use url::Url;
 use super::{
     values::{
         Keys, Read, boolean, custom, duration, host_and_port, integer, list, map, not_valid,
-        parsed, string, url, words,
+        parsed, size, string, url, words,
     },
     variables::Variables,
 };
 use crate::{
-    checks::{self, Check, Kind, Target, TlsOptions, domain_name},
+    checks::{
+        self, Check, Kind, Target, TlsOptions, domain_name,
+        http::{BODY_LIMIT, Version},
+    },
     secret::{SecretText, SecretUrl},
 };
 
@@ -29,6 +32,9 @@ use crate::{
 const MAX_CHECKS: usize = 1000;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The maximum of `body-limit`.
+const MAX_BODY: u64 = 1024 * 1024 * 1024;
 
 /// The default port of name servers.
 const DNS: u16 = 53;
@@ -57,6 +63,8 @@ const fn options(kind: Kind) -> &'static [&'static str] {
             "headers",
             "status",
             "body",
+            "body-limit",
+            "http-version",
             "follow-redirects",
             VALID_FOR,
             SERVER_NAME,
@@ -375,6 +383,13 @@ fn http(keys: &mut Keys<'_, '_>) -> Option<Target> {
     let headers = keys.read("headers", map(header));
     let status = keys.read("status", list(integer(100..=599)));
     let body = keys.read("body", words);
+    let body_limit = keys.read("body-limit", size(1..=MAX_BODY));
+    let version = |text: &str| match text {
+        "1.1" => Some(Version::Http1),
+        "2" => Some(Version::Http2),
+        _ => None,
+    };
+    let version = keys.read("http-version", parsed("\"1.1\" or \"2\"", version));
     let follow_redirects = keys.read("follow-redirects", boolean);
     Some(Target::Http(checks::http::Target {
         url: url?.value,
@@ -382,6 +397,8 @@ fn http(keys: &mut Keys<'_, '_>) -> Option<Target> {
         headers: headers.map(Spanned::take).unwrap_or_default(),
         status: status.map(Spanned::take).unwrap_or_default(),
         body: body.map(Spanned::take),
+        body_limit: body_limit.map_or(BODY_LIMIT, Spanned::take),
+        version: version.map(Spanned::take).unwrap_or_default(),
         follow_redirects: follow_redirects.is_some_and(Spanned::take),
     }))
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
+use bytesize::ByteSize;
 use toml_span::{
     Error, ErrorKind, Span, Value,
     de_helpers::TableHelper,
@@ -194,6 +195,17 @@ pub(super) fn duration(
         within(&range, duration, span, |duration| {
             humantime::format_duration(*duration)
         })
+    }
+}
+
+/// Reads a number of bytes within `range`.
+pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(Value<'_>, Variables<'_>) -> Read<u64> {
+    const EXPECTED: &str = r#"a size such as "64KiB" or "1MiB""#;
+    move |value, variables| {
+        let span = value.span;
+        let bytes = |text: &str| text.parse().ok().map(|ByteSize(bytes)| bytes);
+        let bytes = parsed(EXPECTED, bytes)(value, variables)?;
+        within(&range, bytes, span, |bytes| ByteSize(*bytes))
     }
 }
 

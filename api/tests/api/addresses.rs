@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use api::checks::{Clients, NameServers, Target, postgres, redis, tcp, tls};
+use api::checks::{Clients, NameServers, Target, http, postgres, redis, tcp, tls};
 use hickory_proto::rr::{
     RData, RecordType,
     rdata::{A, AAAA},
@@ -127,6 +127,18 @@ async fn tls_check_tries_the_next_address() {
         port,
     });
     assert_succeeds(target, port, Some(&authority)).await;
+}
+
+#[actix_web::test]
+async fn http_check_tries_the_next_address() {
+    let port = listen(async |mut stream| {
+        let _ = stream.read(&mut [0; 1024]).await;
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+    })
+    .await;
+    let target = http::Target::get(url(&format!("http://host.test:{port}/")));
+    assert_succeeds(Target::Http(target), port, None).await;
 }
 
 #[actix_web::test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, ffi::OsString, fs, path::Path, time::Duration};
 
 use api::{
     Settings,
-    checks::{Check, Kind, Target, TlsOptions},
+    checks::{Check, Kind, Target, TlsOptions, http},
     configuration::{Build, Place, Problems},
 };
 use proptest::{prelude::*, sample::Index};
@@ -165,6 +165,34 @@ method = "HEAD"
 body = "ok"
 "#;
     insta::assert_snapshot!(problems(text));
+}
+
+#[test]
+fn reports_invalid_body_limits_and_http_versions() {
+    let text = |keys| {
+        problems(&format!(
+            "[[checks]]\nname = \"a\"\nhttp = \"http://h\"\n{keys}"
+        ))
+    };
+    insta::assert_snapshot!(
+        [
+            text("body-limit = \"2GiB\""),
+            text("body-limit = \"0B\""),
+            text("body-limit = \"lots\""),
+            text("body-limit = 64"),
+            text("http-version = \"3\""),
+            text("http-version = 1.1"),
+        ]
+        .join("\n"),
+        @r#"
+    api.toml:4:15: body-limit is out of range: expected 1 B to 1.0 GiB
+    api.toml:4:15: body-limit is out of range: expected 1 B to 1.0 GiB
+    api.toml:4:15: body-limit is not valid: expected a size such as "64KiB" or "1MiB"
+    api.toml:4:14: body-limit is an integer: expected a size such as "64KiB" or "1MiB"
+    api.toml:4:17: http-version is not valid: expected "1.1" or "2"
+    api.toml:4:16: http-version is a float: expected "1.1" or "2"
+    "#
+    );
 }
 
 #[test]
@@ -530,7 +558,7 @@ const DOCUMENTED: &str = "Checks are of kind ";
 
 #[test]
 fn reads_the_keys_of_each_kind() {
-    let Target::Http(http) = check("http = \"http://h\"\nmethod = \"POST\"\nstatus = [200, 404]\nbody = \"x\"\nfollow-redirects = true\nheaders = { B = \"2\", A = \"1\" }").target else {
+    let Target::Http(http) = check("http = \"http://h\"\nmethod = \"POST\"\nstatus = [200, 404]\nbody = \"x\"\nbody-limit = \"2MiB\"\nhttp-version = \"2\"\nfollow-redirects = true\nheaders = { B = \"2\", A = \"1\" }").target else {
         panic!("no http");
     };
     assert_eq!(
@@ -538,6 +566,10 @@ fn reads_the_keys_of_each_kind() {
         ("POST", vec![200, 404], Some("x"))
     );
     assert!(http.follow_redirects);
+    assert_eq!(
+        (http.body_limit, http.version),
+        (2 * 1024 * 1024, http::Version::Http2)
+    );
     let headers: Vec<_> = http
         .headers
         .iter()

@@ -14,6 +14,7 @@ mod degraded;
 mod edge;
 mod events;
 mod history;
+mod http;
 mod page;
 mod probes;
 mod process;

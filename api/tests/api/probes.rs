@@ -154,14 +154,7 @@ mod over_http {
     }
 
     fn target(port: u16) -> http::Target {
-        http::Target {
-            url: url(&format!("http://127.0.0.1:{port}/path?token={SECRET}")),
-            method: "GET".into(),
-            headers: Vec::new(),
-            status: Vec::new(),
-            body: None,
-            follow_redirects: false,
-        }
+        http::Target::get(url(&format!("http://127.0.0.1:{port}/path?token={SECRET}")))
     }
 
     #[actix_web::test]
@@ -204,6 +197,7 @@ mod over_http {
             let (port, _) = serve(response("200 OK", &body)).await;
             let target = http::Target {
                 body: Some(expected.into()),
+                body_limit: 64 * 1024,
                 ..target(port)
             };
             let answer = probe_once(Target::Http(target)).await;
@@ -227,7 +221,7 @@ mod over_http {
         let error = probe_once(Target::Http(target)).await.unwrap_err();
         assert_eq!(
             error,
-            "the body does not contain \"well\" in its first 64 KiB"
+            "the body does not contain \"well\" in its first 1 MiB, the body-limit"
         );
     }
 
@@ -458,14 +452,9 @@ pub mod over_tls {
             }
         })
         .await;
-        let https = Target::Http(http::Target {
-            url: url(&format!("https://localhost:{port}/")),
-            method: "GET".into(),
-            headers: Vec::new(),
-            status: Vec::new(),
-            body: None,
-            follow_redirects: false,
-        });
+        let https = Target::Http(http::Target::get(url(&format!(
+            "https://localhost:{port}/"
+        ))));
         assert_eq!(
             probe_with(https.clone(), &authority.clients()).await,
             Ok(())

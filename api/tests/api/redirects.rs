@@ -114,14 +114,11 @@ impl Server {
 /// A check with all headers that follows redirects.
 fn target(address: &str) -> http::Target {
     http::Target {
-        url: url(address),
-        method: "GET".into(),
         headers: HEADERS
             .map(|name| (name.into(), SecretText::new(SECRET.into())))
             .into(),
-        status: Vec::new(),
-        body: None,
         follow_redirects: true,
+        ..http::Target::get(url(address))
     }
 }
 

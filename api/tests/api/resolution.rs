@@ -20,7 +20,7 @@ use hickory_proto::{
 };
 use tokio::{
     net::UdpSocket,
-    time::{pause, timeout},
+    time::{Instant, pause, timeout},
 };
 
 use crate::probes::{
@@ -229,6 +229,17 @@ async fn reports_a_server_that_does_not_respond() {
             "{error}"
         );
     }
+}
+
+#[actix_web::test]
+async fn does_not_wait_for_a_server_that_is_not_running() {
+    let clients = clients_of(&[closed().await]);
+    // Time passes only if there is nothing else to wait for.
+    pause();
+    let start = Instant::now();
+    let error = probe_with(record("host.test"), &clients).await.unwrap_err();
+    assert!(error.contains("Connection refused"), "{error}");
+    assert!(start.elapsed() < Duration::from_millis(100));
 }
 
 #[actix_web::test]

@@ -1,27 +1,38 @@
 //! HTTP and HTTPS: the status code, and optionally the content of the body.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+mod body;
+mod exchange;
+mod status_line;
 
-use reqwest::{
-    Client, Method, Request, Response, StatusCode,
-    dns::{Name, Resolve, Resolving},
+use std::fmt;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytesize::ByteSize;
+use hyper::{
+    HeaderMap, Method, Response, StatusCode,
+    body::Incoming,
     header::{
-        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+        AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
         LOCATION, TRANSFER_ENCODING,
     },
-    redirect::Policy,
 };
-use rustls::ClientConfig;
-use url::{Host, Url};
+use percent_encoding::percent_decode_str;
+use url::{Origin, Url};
 
-use super::tls;
+use self::{
+    body::{Searched, search},
+    exchange::{Alias, Exchange, Incomplete, Outgoing, host},
+};
 use crate::{
-    checks::{probe_error::ProbeError, resolver::Resolver},
+    checks::probe_error::ProbeError,
     secret::{SecretText, SecretUrl},
 };
 
-/// The number of bytes of a body that are searched.
-const BODY_LIMIT: usize = 64 * 1024;
+pub(in crate::checks) use self::exchange::Tls;
+pub use self::exchange::Version;
+
+/// The default of [`Target::body_limit`].
+pub const BODY_LIMIT: u64 = 1024 * 1024;
 
 /// The number of redirects that a probe follows.
 const MAX_REDIRECTS: usize = 5;
@@ -39,11 +50,30 @@ pub struct Target {
     pub status: Vec<u16>,
     /// Text that the body must contain; if `None`, the body is not read.
     pub body: Option<String>,
+    /// How many bytes of the decoded body are searched.
+    pub body_limit: u64,
+    /// The version of HTTP.
+    pub version: Version,
     /// Whether redirects are followed.
     pub follow_redirects: bool,
 }
 
 impl Target {
+    /// A target that must respond to GET with a status from 200 to 299.
+    #[must_use]
+    pub fn get(url: SecretUrl) -> Self {
+        Self {
+            url,
+            method: "GET".into(),
+            headers: Vec::new(),
+            status: Vec::new(),
+            body: None,
+            body_limit: BODY_LIMIT,
+            version: Version::Any,
+            follow_redirects: false,
+        }
+    }
+
     /// Checks the target without connecting to anything.
     ///
     /// # Errors
@@ -90,14 +120,22 @@ impl Target {
         Ok(headers)
     }
 
-    fn request(&self, client: &Client) -> Result<Request, ProbeError> {
-        self.validate().map_err(ProbeError)?;
-        let url = self.url.expose().clone();
-        client
-            .request(self.method().map_err(ProbeError)?, url)
-            .headers(self.headers().map_err(ProbeError)?)
-            .build()
-            .map_err(probe_error)
+    fn request(&self) -> Result<Prepared, String> {
+        self.validate()?;
+        let mut url = self.url.expose().clone();
+        let mut headers = self.headers()?;
+        if let Some(credentials) = credentials(&url)
+            && !headers.contains_key(AUTHORIZATION)
+        {
+            headers.insert(AUTHORIZATION, credentials);
+        }
+        remove_credentials(&mut url);
+        Ok(Prepared {
+            method: self.method()?,
+            url,
+            headers,
+            alias: None,
+        })
     }
 
     fn expects(&self, status: u16) -> bool {
@@ -123,85 +161,70 @@ impl fmt::Display for Target {
     }
 }
 
-/// Creates an HTTP client, whose requests for the name of `alias` go to its host.
-pub(in crate::checks) fn client(
-    tls: &ClientConfig,
-    resolver: &Resolver,
+/// The credentials of `url`, as the value of `Authorization`.
+fn credentials(url: &Url) -> Option<HeaderValue> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let mut login: Vec<u8> = percent_decode_str(url.username()).collect();
+    login.push(b':');
+    login.extend(percent_decode_str(url.password().unwrap_or_default()));
+    let value = format!("Basic {}", BASE64_STANDARD.encode(login));
+    let mut value = HeaderValue::try_from(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn remove_credentials(url: &mut Url) {
+    // These calls fail only for URLs without a host, which have no credentials.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+}
+
+/// The first request of a probe.
+struct Prepared {
+    method: Method,
+    /// Without credentials.
+    url: Url,
+    /// The configured headers and the credentials, which are sent only to the origin of `url`.
+    headers: HeaderMap,
     alias: Option<Alias>,
-) -> Result<Client, String> {
-    Client::builder()
-        .tls_backend_preconfigured(tls.clone())
-        // A probe follows redirects itself: reqwest sends most headers to every origin, and after the first request to another
-        // origin even `Authorization` and `Cookie`.
-        .redirect(Policy::none())
-        .dns_resolver(SharedResolver(resolver.clone(), alias.map(Arc::new)))
-        .user_agent(concat!(
-            env!("CARGO_PKG_NAME"),
-            "/",
-            env!("CARGO_PKG_VERSION")
-        ))
-        .referer(false)
-        // Each probe opens a new connection to the target itself, to notice when the target no longer accepts any.
-        .no_proxy()
-        .pool_max_idle_per_host(0)
-        .build()
-        .map_err(|error| probe_error(error).0)
 }
 
-/// Resolves names in the same way as the other probes.
-struct SharedResolver(Resolver, Option<Arc<Alias>>);
-
-/// A name that stands for another host.
-pub(in crate::checks) struct Alias {
-    name: String,
-    host: String,
-}
-
-impl Resolve for SharedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (resolver, alias) = (self.0.clone(), self.1.clone());
-        Box::pin(async move {
-            let host = match &alias {
-                Some(alias) if alias.name.eq_ignore_ascii_case(name.as_str()) => &alias.host,
-                _ => name.as_str(),
-            };
-            let addresses: Vec<_> = resolver
-                .look_up(host)
-                .await?
-                .iter()
-                // Port 0 selects the port of the URL.
-                .map(|address| SocketAddr::from((*address, 0)))
-                .collect();
-            Ok(Box::new(addresses.into_iter()) as Box<_>)
-        })
+impl Prepared {
+    /// Replaces the host of the URL by `name`, and connects to the replaced host.
+    fn named(mut self, name: &str) -> Result<Self, String> {
+        let host = host(&self.url).ok_or("expected https://host")?;
+        (self.url.set_host(Some(name))).map_err(|error| error.to_string())?;
+        self.alias = Some(Alias {
+            name: name.to_owned(),
+            host,
+        });
+        Ok(self)
     }
 }
 
 /// Probes one target.
 pub struct Probe {
     target: Target,
-    client: Client,
-    request: Result<Request, ProbeError>,
+    tls: Tls,
+    request: Result<Prepared, ProbeError>,
+    /// The origin that turned out to speak HTTP/2 only, so that the next probe needs no second attempt.
+    http2_only: Option<Origin>,
 }
 
 impl Probe {
     /// Creates a probe of `target`.
-    pub(super) fn new(target: Target, client: &Client, tls: &tls::Client) -> Self {
-        let mut request = target.request(client);
-        let mut client = client.clone();
-        if let Some(name) = &tls.name
-            && let Ok(valid) = &mut request
-        {
-            // The HTTP client has no other way to set the name of the server.
-            match named(valid, &name.to_str(), tls) {
-                Ok(named) => client = named,
-                Err(reason) => request = Err(ProbeError(reason)),
-            }
+    pub(super) fn new(target: Target, tls: Tls) -> Self {
+        let mut request = target.request();
+        if let Some(name) = tls.server_name() {
+            request = request.and_then(|request| request.named(&name));
         }
         Self {
-            client,
-            request,
+            tls,
+            request: request.map_err(ProbeError),
             target,
+            http2_only: None,
         }
     }
 
@@ -210,7 +233,11 @@ impl Probe {
     /// # Errors
     /// When the target does not respond as expected.
     pub async fn run(&mut self) -> Result<(), ProbeError> {
-        let response = self.send().await?;
+        let Incomplete {
+            response,
+            connection,
+            ..
+        } = self.send().await?;
         let status = response.status();
         if !self.target.expects(status.as_u16()) {
             return Err(ProbeError(format!(
@@ -218,35 +245,68 @@ impl Probe {
                 self.target.expected()
             )));
         }
-        match &self.target.body {
-            Some(expected) if !contains(response, expected.as_bytes()).await? => Err(ProbeError(
-                format!("the body does not contain {expected:?} in its first 64 KiB"),
-            )),
-            _ => Ok(()),
+        if let Some(expected) = &self.target.body {
+            self.judge(expected, response).await?;
         }
+        drop(connection);
+        Ok(())
+    }
+
+    async fn judge(&self, expected: &str, response: Response<Incoming>) -> Result<(), ProbeError> {
+        let limit = self.target.body_limit;
+        let detail = match search(response, expected, limit).await? {
+            Searched::Found => return Ok(()),
+            Searched::Missing(None) => String::new(),
+            Searched::Missing(Some(encoding)) => {
+                format!("; its content encoding {encoding} is not supported")
+            }
+            Searched::MissingUpToLimit => {
+                format!(" in its first {}, the body-limit", shown(limit))
+            }
+        };
+        Err(ProbeError::without(
+            &format!("the body does not contain {expected:?}{detail}"),
+            None,
+        ))
     }
 
     /// Sends the request, and follows redirects if configured. The configured headers and the credentials of the URL are sent
     /// only to the origin of the URL, also when another origin redirects back to it.
-    async fn send(&self) -> Result<Response, ProbeError> {
+    async fn send(&mut self) -> Result<Incomplete, ProbeError> {
         let request = self.request.as_ref().map_err(Clone::clone)?;
-        let origin = request.url().origin();
-        let (mut method, mut url) = (request.method().clone(), request.url().clone());
-        // Includes the credentials of the URL, as `Authorization`.
-        let mut headers = request.headers().clone();
+        let exchange = Exchange {
+            tls: &self.tls,
+            alias: request.alias.as_ref(),
+        };
+        let origin = request.url.origin();
+        let (mut method, mut url) = (request.method.clone(), request.url.clone());
+        let mut headers = request.headers.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = Request::new(method.clone(), url.clone());
-            if url.origin() == origin {
-                request.headers_mut().clone_from(&headers);
-            }
-            let response = self.client.execute(request).await.map_err(probe_error)?;
-            if !self.target.follow_redirects {
-                return Ok(response);
-            }
-            let Some(next) = location(&response, &url) else {
-                return Ok(response);
+            let outgoing = Outgoing {
+                method: &method,
+                url: &url,
+                headers: if url.origin() == origin {
+                    headers.clone()
+                } else {
+                    HeaderMap::new()
+                },
             };
-            if becomes_get(response.status(), &method) {
+            let known = self.http2_only.take_if(|known| *known == url.origin());
+            let version = match self.target.version {
+                Version::Any if known.is_some() => Version::Http2,
+                version => version,
+            };
+            let answer = exchange.send(&outgoing, version).await?;
+            if answer.required_http2 || known.is_some() {
+                self.http2_only = Some(url.origin());
+            }
+            if !self.target.follow_redirects {
+                return Ok(answer);
+            }
+            let Some(next) = location(&answer.response, &url) else {
+                return Ok(answer);
+            };
+            if becomes_get(answer.response.status(), &method) {
                 method = Method::GET;
                 for of_body in [
                     CONTENT_TYPE,
@@ -263,34 +323,20 @@ impl Probe {
     }
 }
 
-/// Replaces the host of `request` by `name`, and returns a client that connects to the replaced host.
-fn named(request: &mut Request, name: &str, tls: &tls::Client) -> Result<Client, String> {
-    let host = match request.url().host() {
-        Some(Host::Domain(host)) => host.to_owned(),
-        Some(Host::Ipv4(address)) => address.to_string(),
-        Some(Host::Ipv6(address)) => address.to_string(),
-        None => return Err("expected https://host".into()),
-    };
-    (request.url_mut().set_host(Some(name))).map_err(|error| error.to_string())?;
-    let name = name.to_owned();
-    client(
-        &tls.config,
-        tls.connector.resolver(),
-        Some(Alias { name, host }),
-    )
+/// Formats a number of bytes: `64 KiB`.
+fn shown(bytes: u64) -> String {
+    ByteSize(bytes).to_string().replace(".0 ", " ")
 }
 
 /// The URL that `response` to a request for `url` redirects to, without credentials. `None` if it is not a redirect, or if its
 /// location is not a URL.
-fn location(response: &Response, url: &Url) -> Option<Url> {
+fn location<B>(response: &Response<B>, url: &Url) -> Option<Url> {
     if !matches!(response.status().as_u16(), 301..=303 | 307 | 308) {
         return None;
     }
     let location = response.headers().get(LOCATION)?.as_bytes();
     let mut next = url.join(str::from_utf8(location).ok()?).ok()?;
-    // These calls fail only for URLs without a host, which have no credentials.
-    let _ = next.set_username("");
-    let _ = next.set_password(None);
+    remove_credentials(&mut next);
     Some(next)
 }
 
@@ -300,41 +346,5 @@ fn becomes_get(status: StatusCode, method: &Method) -> bool {
         StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND => method == Method::POST,
         StatusCode::SEE_OTHER => method != Method::HEAD,
         _ => false,
-    }
-}
-
-/// Whether the first [`BODY_LIMIT`] bytes of the body contain `expected`.
-async fn contains(mut response: Response, expected: &[u8]) -> Result<bool, ProbeError> {
-    let mut body = Vec::new();
-    loop {
-        // A match may begin in an earlier chunk.
-        let from = body.len().saturating_sub(expected.len());
-        let Some(chunk) = response.chunk().await.map_err(probe_error)? else {
-            return Ok(expected.is_empty());
-        };
-        let room = BODY_LIMIT - body.len();
-        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
-        if expected.is_empty()
-            || body[from..]
-                .windows(expected.len())
-                .any(|part| part == expected)
-        {
-            return Ok(true);
-        }
-        if body.len() >= BODY_LIMIT {
-            return Ok(false);
-        }
-    }
-}
-
-/// Converts an error without its URL, which may contain a secret.
-fn probe_error(error: reqwest::Error) -> ProbeError {
-    use std::error::Error as _;
-
-    let error = error.without_url();
-    // The outer message is a generic one, such as "error sending request".
-    match error.source() {
-        Some(source) => ProbeError::of(source, None),
-        None => ProbeError::of(&error, None),
     }
 }
