@@ -1,14 +1,17 @@
 //! The current state of every check, its statistics of the last day, and its state changes.
 
+mod entries;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
+use entries::{Entries, Entry};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -29,19 +32,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// All checks with their results.
 #[derive(Debug)]
 pub struct Board {
-    entries: Box<[Entry]>,
-    names: HashMap<String, usize>,
+    entries: Entries<Record>,
     generation: AtomicU64,
     changes: Changes,
     store: Option<Store>,
-    /// Whether the stored states were read. They are not replaced before, which matters if the disk is full at the start.
-    restored: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    check: Check,
-    record: Mutex<Record>,
 }
 
 #[derive(Debug)]
@@ -56,6 +50,8 @@ struct Record {
     recent: Recent,
     /// The statistics of the last day and when they were computed, if there is no later result.
     day: Option<(SystemTime, Day)>,
+    /// Whether the stored state was read. It is not replaced before, which matters if the disk is full at the start.
+    restored: bool,
 }
 
 /// Statistics of the last 24 hours.
@@ -129,73 +125,64 @@ impl Board {
     /// Creates a board without results; the names of `checks` must be unique.
     #[must_use]
     pub fn new(checks: Vec<Check>) -> Self {
-        let names = checks
-            .iter()
-            .enumerate()
-            .map(|(index, check)| (check.name.clone(), index))
-            .collect();
         let now = SystemTime::now();
         Self {
-            entries: checks
-                .into_iter()
-                .map(|check| Entry {
-                    check,
-                    record: Mutex::new(Record {
-                        state: State::Pending,
-                        since: now,
-                        streaks: Streaks::default(),
-                        expiry: None,
-                        last: None,
-                        probes: 0,
-                        failures: 0,
-                        recent: Recent::default(),
-                        day: None,
-                    }),
-                })
-                .collect(),
-            names,
+            entries: Entries::new(checks, || Record::new(now)),
             generation: AtomicU64::new(0),
             changes: Changes::new(now),
             store: None,
-            restored: AtomicBool::new(false),
         }
     }
 
     /// Also writes results to `store`, and restores the states and the last day from it. Blocks on disk access.
     #[must_use]
     pub fn with_store(mut self, store: Store) -> Self {
-        store.visit_day(SystemTime::now(), |index, start, rollup| {
-            if let Some(entry) = self.entries.get(index) {
-                lock(&entry.record).recent.restore(start, rollup);
-            }
-        });
+        let lists = self.entries.lists();
         self.store = Some(store);
-        self.restore_states();
+        self.restore(lists.all(), 0);
         self
     }
 
-    /// Continues with the stored states, once they can be read.
-    fn restore_states(&self) {
-        let states = self.store.as_ref().and_then(Store::states);
-        let Some(states) = states.filter(|_| !self.is_restored()) else {
-            return;
-        };
-        for (entry, json) in self.entries.iter().zip(states) {
-            match json.as_deref().map(serde_json::from_str) {
-                Some(Ok(stored)) => lock(&entry.record).restore(stored),
-                Some(Err(error)) => {
-                    tracing::warn!(check = entry.check.name, %error, "cannot restore the state");
-                }
-                None => {}
+    /// Replaces the checks by `checks`, whose names must be unique. A check keeps its results by its name; the state and the last day
+    /// of a new one are restored from the store. Blocks on disk access.
+    pub fn configure(&self, checks: Vec<Check>) {
+        let before = self.entries.lists();
+        let known = before.all().len();
+        let now = SystemTime::now();
+        let lists = self.entries.with(checks, || Record::new(now));
+        if let Some(store) = &self.store {
+            let new = lists.all().iter().skip(known);
+            store.register(new.map(|entry| entry.check.name.clone()));
+        }
+        self.restore(lists.all(), known);
+        for (old, new) in before.all().iter().zip(lists.all()) {
+            if (&old.check.target, &old.check.tls) != (&new.check.target, &new.check.tls) {
+                // The new target may have other certificates, or none.
+                lock(&new.record).expiry = None;
             }
         }
-        self.restored.store(true, Ordering::Release);
+        self.entries.replace(lists);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Restores the state and the last day of the `entries` from the index `first` on, if there is a store.
+    fn restore(&self, entries: &[Arc<Entry<Record>>], first: usize) {
+        let Some(store) = &self.store else {
+            return;
+        };
+        store.visit_day(SystemTime::now(), |index, start, rollup| {
+            if let Some(entry) = entries.get(index).filter(|_| index >= first) {
+                lock(&entry.record).recent.restore(start, rollup);
+            }
+        });
+        restore_states(store, entries);
     }
 
     /// Whether the states are those before the restart. Otherwise the disk has failed since the start.
     #[must_use]
     pub fn is_restored(&self) -> bool {
-        self.restored.load(Ordering::Acquire)
+        self.store.is_some()
+            && (self.entries.lists().all().iter()).all(|entry| lock(&entry.record).restored)
     }
 
     /// The store on disk, if one is configured.
@@ -210,15 +197,19 @@ impl Board {
         self.store.as_ref().map_or(StoreState::Memory, Store::state)
     }
 
-    /// The checks, in the order of the configuration.
-    pub fn checks(&self) -> impl ExactSizeIterator<Item = &Check> {
-        self.entries.iter().map(|entry| &entry.check)
+    /// The checks with their indices, in the order of the configuration.
+    #[must_use]
+    pub fn checks(&self) -> Vec<(usize, Arc<Check>)> {
+        let entries = self.entries.configured().into_iter();
+        entries
+            .map(|(index, entry)| (index, entry.check.clone()))
+            .collect()
     }
 
-    /// The index of the check called `name`.
+    /// The index of the check called `name`. It stays the index of this name when the configuration is reloaded.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
-        self.names.get(name).copied()
+        self.entries.find(name)
     }
 
     /// A number that grows with every change of the board, so that renderings can be cached.
@@ -249,10 +240,11 @@ impl Board {
         took: Duration,
         result: Result<(), ProbeError>,
     ) {
-        let Some(Entry { check, record }) = self.entries.get(index) else {
+        let Some(entry) = self.entries.get(index) else {
             return;
         };
-        let mut record = lock(record);
+        let check = &entry.check;
+        let mut record = lock(&entry.record);
         // Before the change is sent: a client that fetches the page because of it must not get the old rendering.
         self.generation.fetch_add(1, Ordering::Release);
         let sample = Sample::new(at, result.is_ok().then_some(took));
@@ -292,7 +284,7 @@ impl Board {
             self.changes.add(&change);
         }
         if let Some(store) = &self.store {
-            match record.to_json().filter(|_| self.is_restored()) {
+            match record.to_json().filter(|_| record.restored) {
                 Some(state) => store.add_with_state(index, sample, state),
                 None => store.add(index, sample),
             }
@@ -305,8 +297,9 @@ impl Board {
         let Some(store) = &self.store else {
             return;
         };
-        self.restore_states();
-        for (index, entry) in self.entries.iter().enumerate() {
+        let lists = self.entries.lists();
+        restore_states(store, lists.all());
+        for (index, entry) in lists.all().iter().enumerate() {
             loop {
                 let before = lock(&entry.record).probes;
                 let Some(minutes) = store.read(index, Resolution::Minute, day_before(now)) else {
@@ -354,7 +347,8 @@ impl Board {
     #[must_use]
     pub fn statuses(&self) -> Vec<Status> {
         let now = SystemTime::now();
-        self.entries.iter().map(|entry| entry.status(now)).collect()
+        let entries = self.entries.configured();
+        entries.iter().map(|(_, entry)| entry.status(now)).collect()
     }
 
     /// The status of the check at `index`.
@@ -373,6 +367,22 @@ impl Board {
 }
 
 impl Record {
+    /// A record without results.
+    fn new(now: SystemTime) -> Self {
+        Self {
+            state: State::Pending,
+            since: now,
+            streaks: Streaks::default(),
+            expiry: None,
+            last: None,
+            probes: 0,
+            failures: 0,
+            recent: Recent::default(),
+            day: None,
+            restored: false,
+        }
+    }
+
     /// The statistics of the last day.
     fn day(&mut self, now: SystemTime, check: &Check) -> Day {
         let age = |computed| now.duration_since(computed).ok();
@@ -421,7 +431,30 @@ impl Record {
     }
 }
 
-impl Entry {
+/// Continues with the stored states of `entries`, which begin at the index 0, once they can be read.
+fn restore_states(store: &Store, entries: &[Arc<Entry<Record>>]) {
+    if entries.iter().all(|entry| lock(&entry.record).restored) {
+        return;
+    }
+    let Some(states) = store.states() else {
+        return;
+    };
+    for (entry, json) in entries.iter().zip(states) {
+        let mut record = lock(&entry.record);
+        if std::mem::replace(&mut record.restored, true) {
+            continue;
+        }
+        match json.as_deref().map(serde_json::from_str) {
+            Some(Ok(stored)) => record.restore(stored),
+            Some(Err(error)) => {
+                tracing::warn!(check = entry.check.name, %error, "cannot restore the state");
+            }
+            None => {}
+        }
+    }
+}
+
+impl Entry<Record> {
     fn status(&self, now: SystemTime) -> Status {
         let mut record = lock(&self.record);
         let day = record.day(now, &self.check);

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -14,11 +14,7 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser as _},
 };
 
-use crate::{
-    configuration::{Problems, Settings},
-    error::Error,
-    startup,
-};
+use crate::{configuration::Source, error::Error, startup};
 
 /// The path that `api healthcheck` requests.
 const HEALTH: &str = "/health";
@@ -44,7 +40,7 @@ Environment variables that override the file: HOST, PORT, APP_ENV, RUST_LOG, RED
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM (the default)
+    /// Serve until SIGTERM, and reload the configuration after SIGHUP (the default)
     Serve(Configuration),
     /// Validate a configuration file and report every problem in it
     CheckConfig {
@@ -69,18 +65,10 @@ struct Configuration {
 }
 
 impl Configuration {
-    fn load(&self) -> Result<Settings, Problems> {
+    fn source(self) -> Source {
         // An empty variable counts as not set, like all other variables.
-        load(
-            self.file
-                .as_deref()
-                .filter(|file| !file.as_os_str().is_empty()),
-        )
+        Source::new(self.file.filter(|file| !file.as_os_str().is_empty()))
     }
-}
-
-fn load(file: Option<&Path>) -> Result<Settings, Problems> {
-    Settings::load(file, &|name| std::env::var_os(name))
 }
 
 /// Runs the command line `arguments`; the first one is the name of the program.
@@ -103,9 +91,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 impl Cli {
     fn run(self) -> Result<(), Error> {
         match self.command.unwrap_or(Command::Serve(self.configuration)) {
-            Command::Serve(configuration) => startup::run(configuration.load()?),
+            Command::Serve(configuration) => startup::run(configuration.source()),
             Command::CheckConfig { file } => {
-                let settings = load(Some(&file))?;
+                let settings = Source::new(Some(file.clone())).load()?;
                 writeln!(
                     io::stdout(),
                     "{} is valid, checks: {}",
@@ -114,7 +102,7 @@ impl Cli {
                 )
                 .map_err(Error::Output)
             }
-            Command::Healthcheck(configuration) => match configuration.load() {
+            Command::Healthcheck(configuration) => match configuration.source().load() {
                 Ok(settings) => check_health(settings.address),
                 Err(problems) => Err(Error::Unhealthy(problems.to_string().replace('\n', "; "))),
             },

@@ -39,7 +39,8 @@ pub mod service;
 // The log, and the observation of requests.
 pub mod telemetry;
 
-// The HTTP resources.
+// The HTTP resources, and the reload of the configuration.
+mod reload;
 pub mod routes;
 
 // The start and the stop of the server.

@@ -2,7 +2,10 @@
 
 use std::{
     fmt::{self, Write as _},
-    sync::{Arc, atomic::AtomicI64},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64},
+    },
     time::SystemTime,
 };
 
@@ -57,6 +60,10 @@ pub struct Metrics {
     requests: Family<Request, Histogram, fn() -> Histogram>,
     /// The number of open event streams.
     pub streams: Gauge<i64, AtomicI64>,
+    /// Whether the last reload succeeded.
+    config_valid: Gauge<i64, AtomicI64>,
+    /// When the configuration was loaded.
+    config_loaded: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -87,14 +94,39 @@ impl Metrics {
                 ("created", build.time.clone().unwrap_or_default()),
             ]),
         );
+        let config_valid = Gauge::default();
+        registry.register(
+            "config_last_reload_successful",
+            "Whether the configuration was valid when it was last loaded",
+            config_valid.clone(),
+        );
+        let config_loaded = Gauge::default();
+        registry.register_with_unit(
+            "config_last_reload_success_timestamp",
+            "When a valid configuration was last loaded",
+            Unit::Seconds,
+            config_loaded.clone(),
+        );
         registry.register_collector(Box::new(Checks(board)));
         registry.register_collector(Box::new(Process {
             started: SystemTime::now(),
         }));
-        Self {
+        let metrics = Self {
             registry,
             requests,
             streams,
+            config_valid,
+            config_loaded,
+        };
+        metrics.reloaded(true);
+        metrics
+    }
+
+    /// Records that the configuration was loaded, and whether it was valid.
+    pub fn reloaded(&self, valid: bool) {
+        self.config_valid.set(valid.into());
+        if valid {
+            self.config_loaded.set(since_epoch(SystemTime::now()));
         }
     }
 
@@ -255,21 +287,22 @@ struct Process {
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let started = self
-            .started
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0.0, |since| since.as_secs_f64());
         let start = encoder.encode_descriptor(
             "process_start_time",
             "Start time of the process since the epoch",
             Some(&Unit::Seconds),
             MetricType::Gauge,
         )?;
-        ConstGauge::new(started).encode(start)?;
+        ConstGauge::new(since_epoch(self.started)).encode(start)?;
         #[cfg(target_os = "linux")]
         encode_proc_metrics(&mut encoder)?;
         Ok(())
     }
+}
+
+fn since_epoch(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Encodes the metrics from `/proc`, if it is available.

@@ -1,11 +1,15 @@
 //! Probes each check periodically: in the background, never as part of a request.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use crate::{
     board::Board,
@@ -16,14 +20,56 @@ use crate::{
 const SPREAD: Duration = Duration::from_millis(5);
 
 /// Starts to probe every check of `board`, until the runtime ends. Must be called on an Actix runtime.
-pub fn start(board: &Arc<Board>, clients: &Clients) {
-    let spread = SPREAD * u32::try_from(board.checks().len()).unwrap_or(u32::MAX);
-    for (index, check) in board.checks().enumerate() {
-        let (board, check, probe) = (board.clone(), check.clone(), check.probe(clients));
+pub fn start(board: &Arc<Board>, clients: &Clients) -> Schedule {
+    let mut schedule = Schedule {
+        board: board.clone(),
+        clients: clients.clone(),
+        tasks: HashMap::new(),
+    };
+    schedule.update();
+    schedule
+}
+
+/// The tasks that probe the checks of a board. They continue after it is dropped.
+#[derive(Debug)]
+pub struct Schedule {
+    board: Arc<Board>,
+    clients: Clients,
+    /// The check that each task probes, and the task, by the index of the check.
+    tasks: HashMap<usize, (Arc<Check>, JoinHandle<()>)>,
+}
+
+impl Schedule {
+    /// Follows the checks of the board: stops to probe those that were removed or changed, and starts to probe those that are new
+    /// or changed. Others keep their schedule. Returns how many were started and stopped. Must be called on an Actix runtime.
+    pub fn update(&mut self) -> (usize, usize) {
+        let mut before = std::mem::take(&mut self.tasks);
+        let (kept, new): (Vec<_>, Vec<_>) = self
+            .board
+            .checks()
+            .into_iter()
+            .partition(|(index, check)| before.get(index).is_some_and(|(of, _)| of == check));
+        for (index, _) in kept {
+            self.tasks.extend(before.remove_entry(&index));
+        }
+        for (_, task) in before.values() {
+            task.abort();
+        }
+        let spread = SPREAD * u32::try_from(new.len()).unwrap_or(u32::MAX);
+        let counts = (new.len(), before.len());
+        for (index, check) in new {
+            let task = self.spawn(index, check.clone(), spread);
+            self.tasks.insert(index, (check, task));
+        }
+        counts
+    }
+
+    fn spawn(&self, index: usize, check: Arc<Check>, spread: Duration) -> JoinHandle<()> {
+        let (board, probe) = (self.board.clone(), check.probe(&self.clients));
         actix_web::rt::spawn(async move {
             sleep(spread.min(check.interval).mul_f64(fastrand::f64())).await;
             probe_forever(&board, index, &check, probe).await;
-        });
+        })
     }
 }
 

@@ -26,11 +26,13 @@ use tokio::{
 use crate::{
     board::Board,
     checks::Clients,
-    configuration::Settings,
+    configuration::{Settings, Source},
     connections::{self, ConnectionLimiter},
     error::Error,
     history::{Clocks, StoreState},
-    routes, schedule,
+    reload::Reload,
+    routes,
+    schedule::{self, Schedule},
     service::Service,
     telemetry,
 };
@@ -45,19 +47,28 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 /// Names a PEM file of additional CA certificates, as for OpenSSL.
 const AUTHORITIES: &str = "SSL_CERT_FILE";
 
-/// Serves with `settings` until SIGTERM or SIGINT.
+/// Serves with the settings of `source` until SIGTERM or SIGINT, and reloads them after SIGHUP.
 ///
 /// # Errors
-/// Returns an error if logging was started before, if the service cannot start, or if the server fails.
-pub fn run(settings: Settings) -> Result<(), Error> {
+/// Returns an error if the settings are invalid, if logging was started before, if the service cannot start, or if the server
+/// fails.
+pub fn run(mut source: Source) -> Result<(), Error> {
+    let settings = source.load()?;
     telemetry::start(settings.log.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map(Arc::new)
         .map_err(Error::Runtime)?;
-    System::with_tokio_rt(|| runtime)
-        .block_on(async { Application::build(settings)?.run_until_stopped().await })
+    let ended = System::with_tokio_rt(|| runtime.clone()).block_on(async {
+        let application = Application::build(settings)?.reloading(source);
+        application.run_until_stopped().await
+    });
+    // Dropping the runtime would wait for a disk that does not respond.
+    if let Some(runtime) = Arc::into_inner(runtime) {
+        runtime.shutdown_background();
+    }
+    ended
 }
 
 /// The service, with its listener bound.
@@ -65,7 +76,12 @@ pub struct Application {
     server: Server,
     service: web::Data<Service>,
     address: SocketAddr,
-    drain: Duration,
+    /// Received as soon as the service exists, because it would end the process otherwise.
+    hangup: Signal,
+    watch: bool,
+    fixed: Vec<(&'static str, String)>,
+    schedule: Schedule,
+    source: Option<Source>,
 }
 
 /// How the service shuts down.
@@ -83,8 +99,9 @@ impl Application {
     /// # Errors
     /// When the address is in use or not permitted, the history cannot be opened, or the file in `SSL_CERT_FILE` is invalid.
     pub fn build(settings: Settings) -> Result<Self, Error> {
+        let hangup = signal(SignalKind::hangup()).map_err(Error::Server)?;
         let configured = settings.address;
-        let drain = settings.drain;
+        let (watch, fixed) = (settings.watch, settings.fixed());
         let connections = settings.connections;
         let authorities = env::var_os(AUTHORITIES).filter(|path| !path.is_empty());
         let clients =
@@ -112,7 +129,7 @@ impl Application {
                 connections::http(&limiter, ending.clone(), app)
             })
             .map_err(listen)?;
-        schedule::start(&service.board, &service.clients);
+        let schedule = schedule::start(&service.board, &service.clients);
         if service.board.store().is_some() {
             rt::spawn(follow_clock(service.board.clone()));
         }
@@ -120,8 +137,20 @@ impl Application {
             server: server.run(),
             service,
             address,
-            drain,
+            hangup,
+            watch,
+            fixed,
+            schedule,
+            source: None,
         })
+    }
+
+    /// Reloads the settings from `source` after SIGHUP, and when its file changes if the settings say so. Otherwise SIGHUP has no
+    /// effect.
+    #[must_use]
+    pub fn reloading(mut self, source: Source) -> Self {
+        self.source = Some(source);
+        self
     }
 
     /// The address that the service listens on.
@@ -149,6 +178,17 @@ impl Application {
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
+        let reload = self.source.map(|source| {
+            let service = self.service.clone();
+            let reload = Reload {
+                source,
+                service,
+                schedule: self.schedule,
+                watch: self.watch,
+                fixed: self.fixed,
+            };
+            rt::spawn(reload.run(self.hangup))
+        });
         let handle = self.server.handle();
         let mut server = rt::spawn(self.server);
         let ending = tokio::select! {
@@ -156,6 +196,9 @@ impl Application {
             ending = signals.next() => ending,
         };
         tracing::info!(?ending, "shutting down");
+        if let Some(reload) = reload {
+            reload.abort();
+        }
         rt::spawn(async move {
             signals.next().await;
             tracing::warn!("second signal, exiting immediately");
@@ -164,7 +207,7 @@ impl Application {
         });
         self.service.drain.begin();
         if ending == Ending::Drained {
-            sleep(self.drain).await;
+            sleep(self.service.live().drain).await;
         }
         self.service.drain.end_streams();
         handle.stop(true).await;

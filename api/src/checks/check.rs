@@ -11,7 +11,7 @@ use super::{
 };
 
 /// A target that is probed periodically.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// Its name, unique in a service: 1 to 63 lower-case letters, digits, `-` and `_`.
     pub name: String,

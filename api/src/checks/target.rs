@@ -54,7 +54,7 @@ kinds! {
 }
 
 /// A target, with the expected response.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// See [`Kind::Http`].
     Http(http::Target),

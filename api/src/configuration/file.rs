@@ -12,7 +12,7 @@ use super::{
     checks::{self, ProbeSettings, redis_url},
     problem::{Place, Problem},
     settings::Settings,
-    values::{Keys, duration, explain, integer, parsed, words},
+    values::{Keys, boolean, duration, explain, integer, parsed, words},
     variables::Variables,
 };
 
@@ -109,6 +109,7 @@ fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> ProbeSettings 
         &mut settings.drain,
         duration(Duration::ZERO..=Duration::from_secs(10)),
     );
+    keys.set("watch", &mut settings.watch, boolean);
     keys.table("redis", |keys| {
         if !keys.contains("url") {
             keys.wrong(

@@ -6,9 +6,11 @@ mod file;
 mod load;
 mod problem;
 mod settings;
+mod source;
 mod values;
 mod variables;
 
 pub use problem::{Place, Problem, Problems};
 pub use settings::{Build, Settings};
+pub use source::Source;
 pub use variables::Variables;

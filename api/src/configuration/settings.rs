@@ -35,8 +35,22 @@ pub struct Settings {
     pub streams: usize,
     /// How long the service keeps serving after SIGTERM, so that load balancers notice that it is about to stop.
     pub drain: Duration,
+    /// Whether the configuration is reloaded when its file changes, as after SIGHUP.
+    pub watch: bool,
     /// The build that the image contains.
     pub build: Build,
+}
+
+impl Settings {
+    /// The keys that take effect only at the start of the service, with their values.
+    pub(crate) fn fixed(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("listen", self.address.to_string()),
+            ("base-path", self.base_path.clone()),
+            ("data-dir", format!("{:?}", self.data)),
+            ("connections", format!("{:?}", self.connections)),
+        ]
+    }
 }
 
 /// The running build, from environment variables of the image.
@@ -62,6 +76,7 @@ impl Default for Settings {
             connections: None,
             streams: 100,
             drain: Duration::from_secs(2),
+            watch: false,
             build: Build::default(),
         }
     }

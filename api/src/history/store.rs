@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
@@ -72,8 +72,8 @@ pub struct Store {
 
 struct Shared {
     directory: PathBuf,
-    /// The checks, in the order of the configuration.
-    names: Vec<String>,
+    /// The checks, by index. Names are only added.
+    names: RwLock<Vec<String>>,
     /// A random number that identifies this process, because sample numbers restart with each process.
     run: u64,
     waiting: Mutex<Waiting>,
@@ -134,6 +134,12 @@ impl Store {
         })
     }
 
+    /// Adds checks; their indices follow those of the known ones.
+    pub(crate) fn register(&self, names: impl Iterator<Item = String>) {
+        let known = self.shared.names.write();
+        known.unwrap_or_else(PoisonError::into_inner).extend(names);
+    }
+
     /// Buffers a new sample of the check at `index`.
     pub fn add(&self, index: usize, sample: Sample) {
         self.buffer(index, sample, None);
@@ -179,7 +185,7 @@ impl Store {
         resolution: Resolution,
         (from, to): (u32, u32),
     ) -> Option<BTreeMap<u32, Rollup>> {
-        let name = self.shared.names.get(index)?;
+        let name = &self.shared.names().get(index)?.clone();
         // Before reading the disk. Samples that are written in between are in both, and are filtered by their number.
         let waiting: Vec<(u64, Sample)> = lock(&self.shared.waiting)
             .numbered()
@@ -198,14 +204,17 @@ impl Store {
 
     /// The stored state of each check as JSON, if there is one. Returns `None` if the disk fails. Blocks on disk access.
     pub(crate) fn states(&self) -> Option<Vec<Option<String>>> {
-        self.shared.try_read(|disk| disk.states(&self.shared.names))
+        // Copied, so that a slow disk does not hold the lock.
+        let names = self.shared.names().clone();
+        self.shared.try_read(|disk| disk.states(&names))
     }
 
     /// Calls `visit` with each minute of the day before `now` that is on disk, newest first: the index of the check, the start of
     /// the minute, and the roll-up. Blocks on disk access.
     pub(crate) fn visit_day(&self, now: SystemTime, visit: impl FnMut(usize, u32, &Rollup)) {
+        let names = self.shared.names().clone();
         self.shared
-            .try_read(|disk| disk.visit_day(&self.shared.names, now, visit));
+            .try_read(|disk| disk.visit_day(&names, now, visit));
     }
 }
 
@@ -222,7 +231,7 @@ impl Shared {
     fn new(directory: &Path, names: Vec<String>) -> Self {
         Self {
             directory: directory.to_owned(),
-            names,
+            names: RwLock::new(names),
             run: fastrand::u64(..),
             waiting: Mutex::default(),
             disk: RwLock::default(),
@@ -230,6 +239,10 @@ impl Shared {
             failing: Mutex::default(),
             steady: Mutex::new(Clocks::now()),
         }
+    }
+
+    fn names(&self) -> RwLockReadGuard<'_, Vec<String>> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The body of the thread: writes periodically, on request, and finally when the sender is dropped.
@@ -279,7 +292,9 @@ impl Shared {
             None if failing => lock(&self.waiting).before,
             None => return Ok(()),
         };
-        let name = |index: u32| self.names.get(index as usize).map(String::as_str);
+        // Copied, so that a slow disk does not hold the lock.
+        let names = self.names().clone();
+        let name = |index: u32| names.get(index as usize).map(String::as_str);
         let samples = waiting
             .iter()
             .filter_map(|(_, index, sample)| Some((name(*index)?, *sample)));

@@ -9,14 +9,14 @@ use actix_web::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use tokio::{
-    sync::{OwnedSemaphorePermit, broadcast, watch},
+    sync::{broadcast, watch},
     time::timeout,
 };
 
 use crate::{
     changes::{Change, Event},
     problem::{PROBLEM_JSON, Problem},
-    service::Service,
+    service::{OpenStream, Service},
 };
 
 /// The media type of server-sent events.
@@ -44,7 +44,7 @@ pub(super) async fn get(
     if service.drain.has_begun() {
         return Err(unavailable("the service is shutting down"));
     }
-    let permit = service.streams.clone().try_acquire_owned().map_err(|_| {
+    let open = service.streams.open().ok_or_else(|| {
         let base = &service.base_path;
         unavailable(&format!(
             "too many event streams; poll {base}/api/v1/checks instead"
@@ -61,7 +61,7 @@ pub(super) async fn get(
         service,
         receiver,
         shutdown,
-        _permit: permit,
+        _open: open,
     };
     // Sent at once, so that the client sees an open stream; contains the reconnection delay.
     let start = stream::once(async { Bytes::from_static(b"retry: 3000\n\n") });
@@ -84,7 +84,7 @@ struct Listener {
     service: web::Data<Service>,
     receiver: broadcast::Receiver<Event>,
     shutdown: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    _open: OpenStream,
 }
 
 impl Listener {

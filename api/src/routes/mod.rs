@@ -26,7 +26,6 @@ pub use history::{Bucket, History, Taken};
 pub use openapi::document;
 
 use crate::{
-    hits::Hits,
     problem::Problem,
     service::Service,
     telemetry::{Audience, Observer},
@@ -39,10 +38,7 @@ pub fn configure(config: &mut ServiceConfig, service: &web::Data<Service>) {
         .app_data(web::Data::new(health::Health::default()))
         .app_data(web::Data::new(checks::Checks::default()))
         .app_data(web::Data::new(root::Page::default()))
-        .app_data(web::Data::new(Hits::new(
-            service.redis.as_ref(),
-            &service.clients.tls,
-        )));
+        .app_data(web::Data::new(hits::Counter::default()));
     add_resources(config, service);
     // Also below the base path, because some reverse proxies remove it and others do not; container probes never send it.
     if !service.base_path.is_empty() {

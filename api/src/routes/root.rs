@@ -35,11 +35,12 @@ pub(super) async fn get(
 ) -> Result<HttpResponse, Problem> {
     if page::is_preferred(&request) {
         let body = page.0.get(service.board.generation(), || {
+            let live = service.live();
             page::render(
                 &service.board,
                 &service.base_path,
-                &service.title,
-                &service.environment,
+                &live.title,
+                &live.environment,
             )
         })?;
         return Ok(page::response(body));
@@ -48,6 +49,6 @@ pub(super) async fn get(
         .insert_header((VARY, "Accept"))
         .json(Greeting {
             message: "Hello from the Infrastructure Lab!",
-            env: service.environment.clone(),
+            env: service.live().environment.clone(),
         }))
 }

@@ -19,6 +19,7 @@ mod page;
 mod probes;
 mod process;
 mod redirects;
+mod reload;
 mod resolution;
 mod restart;
 mod routes;

@@ -15,7 +15,7 @@ use crate::checks::{
 };
 
 /// A target, with the expected response.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The domain name that is looked up. It may contain escapes, as in zone files: `\.` and `\032`.
     pub name: String,

@@ -38,7 +38,7 @@ pub const BODY_LIMIT: u64 = 1024 * 1024;
 const MAX_REDIRECTS: usize = 5;
 
 /// A target, with the expected response.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The URL, with the scheme `http` or `https`.
     pub url: SecretUrl,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A target, with the expected response.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// `postgresql://user[:password@]host[:port]/database`.
     ///

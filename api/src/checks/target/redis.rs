@@ -19,7 +19,7 @@ const PLAIN: &str = "redis";
 const TLS: &str = "rediss";
 
 /// A target, with the expected response.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS.
     pub url: SecretUrl,

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::checks::{connector::Connector, probe_error::ProbeError};
 
 /// A target, with the expected response.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The host name or IP address.
     pub host: String,

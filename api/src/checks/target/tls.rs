@@ -18,7 +18,7 @@ use super::tcp;
 use crate::checks::{connector::Connector, probe_error::ProbeError, tls_options::Identity};
 
 /// A target, with the expected response.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The host name or IP address.
     pub host: String,
