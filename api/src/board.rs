@@ -86,6 +86,8 @@ pub struct Last {
 pub struct Status {
     /// The name of the check, unique in the service.
     pub name: String,
+    /// The name for people: `display-name`, or the name if it is not set.
+    pub display_name: String,
     /// The kind of the target, such as `http` or `dns`.
     #[schema(value_type = String)]
     pub kind: &'static str,
@@ -273,6 +275,7 @@ impl Board {
         if state != record.state {
             let change = Change {
                 check: check.name.clone(),
+                display_name: check.display_name().to_owned(),
                 from: record.state,
                 to: state,
                 time: at,
@@ -460,6 +463,7 @@ impl Entry<Record> {
         let day = record.day(now, &self.check);
         Status {
             name: self.check.name.clone(),
+            display_name: self.check.display_name().to_owned(),
             kind: self.check.target.kind().name(),
             component_type: self.check.target.component_type(),
             target: self.check.target.to_string(),
@@ -504,6 +508,7 @@ mod tests {
     fn check(failures: u32, successes: u32) -> Check {
         Check {
             name: "cache".into(),
+            display_name: None,
             target: Target::Tcp(tcp::Target {
                 host: "127.0.0.1".into(),
                 port: 1,

@@ -20,6 +20,8 @@ const KEPT: usize = 256;
 pub struct Change {
     /// The name of the check.
     pub check: String,
+    /// The name of the check for people.
+    pub display_name: String,
     /// The previous state.
     pub from: State,
     /// The new state.

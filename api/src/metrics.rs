@@ -265,6 +265,16 @@ impl Collector for Checks {
                 expiry.ok().map(|since| since.as_secs_f64())
             },
         )?;
+        let mut info = encoder.encode_descriptor(
+            "check",
+            "Name of the check for people",
+            None,
+            MetricType::Info,
+        )?;
+        for (labels, status) in &statuses {
+            Info::new([("display_name", status.display_name.clone())])
+                .encode(info.encode_family(labels)?)?;
+        }
         let mut counter = |name, help, value: &dyn Fn(&Status) -> u64| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, status) in &statuses {

@@ -206,12 +206,12 @@ impl Overall {
 }
 
 impl Page<'_> {
-    /// The names of the checks in `state`.
-    fn names_in(&self, state: State) -> Vec<&str> {
+    /// The checks in `state`.
+    fn checks_in(&self, state: State) -> Vec<&Status> {
         self.rows
             .iter()
-            .filter(|row| row.status.state == state)
-            .map(|row| row.status.name.as_str())
+            .map(|row| &row.status)
+            .filter(|status| status.state == state)
             .collect()
     }
 }

@@ -112,6 +112,7 @@ mod tests {
     fn check(target: Target) -> Check {
         Check {
             name: "check".into(),
+            display_name: None,
             target,
             critical: false,
             interval: INTERVAL,

@@ -22,7 +22,7 @@ const relative = () => {
   }
 };
 
-const states = () => new Map([...document.querySelectorAll("[data-check]")].map(({ dataset }) => [dataset.check, dataset.state]));
+const states = () => new Map([...document.querySelectorAll("[data-check]")].map(({ dataset }) => [dataset.check, dataset]));
 
 const show = (fresh) => {
   const before = states();
@@ -33,8 +33,8 @@ const show = (fresh) => {
   document.title = fresh.title;
   relative();
   if (focused && main.contains(document.getElementById(focused))) document.getElementById(focused).focus({ preventScroll: true });
-  const changed = [...states()].filter(([name, state]) => before.get(name) !== state);
-  if (changed.length) setText(news, `${changed.map(([name, state]) => `${name} is ${state.toLowerCase()}`).join(", ")}. ${document.querySelector("h2").textContent}.`);
+  const changed = [...states().values()].filter(({ check, state }) => before.get(check)?.state !== state);
+  if (changed.length) setText(news, `${changed.map(({ name, state }) => `${name} is ${state.toLowerCase()}`).join(", ")}. ${document.querySelector("h2").textContent}.`);
 };
 
 const live = (state, text) => {

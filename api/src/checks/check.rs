@@ -15,6 +15,8 @@ use super::{
 pub struct Check {
     /// Its name, unique in a service: 1 to 63 lower-case letters, digits, `-` and `_`.
     pub name: String,
+    /// The name that people see instead of `name`.
+    pub display_name: Option<String>,
     /// What is probed.
     pub target: Target,
     /// Whether the service reports an outage while this check is down; otherwise it reports a degradation. `/health` responds
@@ -60,5 +62,13 @@ impl Check {
             (Some(expiry), Some(slow)) => Some(format!("{expiry}; {slow}")),
             (one, other) => one.or(other),
         }
+    }
+}
+
+impl Check {
+    /// The name that people see.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        self.display_name.as_deref().unwrap_or(&self.name)
     }
 }

@@ -215,6 +215,7 @@ impl ProbeSettings {
     ) -> Check {
         Check {
             name,
+            display_name: None,
             target,
             tls,
             critical: configured(&self.critical, &defaults.critical).unwrap_or_default(),
@@ -246,7 +247,14 @@ pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Che
         let missing = !keys.contains("name");
         let name = keys.read(
             "name",
-            parsed("1 to 63 lower-case letters, digits, - and _", name),
+            parsed(
+                "1 to 63 lower-case letters, digits, - and _; display-name can be any text",
+                name,
+            ),
+        );
+        let display_name = keys.read(
+            "display-name",
+            parsed("1 to 100 characters in one line", display_name),
         );
         if missing {
             keys.wrong(keys.span, "check has no name: expected name = \"…\"");
@@ -258,7 +266,10 @@ pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Che
         }
         let target = target(keys);
         let settings = ProbeSettings::read(keys, defaults);
-        Some(settings.check(defaults, name?.value, target?))
+        Some(Check {
+            display_name: display_name.map(Spanned::take),
+            ..settings.check(defaults, name?.value, target?)
+        })
     });
     checks.into_iter().flatten().collect()
 }
@@ -266,6 +277,12 @@ pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Che
 fn name(text: &str) -> Option<String> {
     let fits = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
     ((1..=63).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
+}
+
+fn display_name(text: &str) -> Option<String> {
+    let text = text.trim();
+    let fits = (1..=100).contains(&text.chars().count()) && !text.contains(char::is_control);
+    fits.then(|| text.to_owned())
 }
 
 /// Reads the target and the keys of its kind.

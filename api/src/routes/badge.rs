@@ -61,9 +61,9 @@ pub(super) async fn get(
     let with_uptime = url::form_urlencoded::parse(request.query_string().as_bytes())
         .any(|(key, _)| key == "uptime");
     let badge = if with_uptime {
-        Badge::of_uptime(&status.name, &status.day, SystemTime::now())
+        Badge::of_uptime(&status.display_name, &status.day, SystemTime::now())
     } else {
-        Badge::of_state(status.name, status.state)
+        Badge::of_state(status.display_name, status.state)
     };
     let image = badge.render()?;
     let tag = entity_tag(&image);

@@ -36,6 +36,9 @@ pub struct History {
     /// The name of the check.
     #[schema(example = "cache")]
     pub name: String,
+    /// The name of the check for people.
+    #[schema(example = "Cache of the shop")]
+    pub display_name: String,
     /// The current state.
     pub state: State,
     /// When the check entered this state.
@@ -204,6 +207,7 @@ impl History {
         }
         Some(Self {
             name: status.name,
+            display_name: status.display_name,
             state: status.state,
             since: status.since,
             window_seconds: window.as_secs(),

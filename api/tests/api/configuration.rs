@@ -465,6 +465,21 @@ fn replaces_variables_exactly_once() {
 }
 
 #[test]
+fn display_name_is_any_text_in_one_line() {
+    let named = |text: &str| check(&format!("tcp = \"h:1\"\ndisplay-name = \"{text}\""));
+    assert_eq!(named("Shop – Größe <b>").display_name(), "Shop – Größe <b>");
+    assert_eq!(named(" Shop ").display_name(), "Shop");
+    assert_eq!(check("tcp = \"h:1\"").display_name(), "one");
+    for text in ["", " ", "a\\nb", &"é".repeat(101)] {
+        let text = format!("[[checks]]\nname = \"one\"\ntcp = \"h:1\"\ndisplay-name = \"{text}\"");
+        assert!(
+            problems(&text).contains("display-name is not valid: expected 1 to 100 characters"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn check_overrides_the_defaults() {
     let settings = parse(
         r#"

@@ -22,6 +22,7 @@ use tokio::{
 fn start(streams: usize) -> (String, Arc<Board>) {
     let check = Check {
         name: "cache".into(),
+        display_name: None,
         target: Target::Tcp(tcp::Target {
             host: "127.0.0.1".into(),
             port: 1,

@@ -26,6 +26,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub fn settings(data: Option<&Path>) -> Settings {
     let check = |name: &str| Check {
         name: name.into(),
+        display_name: None,
         target: Target::Tcp(tcp::Target {
             host: name.into(),
             port: 1,

@@ -28,6 +28,7 @@ const HOSTILE: &str = "\"'><script>alert(1)</script><!--&amp;{{7*7}}/../";
 fn check(name: &str, critical: bool) -> Check {
     Check {
         name: name.into(),
+        display_name: None,
         target: Target::Tcp(tcp::Target {
             host: format!("host-of-{name}"),
             port: 1,
@@ -130,6 +131,45 @@ async fn page_shows_all_details_of_a_check() {
     ] {
         assert!(page.contains(expected), "{expected}\n{page}");
     }
+}
+
+#[actix_web::test]
+async fn people_see_the_display_name_and_programs_the_name() {
+    let (url, service) = with(vec![Check {
+        display_name: Some("The <Shop> \"A\"".into()),
+        ..check("shop", true)
+    }]);
+    let (_, mut changes) = service.board.changes().listen(None);
+    record(&service, 0, Err("lost"));
+    let page = html(&url).await;
+    for expected in [
+        "<span class=\"name\">The &#60;Shop&#62; &#34;A&#34;</span>",
+        "data-check=\"shop\" data-name=\"The &#60;Shop&#62; &#34;A&#34;\"",
+        "<a href=\"#check-shop\" id=\"to-shop\">The &#60;Shop&#62; &#34;A&#34;</a> is down.",
+        "href=\"/api/v1/checks/shop\"",
+    ] {
+        assert!(page.contains(expected), "{expected}\n{page}");
+    }
+    let badge = get(format!("{url}/badge/shop.svg")).await;
+    let badge = badge.text().await.unwrap();
+    assert!(badge.contains("The &#60;Shop&#62; &#34;A&#34;: down"));
+    let expected = serde_json::json!("The <Shop> \"A\"");
+    for path in ["/api/v1/checks/shop", "/api/v1/checks/shop/history"] {
+        let document = get(format!("{url}{path}")).await;
+        let document: serde_json::Value = document.json().await.unwrap();
+        assert_eq!(document["name"], "shop");
+        assert_eq!(document["display_name"], expected);
+    }
+    let change: serde_json::Value =
+        serde_json::from_str(&changes.recv().await.unwrap().data).unwrap();
+    assert_eq!(
+        (&change["check"], &change["display_name"]),
+        (&"shop".into(), &expected)
+    );
+    let metrics = get(format!("{url}/metrics")).await.text().await.unwrap();
+    let line =
+        r#"check_info{display_name="The <Shop> \"A\"",check="shop",kind="tcp",critical="true"} 1"#;
+    assert!(metrics.lines().any(|it| it == line), "{metrics}");
 }
 
 #[actix_web::test]

@@ -132,6 +132,7 @@ impl Drop for Writer {
 fn board(directory: &Path) -> Board {
     let checks = names().into_iter().map(|name| Check {
         name,
+        display_name: None,
         target: Target::Tcp(tcp::Target {
             host: "localhost".into(),
             port: 1,
