@@ -467,7 +467,7 @@ pub mod over_tls {
             let acceptor = acceptor.clone();
             async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
-                    over_redis::serve(stream, &["+OK\r\n", "+OK\r\n", "+PONG\r\n"]).await;
+                    over_redis::serve(stream, &["+PONG\r\n"]).await;
                 }
             }
         })
@@ -544,7 +544,7 @@ pub mod over_redis {
             ),
         ] {
             let port = listen(async move |stream| {
-                serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", message]).await;
+                serve(stream, &["+OK\r\n", message]).await;
             })
             .await;
             assert_eq!(probe_once(target(port)).await, Err(error.into()));
@@ -557,10 +557,7 @@ pub mod over_redis {
         let seen = connections.clone();
         let port = listen(move |stream| {
             *seen.lock().unwrap() += 1;
-            serve(
-                stream,
-                &["+OK\r\n", "+OK\r\n", "+OK\r\n", "+PONG\r\n", "+PONG\r\n"],
-            )
+            serve(stream, &["+OK\r\n", "+PONG\r\n", "+PONG\r\n"])
         })
         .await;
         let mut probe = target(port).probe(&clients());
@@ -578,9 +575,9 @@ pub mod over_redis {
             let late = connections == 1;
             async move {
                 if late {
-                    serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", ""]).await;
+                    serve(stream, &["+OK\r\n", ""]).await;
                 } else {
-                    serve(stream, &["+OK\r\n", "+OK\r\n", "+OK\r\n", "+PONG\r\n"]).await;
+                    serve(stream, &["+OK\r\n", "+PONG\r\n"]).await;
                 }
             }
         })
@@ -588,6 +585,45 @@ pub mod over_redis {
         let mut probe = target(port).probe(&clients());
         probe.run().await.unwrap_err();
         probe.run().await.unwrap();
+    }
+
+    #[actix_web::test]
+    async fn sends_nothing_optional() {
+        // Like a proxy that closes the connection after a command that it does not know.
+        let commands = Arc::new(Mutex::new(String::new()));
+        let seen = commands.clone();
+        let port = listen(move |mut stream| {
+            let seen = seen.clone();
+            async move {
+                let mut buffer = [0; 1024];
+                while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                    let text = str::from_utf8(&buffer[..length]).unwrap();
+                    *seen.lock().unwrap() += text;
+                    let answer = text.contains("PING").then_some("+PONG\r\n");
+                    let answer = answer.unwrap_or("+OK\r\n");
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            }
+        })
+        .await;
+        for (login, database, expected) in [
+            ("", "", "*1\r\n$4\r\nPING\r\n"),
+            (
+                ":pass@",
+                "/0",
+                "*2\r\n$4\r\nAUTH\r\n$4\r\npass\r\n*1\r\n$4\r\nPING\r\n",
+            ),
+            (
+                "",
+                "/3",
+                "*2\r\n$6\r\nSELECT\r\n$1\r\n3\r\n*1\r\n$4\r\nPING\r\n",
+            ),
+        ] {
+            let url = url(&format!("redis://{login}127.0.0.1:{port}{database}"));
+            let target = Target::Redis(redis::Target { url });
+            assert_eq!(probe_once(target).await, Ok(()));
+            assert_eq!(std::mem::take(&mut *commands.lock().unwrap()), expected);
+        }
     }
 
     #[test]

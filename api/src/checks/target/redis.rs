@@ -165,7 +165,11 @@ fn parse(url: &SecretUrl) -> Result<(String, u16, RedisConnectionInfo), String> 
         .into_connection_info()
         .map_err(|error| error.to_string())?;
     match info.addr() {
-        ConnectionAddr::Tcp(host, port) => Ok((host.clone(), *port, info.redis_settings().clone())),
+        ConnectionAddr::Tcp(host, port) => {
+            // Proxies and old servers reject the optional command that tells the name of the library, or close the connection.
+            let login = info.redis_settings().clone().set_skip_set_lib_name();
+            Ok((host.clone(), *port, login))
+        }
         _ => Err(EXPECTED.into()),
     }
 }
