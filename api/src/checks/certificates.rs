@@ -151,7 +151,8 @@ struct Own {
 struct Presented<'a> {
     server: &'a CertificateDer<'a>,
     intermediates: &'a [CertificateDer<'a>],
-    name: &'a ServerName<'a>,
+    /// `None` allows any name.
+    name: Option<&'a ServerName<'a>>,
 }
 
 impl Trust {
@@ -236,7 +237,9 @@ impl Trust {
             )
         };
         verify(&self.roots)?;
-        verify_server_name(&certificate, name)?;
+        if let Some(name) = name {
+            verify_server_name(&certificate, name)?;
+        }
         // The library does not compare the time with the expiry of an authority.
         let expired = |own: &&Own| own.root.is_some() && own.end < since_epoch(now);
         let issuers = issuers(presented);
@@ -308,7 +311,7 @@ impl Trust {
 /// -x509` creates such certificates.
 fn verify_trusted(
     der: &CertificateDer<'_>,
-    name: &ServerName<'_>,
+    name: Option<&ServerName<'_>>,
     now: UnixTime,
 ) -> Result<(), rustls::Error> {
     let certificate = Certificate::from_der(der).map_err(|_| CertificateError::BadEncoding)?;
@@ -336,6 +339,9 @@ fn verify_trusted(
     {
         return Err(CertificateError::InvalidPurpose.into());
     }
+    let Some(name) = name else {
+        return Ok(());
+    };
     let matches = verify_server_name(&ParsedCertificate::try_from(der)?, name);
     // The common name counts only if there is no other name.
     let has_names = !matches!(content.get::<SubjectAltName>(), Ok(None));
@@ -393,6 +399,7 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
 pub(super) struct Verifier {
     /// `None` accepts any certificate.
     trust: Option<Arc<Trust>>,
+    verifies_name: bool,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -400,6 +407,16 @@ impl Verifier {
     pub(super) fn new(trust: Option<Arc<Trust>>) -> Arc<Self> {
         Arc::new(Self {
             trust,
+            verifies_name: true,
+            algorithms: algorithms(),
+        })
+    }
+
+    /// Accepts certificates for any name.
+    pub(super) fn without_name(trust: Option<Arc<Trust>>) -> Arc<Self> {
+        Arc::new(Self {
+            trust,
+            verifies_name: false,
             algorithms: algorithms(),
         })
     }
@@ -417,7 +434,7 @@ impl ServerCertVerifier for Verifier {
         let presented = Presented {
             server,
             intermediates,
-            name,
+            name: Some(name).filter(|_| self.verifies_name),
         };
         let expiry = match &self.trust {
             Some(trust) => {

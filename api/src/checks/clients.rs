@@ -2,8 +2,6 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use tokio_postgres_rustls::MakeRustlsConnect;
-
 use super::{
     certificates::{Trust, Verifier},
     connector::Connector,
@@ -60,17 +58,13 @@ impl Clients {
     }
 
     fn of(trust: Arc<Trust>, options: &TlsOptions, connector: Connector) -> Result<Self, String> {
-        let verifier = Verifier::new((!options.skip_verify).then(|| trust.clone()));
+        let trusted = (!options.skip_verify).then(|| trust.clone());
         let identity = options.identity()?;
-        // With `sslmode=prefer`, a server may have any certificate, unless the option says which one.
-        let opportunistic = match &options.ca_file {
-            Some(_) => tls::verifying(verifier.clone(), identity.as_ref())?,
-            None => tls::opportunistic(identity.as_ref())?,
-        };
-        let config = tls::verifying(verifier, identity.as_ref())?;
+        let config = tls::verifying(Verifier::new(trusted.clone()), identity.as_ref())?;
         let postgres = postgres::Tls {
-            verifying: MakeRustlsConnect::new(config.clone()),
-            opportunistic: MakeRustlsConnect::new(opportunistic),
+            trust: trusted,
+            always_verify: options.ca_file.is_some(),
+            identity: identity.map(Arc::new),
             server_name: options.server_name.as_deref().map(Into::into),
         };
         let tls = tls::Client {

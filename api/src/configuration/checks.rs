@@ -16,7 +16,7 @@ use url::Url;
 use super::{
     values::{
         Keys, Read, boolean, custom, duration, host_and_port, integer, list, map, not_valid,
-        parsed, size, string, url, words,
+        parsed, prepared_url, size, string, url, words,
     },
     variables::Variables,
 };
@@ -491,16 +491,15 @@ fn redis(keys: &mut Keys<'_, '_>) -> Option<Target> {
 }
 
 fn postgres(keys: &mut Keys<'_, '_>) -> Option<Target> {
-    let valid = |url: &Url| {
-        let url = SecretUrl::new(url.clone());
-        checks::postgres::Target { url }.validate().is_ok()
-    };
+    // `validate` reports the parameters.
+    let accept =
+        |url: &Url| matches!(url.scheme(), "postgres" | "postgresql") && is_plain_path(url);
     let expected =
         "postgresql://user[:password]@host[:port]/database, with the password percent-encoded";
     let url = keys
         .read(
             Kind::Postgres.name(),
-            url(expected, |url| is_plain_path(url) && valid(url)),
+            prepared_url(expected, checks::postgres::with_host, accept),
         )?
         .value;
     Some(Target::Postgres(checks::postgres::Target { url }))

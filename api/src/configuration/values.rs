@@ -264,14 +264,23 @@ pub(super) fn url(
     expected: &'static str,
     accept: impl Fn(&Url) -> bool,
 ) -> impl Fn(Value<'_>, Variables<'_>) -> Read<SecretUrl> {
+    prepared_url(expected, str::to_owned, accept)
+}
+
+/// Like [`url`], with the text changed by `prepare`.
+pub(super) fn prepared_url(
+    expected: &'static str,
+    prepare: impl Fn(&str) -> String,
+    accept: impl Fn(&Url) -> bool,
+) -> impl Fn(Value<'_>, Variables<'_>) -> Read<SecretUrl> {
     move |value, variables| {
         let span = value.span;
         let Text { value, masked } = text(value, variables, expected)?;
-        let url = Url::parse(&value)
+        let url = Url::parse(&prepare(&value))
             .ok()
             .filter(|url| url.has_host() && accept(url))
             .ok_or_else(|| not_valid(span, expected))?;
-        match masked.map(|masked| Url::parse(&masked)) {
+        match masked.map(|masked| Url::parse(&prepare(&masked))) {
             None => Ok(SecretUrl::new(url)),
             Some(Ok(masked)) if same_server(&url, &masked) => Ok(SecretUrl::shown_as(url, masked)),
             Some(Ok(_)) => Err(vec![custom(

@@ -16,6 +16,7 @@ mod events;
 mod history;
 mod http;
 mod page;
+mod postgres;
 mod probes;
 mod process;
 mod redirects;

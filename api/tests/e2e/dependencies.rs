@@ -423,15 +423,53 @@ async fn reports_postgresql_errors_without_the_password() {
     assert!(error.contains("password missing"), "{error}");
 
     // A self-signed certificate is enough for encryption, but fails verification.
-    for mode in ["disable", "prefer"] {
+    for mode in ["disable", "allow", "prefer", "require"] {
         let database = format!("postgres?sslmode={mode}");
         assert_eq!(probe_as(&untrusting, &login, &database).await, Ok(()));
     }
     let trusting = Clients::new(Some(&authority)).unwrap();
-    for mode in ["require", "verify-full"] {
+    for mode in ["verify-ca", "verify-full"] {
         let database = format!("postgres?sslmode={mode}");
         let error = probe_as(&untrusting, &login, &database).await.unwrap_err();
         assert!(error.contains("UnknownIssuer"), "{error}");
         assert_eq!(probe_as(&trusting, &login, &database).await, Ok(()));
     }
+    let file = authority.display();
+    let port = postgres.port;
+    for parameters in [
+        format!("sslmode=verify-full&sslrootcert={file}"),
+        format!("sslmode=verify-ca&sslrootcert={file}&host=127.0.0.1"),
+        format!("sslmode=verify-full&sslrootcert={file}&hostaddr=127.0.0.1"),
+        "target_session_attrs=read-write&connect_timeout=9&application_name=status".into(),
+        "target_session_attrs=primary&keepalives_idle=9&tcp_user_timeout=9000".into(),
+        "target_session_attrs=prefer-standby&options=-c%20geqo=off&load_balance_hosts=random"
+            .into(),
+        format!("host=127.0.0.1,localhost&port=1,{port}"),
+        "channel_binding=require&sslmode=require".into(),
+    ] {
+        let database = format!("postgres?{parameters}");
+        assert_eq!(
+            probe_as(&untrusting, &login, &database).await,
+            Ok(()),
+            "{parameters}"
+        );
+    }
+    for (parameters, error) in [
+        (
+            "target_session_attrs=read-only",
+            "the session is not read-only",
+        ),
+        (
+            "target_session_attrs=standby",
+            "the server is not in hot standby mode",
+        ),
+        ("channel_binding=require&sslmode=disable", "channel binding"),
+    ] {
+        let database = format!("postgres?{parameters}");
+        let message = probe_as(&untrusting, &login, &database).await.unwrap_err();
+        assert!(message.contains(error), "{parameters}: {message}");
+    }
+    let database =
+        "postgres?options=-c%20default_transaction_read_only=on&target_session_attrs=read-only";
+    assert_eq!(probe_as(&untrusting, &login, database).await, Ok(()));
 }
