@@ -588,4 +588,23 @@ mod tests {
         board.record(7, SystemTime::now(), Duration::ZERO, Ok(()));
         assert_eq!(board.status(7).map(|it| it.name), None);
     }
+
+    #[test]
+    fn reload_forgets_the_certificates_of_a_target_that_has_changed() {
+        let board = Board::new(vec![check(1, 1)]);
+        let time = SystemTime::now();
+        board.record_expiry(0, Expiry { time, issuer: None });
+        record(&board, "-");
+        for (port, expiry) in [(1, Some(time)), (2, None)] {
+            let mut check = check(2, 2);
+            check.target = Target::Tcp(tcp::Target {
+                host: "127.0.0.1".into(),
+                port,
+            });
+            board.configure(vec![check]);
+            let status = board.status(0).unwrap();
+            assert_eq!(status.certificate_expiry, expiry);
+            assert_eq!(status.state, State::Down);
+        }
+    }
 }

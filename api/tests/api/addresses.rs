@@ -17,12 +17,15 @@ use tokio::{
     time::timeout,
 };
 
-use crate::probes::{
-    listen,
-    over_dns::{add, serve},
-    over_redis,
-    over_tls::Authority,
-    probe_with, url,
+use crate::{
+    history::settings,
+    probes::{
+        listen,
+        over_dns::{add, serve},
+        over_redis,
+        over_tls::Authority,
+        probe_with, url,
+    },
 };
 
 /// Longer than all delays, but shorter than the time after which the system gives up to connect.
@@ -127,6 +130,28 @@ async fn tls_check_tries_the_next_address() {
         port,
     });
     assert_succeeds(target, port, Some(&authority)).await;
+}
+
+#[actix_web::test]
+async fn check_with_its_own_tls_options_tries_the_next_address() {
+    let authority = Authority::new();
+    let end = SystemTime::now() + Duration::from_secs(86_400);
+    let acceptor = authority.acceptor("host.test", end);
+    let port = listen(move |stream| {
+        let acceptor = acceptor.clone();
+        async move { drop(acceptor.accept(stream).await) }
+    })
+    .await;
+    let _silent = Silent::start(port);
+    let clients = clients_for(&[SILENT.into(), Ipv4Addr::LOCALHOST.into()], None).await;
+    let mut check = settings(None).checks.remove(0);
+    check.target = Target::Tls(tls::Target {
+        host: "host.test".into(),
+        port,
+    });
+    check.tls.ca_file = Some(authority.file.path().into());
+    let answer = timeout(SOON, check.probe(&clients).run()).await;
+    assert_eq!(answer.expect("soon"), Ok(()));
 }
 
 #[actix_web::test]

@@ -116,6 +116,15 @@ impl Service {
             .await["samples"]
             .take()
     }
+
+    /// Waits until there are `count` results of the check `name`, because its state may be that of before a restart.
+    async fn wait_for_samples(&self, name: &str, count: u64) {
+        let start = Instant::now();
+        while self.samples(name).await != count {
+            assert!(start.elapsed() < TIMEOUT, "{name}: {count}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 impl Drop for Service {
@@ -368,12 +377,11 @@ async fn reload_keeps_the_history_on_disk() {
     // Each result belongs to the name of its check, whatever its place in the file was.
     setup.write(&format!("{data}{}", check("one", 1)));
     let service = Service::start(&setup.path());
-    service.checks().await;
-    assert_eq!(service.samples("one").await, 2);
+    service.wait_for_samples("one", 2).await;
     setup.write(&format!("{data}{}{}", check("three", 1), check("two", 1)));
     service.reload();
-    service.checks().await;
-    assert_eq!(service.samples("three").await, 2);
-    assert_eq!(service.samples("two").await, 2);
+    for name in ["three", "two"] {
+        service.wait_for_samples(name, 2).await;
+    }
     service.stop();
 }

@@ -83,6 +83,112 @@ async fn restores_an_outage_before_the_first_probe() {
 }
 
 #[actix_web::test]
+async fn restores_the_state_degraded_below_a_base_path() {
+    let directory = tempdir().unwrap();
+    let start = || {
+        let mut settings = with_thresholds(directory.path(), 2, 2);
+        settings.base_path = "/status".into();
+        for check in &mut settings.checks {
+            check.degraded_above = Some(Duration::from_millis(100));
+        }
+        Served::start_with(settings)
+    };
+    let served = start();
+    let hour_ago = SystemTime::now() - Duration::from_secs(60 * 60);
+    record(&served.service.board, hour_ago, Some(1));
+    // One slow response before the restart and one after it.
+    let slow = hour_ago + Duration::from_secs(1);
+    record(&served.service.board, slow, Some(200));
+    assert_eq!(served.history("cache").await["state"], "up");
+    served.stop().await;
+    let served = start();
+    let since = slow + Duration::from_secs(1);
+    record(&served.service.board, since, Some(300));
+    let before = served.history("cache").await;
+    assert_eq!(before["state"], "degraded");
+    let warning = before["last"]["warning"].as_str().unwrap();
+    assert!(warning.starts_with("slow response: "), "{warning}");
+    served.stop().await;
+
+    for _ in 0..2 {
+        let served = start();
+        let after = served.history("cache").await;
+        for key in ["state", "since", "last"] {
+            assert_eq!(after[key], before[key], "{key}");
+        }
+        // A slow response is a success.
+        assert_eq!(after["day"]["samples"], 3);
+        assert_eq!(after["day"]["uptime"], 1.0);
+        let history = served.history("cache/history").await;
+        assert_eq!(history["state"], "degraded");
+        assert_eq!(history["uptime"], 1.0);
+        let health: serde_json::Value = get(format!("{}/status/health", served.url))
+            .await
+            .json()
+            .await
+            .unwrap();
+        let component = &health["checks"]["cache:responseTime"][0];
+        assert_eq!(component["status"], "warn");
+        assert_eq!(component["output"], warning);
+        let metrics = text(&served, "/status/metrics").await;
+        for (metric, value) in [("check_up", "1.0"), ("check_degraded", "1.0")] {
+            let start = format!("{metric}{{check=\"cache\"");
+            let line = metrics.lines().find(|line| line.starts_with(&start));
+            assert!(line.unwrap().ends_with(&format!(" {value}")), "{line:?}");
+        }
+        let page = text(&served, "/status").await;
+        assert!(page.contains("<h2>Degraded</h2>"), "{page}");
+        assert!(page.contains("/status/badge/cache.svg"), "{page}");
+        let badge = text(&served, "/status/badge/cache.svg").await;
+        assert!(badge.contains("cache: degraded"), "{badge}");
+        let badge = text(&served, "/status/badge/cache.svg?uptime").await;
+        assert!(badge.contains(": 100 %"), "{badge}");
+        // A restart is not a change of the state.
+        let changes = served.service.board.changes();
+        let (missed, _) = changes.listen(Some(&changes.id(0)));
+        assert_eq!(missed.len(), 0);
+        served.stop().await;
+    }
+
+    for state in ["degraded", "up"] {
+        let served = start();
+        let board = &served.service.board;
+        record(board, SystemTime::now(), Some(1));
+        assert_eq!(served.history("cache").await["state"], state);
+        let changes = board.changes();
+        let (missed, _) = changes.listen(Some(&changes.id(0)));
+        let data: Vec<&str> = missed.iter().map(|event| &*event.data).collect();
+        assert_eq!(data.len(), usize::from(state == "up"), "{data:?}");
+        if let [data] = data[..] {
+            assert!(data.contains(r#""from":"degraded","to":"up""#), "{data}");
+        }
+        served.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn restores_the_state_of_a_check_that_a_reload_adds() {
+    let directory = tempdir().unwrap();
+    let settings = || with_thresholds(directory.path(), 1, 1);
+    let served = Served::start_with(settings());
+    record(&served.service.board, SystemTime::now(), None);
+    let before = served.history("cache").await;
+    assert_eq!(before["state"], "down");
+    served.stop().await;
+
+    let mut without = settings();
+    without.checks.retain(|check| check.name != "cache");
+    let served = Served::start_with(without);
+    assert_eq!(served.service.board.find("cache"), None);
+    served.service.board.configure(settings().checks);
+    let after = served.history("cache").await;
+    for key in ["state", "since", "last", "day"] {
+        assert_eq!(after[key], before[key], "{key}");
+    }
+    served.stop().await;
+}
+
+#[actix_web::test]
 async fn restores_consecutive_results() {
     let directory = tempdir().unwrap();
     let mut before = None;
