@@ -84,6 +84,9 @@ pub struct Last {
 /// The state of one check.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Status {
+    /// The index of the check on the board, which is not its place in the configuration.
+    #[serde(skip)]
+    pub index: usize,
     /// The name of the check, unique in the service.
     pub name: String,
     /// The name for people: `display-name`, or the name if it is not set.
@@ -351,14 +354,17 @@ impl Board {
     pub fn statuses(&self) -> Vec<Status> {
         let now = SystemTime::now();
         let entries = self.entries.configured();
-        entries.iter().map(|(_, entry)| entry.status(now)).collect()
+        entries
+            .iter()
+            .map(|(index, entry)| entry.status(*index, now))
+            .collect()
     }
 
     /// The status of the check at `index`.
     #[must_use]
     pub fn status(&self, index: usize) -> Option<Status> {
         let entry = self.entries.get(index)?;
-        Some(entry.status(SystemTime::now()))
+        Some(entry.status(index, SystemTime::now()))
     }
 
     /// Calls `look` with the newest samples of the check at `index`.
@@ -458,10 +464,11 @@ fn restore_states(store: &Store, entries: &[Arc<Entry<Record>>]) {
 }
 
 impl Entry<Record> {
-    fn status(&self, now: SystemTime) -> Status {
+    fn status(&self, index: usize, now: SystemTime) -> Status {
         let mut record = lock(&self.record);
         let day = record.day(now, &self.check);
         Status {
+            index,
             name: self.check.name.clone(),
             display_name: self.check.display_name().to_owned(),
             kind: self.check.target.kind().name(),

@@ -103,10 +103,9 @@ pub fn render(board: &Board, base: &str, title: &str, environment: &str) -> aska
     let rows: Vec<Row> = board
         .statuses()
         .into_iter()
-        .enumerate()
-        .map(|(index, status)| Row {
+        .map(|status| Row {
             chart: board
-                .with_samples(index, Chart::new)
+                .with_samples(status.index, Chart::new)
                 .unwrap_or_else(|| Chart::new(&Ring::default())),
             status,
         })

@@ -111,6 +111,22 @@ impl Service {
         }
     }
 
+    /// The name of each check on the page, and how many results its chart shows.
+    async fn results(&self) -> Vec<String> {
+        let page = crate::client()
+            .get(self.url("/"))
+            .header("accept", "text/html");
+        let page = page.send().await.unwrap().text().await.unwrap();
+        let rows = page.split("data-check=\"").skip(1);
+        rows.map(|row| {
+            let (name, row) = row.split_once('"').unwrap();
+            let (_, row) = row.split_once("Last ").unwrap();
+            let (count, _) = row.split_once(" results").unwrap();
+            format!("{name}: {count}")
+        })
+        .collect()
+    }
+
     async fn samples(&self, name: &str) -> Value {
         self.json(&format!("/api/v1/checks/{name}/history?window=1h"))
             .await["samples"]
@@ -199,6 +215,7 @@ async fn sighup_applies_the_file_and_keeps_the_state_and_the_schedule_of_unchang
     assert_eq!(names(&after), ["new", "same"]);
     // Not only the state: it was not probed again.
     assert_eq!(after[1], before[1]);
+    assert_eq!(service.results().await, ["new: 1", "same: 1"]);
     assert_eq!(service.samples("same").await, 1);
     let gone = get(service.url("/api/v1/checks/removed")).await;
     assert_eq!(gone.status(), StatusCode::NOT_FOUND);
@@ -219,6 +236,8 @@ async fn sighup_applies_the_file_and_keeps_the_state_and_the_schedule_of_unchang
     assert_eq!(names(&again), ["removed", "same", "new"]);
     assert_eq!(again[0]["since"], before[0]["since"]);
     assert_eq!(again[1], before[1]);
+    service.wait_for_samples("removed", 2).await;
+    assert_eq!(service.results().await, ["removed: 2", "same: 1", "new: 1"]);
     service.stop();
 }
 
