@@ -3,7 +3,7 @@
 mod entries;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -19,12 +19,15 @@ use crate::{
     changes::{Change, Changes},
     checks::{Check, Expiry, ProbeError},
     history::{
-        Recent, Resolution, Ring, Rollup, Sample, Store, StoreState, Summary, day_before,
+        Outage, Recent, Resolution, Ring, Rollup, Sample, Store, StoreState, Summary, day_before,
         milliseconds,
     },
     state::{State, Stored, StoredResult, Streaks},
     time::{optional_rfc3339, rfc3339},
 };
+
+/// The number of outages per check that are kept in memory.
+const MAX_OUTAGES: usize = 20;
 
 /// How long statistics of the last day are shown without being updated.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -44,9 +47,15 @@ struct Record {
     since: SystemTime,
     streaks: Streaks,
     expiry: Option<Expiry>,
+    /// The current outage, which may have begun before the service started.
+    outage: Option<Outage>,
+    /// The last outages, oldest first, if there is no store.
+    past_outages: VecDeque<Outage>,
     last: Option<Last>,
     probes: u64,
     failures: u64,
+    /// The generation of the board with the last change of what is shown.
+    generation: u64,
     recent: Recent,
     /// The statistics of the last day and when they were computed, if there is no later result.
     day: Option<(SystemTime, Day)>,
@@ -81,6 +90,14 @@ pub struct Last {
     pub warning: Option<String>,
 }
 
+impl Last {
+    /// Why the check is down or degraded.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.error.as_deref().or(self.warning.as_deref())
+    }
+}
+
 /// The state of one check.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Status {
@@ -97,8 +114,10 @@ pub struct Status {
     /// The `componentType` of the target in the health document.
     #[serde(skip)]
     pub component_type: &'static str,
-    /// What is probed, with secrets masked.
-    pub target: String,
+    /// What is probed, with secrets masked; `null` if it is hidden.
+    pub target: Option<String>,
+    /// The group in which the status page shows the check; `null` if there is none.
+    pub group: Option<String>,
     /// Whether the service reports an outage while this check is down.
     pub critical: bool,
     /// The time from the start of one probe to the start of the next.
@@ -124,6 +143,9 @@ pub struct Status {
     /// The number of failed probes since the service started.
     #[serde(skip)]
     pub failures: u64,
+    /// The generation of the board with the last result.
+    #[serde(skip)]
+    pub generation: u64,
 }
 
 impl Board {
@@ -166,8 +188,23 @@ impl Board {
                 lock(&new.record).expiry = None;
             }
         }
+        let changed: Vec<_> = (lists.all().iter().enumerate())
+            .filter(|(index, entry)| {
+                let before = before.all().get(*index);
+                before.is_none_or(|before| !Arc::ptr_eq(before, entry))
+            })
+            .map(|(_, entry)| entry.clone())
+            .collect();
         self.entries.replace(lists);
+        for entry in changed {
+            self.has_changed(&mut lock(&entry.record));
+        }
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Starts a new generation, with which `record` is shown anew.
+    fn has_changed(&self, record: &mut Record) {
+        record.generation = self.generation.fetch_add(1, Ordering::Release) + 1;
     }
 
     /// Restores the state and the last day of the `entries` from the index `first` on, if there is a store.
@@ -251,7 +288,7 @@ impl Board {
         let check = &entry.check;
         let mut record = lock(&entry.record);
         // Before the change is sent: a client that fetches the page because of it must not get the old rendering.
-        self.generation.fetch_add(1, Ordering::Release);
+        self.has_changed(&mut record);
         let sample = Sample::new(at, result.is_ok().then_some(took));
         record.recent.push(sample);
         record.day = None;
@@ -288,6 +325,7 @@ impl Board {
             record.state = state;
             record.since = at;
             self.changes.add(&change);
+            self.record_outage(index, &mut record, change);
         }
         if let Some(store) = &self.store {
             match record.to_json().filter(|_| record.restored) {
@@ -316,6 +354,7 @@ impl Board {
                 if record.probes == before {
                     record.recent.replace_minutes(&minutes);
                     record.day = None;
+                    self.has_changed(&mut record);
                     break;
                 }
             }
@@ -347,6 +386,52 @@ impl Board {
         first: Option<u32>,
     ) -> Option<SystemTime> {
         known_since(&self.entries.get(index)?.check, from, first)
+    }
+
+    /// Records that an outage has begun or ended with `change`. An outage continues if the service was restarted meanwhile.
+    fn record_outage(&self, index: usize, record: &mut Record, change: Change) {
+        let outage = match (change.to, record.outage.take()) {
+            (State::Down, None) => Outage {
+                start: change.time,
+                end: None,
+                error: change.error.unwrap_or_default(),
+            },
+            (State::Up | State::Degraded, Some(outage)) => Outage {
+                end: Some(change.time),
+                ..outage
+            },
+            (_, unchanged) => {
+                record.outage = unchanged;
+                return;
+            }
+        };
+        if outage.end.is_none() {
+            record.outage = Some(outage.clone());
+        }
+        if let Some(store) = &self.store {
+            store.add_outage(index, outage);
+        } else if outage.end.is_some() {
+            if record.past_outages.len() == MAX_OUTAGES {
+                record.past_outages.pop_front();
+            }
+            record.past_outages.push_back(outage);
+        }
+    }
+
+    /// The known outages of the check at `index`, newest first. Blocks on disk access.
+    #[must_use]
+    pub fn outages(&self, index: usize) -> Vec<Outage> {
+        let Some(entry) = self.entries.get(index) else {
+            return Vec::new();
+        };
+        let (current, past) = {
+            let record = lock(&entry.record);
+            (record.outage.clone(), record.past_outages.clone())
+        };
+        let stored = self.store.as_ref().and_then(|store| store.outages(index));
+        let mut outages = stored.unwrap_or_else(|| past.into_iter().chain(current).collect());
+        outages.reverse();
+        outages
     }
 
     /// The status of every check, in the order of the configuration.
@@ -383,9 +468,12 @@ impl Record {
             since: now,
             streaks: Streaks::default(),
             expiry: None,
+            outage: None,
+            past_outages: VecDeque::new(),
             last: None,
             probes: 0,
             failures: 0,
+            generation: 0,
             recent: Recent::default(),
             day: None,
             restored: false,
@@ -428,6 +516,34 @@ impl Record {
         self.last = self.last.take().or(last);
     }
 
+    /// Continues with the `last` stored outage. Returns it if it has to be corrected, because only one of state and outage was
+    /// written before a kill, or because an earlier version stored none.
+    fn restore_outage(&mut self, last: Option<Outage>) -> Option<Outage> {
+        let open = last.filter(|outage| outage.end.is_none());
+        match (self.state, open) {
+            (State::Down, None) => {
+                let error = self.last.as_ref().and_then(|last| last.error.clone());
+                self.outage = Some(Outage {
+                    start: self.since,
+                    end: None,
+                    error: error.unwrap_or_default(),
+                });
+                self.outage.clone()
+            }
+            (State::Up | State::Degraded, Some(open)) => {
+                self.outage = None;
+                Some(Outage {
+                    end: Some(self.since.max(open.start)),
+                    ..open
+                })
+            }
+            (_, open) => {
+                self.outage = open;
+                None
+            }
+        }
+    }
+
     /// The state to restore after a restart.
     fn to_json(&self) -> Option<String> {
         let last = self.last.clone().map(|last| StoredResult {
@@ -448,7 +564,8 @@ fn restore_states(store: &Store, entries: &[Arc<Entry<Record>>]) {
     let Some(states) = store.states() else {
         return;
     };
-    for (entry, json) in entries.iter().zip(states) {
+    for (index, (entry, json)) in entries.iter().zip(states).enumerate() {
+        let outage = store.outages(index).and_then(|mut outages| outages.pop());
         let mut record = lock(&entry.record);
         if std::mem::replace(&mut record.restored, true) {
             continue;
@@ -459,6 +576,9 @@ fn restore_states(store: &Store, entries: &[Arc<Entry<Record>>]) {
                 tracing::warn!(check = entry.check.name, %error, "cannot restore the state");
             }
             None => {}
+        }
+        if let Some(outage) = record.restore_outage(outage) {
+            store.add_outage(index, outage);
         }
     }
 }
@@ -473,7 +593,8 @@ impl Entry<Record> {
             display_name: self.check.display_name().to_owned(),
             kind: self.check.target.kind().name(),
             component_type: self.check.target.component_type(),
-            target: self.check.target.to_string(),
+            target: (!self.check.hide_target).then(|| self.check.target.to_string()),
+            group: self.check.group.clone(),
             critical: self.check.critical,
             interval_seconds: self.check.interval.as_secs_f64(),
             state: record.state,
@@ -483,6 +604,7 @@ impl Entry<Record> {
             day,
             probes: record.probes,
             failures: record.failures,
+            generation: record.generation,
         }
     }
 }
@@ -528,6 +650,8 @@ mod tests {
             successes: NonZeroU32::new(successes).unwrap(),
             degraded_above: None,
             tls: TlsOptions::default(),
+            group: None,
+            hide_target: false,
         }
     }
 

@@ -107,14 +107,18 @@ impl Changes {
         format!("{}-{number}", self.run)
     }
 
+    /// The number in an ID of [`Self::id`]; `None` for an ID of another process.
+    #[must_use]
+    pub fn number(&self, id: &str) -> Option<u64> {
+        let (run, number) = id.split_once('-')?;
+        (run.parse() == Ok(self.run)).then(|| number.parse().ok())?
+    }
+
     /// Returns the events after the event with the ID `last`, and a receiver of future events. An ID of another process counts as
     /// no ID: there are no missed events then.
     #[must_use]
     pub fn listen(&self, last: Option<&str>) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        let seen = last
-            .and_then(|id| id.split_once('-'))
-            .filter(|(run, _)| run.parse() == Ok(self.run))
-            .and_then(|(_, number)| number.parse::<u64>().ok());
+        let seen = last.and_then(|id| self.number(id));
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let missed = seen.map_or_else(Vec::new, |seen| {
             kept.events

@@ -122,6 +122,8 @@ mod tests {
             successes: 2.try_into().unwrap(),
             degraded_above: None,
             tls: TlsOptions::default(),
+            group: None,
+            hide_target: false,
         }
     }
 

@@ -36,6 +36,10 @@ pub struct Check {
     pub degraded_above: Option<Duration>,
     /// How its probes use TLS.
     pub tls: TlsOptions,
+    /// The group in which the status page shows it.
+    pub group: Option<String>,
+    /// Whether the page and the API hide the target.
+    pub hide_target: bool,
 }
 
 impl Check {

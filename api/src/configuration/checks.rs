@@ -101,6 +101,7 @@ pub(super) struct ProbeSettings {
     successes: Option<Spanned<NonZeroU32>>,
     critical: Option<Spanned<bool>>,
     degraded_above: Option<Spanned<Duration>>,
+    hide_target: Option<Spanned<bool>>,
 }
 
 impl ProbeSettings {
@@ -131,6 +132,7 @@ impl ProbeSettings {
             failures: keys.read("failures", count),
             successes: keys.read("successes", count),
             critical: keys.read("critical", boolean),
+            hide_target: keys.read("hide-target", boolean),
             ..own
         }
     }
@@ -225,6 +227,8 @@ impl ProbeSettings {
             failures: configured(&self.failures, &defaults.failures).unwrap_or(Self::FAILURES),
             successes: configured(&self.successes, &defaults.successes).unwrap_or(Self::SUCCESSES),
             degraded_above: self.degraded_above(defaults),
+            hide_target: configured(&self.hide_target, &defaults.hide_target).unwrap_or_default(),
+            group: None,
         }
     }
 }
@@ -265,9 +269,11 @@ pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Che
             keys.wrong(name.span, "duplicate check name: expected a unique name");
         }
         let target = target(keys);
+        let group = keys.read("group", words).map(Spanned::take);
         let settings = ProbeSettings::read(keys, defaults);
         Some(Check {
             display_name: display_name.map(Spanned::take),
+            group,
             ..settings.check(defaults, name?.value, target?)
         })
     });

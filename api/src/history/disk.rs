@@ -8,14 +8,15 @@ use std::{
     time::SystemTime,
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, StorageError};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageError, TableError};
 
 use super::{
     fault::{Fault, guarded},
+    outage::{self, Outage},
     recent::day_before,
     rollup::{Resolution, Rollup},
     sample::Sample,
-    schema::{self, META, STATES, rollups, sync_parent},
+    schema::{self, META, OUTAGES, STATES, rollups, sync_parent},
 };
 
 /// An open database file, locked against other processes.
@@ -108,6 +109,48 @@ impl Disk {
         })
     }
 
+    /// Adds `outages` of checks, or replaces those with the same start.
+    pub(super) fn write_outages<'a>(
+        &self,
+        outages: impl IntoIterator<Item = (&'a str, &'a Outage)>,
+    ) -> Result<(), Fault> {
+        guarded(|| {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(OUTAGES)?;
+                for (name, outage) in outages {
+                    let end = outage.end.map_or(0, outage::seconds);
+                    let key = (name, outage::seconds(outage.start));
+                    table.insert(key, (end, outage.error.as_str()))?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        })
+    }
+
+    /// The outages of a check, oldest first.
+    pub(super) fn outages(&self, name: &str) -> Result<Vec<Outage>, Fault> {
+        guarded(|| {
+            let transaction = self.database.begin_read()?;
+            let table = match transaction.open_table(OUTAGES) {
+                Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                table => table?,
+            };
+            let mut outages = Vec::new();
+            for row in table.range((name, 0)..=(name, u32::MAX))? {
+                let (key, value) = row?;
+                let (end, error) = value.value();
+                outages.push(Outage {
+                    start: outage::time(key.value().1),
+                    end: (end != 0).then(|| outage::time(end)),
+                    error: error.to_owned(),
+                });
+            }
+            Ok(outages)
+        })
+    }
+
     /// Deletes the rows that have aged: of the periods that have started at `now` and have results of any check, only the newest
     /// [`Resolution::kept`] remain. Their number shows how much time has passed even if `now` is wrong. Later periods, which were
     /// written while the clock was ahead, are neither counted nor deleted.
@@ -125,10 +168,12 @@ impl Disk {
                     }
                 }
                 table.retain_in::<(u32, &str), _>(..(oldest, ""), |_, _| false)?;
-                // The state of a check is kept as long as a result.
+                // States and outages are kept as long as results.
                 if resolution == Resolution::Day {
                     let mut states = transaction.open_table(STATES)?;
                     states.retain(|_, (last, _)| last >= oldest)?;
+                    let mut outages = transaction.open_table(OUTAGES)?;
+                    outages.retain(|_, (end, _)| end == 0 || end >= oldest)?;
                 }
             }
             transaction.commit()?;

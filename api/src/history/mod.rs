@@ -4,6 +4,7 @@ mod clocks;
 mod disk;
 mod fault;
 mod minutes;
+mod outage;
 mod recent;
 mod ring;
 mod rollup;
@@ -13,6 +14,7 @@ mod store;
 mod waiting;
 
 pub use clocks::Clocks;
+pub use outage::Outage;
 pub(crate) use recent::day_before;
 pub use recent::{DAY, Recent};
 pub use ring::{Percentiles, Ring, Summary, milliseconds};

@@ -49,6 +49,11 @@ pub(super) const fn rollups(resolution: Resolution) -> Rollups {
 /// Keyed by check name: the time of the last result, and the state after it as JSON.
 pub(super) const STATES: TableDefinition<&str, (u32, &str)> = TableDefinition::new("states");
 
+/// Keyed by check name and start time: the end, 0 while the outage continues, and the error. The table is created by the first
+/// outage.
+pub(super) const OUTAGES: TableDefinition<(&str, u32), (u32, &str)> =
+    TableDefinition::new("outages");
+
 fn builder() -> Builder {
     let mut builder = Builder::new();
     builder

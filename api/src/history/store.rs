@@ -16,6 +16,7 @@ use super::{
     clocks::Clocks,
     disk::Disk,
     fault::Fault,
+    outage::{self, Outage},
     rollup::{Resolution, Rollup},
     sample::Sample,
     waiting::Waiting,
@@ -23,6 +24,9 @@ use super::{
 
 /// The time between writes, and so the maximum data loss after a kill or power failure.
 const INTERVAL: Duration = Duration::from_secs(10);
+
+/// The maximum number of buffered outages while the disk fails.
+const MAX_OUTAGES: usize = 1024;
 
 /// How long to wait for a lock that is held by a process that is shutting down.
 const HANDOVER: Duration = Duration::from_secs(1);
@@ -77,6 +81,8 @@ struct Shared {
     /// A random number that identifies this process, because sample numbers restart with each process.
     run: u64,
     waiting: Mutex<Waiting>,
+    /// Outages that are not written yet, each with the index of its check.
+    outages: Mutex<Vec<(usize, Outage)>>,
     disk: RwLock<Option<Disk>>,
     /// Set when reading failed, so that the file is reopened.
     suspect: AtomicBool,
@@ -154,6 +160,29 @@ impl Store {
         if let Ok(index) = u32::try_from(index) {
             lock(&self.shared.waiting).add(index, sample, state);
         }
+    }
+
+    /// Buffers an outage of the check at `index`; it replaces one with the same start.
+    pub(crate) fn add_outage(&self, index: usize, outage: Outage) {
+        let mut outages = lock(&self.shared.outages);
+        // Only while the disk fails.
+        if outages.len() == MAX_OUTAGES {
+            outages.remove(0);
+        }
+        outages.push((index, outage));
+    }
+
+    /// The outages of the check at `index`, oldest first; `None` if the disk fails. Blocks on disk access.
+    pub(crate) fn outages(&self, index: usize) -> Option<Vec<Outage>> {
+        let name = self.shared.names().get(index)?.clone();
+        let waiting = lock(&self.shared.outages).clone();
+        let stored = self.shared.try_read(|disk| disk.outages(&name))?;
+        let waiting = waiting.into_iter().filter(|(of, _)| *of == index);
+        let all = stored.into_iter().chain(waiting.map(|(_, outage)| outage));
+        let by_start: BTreeMap<_, _> = all
+            .map(|outage| (outage::seconds(outage.start), outage))
+            .collect();
+        Some(by_start.into_values().collect())
     }
 
     /// The current state; never [`StoreState::Memory`].
@@ -234,6 +263,7 @@ impl Shared {
             names: RwLock::new(names),
             run: fastrand::u64(..),
             waiting: Mutex::default(),
+            outages: Mutex::default(),
             disk: RwLock::default(),
             suspect: AtomicBool::new(false),
             failing: Mutex::default(),
@@ -306,6 +336,7 @@ impl Shared {
             return Ok(());
         };
         disk.write(samples, states, (self.run, number))?;
+        self.write_outages(disk, &names)?;
         let mut waiting = lock(&self.waiting);
         waiting.forget(number);
         let lost = std::mem::take(&mut waiting.lost);
@@ -316,6 +347,22 @@ impl Shared {
         if self.may_prune(now) {
             disk.prune(now.wall)?;
         }
+        Ok(())
+    }
+
+    /// Writes the buffered outages, and keeps them if that fails.
+    fn write_outages(&self, disk: &Disk, names: &[String]) -> Result<(), Fault> {
+        let outages = lock(&self.outages).clone();
+        if outages.is_empty() {
+            return Ok(());
+        }
+        disk.write_outages(
+            outages
+                .iter()
+                .filter_map(|(index, outage)| Some((names.get(*index)?.as_str(), outage))),
+        )?;
+        // Others may have been added since.
+        lock(&self.outages).retain(|added| !outages.contains(added));
         Ok(())
     }
 
@@ -462,6 +509,32 @@ mod tests {
             }
         });
         assert_eq!(count(&store, 0), Some(2000));
+    }
+
+    #[test]
+    fn outages_are_visible_at_once_and_after_reopening() {
+        let directory = tempdir().unwrap();
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(yesterday().into());
+        let outage = |after: u64, end: Option<u64>| Outage {
+            start: start + Duration::from_secs(after),
+            end: end.map(|end| start + Duration::from_secs(end)),
+            error: "connection refused".into(),
+        };
+        let (first, second) = (outage(10, Some(20)), outage(30, None));
+        {
+            let store = open(directory.path());
+            assert_eq!(store.outages(0), Some(vec![]));
+            store.add_outage(0, outage(10, None));
+            store.add(0, sample(1));
+            store.flush();
+            store.add_outage(0, first.clone());
+            store.add_outage(0, second.clone());
+            assert_eq!(store.outages(0), Some(vec![first.clone(), second.clone()]));
+            store.add(0, sample(2));
+        }
+        let store = open(directory.path());
+        assert_eq!(store.outages(0), Some(vec![first, second]));
+        assert_eq!(store.outages(1), Some(vec![]));
     }
 
     #[test]

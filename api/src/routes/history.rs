@@ -103,7 +103,7 @@ pub struct Taken {
 }
 
 /// Limits concurrent reads of the history, because each one occupies a thread and memory.
-static READS: Semaphore = Semaphore::const_new(2);
+pub(super) static READS: Semaphore = Semaphore::const_new(2);
 
 /// History of a check, up to one year back
 #[utoipa::path(get, path = "/api/v1/checks/{name}/history", tag = "checks",
@@ -219,6 +219,18 @@ impl History {
             buckets: rollups.iter().map(Bucket::from).collect(),
             recent,
         })
+    }
+}
+
+impl Bucket {
+    /// The statistics without the start.
+    pub(super) fn summary(&self) -> Summary {
+        Summary {
+            samples: self.samples,
+            failures: self.failures.into(),
+            uptime: self.uptime,
+            latency_ms: self.latency_ms,
+        }
     }
 }
 

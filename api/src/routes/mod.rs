@@ -1,6 +1,7 @@
 //! The HTTP resources, one file each.
 
 mod badge;
+mod check_page;
 mod checks;
 mod docs;
 mod events;
@@ -63,6 +64,7 @@ fn add_resources(config: &mut ServiceConfig, service: &web::Data<Service>) {
         Audience::People,
         history::get,
     );
+    routes.add("/checks/{name}", Audience::People, check_page::get);
     routes.add("/badge/{name}.svg", Audience::People, badge::get);
     routes.add("/events", Audience::People, events::get);
     routes.add("/stream.js", Audience::People, stream::get);

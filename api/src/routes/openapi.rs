@@ -4,7 +4,8 @@ use actix_web::{HttpResponse, http::header::ContentType, web};
 use utoipa::{OpenApi, openapi};
 
 use super::{
-    badge, checks, docs, events, health, history, hits, metrics, probes, root, stream, version,
+    badge, check_page, checks, docs, events, health, history, hits, metrics, probes, root, stream,
+    version,
 };
 use crate::{page, problem::Problem, service::Service};
 
@@ -21,6 +22,7 @@ use crate::{page, problem::Problem, service::Service};
         checks::one,
         history::get,
         badge::get,
+        check_page::get,
         events::get,
         stream::get,
         metrics::get,

@@ -377,6 +377,23 @@ fn limit_of_slow_probes_must_be_shorter_than_the_timeout() {
 }
 
 #[test]
+fn group_and_hidden_target_are_options_of_every_check() {
+    let one = check("tcp = \"h:1\"\ngroup = \"Shop\"\nhide-target = true");
+    assert_eq!(
+        (one.group.as_deref(), one.hide_target),
+        (Some("Shop"), true)
+    );
+    let text = "[defaults]\nhide-target = true\n[[checks]]\nname = \"one\"\ntcp = \"h:1\"\n";
+    let both = format!("{text}[[checks]]\nname = \"two\"\ntcp = \"h:1\"\nhide-target = false");
+    let checks = parse(&both).unwrap().checks;
+    assert_eq!(
+        [checks[0].hide_target, checks[1].hide_target],
+        [true, false]
+    );
+    assert_eq!(checks[0].group, None);
+}
+
+#[test]
 fn reports_no_contradictions_of_invalid_values() {
     let check = "[[checks]]\nname = \"one\"\ntcp = \"h:1\"\ntimeout = \"90s\"\njitter = \"80s\"\n";
     assert_eq!(problems(check).lines().count(), 2);

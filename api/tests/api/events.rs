@@ -35,6 +35,8 @@ fn start(streams: usize) -> (String, Arc<Board>) {
         successes: std::num::NonZeroU32::MIN,
         degraded_above: None,
         tls: TlsOptions::default(),
+        group: None,
+        hide_target: false,
     };
     let application = Application::build(Settings {
         address: ([127, 0, 0, 1], 0).into(),

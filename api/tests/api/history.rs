@@ -39,6 +39,8 @@ pub fn settings(data: Option<&Path>) -> Settings {
         successes: 1.try_into().unwrap(),
         degraded_above: None,
         tls: TlsOptions::default(),
+        group: None,
+        hide_target: false,
     };
     Settings {
         checks: ["other", "cache"].map(check).into(),

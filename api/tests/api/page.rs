@@ -41,6 +41,8 @@ fn check(name: &str, critical: bool) -> Check {
         successes: NonZeroU32::MIN,
         degraded_above: None,
         tls: TlsOptions::default(),
+        group: None,
+        hide_target: false,
     }
 }
 
@@ -125,8 +127,7 @@ async fn page_shows_all_details_of_a_check() {
         "5.00 ms",
         "Last 4 results: 1 failed; 5.00 ms to 5.00 ms",
         "connection refused",
-        "href=\"/api/v1/checks/shop\"",
-        "href=\"/badge/shop.svg\"",
+        "href=\"/checks/shop\"",
         "href=\"/docs\"",
     ] {
         assert!(page.contains(expected), "{expected}\n{page}");
@@ -143,9 +144,17 @@ async fn people_see_the_display_name_and_programs_the_name() {
     record(&service, 0, Err("lost"));
     let page = html(&url).await;
     for expected in [
-        "<span class=\"name\">The &#60;Shop&#62; &#34;A&#34;</span>",
+        "href=\"/checks/shop\" id=\"of-shop\">The &#60;Shop&#62; &#34;A&#34;</a>",
         "data-check=\"shop\" data-name=\"The &#60;Shop&#62; &#34;A&#34;\"",
         "<a href=\"#check-shop\" id=\"to-shop\">The &#60;Shop&#62; &#34;A&#34;</a> is down.",
+    ] {
+        assert!(page.contains(expected), "{expected}\n{page}");
+    }
+    let page = html(&format!("{url}/checks/shop")).await;
+    for expected in [
+        "<title>The &#60;Shop&#62; &#34;A&#34;: Down ",
+        "<h2>The &#60;Shop&#62; &#34;A&#34;</h2>",
+        "<dt>Name</dt><dd>shop</dd>",
         "href=\"/api/v1/checks/shop\"",
     ] {
         assert!(page.contains(expected), "{expected}\n{page}");
@@ -175,7 +184,11 @@ async fn people_see_the_display_name_and_programs_the_name() {
 #[actix_web::test]
 async fn pages_load_no_external_resources() {
     let (url, _) = with(vec![check("shop", true)]);
-    for url in [url.clone(), format!("{url}/docs")] {
+    for url in [
+        url.clone(),
+        format!("{url}/docs"),
+        format!("{url}/checks/shop"),
+    ] {
         let response = page(&url).await;
         assert_eq!(response.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
         assert_eq!(response.headers()[VARY], "Accept");
@@ -209,7 +222,168 @@ async fn escapes_markup_in_names_and_errors() {
     assert_eq!(page.matches("<script").count(), 1, "{page}");
     assert!(!page.contains("<!--"));
     assert!(!page.contains(HOSTILE));
-    assert!(page.contains("href=\"/badge/%22%27%3E%3Cscript%3Ealert%281%29%3C%2Fscript%3E"));
+    let encoded = "%22%27%3E%3Cscript%3Ealert%281%29%3C%2Fscript%3E";
+    assert!(page.contains(&format!("href=\"/checks/{encoded}")));
+}
+
+#[actix_web::test]
+async fn failing_rows_and_groups_come_first() {
+    let mut checks: Vec<_> = ["a", "b", "c", "d", "e", "f"]
+        .map(|name| check(name, name == "e"))
+        .into();
+    for (index, group) in [(0, "One"), (1, "One"), (3, "Two"), (4, "Two")] {
+        checks[index].group = Some(group.into());
+    }
+    let (url, service) = with(checks);
+    for index in 0..6 {
+        let failed = [1, 3, 4].contains(&index);
+        record(&service, index, if failed { Err("lost") } else { Ok(()) });
+    }
+    let page = html(&url).await;
+    let places = |start: &str| -> Vec<String> {
+        page.split(start)
+            .skip(1)
+            .map(|rest| rest.split(['"', '<']).next().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(places("data-check=\""), ["e", "d", "b", "a", "c", "f"]);
+    assert_eq!(places("<summary><h3>"), ["Two", "One", "Other checks"]);
+    assert!(page.contains(">2 checks, 2 down<"), "{page}");
+    assert!(page.contains(">2 checks<"), "{page}");
+}
+
+#[actix_web::test]
+async fn hidden_target_is_neither_on_the_page_nor_in_the_api() {
+    let mut hidden = check("shop", true);
+    hidden.hide_target = true;
+    let (url, _) = with(vec![hidden, check("mail", true)]);
+    let status: serde_json::Value = get(format!("{url}/api/v1/checks/shop"))
+        .await
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(status["target"], serde_json::Value::Null);
+    for path in ["/", "/checks/shop", "/api/v1/checks", "/health", "/metrics"] {
+        let text = html(&format!("{url}{path}")).await;
+        assert!(!text.contains("host-of-shop"), "{path}");
+    }
+    assert!(html(&url).await.contains("host-of-mail:1"));
+    assert!(
+        html(&format!("{url}/checks/mail"))
+            .await
+            .contains("host-<wbr>of-<wbr>mail")
+    );
+}
+
+#[actix_web::test]
+async fn update_contains_only_what_has_changed() {
+    let names: Vec<_> = (0..60).map(|index| format!("check-{index}")).collect();
+    let (url, service) = with(names.iter().map(|name| check(name, false)).collect());
+    for index in 0..60 {
+        for _ in 0..60 {
+            record(&service, index, Ok(()));
+        }
+    }
+    let rows = |page: &str| -> Vec<String> {
+        page.split("data-check=\"")
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap().to_owned())
+            .collect()
+    };
+    let token = |page: &str| {
+        let (_, rest) = page.split_once("data-token=\"").unwrap();
+        rest.split_once('"').unwrap().0.to_owned()
+    };
+    let whole = html(&url).await;
+    assert_eq!(rows(&whole), names);
+    let update = html(&format!("{url}/?since={}", token(&whole))).await;
+    assert_eq!(rows(&update), [""; 0]);
+    record(&service, 7, Err("lost"));
+    record(&service, 8, Ok(()));
+    let changed = ["check-7", "check-8"];
+    let update = html(&format!("{url}/?since={}", token(&whole))).await;
+    assert_eq!(rows(&update), changed);
+    assert!(update.contains("<h2>Degraded</h2>"));
+    let again = html(&format!("{url}/?since={}", token(&update))).await;
+    assert_eq!(rows(&again), [""; 0]);
+    // A reload that changes a check.
+    let mut checks: Vec<_> = names.iter().map(|name| check(name, false)).collect();
+    checks[9].critical = true;
+    service.board.configure(checks);
+    let reloaded = html(&format!("{url}/?since={}", token(&update))).await;
+    assert_eq!(rows(&reloaded), ["check-9"]);
+    assert!(reloaded.contains(">critical<"), "{reloaded}");
+    // After a state change, an open page fetches the row of the check.
+    let only = html(&format!("{url}/?only=check-7")).await;
+    assert_eq!(rows(&only), ["check-7"]);
+    assert!(only.len() < 6 * 1024, "{}", only.len());
+    for other in ["since=1-1", "since=x", "since=&only=", "since=1&since=2"] {
+        let page = html(&format!("{url}/?{other}")).await;
+        let count = rows(&page).len();
+        assert_eq!(
+            count,
+            if other.contains("only") { 0 } else { 60 },
+            "{other}"
+        );
+    }
+}
+
+#[actix_web::test]
+async fn page_of_a_check_shows_every_window_and_the_outages() {
+    let directory = tempfile::tempdir().unwrap();
+    for data in [None, Some(directory.path().to_owned())] {
+        let (url, service) = start(Settings {
+            checks: vec![check("shop", true), check("mail", true)],
+            data: data.clone(),
+            ..Settings::default()
+        });
+        let now = SystemTime::now();
+        let day = Duration::from_secs(24 * 60 * 60);
+        let record = |ago: Duration, result: Result<(), &str>| {
+            let result = result.map_err(|reason| ProbeError(reason.into()));
+            (service.board).record(0, now - ago, Duration::from_millis(5), result);
+        };
+        // One of four probes failed in the last year, one of three in the last month, one of two in the last week.
+        record(day * 300, Ok(()));
+        record(day * 20, Ok(()));
+        record(day * 3, Err("connection refused"));
+        record(day * 3 - Duration::from_secs(7200), Ok(()));
+        record(Duration::from_secs(60), Ok(()));
+        let page = html(&format!("{url}/checks/shop")).await;
+        for expected in [
+            "<h2>shop</h2>",
+            "<strong>Up</strong>",
+            "id=\"window-24h\" aria-current=\"true\">24 hours</a>",
+            ">100 %</td>",
+            ">66.66 %</td>",
+            ">75.00 %</td>",
+            ">80.00 %</td>",
+            ">2 h</td>",
+            "connection refused",
+            "href=\"/api/v1/checks/shop\"",
+            "href=\"/badge/shop.svg\"",
+            "data-slots=\"25\"",
+        ] {
+            assert!(page.contains(expected), "{expected}\n{page}");
+        }
+        let year = html(&format!("{url}/checks/shop?window=1y")).await;
+        assert!(year.contains("data-slots=\"367\""), "{year}");
+        assert!(year.contains("id=\"window-1y\" aria-current=\"true\""));
+        let none = html(&format!("{url}/checks/mail")).await;
+        assert!(none.contains("No outage is known"), "{none}");
+
+        record(Duration::ZERO, Err("lost"));
+        let page = html(&format!("{url}/checks/shop")).await;
+        assert!(page.contains(">ongoing</td>"), "{page}");
+        for (path, status) in [
+            ("shop?window=2d", StatusCode::BAD_REQUEST),
+            ("gone", StatusCode::NOT_FOUND),
+        ] {
+            let response = get(format!("{url}/checks/{path}")).await;
+            assert_eq!(response.status(), status);
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        }
+    }
 }
 
 #[actix_web::test]
@@ -307,7 +481,7 @@ async fn every_link_stays_below_the_base_path() {
     // One reverse proxy removes the base path from the request, the other one does not. Container probes send no base path.
     for prefix in ["", "/status"] {
         let mut links = BTreeSet::new();
-        for path in ["/", "/docs"] {
+        for path in ["/", "/checks/shop", "/docs"] {
             let page = html(&format!("{url}{prefix}{path}")).await;
             let hrefs = page.split("href=\"").skip(1);
             links.extend(
@@ -321,6 +495,7 @@ async fn every_link_stays_below_the_base_path() {
             "/status/docs",
             "/status/openapi.json",
             "/status/metrics",
+            "/status/checks/shop",
             "/status/api/v1/checks/shop",
             "/status/badge/shop.svg",
         ] {

@@ -74,12 +74,29 @@ async fn restores_an_outage_before_the_first_probe() {
                 .await
                 .contains("cache: down")
         );
+        let page = text(&served, "/checks/cache").await;
+        assert_eq!(page.matches(">ongoing</td>").count(), 1, "{page}");
         // A restart is not a change of the state.
         let changes = served.service.board.changes();
         let (missed, _) = changes.listen(Some(&changes.id(0)));
         assert_eq!(missed.len(), 0);
         served.stop().await;
     }
+
+    let served = Served::start_with(settings());
+    for _ in 0..2 {
+        record(&served.service.board, SystemTime::now(), Some(1));
+    }
+    served.stop().await;
+    // Only one outage is known, and it has ended.
+    let served = Served::start_with(settings());
+    let page = text(&served, "/checks/cache").await;
+    assert!(!page.contains(">ongoing</td>"), "{page}");
+    let outages = page
+        .matches("<span class=\"error\">connection lost")
+        .count();
+    assert_eq!(outages, 1, "{page}");
+    served.stop().await;
 }
 
 #[actix_web::test]
@@ -138,7 +155,12 @@ async fn restores_the_state_degraded_below_a_base_path() {
         }
         let page = text(&served, "/status").await;
         assert!(page.contains("<h2>Degraded</h2>"), "{page}");
-        assert!(page.contains("/status/badge/cache.svg"), "{page}");
+        assert!(page.contains("\"/status/checks/cache\""), "{page}");
+        let page = text(&served, "/status/checks/cache").await;
+        assert!(page.contains("<strong>Degraded</strong>"), "{page}");
+        assert!(page.contains(warning), "{page}");
+        assert!(page.contains("\"/status/badge/cache.svg\""), "{page}");
+        assert!(page.contains("No outage is known"), "{page}");
         let badge = text(&served, "/status/badge/cache.svg").await;
         assert!(badge.contains("cache: degraded"), "{badge}");
         let badge = text(&served, "/status/badge/cache.svg?uptime").await;
@@ -321,6 +343,9 @@ async fn keeps_the_history_of_version_1() {
         let since = humantime::parse_rfc3339(status["since"].as_str().unwrap()).unwrap();
         let down = SystemTime::now().duration_since(since).unwrap();
         assert!((119..=121).contains(&(down.as_secs() / 60)), "{down:?}");
+        // Version 1 has not stored outages.
+        let page = text(&served, "/checks/cache").await;
+        assert_eq!(page.matches(">ongoing</td>").count(), 1, "{page}");
         served.stop().await;
         let mut files: Vec<_> = fs::read_dir(directory.path())
             .unwrap()

@@ -159,6 +159,17 @@ impl Browser {
         }
     }
 
+    /// Presses a key, given as in W3C WebDriver.
+    fn press(&self, key: &str) {
+        self.command(
+            "actions",
+            &json!({"actions": [{"type": "key", "id": "keyboard", "actions": [
+                {"type": "keyDown", "value": key},
+                {"type": "keyUp", "value": key},
+            ]}]}),
+        );
+    }
+
     fn size(&self, width: u32, height: u32) {
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
@@ -426,8 +437,8 @@ fn updates_the_page_without_a_reload_announces_it_and_keeps_the_focus() {
     browser.wait(&format!(
         "{HEADLINE} === 'All systems operational' && {LIVE}"
     ));
-    browser.run("window.marker = 1; document.getElementById('json-mail').focus()");
-    assert_eq!(browser.run("return document.activeElement.id"), "json-mail");
+    browser.run("window.marker = 1; document.getElementById('of-mail').focus()");
+    assert_eq!(browser.run("return document.activeElement.id"), "of-mail");
 
     drop(other);
     browser.wait(&format!("{HEADLINE} === 'Degraded'"));
@@ -435,7 +446,7 @@ fn updates_the_page_without_a_reload_announces_it_and_keeps_the_focus() {
     drop(critical);
     browser.wait(&format!("{HEADLINE} === 'Outage'"));
     assert_eq!(browser.run("return window.marker"), 1);
-    assert_eq!(browser.run("return document.activeElement.id"), "json-mail");
+    assert_eq!(browser.run("return document.activeElement.id"), "of-mail");
     browser.wait("document.title.startsWith('Outage · ')");
     assert_eq!(
         browser.run("return document.getElementById('news').textContent"),
@@ -521,21 +532,157 @@ fn every_link_is_reachable_by_keyboard_with_visible_focus() {
     let browser = Browser::start();
     browser.open(&service.url("/"));
     browser.wait(LIVE);
-    let links = browser.run("return document.querySelectorAll('a').length");
+    // Links, and the bars of the check.
+    let stops = "a, [tabindex='0']";
+    let links = browser.run(&format!(
+        "return document.querySelectorAll(\"{stops}\").length"
+    ));
     for place in 0..links.as_u64().unwrap() {
-        browser.command(
-            "actions",
-            &json!({"actions": [{"type": "key", "id": "keyboard", "actions": [
-                {"type": "keyDown", "value": "\u{e004}"},
-                {"type": "keyUp", "value": "\u{e004}"},
-            ]}]}),
-        );
-        let focused = browser.run(
+        browser.press("\u{e004}");
+        let focused = browser.run(&format!(
             "const it = document.activeElement, style = getComputedStyle(it);
-             return [[...document.querySelectorAll('a')].indexOf(it), style.outlineStyle, parseFloat(style.outlineWidth)]",
-        );
+             return [[...document.querySelectorAll(\"{stops}\")].indexOf(it), style.outlineStyle, parseFloat(style.outlineWidth)]",
+        ));
         assert_eq!(focused, json!([place, "solid", 2]));
     }
+}
+
+/// A configuration of many checks of one server in four groups; two of them are down.
+fn many(count: usize, server: &Server) -> String {
+    let checks = (0..count).map(|index| {
+        let port = if index % 40 == 33 { 1 } else { server.port };
+        format!(
+            "[[checks]]\nname = \"check-{index}\"\ntcp = \"127.0.0.1:{port}\"\ninterval = \"10s\"\ngroup = \"Group {}\"\n",
+            index * 4 / count
+        )
+    });
+    let defaults = "[defaults]\nfailures = 1\n".to_owned();
+    defaults + &checks.collect::<String>()
+}
+
+#[test]
+fn sixty_checks_fit_three_screens_in_groups_that_can_be_closed_and_filtered() {
+    let up = server();
+    let browser = Browser::start();
+    for count in [12, 60] {
+        let service = Service::start(&many(count, &up), &[]);
+        browser.open(&service.url("/"));
+        browser.wait(&format!(
+            "{LIVE} && !document.querySelector('[data-state=Pending]')"
+        ));
+        for scheme in ["light", "dark"] {
+            browser.scheme(scheme);
+            for (width, name) in [(1200, "wide"), (320, "narrow")] {
+                browser.size(width, 800);
+                browser.assert_accessible();
+                browser.screenshot(&format!("page-{count}-checks-{scheme}-{name}"));
+                let height = browser.run("return document.documentElement.scrollHeight");
+                assert!(height.as_u64().unwrap() <= 3 * 800, "{width}: {height}");
+            }
+        }
+        browser.size(1200, 800);
+        if count == 12 {
+            continue;
+        }
+        // The group of the failing check comes first, and in it the failing check.
+        let first = browser.run(
+            "return [document.querySelector('summary h3').textContent, document.querySelector('[data-check]').id]",
+        );
+        assert_eq!(first, json!(["Group 2", "check-check-33"]));
+
+        // A closed group stays closed after an update and a reload, but the filter opens it.
+        browser.run("document.querySelector('summary').click()");
+        let open = "document.querySelector('details.group').open";
+        browser.wait(&format!("!{open}"));
+        browser.open(&service.url("/"));
+        browser.wait(&format!("!{open} && {LIVE}"));
+        let filter = |text: &str| {
+            browser.run(&format!(
+                "const filter = document.getElementById('filter'); filter.value = '{text}';
+                 filter.dispatchEvent(new Event('input', {{ bubbles: true }}))",
+            ))
+        };
+        filter("check-4 group");
+        browser.wait(&format!(
+            "{open} && document.getElementById('found').textContent === '11 of 60'"
+        ));
+        filter("");
+        browser.wait(&format!("!{open}"));
+    }
+}
+
+#[test]
+fn bars_can_be_read_with_the_keyboard_and_the_pointer() {
+    let up = server();
+    let service = Service::start(&check_of("mail", &up, false), &[]);
+    let browser = Browser::start();
+    browser.open(&service.url("/"));
+    browser.wait(&format!(
+        "{LIVE} && document.querySelector('.bars[role=slider]')?.ariaValueMax >= 3"
+    ));
+    browser.run("document.getElementById('bars-mail').focus()");
+    let value = || browser.run("return document.getElementById('bars-mail').ariaValueText");
+    let newest = value();
+    let newest = newest.as_str().unwrap();
+    assert!(
+        newest.starts_with("20") && newest.ends_with(" ms"),
+        "{newest}"
+    );
+    let shown = "document.querySelector('.reading:not([hidden])')?.textContent";
+    assert_eq!(browser.run(&format!("return {shown}")), newest);
+    browser.press("\u{e012}");
+    let earlier = value();
+    assert!(earlier.as_str().unwrap() < newest, "{earlier}");
+    browser.press("\u{e010}");
+    assert_eq!(value(), newest);
+    browser.press("\u{e00c}");
+    assert_eq!(browser.run(&format!("return {shown} ?? null")), Value::Null);
+    browser.run(
+        "const svg = document.querySelector('.bars svg'), box = svg.getBoundingClientRect();
+         svg.dispatchEvent(new PointerEvent('pointermove', { bubbles: true, clientX: box.right - 1, clientY: box.top + 5 }))",
+    );
+    browser.wait(&format!("{shown}?.startsWith('20')"));
+    browser.assert_accessible();
+    browser.screenshot("page-reading");
+}
+
+#[test]
+fn page_of_a_check_is_accessible_and_updates_itself() {
+    let (up, directory) = (server(), tempfile::tempdir().unwrap());
+    let configuration = format!(
+        "data-dir = \"{}\"\n{}",
+        directory.path().display(),
+        check_of("mail", &up, false)
+    );
+    let service = Service::start(&configuration, &[]);
+    let browser = Browser::start();
+    browser.open(&service.url("/"));
+    browser.wait(LIVE);
+    browser.run("document.getElementById('of-mail').click()");
+    let state = "document.querySelector('[data-check]')?.dataset.state";
+    browser.wait(&format!("{state} === 'Up' && {LIVE}"));
+    browser.run("window.marker = 1");
+    drop(up);
+    browser.wait(&format!("{state} === 'Down'"));
+    browser.wait("document.querySelector('.outages')?.textContent.includes('ongoing')");
+    assert_eq!(browser.run("return window.marker"), 1);
+    browser.run("document.getElementById('window-7d').click()");
+    browser.wait(&format!(
+        "document.getElementById('window-7d').ariaCurrent && {LIVE}"
+    ));
+    browser.run("document.querySelector('summary').click()");
+    for scheme in ["light", "dark"] {
+        browser.scheme(scheme);
+        for (width, name) in [(1200, "wide"), (320, "narrow")] {
+            browser.size(width, 800);
+            browser.assert_accessible();
+            browser.screenshot(&format!("check-{scheme}-{name}"));
+        }
+    }
+    browser.run("document.getElementById('bars-uptime').focus()");
+    browser
+        .wait("document.querySelector('.reading:not([hidden])')?.textContent.includes('Uptime')");
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
 }
 
 #[test]

@@ -145,6 +145,8 @@ fn board(directory: &Path) -> Board {
         successes: 1.try_into().unwrap(),
         degraded_above: None,
         tls: TlsOptions::default(),
+        group: None,
+        hide_target: false,
     });
     Board::new(checks.collect()).with_store(Store::open(directory, names()).unwrap())
 }
