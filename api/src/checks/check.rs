@@ -43,6 +43,12 @@ pub struct Check {
 }
 
 impl Check {
+    /// The name that people see.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        self.display_name.as_deref().unwrap_or(&self.name)
+    }
+
     /// Creates the probe of this check. It is created once, because some kinds keep a connection between two probes.
     #[must_use]
     pub fn probe(&self, clients: &Clients) -> CheckProbe {
@@ -66,13 +72,5 @@ impl Check {
             (Some(expiry), Some(slow)) => Some(format!("{expiry}; {slow}")),
             (one, other) => one.or(other),
         }
-    }
-}
-
-impl Check {
-    /// The name that people see.
-    #[must_use]
-    pub fn display_name(&self) -> &str {
-        self.display_name.as_deref().unwrap_or(&self.name)
     }
 }
