@@ -17,6 +17,11 @@ pub(crate) const VARIABLE: &str = "LAB_CI_ENGINE_DISK";
 const DEFAULT: ByteSize = ByteSize::gb(10);
 /// In percent of the disk.
 const DEFAULT_SHARE: u64 = 10;
+/// The smallest limit: the images of the steps alone take almost two gigabytes.
+const SMALLEST: ByteSize = ByteSize::gb(3);
+/// The part of the limit that the engine counts, in percent. It does not count the compressed layers of the images that it has
+/// pulled: 0.4 GB for the stand-ins.
+const COUNTED: u64 = 85;
 /// The part of the disk that the engine leaves free, in percent.
 const FREE: u64 = 10;
 
@@ -82,7 +87,7 @@ impl DiskLimit {
         match self {
             Self::Default => share(DEFAULT_SHARE).max(DEFAULT.as_u64()),
             Self::Size(size) => size.as_u64(),
-            Self::Share(percent) => share(percent),
+            Self::Share(percent) => share(percent).max(SMALLEST.as_u64()),
         }
     }
 
@@ -91,7 +96,7 @@ impl DiskLimit {
     /// # Errors
     /// When the size of the disk cannot be read (exit code 3).
     pub(super) fn engine_json(self, folder: &Path) -> Result<String, Failure> {
-        Ok(settings(self.bytes(folder)?))
+        Ok(settings(self.bytes(folder)? / 100 * COUNTED))
     }
 }
 
@@ -120,12 +125,12 @@ impl FromStr for DiskLimit {
         };
         match limit {
             Some(Self::Share(1..=90)) => {}
-            Some(Self::Size(size)) if size >= ByteSize::gb(1) => {}
+            Some(Self::Size(size)) if size >= SMALLEST => {}
             _ => {
                 return Err(
                     Failure::usage(format!("{VARIABLE} is `{text}`, which is not a disk limit"))
                         .hint(format!(
-                            "Set {VARIABLE} to a size of at least 1GB, such as 20GB, or to 1% to 90% of the disk."
+                            "Set {VARIABLE} to a size of at least 3GB, such as 20GB, or to 1% to 90% of the disk."
                         )),
                 );
             }
@@ -202,13 +207,14 @@ mod tests {
     fn parses_sizes_and_shares() {
         for (text, bytes) in [
             ("20GB", 20_000_000_000),
-            ("2 GiB", 2 << 30),
+            ("4 GiB", 4 << 30),
             ("15%", 15_000_000_000),
+            ("1%", 3_000_000_000),
         ] {
             let limit: DiskLimit = text.parse().unwrap();
             assert_eq!(limit.of_disk(100_000_000_000), bytes, "{text}");
         }
-        for text in ["", "much", "10", "100MB", "0%", "95%", "-1GB", "GB"] {
+        for text in ["", "much", "10", "2GB", "0%", "95%", "-1GB", "GB"] {
             let failure = text.parse::<DiskLimit>().unwrap_err();
             assert!(failure.hint.unwrap().contains(VARIABLE), "{text}");
         }

@@ -473,7 +473,7 @@ fn runs_the_engine_in_docker_when_possible() {
         docker
             .ci(&project, arguments)
             .env("LAB_CI_CACHE_DIR", cache.path().to_str().unwrap())
-            .env("LAB_CI_ENGINE_DISK", "3GB")
+            .env("LAB_CI_ENGINE_DISK", "4GB")
             .env(
                 "_EXPERIMENTAL_DAGGER_CLI_BIN",
                 engine.join("dagger").to_str().unwrap(),
@@ -517,7 +517,7 @@ fn runs_the_engine_in_docker_when_possible() {
         .expect("the engine has settings");
     let settings = std::fs::read_to_string(settings).unwrap();
     assert!(
-        settings.contains(r#""maxUsedSpace": 3000000000"#),
+        settings.contains(r#""maxUsedSpace": 3400000000"#),
         "{settings}"
     );
 
