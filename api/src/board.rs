@@ -197,13 +197,13 @@ impl Board {
             .collect();
         self.entries.replace(lists);
         for entry in changed {
-            self.has_changed(&mut lock(&entry.record));
+            self.mark_changed(&mut lock(&entry.record));
         }
         self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Starts a new generation, with which `record` is shown anew.
-    fn has_changed(&self, record: &mut Record) {
+    fn mark_changed(&self, record: &mut Record) {
         record.generation = self.generation.fetch_add(1, Ordering::Release) + 1;
     }
 
@@ -288,7 +288,7 @@ impl Board {
         let check = &entry.check;
         let mut record = lock(&entry.record);
         // Before the change is sent: a client that fetches the page because of it must not get the old rendering.
-        self.has_changed(&mut record);
+        self.mark_changed(&mut record);
         let sample = Sample::new(at, result.is_ok().then_some(took));
         record.recent.push(sample);
         record.day = None;
@@ -354,7 +354,7 @@ impl Board {
                 if record.probes == before {
                     record.recent.replace_minutes(&minutes);
                     record.day = None;
-                    self.has_changed(&mut record);
+                    self.mark_changed(&mut record);
                     break;
                 }
             }

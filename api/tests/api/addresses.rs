@@ -115,16 +115,21 @@ async fn tcp_check_tries_the_next_address() {
     assert_succeeds(tcp(port), port, None).await;
 }
 
-#[actix_web::test]
-async fn tls_check_tries_the_next_address() {
-    let authority = Authority::new();
+/// Starts a TLS server for `host.test` and returns its port.
+async fn listen_with_tls(authority: &Authority) -> u16 {
     let end = SystemTime::now() + Duration::from_secs(86_400);
     let acceptor = authority.acceptor("host.test", end);
-    let port = listen(move |stream| {
+    listen(move |stream| {
         let acceptor = acceptor.clone();
         async move { drop(acceptor.accept(stream).await) }
     })
-    .await;
+    .await
+}
+
+#[actix_web::test]
+async fn tls_check_tries_the_next_address() {
+    let authority = Authority::new();
+    let port = listen_with_tls(&authority).await;
     let target = Target::Tls(tls::Target {
         host: "host.test".into(),
         port,
@@ -135,13 +140,7 @@ async fn tls_check_tries_the_next_address() {
 #[actix_web::test]
 async fn check_with_its_own_tls_options_tries_the_next_address() {
     let authority = Authority::new();
-    let end = SystemTime::now() + Duration::from_secs(86_400);
-    let acceptor = authority.acceptor("host.test", end);
-    let port = listen(move |stream| {
-        let acceptor = acceptor.clone();
-        async move { drop(acceptor.accept(stream).await) }
-    })
-    .await;
+    let port = listen_with_tls(&authority).await;
     let _silent = Silent::start(port);
     let clients = clients_for(&[SILENT.into(), Ipv4Addr::LOCALHOST.into()], None).await;
     let mut check = settings(None).checks.remove(0);

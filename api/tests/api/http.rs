@@ -18,7 +18,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::probes::{clients, listen, over_tls::Authority, probe_with, url};
+use crate::probes::{
+    clients, listen,
+    over_tls::{Authority, serve_ok},
+    probe_with, url,
+};
 
 fn get(port: u16) -> http::Target {
     http::Target::get(url(&format!("http://127.0.0.1:{port}/path?query")))
@@ -138,17 +142,7 @@ mod versions {
     async fn negotiates_http1_over_tls() {
         let authority = Authority::new();
         let acceptor = acceptor(&authority, &[b"http/1.1"]);
-        let port = listen(move |stream| {
-            let acceptor = acceptor.clone();
-            async move {
-                if let Ok(mut stream) = acceptor.accept(stream).await {
-                    let _ = stream.read(&mut [0; 1024]).await;
-                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-                    stream.write_all(answer).await.unwrap();
-                }
-            }
-        })
-        .await;
+        let port = serve_ok(acceptor).await;
         for version in VERSIONS {
             let target = http::Target {
                 version,

@@ -436,12 +436,9 @@ pub mod over_tls {
         assert!(error.contains("corrupt message"), "{error}");
     }
 
-    #[actix_web::test]
-    async fn https_and_redis_trust_the_same_authorities() {
-        let authority = Authority::new();
-        let end = SystemTime::now() + DAY;
-        let acceptor = authority.acceptor("localhost", end);
-        let port = listen(move |stream| {
+    /// Starts an HTTPS server that responds to each connection with 200, and returns its port.
+    pub async fn serve_ok(acceptor: TlsAcceptor) -> u16 {
+        listen(move |stream| {
             let acceptor = acceptor.clone();
             async move {
                 if let Ok(mut stream) = acceptor.accept(stream).await {
@@ -451,7 +448,15 @@ pub mod over_tls {
                 }
             }
         })
-        .await;
+        .await
+    }
+
+    #[actix_web::test]
+    async fn https_and_redis_trust_the_same_authorities() {
+        let authority = Authority::new();
+        let end = SystemTime::now() + DAY;
+        let acceptor = authority.acceptor("localhost", end);
+        let port = serve_ok(acceptor).await;
         let https = Target::Http(http::Target::get(url(&format!(
             "https://localhost:{port}/"
         ))));

@@ -44,11 +44,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                     root = checkout.root.join(&found.folder);
                     project = Some(found);
                 }
-                Err(failure) => findings.bad(
-                    "workspace",
-                    failure.to_string(),
-                    failure.hint.unwrap_or_default(),
-                ),
+                Err(failure) => findings.failed("workspace", failure),
             }
         }
         Err(failure) => findings.bad("git", failure.to_string(), failure.hint.unwrap_or_default()),
@@ -105,11 +101,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     match (&settings.engine, named) {
         (_, Some(name)) => match find::check_url(&name).await {
             Ok(()) => findings.good("engine", name),
-            Err(failure) => findings.bad(
-                "engine",
-                failure.to_string(),
-                failure.hint.unwrap_or_default(),
-            ),
+            Err(failure) => findings.failed("engine", failure),
         },
         (Choice::Embedded, None) => findings.embedded(""),
         (choice, None) => match (choice, runtime::examine().await) {
@@ -129,11 +121,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     }
     match provision::cache_root() {
         Ok(cache) => findings.good("cache", cache.display().to_string()),
-        Err(failure) => findings.bad(
-            "cache",
-            failure.to_string(),
-            failure.hint.unwrap_or_default(),
-        ),
+        Err(failure) => findings.failed("cache", failure),
     }
     if let Some(folder) = &settings.cache_dir {
         match cache::describe(folder, settings.event.domain()) {
@@ -158,11 +146,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 bytes / 1_000_000_000
             ),
         ),
-        Err(failure) => findings.bad(
-            "engine-disk",
-            failure.to_string(),
-            failure.hint.unwrap_or_default(),
-        ),
+        Err(failure) => findings.failed("engine-disk", failure),
     }
     match Space::of(&root).map(|space| space.available) {
         Ok(free) if free < MIN_FREE => findings.bad(
@@ -231,6 +215,10 @@ impl Findings {
             let what = format!("{} is missing", missing.what);
             self.bad("engine", what, missing.fix);
         }
+    }
+
+    fn failed(&mut self, about: &str, failure: Failure) {
+        self.bad(about, failure.to_string(), failure.hint.unwrap_or_default());
     }
 
     fn bad(&mut self, about: &str, what: String, fix: String) {

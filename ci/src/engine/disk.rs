@@ -82,6 +82,14 @@ impl DiskLimit {
         Ok(self.of_disk(space.total))
     }
 
+    fn is_allowed(self) -> bool {
+        match self {
+            Self::Default => true,
+            Self::Size(size) => size >= SMALLEST,
+            Self::Share(percent) => (1..=90).contains(&percent),
+        }
+    }
+
     fn of_disk(self, total: u64) -> u64 {
         let share = |percent| total / 100 * percent;
         match self {
@@ -123,19 +131,11 @@ impl FromStr for DiskLimit {
             Some(percent) => percent.trim().parse().ok().map(Self::Share),
             None => text.parse().ok().map(Self::Size),
         };
-        match limit {
-            Some(Self::Share(1..=90)) => {}
-            Some(Self::Size(size)) if size >= SMALLEST => {}
-            _ => {
-                return Err(
-                    Failure::usage(format!("{VARIABLE} is `{text}`, which is not a disk limit"))
-                        .hint(format!(
-                            "Set {VARIABLE} to a size of at least 3GB, such as 20GB, or to 1% to 90% of the disk."
-                        )),
-                );
-            }
-        }
-        limit.ok_or_else(|| Failure::usage(format!("invalid {VARIABLE}")))
+        limit.filter(|limit| limit.is_allowed()).ok_or_else(|| {
+            Failure::usage(format!("{VARIABLE} is `{text}`, which is not a disk limit")).hint(format!(
+                "Set {VARIABLE} to a size of at least 3GB, such as 20GB, or to 1% to 90% of the disk."
+            ))
+        })
     }
 }
 

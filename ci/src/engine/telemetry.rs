@@ -264,8 +264,8 @@ impl Telemetry {
         }
     }
 
-    /// Waits for the rest of the output of a step's services after they were stopped, but at most for `limit`. Nothing tells that a
-    /// service without any output is complete, so this also waits for a moment in which nothing arrives.
+    /// Waits for the rest of the output of a step's services after they were stopped, but at most for `limit`. The engine does not
+    /// report the end of a service that has printed nothing, so this also waits until nothing has arrived for a moment.
     pub async fn drain(&self, context: TraceContext, limit: Duration) {
         let quiet = Duration::from_millis(150);
         let drained = async {

@@ -10,7 +10,8 @@ use crate::run::execution::StepContext;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
 
-/// The time limit for a service to pass its health check or open its port, including pulling the image and creating a database's files.
+/// The time limit for a service to pass its health check or open its port, including pulling the image and creating a database's
+/// files.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// The backing services of one step.
@@ -79,8 +80,8 @@ impl Services {
             })
     }
 
-    /// Runs `work` while the services run, and stops waiting if one does not become ready: the engine would wait forever. The engine
-    /// runs the `HEALTHCHECK` of the image, or connects to the port if the image has none.
+    /// Runs `work` while the services run, and stops waiting if one does not become ready: the engine would wait forever. A service
+    /// is ready when it passes the `HEALTHCHECK` of its image, or opens its port if the image has none.
     ///
     /// # Errors
     /// When `work` fails, or a service does not start (exit code 3).
