@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
@@ -16,6 +17,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let invocation = match Invocation::parse(arguments) {
         Ok(invocation) => invocation,
         Err(error) => {
+            if error.kind() == ErrorKind::DisplayVersion {
+                report::data(&format!("{}\n", commands::version()));
+                return ExitCode::Success;
+            }
             report::help(&error);
             return if error.use_stderr() {
                 ExitCode::Usage

@@ -7,6 +7,8 @@
 
 pub mod model;
 
+pub(crate) mod output;
+
 pub mod source;
 
 pub mod trust;

@@ -47,7 +47,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 Err(failure) => findings.failed("workspace", failure),
             }
         }
-        Err(failure) => findings.bad("git", failure.to_string(), failure.hint.unwrap_or_default()),
+        Err(failure) => findings.failed("git", failure),
     }
     let file = std::fs::read_to_string(root.join(FILE)).ok();
     // Without a workspace everything but the service can still be checked.
@@ -85,13 +85,14 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     )?
     .check_reachable()
     .await;
-    findings.note(
-        "registry",
-        match reached {
-            Ok(()) => format!("{} is reachable", settings.registry),
-            Err(failure) => format!("{failure}; this machine cannot publish there"),
-        },
-    );
+    match reached {
+        Ok(()) => findings.good("registry", format!("{} is reachable", settings.registry)),
+        Err(failure) => findings.note(
+            "registry",
+            format!("{failure}; this machine cannot publish there"),
+            "Check the network if this machine is to publish. Other runs do not need the registry.",
+        ),
+    }
 
     let named = match &settings.engine {
         Choice::Url(url) => Some(url.clone()),
@@ -113,6 +114,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 findings.note(
                     "engine",
                     format!("{name} is available; a run will pull Dagger's engine image and try to start it"),
+                    "Choose the embedded engine with --engine embedded if the image cannot be pulled.",
                 );
             }
             (Choice::Docker, Err(why)) => findings.bad("engine", why, runtime::FIX.into()),
@@ -126,7 +128,11 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     if let Some(folder) = &settings.cache_dir {
         match cache::describe(folder, settings.event.domain()) {
             Ok(what) => findings.good("cache-dir", what),
-            Err(why) => findings.note("cache-dir", why),
+            Err(why) => findings.note(
+                "cache-dir",
+                why,
+                "The next run fills it. To begin anew, delete the directory.",
+            ),
         }
     }
     if cfg!(target_os = "linux") {
@@ -158,7 +164,11 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             ),
         ),
         Ok(free) => findings.good("disk", format!("{} GB free", free >> 30)),
-        Err(error) => findings.note("disk", format!("cannot read its size: {error}")),
+        Err(error) => findings.note(
+            "disk",
+            format!("cannot read its size: {error}"),
+            "Check with df that images and caches have enough space.",
+        ),
     }
     report::data(&findings.text);
     Ok(if findings.problems == 0 {
@@ -204,8 +214,8 @@ impl Findings {
     }
 
     /// Adds information that does not affect local runs.
-    fn note(&mut self, about: &str, what: String) {
-        self.text += &format!("note     {about:<10} {what}\n");
+    fn note(&mut self, about: &str, what: String, fix: &str) {
+        self.text += &format!("note     {about:<10} {what}\n                    {fix}\n");
     }
 
     /// Reports that the embedded engine is used because of `why`, and what it lacks.
@@ -218,7 +228,9 @@ impl Findings {
     }
 
     fn failed(&mut self, about: &str, failure: Failure) {
-        self.bad(about, failure.to_string(), failure.hint.unwrap_or_default());
+        let fix = failure.hint.clone();
+        let again = || "Fix the cause, and run `ci doctor` again.".to_owned();
+        self.bad(about, failure.to_string(), fix.unwrap_or_else(again));
     }
 
     fn bad(&mut self, about: &str, what: String, fix: String) {

@@ -6,8 +6,11 @@ mod engine;
 mod graph;
 mod init;
 mod run;
+mod shell;
 mod verify;
+mod version;
 
+pub(crate) use self::version::version;
 use crate::report::Reporter;
 use crate::run::stopper::Stopper;
 use crate::settings::{Command, Invocation};
@@ -36,8 +39,9 @@ pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
                 .unless_stopped(engine::run(*command, format, &reporter))
                 .await
         }
+        Command::Shell { step } => shell::run(&invocation, *step, &stopper).await,
         Command::Cache { command } => cache::run(&invocation, command, &stopper).await,
         // The whole pipeline or one of its steps.
-        _ => run::run(&invocation, &stopper).await,
+        _ => Ok(run::run(&invocation, &stopper).await),
     }
 }

@@ -72,6 +72,12 @@ pub(crate) fn may_build_engine(choice: &Choice) -> bool {
     }
 }
 
+/// Whether this process runs in a session that another process has opened.
+#[must_use]
+pub(crate) fn is_in_session() -> bool {
+    open_session().is_some()
+}
+
 /// The engine that the environment variables select, by name: an open session or a URL. It precedes anything on this machine.
 #[must_use]
 pub(crate) fn from_environment() -> Option<String> {

@@ -284,8 +284,9 @@ impl StderrTail {
         });
     }
 
+    /// The lines, without the colours that the CLI writes even into a file.
     fn text(&self) -> String {
-        self.lock().text()
+        anstream::adapter::strip_str(&self.lock().text()).to_string()
     }
 
     fn lock(&self) -> MutexGuard<'_, provision::Tail> {

@@ -24,6 +24,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use prost::Message;
 use tokio::sync::Notify;
 
+use crate::output::{Piece, Splitter};
 use common::failure::{Failure, OrFail};
 
 /// The trace and span that a step's queries belong to.
@@ -64,8 +65,8 @@ const QUERY: &str = "POST /query";
 /// A command has two output streams.
 const STREAMS: usize = 2;
 
-/// Is called with each line that a step's containers print.
-pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
+/// Is called with each piece of output of a step's containers.
+pub type Listener = Arc<dyn Fn(Piece<'_>) + Send + Sync>;
 
 /// How an API call that runs a command in a container has gone so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,12 +86,10 @@ struct Trace {
     /// query's span arrives, everything that the query caused has arrived.
     answered: u64,
     reported: u64,
-    /// The beginning of an incomplete line, by span and stream.
-    pending: HashMap<(Vec<u8>, i64), String>,
+    /// The output streams, by span and stream.
+    streams: HashMap<(Vec<u8>, i64), Splitter>,
     /// The output streams that have begun and not ended, by span.
     open_streams: HashSet<(Vec<u8>, i64)>,
-    /// The complete lines.
-    lines: Vec<String>,
     /// The calls of `Container.withExec`, by span.
     execs: HashMap<Vec<u8>, Exec>,
     /// The status messages of the commands that have exited; empty after success.
@@ -99,22 +98,13 @@ struct Trace {
 
 impl Trace {
     fn write(&mut self, key: (Vec<u8>, i64), text: &str, end: bool) {
-        let pending = self.pending.entry(key).or_default();
-        pending.push_str(text);
-        let mut lines = Vec::new();
-        while let Some(end) = pending.find('\n') {
-            let rest = pending.split_off(end + 1);
-            lines.push(std::mem::replace(pending, rest));
-        }
-        if end && !pending.is_empty() {
-            lines.push(std::mem::take(pending));
-        }
-        for line in lines {
-            let line = line.trim_end_matches(['\n', '\r']);
-            self.lines.push(line.to_owned());
-            if let Some(listener) = &self.listener {
-                listener(line);
-            }
+        let stream = self.streams.entry(key).or_default();
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        stream.push(text, |piece| listener(piece));
+        if end {
+            stream.end(|piece| listener(piece));
         }
     }
 
@@ -122,12 +112,6 @@ impl Trace {
     fn is_complete(&self) -> bool {
         let complete = |exec: &Exec| exec.cached || !exec.exited || exec.closed_streams >= STREAMS;
         self.reported >= self.answered && self.execs.values().all(complete)
-    }
-
-    fn log(&self) -> String {
-        self.lines
-            .iter()
-            .fold(String::new(), |log, line| log + line + "\n")
     }
 }
 
@@ -190,7 +174,7 @@ impl Telemetry {
         format!("http://{}", self.address)
     }
 
-    /// Creates a trace context for a step; `listener` is called with each line of its output.
+    /// Creates a trace context for a step; `listener` is called with each piece of its output.
     #[must_use]
     pub fn trace(&self, listener: Option<Listener>) -> TraceContext {
         let number = self.shared.last_trace.fetch_add(1, Ordering::Relaxed) + 1;
@@ -205,16 +189,6 @@ impl Telemetry {
         context
     }
 
-    /// The output of the step's containers so far.
-    #[must_use]
-    pub fn log(&self, context: TraceContext) -> String {
-        self.shared
-            .traces()
-            .get(&context.trace)
-            .map(Trace::log)
-            .unwrap_or_default()
-    }
-
     /// Whether the results of all commands of the step came from the engine's cache; false if the engine reported no command.
     #[must_use]
     pub fn cached(&self, context: TraceContext) -> bool {
@@ -224,15 +198,6 @@ impl Telemetry {
             .is_some_and(|trace| {
                 !trace.execs.is_empty() && trace.execs.values().all(|exec| exec.cached)
             })
-    }
-
-    /// Adds the output of a command whose result came from the cache, because the engine reports the output only once.
-    pub fn replay(&self, context: TraceContext, output: &str) {
-        if let Some(trace) = self.shared.traces().get_mut(&context.trace)
-            && trace.lines.is_empty()
-        {
-            trace.write((Vec::new(), 0), output, true);
-        }
     }
 
     /// Expects the engine's reports about a query that the session has answered.
@@ -417,12 +382,20 @@ mod tests {
 
     #[test]
     fn joins_lines_by_stream() {
-        let mut trace = Trace::default();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&lines);
+        let mut trace = Trace {
+            listener: Some(Arc::new(move |piece: Piece<'_>| {
+                heard.lock().unwrap().push(format!("{piece:?}"));
+            })),
+            ..Trace::default()
+        };
         trace.write((vec![1], 1), "one ", false);
         trace.write((vec![1], 2), "other\n", false);
         trace.write((vec![1], 1), "line\ntwo", false);
         trace.write((vec![1], 1), "", true);
-        assert_eq!(trace.log(), "other\none line\ntwo\n");
+        let expected = ["Line(\"other\")", "Line(\"one line\")", "Line(\"two\")"];
+        assert_eq!(*lines.lock().unwrap(), expected);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Plain data types for the inputs and results of a run.
 
+pub mod cause;
 pub mod config_file;
 pub mod event;
 pub mod image_name;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cause::{Cause, TestCase, TestCounts};
 use super::event::Domain;
 use super::image_name::Reference;
 use super::step::Step;
@@ -50,6 +51,15 @@ pub struct Record {
     /// The suggested fix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The causes of the failure that the output names, in its order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<Cause>,
+    /// How many tests ran, if the step ran tests.
+    #[serde(rename = "tests", skip_serializing_if = "Option::is_none")]
+    pub test_counts: Option<TestCounts>,
+    /// The tests.
+    #[serde(skip)]
+    pub tests: Vec<TestCase>,
     /// The exit code of the failure.
     #[serde(skip)]
     pub code: Option<ExitCode>,
@@ -79,6 +89,9 @@ impl Record {
             digest: None,
             error: Some(why),
             hint: None,
+            causes: Vec::new(),
+            test_counts: None,
+            tests: Vec::new(),
             code: None,
         }
     }

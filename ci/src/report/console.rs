@@ -1,26 +1,35 @@
 //! Prints a run's progress and results.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
-use anstream::{eprint, eprintln};
-use clap::builder::styling::{AnsiColor, Style};
+use anstream::eprint;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::ending;
+use super::github::{annotations, group, of_failure, without_commands, without_old_commands};
 use super::json::{Prepared, Report};
-use crate::model::record::{AttachedArtifact, CacheReport, CachedPart, Outcome, Record, Status};
+use super::screen::{Screen, Subject};
+use super::summary::cache_summary;
+use super::text::{
+    BAD, DIM, GOOD, NOTE, count, excerpt, format_duration, format_ms, shown, visible,
+};
+use crate::model::cause::Activity;
+use crate::model::record::{CacheReport, Record, Status};
 use crate::model::step::Step;
-use crate::settings::{Format, Settings};
-use crate::trust::authority::Credential;
+use crate::settings::{Format, Invocation, Settings};
+use crate::trust::authority::{Credential, GitHub};
 use common::failure::{Failure, OrFail};
 use common::progress::Progress;
 
-const GOOD: Style = AnsiColor::Green.on_default();
-const BAD: Style = AnsiColor::Red.on_default().bold();
-const NOTE: Style = AnsiColor::Yellow.on_default();
-const DIM: Style = Style::new().dimmed();
+/// The lines of a failed step's output that are shown in a terminal or a log: at its beginning and at its end.
+const SHOWN: (usize, usize) = (20, 80);
+/// The same on GitHub, where they are in a group that is closed at first.
+const GROUPED: (usize, usize) = (200, 800);
+/// The same for a failure outside of the steps, whose output is at the end of the run.
+const AT_THE_END: (usize, usize) = (4, 12);
 
 /// Prints progress and results in the configured format.
 pub struct Reporter {
@@ -31,8 +40,9 @@ pub struct Reporter {
     /// The token, and the token as it is sent to a registry.
     secrets: Vec<SecretString>,
     prepared: Mutex<Vec<Prepared>>,
-    /// Held while printing, so that the lines of concurrent steps do not mix.
-    turn: Mutex<()>,
+    /// Locked while printing, so that the lines of concurrent steps do not mix.
+    screen: Arc<Mutex<Screen>>,
+    started: Once,
 }
 
 impl Reporter {
@@ -40,27 +50,50 @@ impl Reporter {
     #[must_use]
     pub fn new(settings: &Settings, credential: Option<Credential>) -> Self {
         Self {
-            format: settings.format,
-            quiet: settings.quiet,
-            verbose: settings.verbose > 0,
             directory: Some(settings.report_dir.clone()),
             secrets: credential.map_or_else(Vec::new, |it| vec![it.basic(), it.token]),
-            prepared: Mutex::default(),
-            turn: Mutex::default(),
+            ..Self::of(settings.format, settings.quiet, settings.verbose > 0)
         }
+    }
+
+    /// The reporter of a command that needs the terminal for itself.
+    #[must_use]
+    pub fn in_lines(settings: &Settings) -> Self {
+        let mut reporter = Self::new(settings, None);
+        reporter.screen = Arc::new(Mutex::new(Screen::on_stderr(false)));
+        reporter
+    }
+
+    /// The reporter of a run whose settings are invalid.
+    #[must_use]
+    pub fn before_the_plan(invocation: &Invocation, github: &GitHub) -> Self {
+        let options = &invocation.options;
+        let format = invocation.format(github).unwrap_or(Format::Human);
+        Self::of(format, options.quiet, options.verbose > 0)
     }
 
     /// The reporter of a command that is not a run.
     #[must_use]
     pub fn plain(quiet: bool, verbose: bool) -> Self {
+        Self::of(Format::Human, quiet, verbose)
+    }
+
+    fn of(format: Format, quiet: bool, verbose: bool) -> Self {
+        let screen = if quiet {
+            Screen::off()
+        } else {
+            // With the containers' output, rows would be redrawn for each line.
+            Screen::on_stderr(format != Format::Github && !verbose)
+        };
         Self {
-            format: Format::Human,
+            format,
             quiet,
             verbose,
             directory: None,
             secrets: Vec::new(),
             prepared: Mutex::default(),
-            turn: Mutex::default(),
+            screen: Arc::new(Mutex::new(screen)),
+            started: Once::new(),
         }
     }
 
@@ -76,8 +109,19 @@ impl Reporter {
     }
 
     fn print(&self, text: &str) {
-        let _turn = lock(&self.turn);
-        eprintln!("{}", self.redact(text));
+        lock(&self.screen).print(&self.redact(text));
+    }
+
+    fn begin_subject(&self, subject: Subject, what: &str) {
+        if self.quiet {
+            return;
+        }
+        self.started.call_once(|| Screen::keep_alive(&self.screen));
+        let mut screen = lock(&self.screen);
+        if !screen.is_live() {
+            screen.print(&self.redact(&format!("{DIM}  … {}{DIM:#}", shown(what))));
+        }
+        screen.begin(subject);
     }
 
     /// Everything that has been provisioned so far.
@@ -89,65 +133,105 @@ impl Reporter {
     /// Prints a line, unless quiet.
     pub fn header(&self, text: &str) {
         if !self.quiet {
-            self.print(text);
+            self.print(&visible(text));
         }
     }
 
-    /// Prints that a step has started.
+    /// Shows that a step has started.
     pub fn started(&self, step: Step) {
+        self.begin_subject(Subject::Step(step), &step.to_string());
+    }
+
+    /// Shows what a step is doing.
+    pub fn activity(&self, step: Step, mut activity: Activity) {
         if !self.quiet {
-            self.print(&format!("{DIM}  … {step:<8}{DIM:#}"));
+            activity.last_line = self.redact(&activity.last_line);
+            lock(&self.screen).update(&Subject::Step(step), activity);
         }
     }
 
-    /// Prints a line of a container's output.
+    /// Prints a line of a container's output, if verbose.
     pub fn line_of(&self, step: Step, line: &str) {
-        // GitHub's runner still accepts its old command syntax `##[…]` anywhere in a line.
-        let line = line.replace("##[", "## [");
-        self.print(&format!("{DIM}{step:>11} │{DIM:#} {line}"));
+        if self.verbose {
+            let line = without_old_commands(&shown(line));
+            self.print(&format!("{DIM}{step:>11} │{DIM:#} {line}"));
+        }
+    }
+
+    /// Prints that the command of a step has printed nothing and used no CPU for `time`. `last_line` is its last output.
+    pub fn stuck(&self, step: Step, time: Duration, last_line: &str) {
+        let last = match last_line {
+            "" => "it has printed nothing".to_owned(),
+            line => format!("its last line is: {line}"),
+        };
+        self.print(&format!(
+            "{NOTE}  !{NOTE:#} {step} seems to be stuck: it has printed nothing and used no CPU for {time:?}; {}",
+            shown(&last)
+        ));
     }
 
     /// Prints the result of a step.
-    pub fn ended(&self, record: &Record, failure: Option<&Failure>) {
-        let took = format_duration(Duration::from_millis(record.duration_ms));
-        let step = record.name;
-        let Some(failure) = failure else {
-            if !self.quiet {
-                let cached = if record.cached { "  cached" } else { "" };
-                let parts = parts(record);
-                self.print(&format!(
-                    "{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{cached}{parts}{DIM:#}"
-                ));
-            }
+    pub fn ended(&self, record: &Record, failure: Option<&Failure>, log: &str) {
+        lock(&self.screen).end(&Subject::Step(record.name));
+        if self.quiet {
             return;
+        }
+        let text = match failure {
+            Some(failure) => self.failed_step(record, failure),
+            None => self.passed_step(record, log),
         };
+        self.print(text.trim_end());
+    }
+
+    fn passed_step(&self, record: &Record, log: &str) -> String {
+        let step = record.name;
+        let took = format_ms(record.duration_ms);
+        let cached = if record.cached { "  cached" } else { "" };
+        let tests = match record.test_counts {
+            Some(tests) => format!("  {}", count(tests.run(), "test")),
+            None => String::new(),
+        };
+        let rest = format!("{cached}{tests}{}", parts(record));
+        if self.format == Format::Github && !self.verbose && !log.is_empty() {
+            let title = format!("✓ {step:<8}{took:>9}{rest}");
+            return group(&title, &excerpt(log, GROUPED.0, GROUPED.1, "the log"));
+        }
+        format!("{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{rest}{DIM:#}")
+    }
+
+    fn failed_step(&self, record: &Record, failure: &Failure) -> String {
+        let step = record.name;
+        let took = format_ms(record.duration_ms);
         let sign = if record.status == Status::Cancelled {
             "■"
         } else {
             "✗"
         };
-        let mut text = format!("{BAD}  {sign} {step:<8}{BAD:#}{took:>9}  {failure}\n");
+        let message = shown(&failure.to_string());
+        let mut text = format!("{BAD}  {sign} {step:<8}{BAD:#}{took:>9}  {message}\n");
+        let rest = self.path_of(record.log.as_deref());
         if let Some(output) = &failure.output {
-            let lines: String = output
-                .trim_end()
-                .lines()
-                .map(|line| format!("      {line}\n"))
-                .collect();
             text += &match self.format {
-                Format::Github => format!(
-                    "::group::{step}: output\n{}::endgroup::\n",
-                    without_commands(&lines)
-                ),
-                _ => lines,
+                Format::Github => {
+                    let output = excerpt(output, GROUPED.0, GROUPED.1, &rest);
+                    group(&format!("{step}: output"), &output)
+                }
+                // The lines have been printed already.
+                _ if self.verbose => String::new(),
+                _ => excerpt(output, SHOWN.0, SHOWN.1, &rest),
             };
         }
         if let Some(hint) = &failure.hint {
-            text += &format!("{NOTE}      hint:{NOTE:#} {hint}\n");
+            text += &format!("{NOTE}      hint:{NOTE:#} {}\n", shown(hint));
         }
-        if self.format == Format::Github {
-            text += &annotation(&format!("{step}: {failure}"));
+        text
+    }
+
+    fn path_of(&self, log: Option<&str>) -> String {
+        match (&self.directory, log) {
+            (Some(directory), Some(log)) => ending::relative(&directory.join(log)),
+            _ => "the report".to_owned(),
         }
-        self.print(text.trim_end());
     }
 
     /// Writes the output of a step's containers to `logs/STEP.log`, and returns the path relative to the report directory.
@@ -169,11 +253,26 @@ impl Reporter {
 
     /// Prints a failure outside of the steps.
     pub fn failed(&self, error: &Failure) {
+        if self.quiet {
+            return;
+        }
         let text = match self.format {
-            Format::Github => without_commands(&render(error)) + &annotation(&error.to_string()),
+            Format::Github => without_commands(&render(error)) + &of_failure(error),
             _ => render(error),
         };
         self.print(text.trim_end());
+    }
+
+    /// Prints why nothing ran, as the end of a run.
+    pub fn refused(&self, error: &Failure) {
+        let code = error.code as u8;
+        let verdict = format!("{BAD}failed{BAD:#} before the first step (exit code {code})");
+        if self.quiet {
+            self.print(&format!("{verdict}: {}", shown(&error.to_string())));
+        } else {
+            self.failed(error);
+            self.print(&verdict);
+        }
     }
 
     /// Prints the result of `ci cache`; with `--format json` also as JSON.
@@ -195,10 +294,20 @@ impl Reporter {
         Ok(())
     }
 
-    /// Prints the verdict of a run; with `--format json` also the report.
+    /// Prints the end of a run: one line if quiet; with `--format json` also the report.
     pub fn verdict(&self, report: &Report) {
-        if !self.quiet || !report.verdict.passed {
-            self.print(&verdict(report));
+        lock(&self.screen).end_all();
+        let directory = self.directory.as_deref().unwrap_or(Path::new(""));
+        let text = if self.quiet {
+            ending::quiet(report, directory)
+        } else {
+            ending::ending(report, directory, columns())
+        };
+        match self.format {
+            Format::Github => {
+                self.print((without_commands(&text) + &annotations(report)).trim_end());
+            }
+            _ => self.print(&text),
         }
         if self.format == Format::Json
             && let Ok(text) = report.text(|text| self.redact(text))
@@ -206,6 +315,12 @@ impl Reporter {
             data(&text);
         }
     }
+}
+
+/// The width of the terminal; `None` without a terminal.
+fn columns() -> Option<usize> {
+    let (_, columns) = console::Term::stderr().size_checked()?;
+    std::io::stderr().is_terminal().then_some(columns.into())
 }
 
 /// The names of a step's parts, if it has any.
@@ -221,163 +336,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn verdict(report: &Report) -> String {
-    let took = format_duration(Duration::from_millis(report.duration_ms));
-    let mut text = String::new();
-    for note in &report.stand_ins {
-        text += &format!("{NOTE}stand-in{NOTE:#} for {}: {}\n", note.name, note.used);
-    }
-    if let Some(cache) = &report.cache {
-        text += &cache_summary(cache);
-    }
-    if let Some(digest) = &report.digest {
-        text += &format!("image    {} {DIM}{digest}{DIM:#}\n", report.image);
-    }
-    let with = if report.stand_ins.is_empty() {
-        ""
-    } else {
-        ", with stand-ins"
-    };
-    if report.verdict.passed {
-        let published = match &report.publish {
-            None => "",
-            Some(published) if published.outcome == Outcome::Pushed => ", published",
-            Some(published)
-                if published
-                    .referrers
-                    .iter()
-                    .all(AttachedArtifact::existed_before) =>
-            {
-                ", already published with the same digest; nothing was pushed"
-            }
-            Some(_) => ", already published with the same digest; missing attestations were added",
-        };
-
-        text += &format!("{GOOD}passed{GOOD:#}{with}{published} in {took}");
-    } else {
-        text += &format!(
-            "{BAD}failed{BAD:#}{with} in {took} (exit code {})",
-            report.verdict.exit_code
-        );
-    }
-    text
-}
-
-/// Summarizes what was restored, reused and saved, one line each.
-pub(super) fn cache_summary(cache: &CacheReport) -> String {
-    let mut text = String::new();
-    let list = |what: &str, parts: &[CachedPart]| {
-        let bytes = parts.iter().map(|it| it.bytes).sum();
-        let names: Vec<_> = parts.iter().map(|it| &*it.part).collect();
-        (!parts.is_empty()).then(|| {
-            format!(
-                "cache    {what} {}: {}",
-                names.join(", "),
-                format_bytes(bytes)
-            )
-        })
-    };
-    text.extend(list("restored", &cache.restored).map(|line| line + "\n"));
-    if !cache.passed_before.is_empty() {
-        let steps: Vec<_> = cache.passed_before.iter().map(|it| it.name()).collect();
-        text += &format!(
-            "cache    reused results for the same inputs: {}\n",
-            steps.join(", ")
-        );
-    }
-    if let (Some(gained), Some(cold)) = (cache.gained_ms, &cache.measured_by) {
-        text += &format!(
-            "cache    gained {}: these steps took {} without it (commit {:.7})\n",
-            format_duration(Duration::from_millis(gained)),
-            format_duration(Duration::from_millis(cold.duration_ms)),
-            cold.commit
-        );
-    }
-    if let Some(line) = list("saved", &cache.saved) {
-        text += &format!(
-            "{line} in {}, {} in total\n",
-            format_duration(Duration::from_millis(cache.save_ms)),
-            format_bytes(cache.bytes)
-        );
-    }
-    if !cache.left_out.is_empty() {
-        text += &format!(
-            "{NOTE}cache    not saved because of the size limit: {}{NOTE:#}\n",
-            cache.left_out.join(", ")
-        );
-    }
-    text
-}
-
 fn render(error: &Failure) -> String {
-    let mut text = format!("{BAD}error:{BAD:#} {error}\n");
+    let mut text = format!("{BAD}error:{BAD:#} {}\n", shown(&error.to_string()));
     if let Some(output) = error
         .output
         .as_deref()
         .filter(|output| !output.trim().is_empty())
     {
-        for line in output.trim_end().lines() {
-            text += &format!("  {line}\n");
-        }
+        text += &excerpt(output, AT_THE_END.0, AT_THE_END.1, "the output of -vv");
     }
     if let Some(hint) = &error.hint {
-        text += &format!("{NOTE}hint:{NOTE:#} {hint}\n");
+        text += &format!("{NOTE}hint:{NOTE:#} {}\n", shown(hint));
     }
     text
 }
 
-/// Prevents GitHub from executing workflow commands in a program's output, by
-/// [stopping](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands#stopping-and-starting-workflow-commands)
-/// commands with a random token, which the output cannot contain.
-fn without_commands(text: &str) -> String {
-    let mut word = [0; 16];
-    if let Err(error) = getrandom::fill(&mut word) {
-        return format!("cannot generate a random token: {error}; see the logs for the output\n");
-    }
-    let word = hex::encode(word);
-    format!("::stop-commands::{word}\n{text}::{word}::\n")
-}
-
-/// An error annotation, as a [workflow command](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands).
-fn annotation(message: &str) -> String {
-    let message = message
-        .replace('%', "%25")
-        .replace('\r', "%0D")
-        .replace('\n', "%0A");
-    format!("::error title=ci::{message}\n")
-}
-
-/// Formats a duration: `3.4s`, `2m 05s`.
-#[must_use]
-pub fn format_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    if seconds >= 60 {
-        format!("{}m {:02}s", seconds / 60, seconds % 60)
-    } else {
-        format!("{:.1}s", duration.as_secs_f64())
-    }
-}
-
-/// Formats a size with decimal units: `1.2 MB`.
-#[must_use]
-pub(super) fn format_bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
-        1_000_000..1_000_000_000 => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
-        _ => format!("{}.{} GB", bytes / 1_000_000_000, bytes / 100_000_000 % 10),
-    }
-}
-
 impl Progress for Reporter {
     fn begin(&self, what: &str) {
-        if !self.quiet {
-            self.print(&format!("{DIM}  … {what}{DIM:#}"));
-        }
+        self.begin_subject(Subject::Preparation(what.to_owned()), what);
     }
 
     fn line(&self, line: &str) {
         if self.verbose {
-            self.print(&format!("{DIM}    {line}{DIM:#}"));
+            self.print(&format!("{DIM}    {}{DIM:#}", shown(line)));
+        } else if !self.quiet {
+            lock(&self.screen).last_line(&self.redact(line));
         }
     }
 
@@ -388,9 +371,11 @@ impl Progress for Reporter {
             start: jiff::Timestamp::now() - took,
             duration_ms,
         });
+        lock(&self.screen).end(&Subject::Preparation(what.to_owned()));
         if !self.quiet {
             self.print(&format!(
-                "{GOOD}  ✓{GOOD:#} {what} {DIM}{}{DIM:#}",
+                "{GOOD}  ✓{GOOD:#} {} {DIM}{}{DIM:#}",
+                shown(what),
                 format_duration(took)
             ));
         }
@@ -398,7 +383,7 @@ impl Progress for Reporter {
 
     fn notice(&self, text: &str) {
         if !self.quiet {
-            self.print(&format!("{NOTE}  !{NOTE:#} {text}"));
+            self.print(&format!("{NOTE}  !{NOTE:#} {}", visible(text)));
         }
     }
 }
@@ -450,20 +435,5 @@ mod tests {
             reporter.redact("a ghs_secret b Z2hzX3NlY3JldA=="),
             "a *** b ***"
         );
-    }
-
-    #[test]
-    fn output_of_tests_cannot_contain_workflow_commands() {
-        let text = without_commands("      ::add-mask::a\n");
-        let lines: Vec<_> = text.lines().collect();
-        let word = lines[0].strip_prefix("::stop-commands::").unwrap();
-        assert_eq!(lines[1], "      ::add-mask::a");
-        assert_eq!(lines[2], format!("::{word}::"));
-        assert_ne!(text, without_commands("      ::add-mask::a\n"));
-    }
-
-    #[test]
-    fn escapes_annotations_to_one_line() {
-        assert_eq!(annotation("a\nb 100%"), "::error title=ci::a%0Ab 100%25\n");
     }
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::model::event::Event;
 use crate::model::record::{CacheReport, Published, Record, StandInNote};
+use crate::model::step::Step;
 use common::failure::{ExitCode, Failure, OrFail};
 
 /// The version of the report's schema, increased with each incompatible change.
@@ -125,6 +126,21 @@ impl Report {
         file.persist(&path).or_environment(cannot())?;
         Ok(())
     }
+}
+
+/// When the step of the last run with this report directory ended, in seconds since the epoch; `None` if there was no such run.
+#[must_use]
+pub fn last_end(directory: &Path, step: Step) -> Option<i64> {
+    let text = std::fs::read_to_string(directory.join("report.json")).ok()?;
+    let report: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let record = report["steps"]
+        .as_array()?
+        .iter()
+        .find(|record| record["name"] == step.name())?;
+    let start: jiff::Timestamp = record["start"].as_str()?.parse().ok()?;
+    let duration = i64::try_from(record["duration_ms"].as_u64()?).ok()?;
+    // Rounded up, because the volume knows only seconds.
+    Some((start.as_millisecond() + duration) / 1000 + 1)
 }
 
 /// Makes a report readable by everybody; temporary files are only readable by their owner.

@@ -1,11 +1,19 @@
 //! Prints progress and results, and writes the report. No other module prints.
 
 mod console;
+mod ending;
 mod github;
 mod json;
+mod screen;
 mod summary;
+mod terminal;
+#[cfg(test)]
+mod tests;
+mod text;
 
-pub use console::{Reporter, confirm, data, failure, format_duration, help};
+pub use console::{Reporter, confirm, data, failure, help};
 pub use github::write_github_outputs;
-pub use json::{EngineReport, Prepared, Report, SCHEMA, Verdict};
+pub use json::{EngineReport, Prepared, Report, SCHEMA, Verdict, last_end};
 pub use summary::summary;
+pub use terminal::attach;
+pub use text::format_duration;

@@ -1,6 +1,7 @@
 //! Executes and records the steps of a run.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,9 +9,11 @@ use std::time::{Duration, Instant};
 use dagger_sdk::DaggerConn;
 
 use super::context::RunContext;
+use super::step_output::StepOutput;
 use super::stopper::Stop;
-use crate::engine::telemetry::{Listener, TraceContext};
-use crate::model::record::{CacheReport, PriorPass, Record, Status, StepPart};
+use crate::engine::telemetry::TraceContext;
+use crate::model::cause::{Cause, CauseKind, TestCounts};
+use crate::model::record::{CacheReport, PriorPass, Record, Status};
 use crate::model::step::Step;
 use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
@@ -24,8 +27,13 @@ pub struct Run<K: Kind> {
     pub context: RunContext<K>,
     selected: Vec<Step>,
     records: Mutex<BTreeMap<Step, Record>>,
-    traces: Mutex<Vec<(Step, TraceContext)>>,
+    outputs: Mutex<Vec<(Step, TraceContext, Arc<StepOutput>)>>,
 }
+
+/// How long the engine's reports about answered queries may take.
+const SETTLE: Duration = Duration::from_secs(1);
+/// The number of lines that are shown of the output of a failure without a more specific cause.
+const TAIL: usize = 12;
 
 impl<K: Kind> Run<K> {
     /// Creates a run of the `selected` steps.
@@ -35,7 +43,7 @@ impl<K: Kind> Run<K> {
             context,
             selected,
             records: Mutex::default(),
-            traces: Mutex::default(),
+            outputs: Mutex::default(),
         }
     }
 
@@ -72,21 +80,9 @@ impl<K: Kind> Run<K> {
             self.record(Record::skipped(step, why));
             return None;
         };
-        let listener: Option<Listener> = (self.context.settings.verbose > 0).then(|| {
-            let reporter = Arc::clone(&self.context.reporter);
-            Arc::new(move |line: &str| reporter.line_of(step, line)) as Listener
-        });
-        let trace = self.context.telemetry.trace(listener);
-        let context = StepContext {
-            run: &self.context,
-            step,
-            trace,
-            client: self.context.connection.client(trace),
-            digest: Mutex::default(),
-            output: Mutex::default(),
-            parts: Mutex::default(),
-            reused: Mutex::default(),
-        };
+        let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
+        let trace = self.context.telemetry.trace(Some(output.listener()));
+        let context = self.context_of(step, trace, Arc::clone(&output));
         let start = jiff::Timestamp::now();
         let begun = Instant::now();
         self.context.reporter.started(step);
@@ -100,15 +96,23 @@ impl<K: Kind> Run<K> {
                     .unwrap_or_else(|_| Err(limit_exceeded(step, *limit))),
             }
         };
-        let result = self.context.stopper.unless_stopped(limited).await;
+        let watched = async {
+            tokio::select! {
+                result = limited => result,
+                never = self.report_when_stuck(&context) => match never {},
+            }
+        };
+        let result = self.context.stopper.unless_stopped(watched).await;
         let duration = begun.elapsed();
         // The engine reports up to a tenth of a second after it answers.
         let telemetry = &self.context.telemetry;
-        telemetry.settle(trace, Duration::from_secs(1)).await;
-        if telemetry.cached(trace) {
-            telemetry.replay(trace, &lock(&context.output));
-        }
+        telemetry.settle(trace, SETTLE).await;
+        output.fill(&lock(&context.fetched));
         let reused = lock(&context.reused).take();
+        if let Some(passed) = &reused {
+            output.fill(&passed.log);
+        }
+        let found = output.finish();
         let mut record = Record {
             name: step,
             status: Status::Passed,
@@ -116,11 +120,14 @@ impl<K: Kind> Run<K> {
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             cached: step.definition().cacheable && (reused.is_some() || telemetry.cached(trace)),
             reused,
-            parts: std::mem::take(&mut *lock(&context.parts)),
+            parts: found.parts,
             log: None,
             digest: lock(&context.digest).take(),
             error: None,
             hint: None,
+            causes: Vec::new(),
+            test_counts: (!found.tests.is_empty()).then(|| TestCounts::of(&found.tests)),
+            tests: found.tests,
             code: None,
         };
         let (value, failure) = match result {
@@ -141,16 +148,67 @@ impl<K: Kind> Run<K> {
                 let by_fail_fast = record.status == Status::Cancelled
                     && self.context.stopper.reason() == Some(Stop::FailFast);
                 record.code = (!by_fail_fast).then_some(failure.code);
+                if record.status == Status::Failed {
+                    record.causes = std::mem::take(&mut *lock(&context.causes));
+                    record.causes.extend(found.causes);
+                    if record.causes.is_empty() {
+                        record.causes.extend(last_lines(&failure));
+                    }
+                }
                 if self.context.settings.fail_fast {
                     self.context.stopper.stop(Stop::FailFast);
                 }
                 (None, Some(failure))
             }
         };
-        self.context.reporter.ended(&record, failure.as_ref());
+        let log = output.log();
+        record.log = self.context.reporter.write_log(step, &log);
+        self.context.reporter.ended(&record, failure.as_ref(), &log);
         self.record(record);
-        lock(&self.traces).push((step, trace));
+        lock(&self.outputs).push((step, trace, output));
         value
+    }
+
+    /// Reports, whenever it happens, that the step's command has neither printed anything nor used the CPU for the configured
+    /// time. Never returns.
+    async fn report_when_stuck(&self, context: &StepContext<'_, K>) -> Infallible {
+        let limit = self.context.settings.stuck_after;
+        let mut reported = false;
+        loop {
+            tokio::time::sleep((limit / 20).min(Duration::from_secs(10))).await;
+            let stuck = context.output.idle() >= limit;
+            if stuck && !reported {
+                let last = context.output.last_line();
+                self.context.reporter.stuck(context.step, limit, &last);
+            }
+            reported = stuck;
+        }
+    }
+
+    /// The context of a step that is not part of the run: nothing is recorded or shown.
+    #[must_use]
+    pub fn detached(&self, step: Step) -> StepContext<'_, K> {
+        let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
+        self.context_of(step, self.context.telemetry.trace(None), output)
+    }
+
+    fn context_of(
+        &self,
+        step: Step,
+        trace: TraceContext,
+        output: Arc<StepOutput>,
+    ) -> StepContext<'_, K> {
+        StepContext {
+            run: &self.context,
+            step,
+            trace,
+            client: self.context.connection.client(trace),
+            output,
+            fetched: Mutex::default(),
+            digest: Mutex::default(),
+            causes: Mutex::default(),
+            reused: Mutex::default(),
+        }
     }
 
     fn unmet(&self, step: Step) -> Option<String> {
@@ -187,17 +245,14 @@ impl<K: Kind> Run<K> {
             .records
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        let traces = self
-            .traces
+        let outputs = self
+            .outputs
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         let mut logs = BTreeMap::new();
-        for (step, trace) in traces {
+        for (step, trace, output) in outputs {
             if let Some(record) = records.get_mut(&step) {
-                let log = match &record.reused {
-                    Some(passed) => passed.log.clone(),
-                    None => self.context.telemetry.log(trace),
-                };
+                let log = output.log();
                 record.log = self.context.reporter.write_log(step, &log);
                 record.cached = step.definition().cacheable
                     && record.status == Status::Passed
@@ -216,6 +271,19 @@ impl<K: Kind> Run<K> {
     }
 }
 
+/// The last lines of a failure's output as its cause.
+fn last_lines(failure: &Failure) -> Option<Cause> {
+    let output = failure.output.as_deref()?.trim_end();
+    let lines: Vec<_> = output.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(TAIL)..)?;
+    (!output.is_empty()).then(|| Cause {
+        kind: CauseKind::Output,
+        title: "last output".to_owned(),
+        location: None,
+        detail: tail.join("\n"),
+    })
+}
+
 fn limit_exceeded(step: Step, limit: Duration) -> Failure {
     Failure::new(
         ExitCode::TimedOut,
@@ -232,9 +300,11 @@ pub struct StepContext<'a, K: Kind> {
     pub step: Step,
     trace: TraceContext,
     client: DaggerConn,
+    output: Arc<StepOutput>,
+    /// The output of commands that the engine may not have reported.
+    fetched: Mutex<String>,
     digest: Mutex<Option<String>>,
-    output: Mutex<String>,
-    parts: Mutex<Vec<StepPart>>,
+    causes: Mutex<Vec<Cause>>,
     reused: Mutex<Option<PriorPass>>,
 }
 
@@ -252,12 +322,32 @@ impl<K: Kind> StepContext<'_, K> {
 
     /// Records the output of a command of this step, which the engine does not report if the result came from its cache.
     pub fn add_output(&self, output: &str) {
-        lock(&self.output).push_str(output);
+        lock(&self.fetched).push_str(output);
     }
 
-    /// Records the result of a part of this step.
-    pub fn record_part(&self, part: StepPart) {
-        lock(&self.parts).push(part);
+    /// Records a cause of the step's failure that its output does not name.
+    pub fn add_cause(&self, cause: Cause) {
+        lock(&self.causes).push(cause);
+    }
+
+    /// Runs `work`, and shows meanwhile that the step waits for `what`.
+    pub async fn waiting<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
+        self.output.wait_for(Some(what));
+        let done = work.await;
+        self.output.wait_for(None);
+        done
+    }
+
+    /// Shows that the step waits for its container, until the container prints something.
+    pub fn waits_for_container(&self) {
+        self.output.wait_for(Some("its container"));
+    }
+
+    /// The log of a step with a single command, which has exited; `stored` is the command's output as the engine returned it.
+    pub async fn complete_log(&self, stored: &str) -> String {
+        self.run.telemetry.settle(self.trace, SETTLE).await;
+        self.output.complete(stored);
+        self.output.log()
     }
 
     /// Returns the output files of an earlier pass with the same key, if the cache contains one.
@@ -292,7 +382,7 @@ impl<K: Kind> StepContext<'_, K> {
     /// The output of the step's services, which have stopped; waits up to `limit` for the rest of it.
     pub async fn log(&self, limit: Duration) -> String {
         self.run.telemetry.drain(self.trace, limit).await;
-        self.run.telemetry.log(self.trace)
+        self.output.log()
     }
 }
 

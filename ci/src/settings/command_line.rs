@@ -107,6 +107,18 @@ pub enum Command {
         #[arg(value_name = "IMAGE[@DIGEST]")]
         image: String,
     },
+    /// Open a shell in the container of a step, before its command; for smoke, beside the started image
+    ///
+    /// The container has the step's image, packages, environment, services, sources and volume. Standard input that is not a
+    /// terminal is a script for the shell.
+    #[command(
+        after_help = "Examples:\n  ci shell test\n  echo \"cargo test -- --list\" | ci shell test"
+    )]
+    Shell {
+        /// The step: test, fmt, lint, custom, build or smoke
+        #[arg(value_name = "STEP")]
+        step: Step,
+    },
     /// Print the graph of the pipeline's steps (--format mermaid, dot or json)
     #[command(after_help = "Example:\n  ci graph --format dot | dot -Tsvg > pipeline.svg")]
     Graph,
@@ -155,6 +167,7 @@ impl Command {
             Self::Scan => Step::Scan,
             Self::Smoke => Step::Smoke,
             Self::Verify { .. }
+            | Self::Shell { .. }
             | Self::Graph
             | Self::Init
             | Self::Doctor
@@ -216,7 +229,7 @@ pub enum Drawing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Lines for people, on standard error.
+    /// Rows or lines for people, on standard error.
     Human,
     /// The report, on standard output, at the end of the run.
     Json,
@@ -318,7 +331,7 @@ pub struct Options {
         hide_short_help = true
     )]
     pub keep_going: bool,
-    /// The time limit of the whole run, such as 30m [default: none]
+    /// The time limit of the whole run, such as 30m [default: 55m on GitHub Actions, else none]
     #[arg(
         long,
         global = true,
@@ -330,7 +343,7 @@ pub struct Options {
     /// Show the containers' output; -vv also logs what ci does
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Show failures only
+    /// Print only one line, at the end
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 }
@@ -348,6 +361,10 @@ fn ignored(command: &str) -> Vec<&'static str> {
         "verify" => &[IMAGE, RUN, &["event", "cache_dir"]],
         "graph" => &[IMAGE, RUN, &["event", "engine", "cache_dir", "quiet"]],
         "init" => &[IMAGE, RUN, &["event", "engine", "cache_dir", "format"]],
+        "shell" => &[
+            RUN,
+            &["registry", "repository", "cache_dir", "format", "quiet"],
+        ],
         "doctor" => &[RUN, &["platform", "format", "quiet"]],
         "engine" | "status" => &[IMAGE, RUN, &["event", "engine", "workspace", "cache_dir"]],
         "up" | "down" | "prune" => &[

@@ -25,6 +25,12 @@ use crate::source::project::Project;
 use crate::trust::authority::{GitHub, Origin};
 use common::failure::{Failure, OrFail};
 
+/// The default time limit of a run on GitHub Actions. It ends the run with a report before the workflow's job is killed after 60
+/// minutes.
+const GITHUB_TIMEOUT: Duration = Duration::from_mins(55);
+/// The default of `stuck-after`.
+const STUCK_AFTER: Duration = Duration::from_mins(10);
+
 /// `ci.toml`, beside the workspace's `Cargo.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -38,6 +44,7 @@ struct File {
     format: Option<String>,
     fail_fast: Option<bool>,
     timeout: Option<String>,
+    stuck_after: Option<String>,
     service: ServiceTable,
     image: ImageTable,
     services: BTreeMap<String, BackingTable>,
@@ -99,6 +106,8 @@ pub struct Settings {
     pub fail_fast: bool,
     /// The time limit of the whole run.
     pub timeout: Option<Duration>,
+    /// How long the command of a step may print nothing and use no CPU before it is reported as stuck.
+    pub stuck_after: Duration,
     /// The number of `-v` flags.
     pub verbose: u8,
     /// Whether only failures are shown.
@@ -233,8 +242,12 @@ impl Invocation {
                 .unwrap_or_else(|| default.to_owned())
         };
         let timeout = match options.timeout.clone().or(file.timeout) {
-            None => None,
+            None => github.actions.then_some(GITHUB_TIMEOUT),
             Some(text) => Some(parse_duration(&text)?),
+        };
+        let stuck_after = match file.stuck_after {
+            None => STUCK_AFTER,
+            Some(text) => parse_duration(&text)?,
         };
         let report_dir = options
             .report_dir
@@ -284,6 +297,7 @@ impl Invocation {
             fail_fast: !options.keep_going
                 && (options.fail_fast || file.fail_fast.unwrap_or_default()),
             timeout,
+            stuck_after,
             verbose: options.verbose,
             quiet: options.quiet,
         })
@@ -403,6 +417,36 @@ mod tests {
         assert_eq!(
             settings(&[], None).unwrap().report_dir,
             Path::new("/top/target/ci")
+        );
+    }
+
+    #[test]
+    fn a_run_on_github_ends_before_its_job_does() {
+        let limit = |arguments: &[&str], actions| {
+            let github = GitHub {
+                actions,
+                ..GitHub::default()
+            };
+            let project = Project {
+                packages: vec![Package {
+                    name: "api".to_owned(),
+                    programs: vec!["api".to_owned()],
+                    ..Package::default()
+                }],
+                ..Project::default()
+            };
+            let arguments = ["ci"].iter().chain(arguments).copied();
+            let invocation = Invocation::parse(arguments).unwrap();
+            invocation
+                .settings(Path::new("/top"), &project, None, &github)
+                .unwrap()
+                .timeout
+        };
+        assert_eq!(limit(&[], false), None);
+        assert_eq!(limit(&[], true), Some(Duration::from_mins(55)));
+        assert_eq!(
+            limit(&["--timeout", "2h"], true),
+            Some(Duration::from_hours(2))
         );
     }
 

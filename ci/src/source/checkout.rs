@@ -73,6 +73,20 @@ impl std::fmt::Display for State {
     }
 }
 
+/// The full SHA of the commit that is checked out in `directory`, followed by `-dirty` if files there differ from it; `None` if git
+/// does not track the directory.
+#[must_use]
+pub fn commit_of(directory: &Path) -> Option<String> {
+    git_text(directory, ["ls-files", "--error-unmatch", "Cargo.toml"]).ok()?;
+    let sha = git_text(directory, ["rev-parse", "HEAD"]).ok()?;
+    let changes = git_text(directory, ["status", "--porcelain", "--", "."]).ok()?;
+    Some(if changes.is_empty() {
+        sha
+    } else {
+        format!("{sha}-dirty")
+    })
+}
+
 /// A git working tree with at least one commit.
 #[derive(Clone, Debug)]
 pub struct Checkout {

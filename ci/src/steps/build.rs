@@ -258,6 +258,26 @@ async fn write_provenance<K: Kind>(
     })
 }
 
+/// cargo-auditable, for the container in which the service is compiled.
+pub(super) async fn auditable<K: Kind>(step: &StepContext<'_, K>) -> Result<Program, Failure> {
+    let file = auditable::program(step, step.run.foreign_platform());
+    Ok(Program {
+        path: AUDITABLE,
+        version: pins::CARGO_AUDITABLE,
+        file: step.waiting("cargo-auditable", file).await?,
+    })
+}
+
+/// The environment in which the service is compiled.
+pub(super) fn env(settings: &Settings) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    if settings.image.libc == Libc::Static {
+        let flags = "-C target-feature=+crt-static".to_owned();
+        env.insert("RUSTFLAGS".to_owned(), flags);
+    }
+    env
+}
+
 /// Compiles the service. The directory that is returned has the binary, and the versions of the service and its tools.
 async fn compile<K: Kind>(
     step: &StepContext<'_, K>,
@@ -268,7 +288,7 @@ async fn compile<K: Kind>(
         package, binary, ..
     } = &settings.service;
     let target = step.run.platforms.image.target();
-    let auditable = auditable::program(step, step.run.foreign_platform()).await?;
+    let auditable = auditable(step).await?;
     // Nothing here needs quoting: Cargo allows only letters, digits, `-` and `_` in names.
     let script = format!(
         "using {AUDITABLE} auditable build --release --locked --package {package} --bin {binary} --target {target} {MESSAGES}
@@ -278,20 +298,11 @@ rustc --version > /out/rustc
 ld --version | head -n 1 > /out/linker
 cargo pkgid --locked --package {package} > /out/pkgid"
     );
-    let mut env = BTreeMap::new();
-    if settings.image.libc == Libc::Static {
-        let flags = "-C target-feature=+crt-static".to_owned();
-        env.insert("RUSTFLAGS".to_owned(), flags);
-    }
     let work = Work {
         script: &script,
-        env,
+        env: env(settings),
         services: None,
-        program: Some(Program {
-            path: AUDITABLE,
-            version: pins::CARGO_AUDITABLE,
-            file: auditable,
-        }),
+        program: Some(auditable),
         writes_out: true,
         failed: "the service does not compile",
         hint: &format!(

@@ -2,21 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::path::Path;
 
 use generativity::Id;
 
 use super::workspace::{self, Work};
-use crate::model::record::{Status, StepPart};
 use crate::run::context::RunContext;
 use crate::run::execution::StepContext;
 use crate::settings::tables::Gate;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure, OrFail};
-
-/// The file to which the script writes the duration of each gate, as lines of `NAME MILLISECONDS`.
-const TIMES: &str = "gates";
 
 /// Evidence that all gates in `ci.toml` passed on this run's sources.
 #[derive(Debug)]
@@ -51,29 +46,26 @@ pub async fn run<'run, K: Kind>(
         env: BTreeMap::new(),
         services: None,
         program: None,
-        writes_out: true,
+        writes_out: false,
         failed: "a gate failed",
         hint: "",
     };
     let done = workspace::run(step, source, work).await;
-    let left = done.map_err(|failure| failed(gates, failure))?;
-    for part in passed(left.path())? {
-        step.record_part(part);
-    }
+    done.map_err(|failure| failed(gates, failure))?;
     Ok(Gated {
         _run: source.run(),
         _kind: PhantomData,
     })
 }
 
-/// The shell script that runs all gates, whether or not others fail.
+/// The shell script that runs all gates, whether or not others fail. `output` reads the lines that it prints about each gate.
 fn script(gates: &[Gate]) -> Result<String, Failure> {
     let quoted = |text: &str| {
         shlex::try_quote(text)
             .map(std::borrow::Cow::into_owned)
             .or_environment("cannot quote a command of [[gate]] for the shell")
     };
-    let mut script = String::from("mkdir /out\nbad=\n");
+    let mut script = String::from("bad=\n");
     for gate in gates {
         let name = &gate.name;
         let mut command = String::from("env");
@@ -82,12 +74,14 @@ fn script(gates: &[Gate]) -> Result<String, Failure> {
         }
         command += &format!(" sh -c {}", quoted(&gate.run)?);
         script += &format!(
-            r#"echo "gate {name}" >&2
+            r#"echo "gate {name}"
 since=$(date +%s%3N)
 code=0
 {command} || code=$?
-echo "{name} $(($(date +%s%3N) - since))" >> /out/{TIMES}
-if [ "$code" -ne 0 ]; then echo "gate {name} failed with exit code $code" >&2; bad=yes; fi
+took=$(($(date +%s%3N) - since))
+if [ "$code" -eq 0 ]; then echo "gate {name} passed in $took ms"
+else echo "gate {name} failed with exit code $code after $took ms"; bad=yes
+fi
 "#
         );
     }
@@ -101,7 +95,7 @@ fn failed(gates: &[Gate], failure: Failure) -> Failure {
     };
     let ended = |gate: &&Gate| {
         let line = format!("gate {} failed with exit code ", gate.name);
-        output.lines().any(|written| written.starts_with(&line))
+        output.contains(&line)
     };
     let failed: Vec<_> = gates.iter().filter(ended).collect();
     let message = match &failed[..] {
@@ -122,21 +116,6 @@ fn failed(gates: &[Gate], failure: Failure) -> Failure {
     ))
 }
 
-/// The gates that passed, with their durations.
-fn passed(left: &Path) -> Result<Vec<StepPart>, Failure> {
-    let times = std::fs::read_to_string(left.join(TIMES))
-        .or_environment("cannot read the durations of the gates")?;
-    let parts = times.lines().filter_map(|line| {
-        let (name, time) = line.split_once(' ')?;
-        Some(StepPart {
-            name: name.to_owned(),
-            status: Status::Passed,
-            duration_ms: time.parse().ok()?,
-        })
-    });
-    Ok(parts.collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,19 +132,15 @@ mod tests {
         }
     }
 
-    /// Runs the script with a temporary directory in place of `/out`; returns whether it passed, its output, and the durations.
-    fn run_script(gates: &[Gate]) -> (bool, String, String) {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("out");
-        let script = script(gates).unwrap();
-        let script = script.replace("/out", out.to_str().unwrap());
+    /// Runs the script; returns whether it passed, and its output.
+    fn run_script(gates: &[Gate]) -> (bool, String) {
+        let script = format!("exec 2>&1\n{}", script(gates).unwrap());
         let output = std::process::Command::new("sh")
             .args(["-euc", &script])
             .output()
             .unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        let times = std::fs::read_to_string(out.join(TIMES)).unwrap();
-        (output.status.success(), stderr, times)
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.success(), text)
     }
 
     #[test]
@@ -175,14 +150,13 @@ mod tests {
             gate("second", "echo \"it is $A\" >&2", &[("A", "'b' \"c\"")]),
             gate("third", "false", &[]),
         ];
-        let (passed, stderr, times) = run_script(&gates);
+        let (passed, output) = run_script(&gates);
         assert!(!passed);
         assert!(
-            stderr.contains("gate second\nit is 'b' \"c\"\n"),
-            "{stderr}"
+            output.contains("gate second\nit is 'b' \"c\"\ngate second passed in "),
+            "{output}"
         );
-        assert_eq!(times.lines().count(), 3, "{times}");
-        let failure = failed(&gates, Failure::gate("a gate failed").output(stderr));
+        let failure = failed(&gates, Failure::gate("a gate failed").output(output));
         assert_eq!(failure.to_string(), "gates first, third failed");
         let hint = failure.hint.unwrap();
         assert_eq!(
@@ -190,7 +164,7 @@ mod tests {
             "Run `exit 3` and `false` to reproduce the failure on this machine."
         );
 
-        let (passed, stderr, _) = run_script(&gates[1..2]);
-        assert!(passed, "{stderr}");
+        let (passed, output) = run_script(&gates[1..2]);
+        assert!(passed, "{output}");
     }
 }

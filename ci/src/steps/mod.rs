@@ -12,6 +12,7 @@ mod missing;
 pub mod publish;
 pub mod scan;
 mod services;
+pub mod shell;
 pub mod smoke;
 pub mod test;
 pub mod verified;

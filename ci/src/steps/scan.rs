@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+use std::path::Path;
 use std::time::Duration;
 
 use dagger_sdk::{Container, Directory};
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use super::build::Image;
 use crate::engine::graphql::EngineError;
 use crate::image::attestations::{self, Attestation};
+use crate::model::cause::{Cause, CauseKind, Location};
 use crate::run::execution::StepContext;
 use crate::runner_cache::place::Place;
 use crate::settings::tables::{ScanLimits, Severity};
@@ -47,6 +49,16 @@ struct Report {
     results: Vec<ScanResult>,
 }
 
+impl Report {
+    /// The vulnerabilities that exceed the thresholds.
+    fn exceeding(&self, limits: &ScanLimits) -> impl Iterator<Item = &Vulnerability> {
+        self.results
+            .iter()
+            .flat_map(|result| &result.vulnerabilities)
+            .filter(|vulnerability| vulnerability.exceeds(limits))
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Metadata {
@@ -81,6 +93,40 @@ impl Vulnerability {
     fn exceeds(&self, limits: &ScanLimits) -> bool {
         self.severity >= limits.severity && (limits.unfixed || !self.fixed_version.is_empty())
     }
+
+    /// The vulnerability as the cause of a failure; its place is that of the package in `Cargo.lock`.
+    fn cause(&self, path: &Path, lockfile: &str) -> Cause {
+        let fixed = match &*self.fixed_version {
+            "" => "no fix yet".to_owned(),
+            version => format!("fixed in {version}"),
+        };
+        Cause {
+            kind: CauseKind::Vulnerability,
+            title: format!(
+                "{} {} in {} {}, {fixed}",
+                self.severity, self.id, self.pkg_name, self.installed_version
+            ),
+            location: line_of(lockfile, &self.pkg_name, &self.installed_version).map(|line| {
+                Location {
+                    file: path.display().to_string(),
+                    line,
+                    column: None,
+                }
+            }),
+            detail: self.title.clone(),
+        }
+    }
+}
+
+/// The line of a package in a `Cargo.lock`, from 1.
+fn line_of(lockfile: &str, name: &str, version: &str) -> Option<u32> {
+    let name = format!("name = \"{name}\"");
+    let version = format!("version = \"{version}\"");
+    let lines: Vec<_> = lockfile.lines().collect();
+    let at = lines
+        .windows(2)
+        .position(|pair| pair[0] == name && pair[1] == version)?;
+    u32::try_from(at + 1).ok()
 }
 
 fn severity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Severity, D::Error> {
@@ -123,7 +169,9 @@ pub async fn run<'img, K: Kind>(
 ) -> Result<Scanned<'img, K>, Failure> {
     let client = step.client();
     let archive = image.upload(step).await?;
-    let database = database(step).await?;
+    let database = step
+        .waiting("the vulnerability database", database(step))
+        .await?;
     let mut arguments = vec![
         "trivy",
         "image",
@@ -145,7 +193,7 @@ pub async fn run<'img, K: Kind>(
         "--output",
         "/out/trivy.json",
     ];
-    let trivy = step.run.toolbox.trivy().await?;
+    let trivy = step.waiting("Trivy", step.run.toolbox.trivy()).await?;
     let mut container = trivy
         .container(client, None)?
         .with_directory("/cache/db", database)
@@ -200,7 +248,15 @@ pub async fn run<'img, K: Kind>(
             image.info().config
         )));
     }
-    judge(&report, &settings.scan)?;
+    if let Err(failure) = judge(&report, &settings.scan) {
+        let lockfile = source.snapshot().path().join(&settings.folder);
+        // Without the file, the findings have no place.
+        let lockfile = std::fs::read_to_string(lockfile.join("Cargo.lock")).unwrap_or_default();
+        for vulnerability in report.exceeding(&settings.scan) {
+            step.add_cause(vulnerability.cause(&settings.folder.join("Cargo.lock"), &lockfile));
+        }
+        return Err(failure);
+    }
     step.set_digest(&image.info().digest);
     Ok(Scanned {
         _image: image.id(),
@@ -228,12 +284,7 @@ fn judge(report: &Report, limits: &ScanLimits) -> Result<(), Failure> {
             "Do not strip the binary's section .dep-v0, in which cargo-auditable embeds the dependency list.",
         ));
     }
-    let found: Vec<_> = report
-        .results
-        .iter()
-        .flat_map(|result| &result.vulnerabilities)
-        .filter(|vulnerability| vulnerability.exceeds(limits))
-        .collect();
+    let found: Vec<_> = report.exceeding(limits).collect();
     if found.is_empty() {
         return Ok(());
     }
@@ -478,6 +529,13 @@ mod tests {
         };
         one("HIGH", "1.0.1", &lax).unwrap();
         one("CRITICAL", "1.0.1", &lax).unwrap_err();
+    }
+
+    #[test]
+    fn finds_the_package_in_the_lockfile() {
+        let lockfile = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"a\"\nversion = \"2.0.0\"\n";
+        assert_eq!(line_of(lockfile, "a", "2.0.0"), Some(8));
+        assert_eq!(line_of(lockfile, "b", "2.0.0"), None);
     }
 
     #[test]

@@ -4,8 +4,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use dagger_sdk::{
-    Container, ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service as EngineService,
-    ServiceStopOpts,
+    ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service as EngineService, ServiceStopOpts,
 };
 use generativity::Id;
 use tokio::time::Instant;
@@ -15,6 +14,7 @@ use super::environment::with_env;
 use super::missing;
 use super::services::Services;
 use crate::engine::graphql::EngineError;
+use crate::model::cause::{Cause, CauseKind};
 use crate::run::execution::StepContext;
 use crate::run::toolbox;
 use crate::settings::Settings;
@@ -26,6 +26,9 @@ use common::failure::{Failure, OrFail};
 const FIRST_INTERVAL: Duration = Duration::from_millis(25);
 /// The time limit of one request.
 const TRY_LIMIT: Duration = Duration::from_secs(2);
+
+/// How many of the service's last lines are part of the cause of a failure.
+const TAIL: usize = 20;
 
 /// Evidence that the health endpoint of this image answered 200.
 #[derive(Debug)]
@@ -44,11 +47,8 @@ pub async fn run<'img, K: Kind>(
 ) -> Result<Smoked<'img, K>, Failure> {
     let client = step.client();
     let settings = &step.run.settings;
-    let archive = image.upload(step).await?;
     let services = Services::of(step).await?;
-    let container = toolbox::container(client, step.run.foreign_platform()).import(archive);
-    let container = with_env(&container, &settings.smoke.env);
-    let service = service(&services.bind(&container), settings.service.port);
+    let service = service(step, image, &services).await?;
     let engine = |error| EngineError::from(error).into_environment("cannot start the image");
     let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);
     let answered = async {
@@ -97,6 +97,14 @@ pub async fn run<'img, K: Kind>(
                 settings.smoke.within
             )
         });
+        let lines: Vec<_> = output.trim_end().lines().collect();
+        let tail = &lines[lines.len().saturating_sub(TAIL)..];
+        step.add_cause(Cause {
+            kind: CauseKind::Service,
+            title: failure.to_string(),
+            location: None,
+            detail: tail.join("\n"),
+        });
         return Err(failure.output(output).hint(hint));
     }
     step.set_digest(&image.info().digest);
@@ -119,8 +127,22 @@ async fn wait_for_exit<K: Kind>(step: &StepContext<'_, K>) -> Failure {
     }
 }
 
-fn service(container: &Container, port: u16) -> EngineService {
-    container
+/// The image as a service that has not been started, with access to the backing services.
+///
+/// # Errors
+/// When the image cannot be uploaded to the engine (exit code 3).
+pub(super) async fn service<K: Kind>(
+    step: &StepContext<'_, K>,
+    image: &Image<'_, '_, K>,
+    services: &Services,
+) -> Result<EngineService, Failure> {
+    let settings = &step.run.settings;
+    let port = settings.service.port;
+    let archive = image.upload(step).await?;
+    let container = toolbox::container(step.client(), step.run.foreign_platform()).import(archive);
+    let container = with_env(&container, &settings.smoke.env);
+    Ok(services
+        .bind(&container)
         // The engine's own health check would wait forever for a port that never opens.
         .without_exposed_port(port as isize)
         .with_exposed_port_opts(
@@ -138,7 +160,7 @@ fn service(container: &Container, port: u16) -> EngineService {
             insecure_root_capabilities: None,
             no_init: Some(true),
             use_entrypoint: Some(true),
-        })
+        }))
 }
 
 async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Failure> {

@@ -31,7 +31,7 @@ pub async fn run<'run, K: Kind>(
     let work = Work {
         // Compiled separately, because the tests' output must not be mixed with cargo's JSON messages.
         script: &format!(
-            "using cargo test --workspace --locked --no-run {MESSAGES}\ncargo test --workspace --locked"
+            "using cargo test --workspace --locked --no-run {MESSAGES}\ncargo test --workspace --locked --no-fail-fast"
         ),
         env: step.run.settings.test_env.clone(),
         services: Some(&services),

@@ -10,6 +10,7 @@ use super::services::Services;
 use crate::engine::graphql::EngineError;
 use crate::image::archive::Platform;
 use crate::model::config_file::FILE;
+use crate::output::{IDLE, SOURCES};
 use crate::run::execution::StepContext;
 use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
@@ -20,8 +21,6 @@ use common::pins;
 
 /// The mount point of the run's sources.
 const CHECKOUT: &str = "/checkout";
-/// The copy of the sources that cargo compiles.
-const SOURCES: &str = "/work/src";
 /// Cargo's home, with its downloads.
 const CARGO_HOME: &str = "/cargo";
 
@@ -38,8 +37,11 @@ const CARGO_HOME: &str = "/cargo";
 /// Concurrent runs wait for each other with a file lock, which is released when the container exits. The engine's own lock
 /// (`LOCKED`) no longer leaks when a run is cancelled, but it would also cover the lookup of cached results.
 const SYNC: &str = r#"set -eu
+# One stream for all output, because the engine does not keep the order of two. Cargo's messages in JSON have the other one, as
+# they could arrive in the middle of a line.
+exec 3>&1 1>&2
 exec 9>/work/lock
-flock --nonblock 9 || { echo "waiting for another run with the same cache" >&2; flock 9; }
+flock --nonblock 9 || { echo "waiting for another run with the same cache"; flock 9; }
 mkdir -p /work/src
 all=
 if [ -e /work/unfinished ]; then all=yes; fi
@@ -93,6 +95,24 @@ mv /work/links.now /work/links
 rm /work/unfinished
 # Build scripts must not see this variable.
 unset KIND
+# For `ci shell`, which does not count as a run.
+[ -n "${CI_SHELL_TOKEN:-}" ] || date +%s > /work/last
+"#;
+
+/// Reports that the container has used almost no CPU, less than 2 %, for some time. In the container, because the engine reports the
+/// CPU time of a container only on hosts with version 2 of cgroups.
+const WATCH: &str = r#"
+used() { cat /proc/[0-9]*/stat 2>/dev/null | sed 's/.*) //' | awk '{ ticks += $12 + $13 + $14 + $15 } END { print ticks }'; }
+(
+  before=$(used); idle=0
+  while sleep 3; do
+    now=$(used)
+    if [ $((now - before)) -lt 6 ]; then idle=$((idle + 3)); printf '@idle@%s\r' "$idle"
+    elif [ "$idle" -gt 0 ]; then idle=0; printf '@idle@0\r'
+    fi
+    before=$now
+  done
+) &
 "#;
 
 /// A program that is mounted in the toolchain's container.
@@ -123,11 +143,20 @@ pub struct Work<'a> {
     pub hint: &'a str,
 }
 
-/// A shell function that runs a cargo command with [`MESSAGES`] and stores the list of the files that the command used. Only
-/// those files of a volume are saved for other runners.
-const USING: &str = r#"using() { "$@" > /work/used.now && mv /work/used.now /work/used; }"#;
-/// Makes cargo write JSON messages about the files that it uses to standard output; diagnostics stay on standard error.
-pub const MESSAGES: &str = "--message-format=json-render-diagnostics";
+/// A shell function that runs a cargo command with [`MESSAGES`]. It prints the diagnostics and stores all messages, which list the
+/// files that the command used: only those files of a volume are saved for other runners.
+const USING: &str = r#"using() {
+  rm -f /tmp/messages; mkfifo /tmp/messages
+  tee /work/used.now < /tmp/messages | grep --line-buffered '^{"reason":"compiler-message"' >&3 &
+  failed=
+  "$@" > /tmp/messages || failed=$?
+  wait "$!" || true
+  [ -z "$failed" ] || exit "$failed"
+  mv /work/used.now /work/used
+}"#;
+/// Makes cargo write its messages as JSON to standard output, and its progress to standard error. The options are not in the
+/// environment, where tests that call cargo would inherit them.
+pub const MESSAGES: &str = "--message-format=json --config 'term.progress.when=\"always\"' --config term.progress.width=80";
 
 /// A container of the toolchain's image with cargo's home, without the sources.
 ///
@@ -164,7 +193,9 @@ pub async fn bare_toolchain<K: Kind>(
     step: &StepContext<'_, K>,
     platform: Option<&Platform>,
 ) -> Result<Container, Failure> {
-    let image = step.run.toolbox.rust().await?;
+    let image = step
+        .waiting("the toolchain's image", step.run.toolbox.rust())
+        .await?;
     Ok(image
         .container(step.client(), platform)?
         .with_env_variable("CARGO_TERM_COLOR", "never")
@@ -246,7 +277,22 @@ async fn key<K: Kind>(
 }
 
 fn script(work: &Work<'_>) -> String {
-    format!("{SYNC}\n{USING}\ncd \"$1\"\n{}", work.script)
+    let watch = WATCH.replace("@idle@", IDLE);
+    format!("{SYNC}\n{watch}\n{USING}\ncd \"$1\"\n{}", work.script)
+}
+
+/// The command that runs `work` in the container of [`prepare`].
+pub fn command<K: Kind>(step: &StepContext<'_, K>, work: &Work<'_>) -> Vec<String> {
+    let folder = Path::new(SOURCES).join(&step.run.settings.folder);
+    [
+        "sh",
+        "-c",
+        &script(work),
+        "sh",
+        &folder.display().to_string(),
+    ]
+    .map(ToOwned::to_owned)
+    .to_vec()
 }
 
 /// Runs `work` without looking for an earlier result.
@@ -254,6 +300,35 @@ fn script(work: &Work<'_>) -> String {
 /// # Errors
 /// When the script fails, with its output (exit code 1), or the engine fails (exit code 3).
 pub async fn execute<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    work: &Work<'_>,
+) -> Result<Container, Failure> {
+    let done = prepare(step, source, work)
+        .await?
+        .with_exec(command(step, work));
+    let finished = async {
+        step.waits_for_container();
+        match tokio::try_join!(done.stdout(), done.stderr()) {
+            Ok((messages, output)) => {
+                step.complete_log(&(messages + &output)).await;
+                Ok(())
+            }
+            Err(error) => Err(to_failure(step, error.into(), work.failed, work.hint).await),
+        }
+    };
+    match work.services {
+        Some(services) => services.run_with(finished).await?,
+        None => finished.await?,
+    };
+    Ok(done)
+}
+
+/// The container in which `work` runs, before its command.
+///
+/// # Errors
+/// When the toolchain's image cannot be pulled (exit code 3).
+pub async fn prepare<K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'_>,
     work: &Work<'_>,
@@ -267,7 +342,6 @@ pub async fn execute<K: Kind>(
         run.restore(Place::Cargo),
         run.restore(Place::Work(step.step))
     );
-    let folder = Path::new(SOURCES).join(&run.settings.folder);
     let container = with_packages(&toolchain, &run.settings.packages_of(step.step))
         .with_mounted_directory(
             CHECKOUT,
@@ -286,25 +360,7 @@ pub async fn execute<K: Kind>(
     if let Some(services) = work.services {
         container = services.bind(&container);
     }
-    let done = container.with_exec(vec![
-        "sh",
-        "-c",
-        &script(work),
-        "sh",
-        &folder.display().to_string(),
-    ]);
-    let finished = async {
-        let result = done.combined_output().await;
-        let output =
-            result.map_err(|error| to_failure(step, error.into(), work.failed, work.hint))?;
-        step.add_output(&output);
-        Ok::<_, Failure>(())
-    };
-    match work.services {
-        Some(services) => services.run_with(finished).await?,
-        None => finished.await?,
-    };
-    Ok(done)
+    Ok(container)
 }
 
 /// Messages of failures outside of the code, and their causes.
@@ -338,32 +394,33 @@ fn environment_failure(output: &str) -> Option<&'static str> {
 
 /// A failed command fails the gate (exit code 1), unless its output shows that something outside of the code failed (exit
 /// code 3).
-fn to_failure<K: Kind>(
+async fn to_failure<K: Kind>(
     step: &StepContext<'_, K>,
     error: EngineError,
     failed: &str,
     hint: &str,
 ) -> Failure {
-    match error {
-        EngineError::Exec { exit_code, output } => match environment_failure(&output) {
-            Some(cause) => Failure::environment(format!("{}: {cause}", step.step))
-                .output(output)
-                .hint("Fix the cause and run again; `ci doctor` checks this machine's setup."),
-            None => Failure::new(
-                ExitCode::GateFailed,
-                format!("{failed} (exit code {exit_code})"),
-            )
+    let (exit_code, output) = match error {
+        EngineError::Exec { exit_code, output } => (exit_code, step.complete_log(&output).await),
+        other => return other.into_environment(&format!("step {}", step.step)),
+    };
+    match environment_failure(&output) {
+        Some(cause) => Failure::environment(format!("{}: {cause}", step.step))
             .output(output)
-            .hint(if step.run.settings.paths.contains_key(&step.step) {
-                format!(
-                    "{hint} This step only has the files that paths.{} in {FILE} selects.",
-                    step.step
-                )
-            } else {
-                hint.to_owned()
-            }),
-        },
-        other => other.into_environment(&format!("step {}", step.step)),
+            .hint("Fix the cause and run again; `ci doctor` checks this machine's setup."),
+        None => Failure::new(
+            ExitCode::GateFailed,
+            format!("{failed} (exit code {exit_code})"),
+        )
+        .output(output)
+        .hint(if step.run.settings.paths.contains_key(&step.step) {
+            format!(
+                "{hint} This step only has the files that paths.{} in {FILE} selects.",
+                step.step
+            )
+        } else {
+            hint.to_owned()
+        }),
     }
 }
 

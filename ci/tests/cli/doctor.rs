@@ -15,8 +15,8 @@ fn checked_lines(outcome: &Outcome) -> Vec<&str> {
     let lines: Vec<_> = outcome.stdout.lines().collect();
     let mut problems = 0;
     for (at, line) in lines.iter().enumerate() {
-        if line.starts_with("problem ") {
-            problems += 1;
+        if line.starts_with("problem ") || line.starts_with("note ") {
+            problems += usize::from(line.starts_with("problem "));
             let fix = lines.get(at + 1).copied().unwrap_or_default();
             assert!(
                 fix.starts_with("          ") && !fix.trim().is_empty(),

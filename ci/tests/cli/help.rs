@@ -61,10 +61,20 @@ fn prints_the_graph_without_a_repository_or_an_engine() {
 }
 
 #[test]
-fn prints_the_package_version() {
-    assert_eq!(
-        stdout_of(&["--version"]),
-        format!("ci {}\n", env!("CARGO_PKG_VERSION"))
+fn prints_the_version_and_the_commit_of_its_sources() {
+    let printed = stdout_of(&["--version"]);
+    let version = format!("ci {}", env!("CARGO_PKG_VERSION"));
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // The pipeline's containers have no repository.
+    if !sources.join("../.git").exists() {
+        assert_eq!(printed, format!("{version}\n"));
+        return;
+    }
+    let commit = crate::harness::git(sources, &["rev-parse", "HEAD"]);
+    let rest = printed.strip_prefix(&format!("{version} (commit {commit}"));
+    assert!(
+        matches!(rest, Some(")\n" | "-dirty)\n")),
+        "{printed}, {commit}"
     );
 }
 

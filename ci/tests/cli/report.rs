@@ -63,10 +63,17 @@ fn keeps_an_unused_token_out_of_all_output() {
 }
 
 #[test]
-fn quiet_prints_only_the_error() {
+fn quiet_prints_only_one_line() {
     let project = Project::new("quiet");
     let run = ci(&project, &["--quiet"]).run().finds_no_engine();
-    assert!(run.stderr.starts_with("error: "), "{}", run.stderr);
+    let [line] = run.stderr.lines().collect::<Vec<_>>()[..] else {
+        panic!("{}", run.stderr)
+    };
+    assert!(line.starts_with("failed in "), "{line}");
+    assert!(
+        line.contains("(exit code 3): no engine listens on"),
+        "{line}"
+    );
     assert_eq!(run.stdout, "");
 }
 

@@ -358,3 +358,25 @@ fn graph_rejects_the_formats_of_other_commands() {
         .run()
         .refuses(2, "`human` is not a format of `ci graph`");
 }
+
+#[test]
+fn refuses_a_shell_that_cannot_be_opened() {
+    let project = Project::new("shell");
+    ci(&project, &["shell", "scan"])
+        .run()
+        .exits(2)
+        .says("the container of step scan has no shell")
+        .says("hint: Open a shell in one of these steps: test, fmt, lint, custom, build, smoke.");
+    ci(&project, &["shell", "custom"])
+        .run()
+        .exits(2)
+        .says("this project has no step custom");
+    run_without_engine_setting(
+        project
+            .ci(&["shell", "test"])
+            .env("DAGGER_SESSION_PORT", "1")
+            .env("DAGGER_SESSION_TOKEN", "token"),
+    )
+    .exits(2)
+    .says("a shell cannot be opened in the session of another process");
+}

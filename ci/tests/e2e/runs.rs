@@ -316,7 +316,7 @@ fn prints_annotations_in_a_plain_log_on_github() {
         .exits(1)
         .says("::group::fmt: output")
         .says("::endgroup::")
-        .says("\n::error title=ci::fmt: some files are not formatted");
+        .says("\n::error file=api/src/main.rs,line=7,title=ci%3A fmt::not formatted");
     assert_eq!(on_github.report["event"], "pull-request");
     for run in [plain, on_github] {
         assert!(!run.stderr.contains('\u{1b}'), "escape codes in a file");

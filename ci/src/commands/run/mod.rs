@@ -3,6 +3,7 @@
 pub(super) mod plan;
 mod prefetch;
 pub(super) mod session;
+mod shell;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,14 +21,27 @@ use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
 
 /// Runs the steps of the command, and reports the results.
-///
-/// # Errors
-/// When the plan is invalid, or the report cannot be written. Later failures are part of the report.
-pub(super) async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<ExitCode, Failure> {
+pub(super) async fn run(invocation: &Invocation, stopper: &Stopper) -> ExitCode {
     let github = GitHub::from_env();
+    match run_plan(invocation, stopper, &github).await {
+        Ok(code) => code,
+        Err(failure) => {
+            Reporter::before_the_plan(invocation, &github).refused(&failure);
+            failure.code
+        }
+    }
+}
+
+/// # Errors
+/// When the plan is invalid, and nothing has run. Later failures are part of the report.
+async fn run_plan(
+    invocation: &Invocation,
+    stopper: &Stopper,
+    github: &GitHub,
+) -> Result<ExitCode, Failure> {
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
-    let plan = plan(invocation, &github)?;
+    let plan = plan(invocation, github)?;
     let loader = match plan.invocation {
         Command::Build { load: true, .. } => Some(runtime::find_loader().await?),
         _ => None,
@@ -134,13 +148,22 @@ pub(super) async fn run(invocation: &Invocation, stopper: &Stopper) -> Result<Ex
     report.verdict = Verdict::of(code);
     report.prepared = reporter.prepared();
     report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    report.write(&directory, |text| reporter.redact(text))?;
-    let summary = reporter.redact(&report::summary(&report));
+    if let Err(failure) = write(&report, &directory, &reporter) {
+        reporter.failed(&failure);
+        report.verdict = Verdict::of(ExitCode::of_all([report.verdict.reason, failure.code]));
+        report.error = Some(failure.to_string());
+    }
+    reporter.verdict(&report);
+    Ok(report.verdict.reason)
+}
+
+/// Writes the reports, and the outputs for GitHub Actions.
+fn write(report: &Report, directory: &Path, reporter: &Reporter) -> Result<(), Failure> {
+    report.write(directory, |text| reporter.redact(text))?;
+    let summary = reporter.redact(&report::summary(report));
     let page = directory.join("summary.md");
     std::fs::write(&page, &summary).or_environment(format!("cannot write {}", page.display()))?;
-    report::write_github_outputs(&report, &summary)?;
-    reporter.verdict(&report);
-    Ok(code)
+    report::write_github_outputs(report, &summary)
 }
 
 /// Copies and loads a built image, as the options of `ci build` request.

@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 
 use super::plan::Plan;
 use super::prefetch::Prefetch;
+use super::shell;
 use crate::engine::find::{self, Engine};
 use crate::engine::graphql::EngineError;
 use crate::engine::session::{Connection, Session};
@@ -234,7 +235,12 @@ impl InSession<'_> {
             id: new_id(),
             toolchain: OnceCell::new(),
         };
-        let run = Run::new(context, plan.steps);
+        let steps = match plan.invocation {
+            // The only step that a shell needs.
+            Command::Shell { .. } => vec![Step::Build],
+            _ => plan.steps,
+        };
+        let run = Run::new(context, steps);
         let mut published = None;
         match plan.invocation {
             Command::Fmt { fix: true } => {
@@ -257,6 +263,10 @@ impl InSession<'_> {
             Command::Cache {
                 command: CacheCommand::Save { .. },
             } => run.context.save(&run.context.places(), &lockfile).await,
+            Command::Shell { step } => {
+                let open = shell::open(&run, step, plan.checkout, plan.snapshot);
+                self.stopper.unless_stopped(open).await?;
+            }
             _ => {
                 published = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
                 run.context.save(&run.worked_in(), &lockfile).await;
