@@ -11,6 +11,7 @@ use crate::commands;
 use crate::report;
 use crate::settings::Invocation;
 use common::failure::{ExitCode, Failure};
+use common::scratch;
 
 /// Parses the command line and runs the command.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -46,6 +47,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .unwrap_or_else(|failure| fail(&failure));
     // Abandoned downloads must not delay the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    scratch::clean();
     code
 }
 

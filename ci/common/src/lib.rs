@@ -9,3 +9,4 @@ pub mod file_tree;
 pub mod pins;
 pub mod progress;
 pub mod provision;
+pub mod scratch;

@@ -20,7 +20,11 @@ pub(super) async fn run(
     command: &CacheCommand,
     stopper: &Stopper,
 ) -> Result<ExitCode, Failure> {
-    let plan = plan(invocation, &GitHub::from_env())?;
+    let plan = plan(
+        invocation,
+        &GitHub::from_env(invocation.options.release_branch.as_deref()),
+        &Reporter::plain(invocation.options.quiet, invocation.options.verbose > 0),
+    )?;
     let reporter = Arc::new(Reporter::new(&plan.settings, None));
     let ended = session::run(plan, stopper, &reporter).await.result?;
     let Some(report) = ended.cache else {

@@ -17,6 +17,7 @@ use crate::source::project::{self, Package, Project};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure};
 use common::pins;
+use common::progress::Silent;
 use common::provision;
 
 /// Checks the setup without changing anything. Problems of the machine are printed, and the exit code is 3.
@@ -24,7 +25,7 @@ use common::provision;
 /// # Errors
 /// When a setting is invalid (exit code 2).
 pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
-    let github = GitHub::from_env();
+    let github = GitHub::from_env(invocation.options.release_branch.as_deref());
     let mut findings = Findings::default();
 
     let directory = invocation.directory()?;
@@ -38,6 +39,9 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 "with uncommitted changes, which cannot be published"
             };
             findings.good("git", format!("commit {}, {state}", checkout.commit.sha));
+            if let Err(failure) = checkout.snapshot(&Silent) {
+                findings.failed("sources", failure);
+            }
             let inside = project::path_below_root(&checkout.root, &directory)?;
             match Project::find(&checkout.root, &inside) {
                 Ok(found) => {

@@ -34,7 +34,7 @@ fn project_steps(invocation: &Invocation) -> Result<Vec<Step>, Failure> {
         &folder,
         &project,
         file.as_deref(),
-        &GitHub::from_env(),
+        &GitHub::from_env(invocation.options.release_branch.as_deref()),
     )?;
     let mut steps = Step::all().to_vec();
     steps.retain(|step| settings.has(*step));

@@ -26,7 +26,7 @@ pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
     let reporter = Reporter::plain(invocation.options.quiet, invocation.options.verbose > 0);
     match &invocation.command {
         Command::Graph => graph::run(&invocation),
-        Command::Init => init::run(&invocation, &reporter),
+        Command::Init { print } => init::run(&invocation, *print, &reporter),
         Command::Doctor => stopper.unless_stopped(doctor::run(&invocation)).await,
         Command::Verify { image } => {
             stopper

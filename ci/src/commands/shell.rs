@@ -13,6 +13,7 @@ use crate::settings::Invocation;
 use crate::steps::shell::STEPS;
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
+use common::scratch;
 
 /// Opens the shell, and returns when it ends.
 ///
@@ -31,7 +32,11 @@ pub(super) async fn run(
         ))
         .hint(format!("Open a shell in one of these steps: {names}.")));
     }
-    let mut plan = plan(invocation, &GitHub::from_env())?;
+    let mut plan = plan(
+        invocation,
+        &GitHub::from_env(invocation.options.release_branch.as_deref()),
+        &Reporter::plain(invocation.options.quiet, invocation.options.verbose > 0),
+    )?;
     if !plan.settings.has(step) {
         return Err(Failure::usage(format!("this project has no step {step}"))
             .hint("Add a [[gate]] with name and run to ci.toml."));
@@ -43,7 +48,7 @@ pub(super) async fn run(
         .hint("Run `ci shell` outside of `dagger run`, or choose an engine with --engine."));
     }
     // The image for `smoke` must not replace the one of the last run.
-    let folder = tempfile::tempdir().or_environment("cannot create a directory for the image")?;
+    let folder = scratch::folder().or_environment("cannot create a directory for the image")?;
     if step == Step::Smoke {
         folder.path().clone_into(&mut plan.settings.report_dir);
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use dagger_sdk::DaggerConn;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Child;
 use tokio::task::JoinHandle;
 
@@ -94,19 +94,29 @@ impl Session {
             .build()
             .or_environment("cannot create an HTTP client")?;
         match endpoint {
-            Endpoint::Session { port, token } => Ok(Self {
-                connection: Connection {
-                    address: Address {
-                        port: *port,
-                        token: token.clone(),
+            Endpoint::Session { port, token } => {
+                TcpStream::connect(("127.0.0.1", *port))
+                    .await
+                    .or_environment(format!(
+                        "no session listens on port {port}, which DAGGER_SESSION_PORT names"
+                    ))
+                    .map_err(|failure| {
+                        failure.hint("Unset DAGGER_SESSION_PORT and DAGGER_SESSION_TOKEN if they are left from a `dagger run` that has ended.")
+                    })?;
+                Ok(Self {
+                    connection: Connection {
+                        address: Address {
+                            port: *port,
+                            token: token.clone(),
+                        },
+                        http,
+                        telemetry: telemetry.clone(),
                     },
-                    http,
-                    telemetry: telemetry.clone(),
-                },
-                child: None,
-                socket: None,
-                watch: None,
-            }),
+                    child: None,
+                    socket: None,
+                    watch: None,
+                })
+            }
             Endpoint::Cli {
                 cli,
                 runner_host,

@@ -502,8 +502,11 @@ impl<'a> Client<'a> {
             Failure::environment(message).hint("Run again later.")
         } else {
             Failure::refused(message).hint(match self.access {
-                Access::Write => {
+                Access::Write if self.registry.to_string() == Registry::GHCR => {
                     "Give the token the permission `packages: write` and connect the package to this repository."
+                }
+                Access::Write => {
+                    "Set GITHUB_ACTOR and GITHUB_TOKEN to the user and the password of an account that can push to this registry."
                 }
                 Access::Read => "Set GITHUB_TOKEN and GITHUB_ACTOR to a credential that can read the image if it is private.",
             })

@@ -206,15 +206,17 @@ impl FromStr for Repository {
 pub struct Tag(String);
 
 impl Tag {
-    /// Creates the tag from `short`, the output of `git rev-parse --short HEAD`, and the full `sha`.
-    pub(crate) fn of_commit(short: &str, sha: &str) -> Result<Self, Failure> {
-        let hex = short.len() >= 4 && short.bytes().all(|b| b.is_ascii_hexdigit());
-        if hex && sha.starts_with(short) {
-            Ok(Self(short.to_owned()))
-        } else {
-            Err(Failure::environment(format!(
-                "git printed `{short}` as the short SHA of commit {sha}"
-            )))
+    /// The default length of a tag. It is fixed, because git's own short SHA depends on the clone and its settings.
+    pub const LENGTH: usize = 7;
+
+    /// Creates the tag of the commit with the full `sha`: its first `length` digits, at least [`LENGTH`](Self::LENGTH).
+    pub(crate) fn of_commit(sha: &str, length: usize) -> Result<Self, Failure> {
+        let hex = matches!(sha.len(), 40 | 64) && sha.bytes().all(|b| b.is_ascii_hexdigit());
+        match sha.get(..length.max(Self::LENGTH)) {
+            Some(short) if hex => Ok(Self(short.to_owned())),
+            _ => Err(Failure::environment(format!(
+                "git printed `{sha}`, which is not a full commit SHA"
+            ))),
         }
     }
 
@@ -405,16 +407,13 @@ mod tests {
     #[test]
     fn tag_is_a_prefix_of_the_sha() {
         let sha = "4f2a91c0d3b5e6f7a8b9c0d1e2f3a4b5c6d7e8f9";
-        assert_eq!(
-            Tag::of_commit("4f2a91c", sha).unwrap().to_string(),
-            "4f2a91c"
-        );
-        assert_eq!(
-            Tag::of_commit("4f2a91c", sha).unwrap().dirty().to_string(),
-            "4f2a91c-dirty"
-        );
-        for bad in ["latest", "", "4f2", "deadbeef", "4f2a91c-dirty"] {
-            assert!(Tag::of_commit(bad, sha).is_err(), "{bad}");
+        let tag = Tag::of_commit(sha, Tag::LENGTH).unwrap();
+        assert_eq!(tag.to_string(), "4f2a91c");
+        assert_eq!(tag.dirty().to_string(), "4f2a91c-dirty");
+        assert_eq!(Tag::of_commit(sha, 12).unwrap().to_string(), "4f2a91c0d3b5");
+        assert_eq!(Tag::of_commit(sha, 1).unwrap().to_string(), "4f2a91c");
+        for bad in ["latest", "", "4f2a91c", "4f2a91c-dirty"] {
+            assert!(Tag::of_commit(bad, 7).is_err(), "{bad}");
         }
     }
 }

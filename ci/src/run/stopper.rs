@@ -10,7 +10,7 @@ use common::failure::{ExitCode, Failure, OrFail};
 /// Why a run stops early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// SIGINT or SIGTERM.
+    /// SIGINT, SIGTERM or SIGHUP.
     Signal,
     /// The time limit of the run.
     TimeLimit,
@@ -55,7 +55,7 @@ impl Stopper {
         self.reason.get().copied()
     }
 
-    /// Stops the run on SIGINT and SIGTERM from now on.
+    /// Stops the run on SIGINT, SIGTERM and SIGHUP from now on.
     ///
     /// # Errors
     /// When no signal handler can be installed (exit code 3).
@@ -68,10 +68,22 @@ impl Stopper {
                 signal(SignalKind::terminate()).or_environment("cannot listen for signals")?;
             let mut interrupt =
                 signal(SignalKind::interrupt()).or_environment("cannot listen for signals")?;
+            // Listening would undo `nohup`, which ignores this signal of a closed terminal.
+            let mut hangup = (!is_ignored(SignalKind::hangup()))
+                .then(|| signal(SignalKind::hangup()))
+                .transpose()
+                .or_environment("cannot listen for signals")?;
             tokio::spawn(async move {
+                let hung_up = async {
+                    match &mut hangup {
+                        Some(hangup) => hangup.recv().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
+                    _ = hung_up => {}
                 }
                 stopper.stop(Stop::Signal);
             });
@@ -102,4 +114,17 @@ impl Stopper {
             _ => Failure::cancelled(),
         }
     }
+}
+
+/// Whether this process ignores the signal, according to Linux; `false` elsewhere.
+#[cfg(unix)]
+fn is_ignored(signal: tokio::signal::unix::SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default();
+    let bit = signal.as_raw_value() - 1;
+    mask >> bit & 1 == 1
 }

@@ -20,6 +20,7 @@ use crate::runner_cache::store::Part;
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
 use common::pins;
+use common::scratch;
 
 /// The mount point of a volume while it is restored or saved.
 const VOLUME: &str = "/volume";
@@ -233,7 +234,7 @@ async fn save<K: Kind>(
     let listed = format!(
         "mkdir /out\n{LISTING} > /out/listing\nif [ -e used ]; then cp used /out/; else : > /out/used; fi\n"
     );
-    let folder = tempfile::tempdir().or_environment("cannot create a temporary directory")?;
+    let folder = scratch::folder().or_environment("cannot create a temporary directory")?;
     with_script(&container, place, &listed)
         .directory("/out")
         .export(folder.path().display().to_string())
@@ -249,7 +250,7 @@ async fn save<K: Kind>(
     let parts = select_parts(place, &files, &used, lockfile)
         .map_err(|error| Failure::environment(unexpected).because(error))?;
 
-    let lists = tempfile::tempdir().or_environment("cannot create a temporary directory")?;
+    let lists = scratch::folder().or_environment("cannot create a temporary directory")?;
     let mut new = Vec::new();
     for (part, files) in parts {
         if files.is_empty() {

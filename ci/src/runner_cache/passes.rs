@@ -13,6 +13,7 @@ use super::store::Part;
 use crate::model::record::{PriorPass, Record, Status};
 use crate::model::step::Step;
 use common::failure::{Failure, OrFail};
+use common::scratch;
 
 const LOG: &str = "log";
 const OUT: &str = "out";
@@ -25,9 +26,9 @@ impl Cache {
         let entry = self.store.find(&self.of, part, &hex)?;
         let unpack = || -> eyre::Result<_> {
             let blob = self.store.blob(entry, &[LOG, OUT])?;
-            let all = tempfile::tempdir()?;
+            let all = scratch::folder()?;
             pack::unpack(&blob, all.path())?;
-            let out = tempfile::tempdir()?;
+            let out = scratch::folder()?;
             let output = all.path().join(OUT);
             if output.is_dir() {
                 copy(&output, out.path())?;
@@ -61,7 +62,7 @@ impl Cache {
     /// When the output files cannot be copied.
     pub fn record_pass(&self, key: Key, output: &Path) -> Result<(), Failure> {
         let cannot = "cannot copy the step's output";
-        let folder = tempfile::tempdir().or_environment(cannot)?;
+        let folder = scratch::folder().or_environment(cannot)?;
         copy(output, &folder.path().join(OUT)).or_environment(cannot)?;
         self.state().now.insert(key.step, (key, folder));
         Ok(())

@@ -10,6 +10,7 @@ use common::failure::{Failure, OrFail};
 use common::pins;
 use common::progress::Progress;
 use common::provision;
+use common::scratch;
 
 /// The name of the program in its part.
 const PROGRAM: &str = "cargo-auditable";
@@ -56,7 +57,7 @@ impl Cache {
         };
         let unpack = || -> eyre::Result<()> {
             let blob = self.store.blob(entry, &[PROGRAM])?;
-            let folder = tempfile::tempdir()?;
+            let folder = scratch::folder()?;
             pack::unpack(&blob, folder.path())?;
             std::fs::copy(folder.path().join(PROGRAM), to)?;
             Ok(())
@@ -95,7 +96,7 @@ impl Cache {
         }
         let pack = || -> Result<_, Failure> {
             let cannot = "cannot pack cargo-auditable";
-            let folder = tempfile::tempdir().or_environment(cannot)?;
+            let folder = scratch::folder().or_environment(cannot)?;
             std::fs::copy(&program, folder.path().join(PROGRAM)).or_environment(cannot)?;
             let file = self.unfinished_file("tool")?;
             let unpacked = pack::pack(folder.path(), &file).or_environment(cannot)?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
@@ -125,8 +126,14 @@ pub enum Command {
     /// Write a commented ci.toml and the workflow for this Cargo workspace
     ///
     /// Existing files are kept.
-    #[command(after_help = "Example:\n  ci init --workspace backend")]
-    Init,
+    #[command(
+        after_help = "Examples:\n  ci init --workspace backend\n  ci init --print    Print the ci.toml that it would write"
+    )]
+    Init {
+        /// Print ci.toml instead of writing files, also where one exists
+        #[arg(long)]
+        print: bool,
+    },
     /// Check this machine's setup and suggest fixes
     #[command(after_help = "Example:\n  ci doctor --engine docker")]
     Doctor,
@@ -169,7 +176,7 @@ impl Command {
             Self::Verify { .. }
             | Self::Shell { .. }
             | Self::Graph
-            | Self::Init
+            | Self::Init { .. }
             | Self::Doctor
             | Self::Engine { .. }
             | Self::Cache { .. } => return Vec::new(),
@@ -291,6 +298,11 @@ pub struct Options {
         hide_short_help = true
     )]
     pub repository: Option<String>,
+    /// The branch whose pushes are published [default: the repository's default branch on GitHub, else main]
+    ///
+    /// Only the command line can name it: a file of the commit would let any branch publish.
+    #[arg(long, global = true, value_name = "BRANCH", hide_short_help = true)]
+    pub release_branch: Option<String>,
     /// The directory for reports [default: target/ci]
     #[arg(
         long,
@@ -319,6 +331,7 @@ pub struct Options {
         long,
         global = true,
         env = "LAB_CI_FAIL_FAST",
+        value_parser = BoolishValueParser::new(),
         overrides_with = "keep_going",
         hide_short_help = true
     )]
@@ -350,6 +363,8 @@ pub struct Options {
 
 /// The options of the image, by their fields in [`Options`].
 const IMAGE: &[&str] = &["platform", "registry", "repository"];
+/// The option that only matters to what publishes, and to the caches of main.
+const RELEASE: &[&str] = &["release_branch"];
 /// The options that only a run of steps uses.
 const RUN: &[&str] = &["report_dir", "fail_fast", "keep_going", "timeout"];
 
@@ -358,17 +373,34 @@ const RUN: &[&str] = &["report_dir", "fail_fast", "keep_going", "timeout"];
 fn ignored(command: &str) -> Vec<&'static str> {
     let groups: &[&[&str]] = match command {
         "test" | "fmt" | "lint" | "custom" => &[IMAGE],
-        "verify" => &[IMAGE, RUN, &["event", "cache_dir"]],
-        "graph" => &[IMAGE, RUN, &["event", "engine", "cache_dir", "quiet"]],
-        "init" => &[IMAGE, RUN, &["event", "engine", "cache_dir", "format"]],
+        "verify" => &[IMAGE, RELEASE, RUN, &["event", "cache_dir"]],
+        "graph" => &[
+            IMAGE,
+            RELEASE,
+            RUN,
+            &["event", "engine", "cache_dir", "quiet"],
+        ],
+        "init" => &[
+            IMAGE,
+            RELEASE,
+            RUN,
+            &["event", "engine", "cache_dir", "format"],
+        ],
         "shell" => &[
             RUN,
+            RELEASE,
             &["registry", "repository", "cache_dir", "format", "quiet"],
         ],
         "doctor" => &[RUN, &["platform", "format", "quiet"]],
-        "engine" | "status" => &[IMAGE, RUN, &["event", "engine", "workspace", "cache_dir"]],
+        "engine" | "status" => &[
+            IMAGE,
+            RELEASE,
+            RUN,
+            &["event", "engine", "workspace", "cache_dir"],
+        ],
         "up" | "down" | "prune" => &[
             IMAGE,
+            RELEASE,
             RUN,
             &["event", "engine", "workspace", "cache_dir", "format"],
         ],

@@ -1,10 +1,11 @@
 //! Merges the command line, the environment (`LAB_CI_…`) and `ci.toml`, in this order of precedence.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, ValueEnum};
 use serde::Deserialize;
@@ -18,7 +19,7 @@ use crate::engine::choice::Choice;
 use crate::image::archive::Platform;
 use crate::model::config_file::{FILE, parse_duration};
 use crate::model::event::Event;
-use crate::model::image_name::{Registry, Repository};
+use crate::model::image_name::{Registry, Repository, Tag};
 use crate::model::step::Step;
 use crate::source::paths::{self, Paths};
 use crate::source::project::Project;
@@ -40,6 +41,7 @@ struct File {
     repository: Option<String>,
     source: Option<String>,
     platform: Option<String>,
+    tag_length: Option<usize>,
     report_dir: Option<PathBuf>,
     format: Option<String>,
     fail_fast: Option<bool>,
@@ -74,6 +76,8 @@ pub struct Settings {
     pub source: Option<String>,
     /// The image's platform, if it is configured.
     pub platform: Option<Platform>,
+    /// The length of the image's tag, the short SHA.
+    pub tag_length: usize,
     /// The workspace's directory, relative to the top of the sources.
     pub folder: PathBuf,
     /// The service to build.
@@ -88,6 +92,8 @@ pub struct Settings {
     pub test_env: BTreeMap<String, String>,
     /// The project's own gates.
     pub gates: Vec<Gate>,
+    /// The build scripts of the packages, relative to the root of the sources.
+    pub build_scripts: Vec<PathBuf>,
     /// The thresholds of the vulnerability scan.
     pub scan: ScanLimits,
     /// The settings of the smoke test.
@@ -153,6 +159,8 @@ pub struct Invocation {
     /// The options of all commands, from the command line or the environment.
     pub options: Options,
     registry_from: Origin,
+    /// The option or variable that a value comes from, by the option's field in [`Options`].
+    places: BTreeMap<&'static str, String>,
 }
 
 impl Invocation {
@@ -165,9 +173,11 @@ impl Invocation {
         I: IntoIterator<Item = T>,
         T: Into<OsString> + Clone,
     {
-        let matches = Cli::command().try_get_matches_from(arguments)?;
+        let matches = without_empty_variables(Cli::command()).try_get_matches_from(arguments)?;
         let cli = Cli::from_arg_matches(&matches)?;
+        let place = |id: &'static str| Some((id, place(&matches, id)?));
         Ok(Self {
+            places: NAMED.iter().copied().filter_map(place).collect(),
             command: cli.command.unwrap_or(Command::Run),
             options: cli.options,
             registry_from: if on_command_line(&matches, "registry") {
@@ -187,7 +197,20 @@ impl Invocation {
             command: self.command.clone(),
             options,
             registry_from: self.registry_from,
+            places: self.places.clone(),
         }
+    }
+
+    /// Adds to a failure which option, variable or key the invalid value comes from.
+    fn at<T>(&self, id: &str, result: Result<T, Failure>) -> Result<T, Failure> {
+        result.map_err(|mut failure| {
+            let place = match self.places.get(id) {
+                Some(place) => place.clone(),
+                None => format!("{id} in {FILE}"),
+            };
+            failure.message = format!("{place}: {}", failure.message);
+            failure
+        })
     }
 
     /// The directory to work on: `--workspace`, or the current directory.
@@ -230,7 +253,7 @@ impl Invocation {
             Some(text) => toml::from_str(text).map_err(|error| {
                 Failure::usage(format!("{FILE} is invalid"))
                     .output(error.to_string())
-                    .hint("Run `ci init` in a new package to get a ci.toml with every key.")
+                    .hint("`ci init --print` shows a ci.toml with every key.")
             })?,
         };
         let service = file.service.resolve(project)?;
@@ -243,11 +266,11 @@ impl Invocation {
         };
         let timeout = match options.timeout.clone().or(file.timeout) {
             None => github.actions.then_some(GITHUB_TIMEOUT),
-            Some(text) => Some(parse_duration(&text)?),
+            Some(text) => Some(self.at("timeout", parse_duration(&text))?),
         };
         let stuck_after = match file.stuck_after {
             None => STUCK_AFTER,
-            Some(text) => parse_duration(&text)?,
+            Some(text) => self.at("stuck-after", parse_duration(&text))?,
         };
         let report_dir = options
             .report_dir
@@ -269,17 +292,27 @@ impl Invocation {
             .collect::<Result<_, _>>()?;
         Ok(Settings {
             event: options.event.unwrap_or_else(|| github.event()),
-            engine: merge(&options.engine, file.engine, "auto").parse()?,
-            registry: merge(&options.registry, file.registry, Registry::GHCR).parse()?,
+            engine: self.at(
+                "engine",
+                merge(&options.engine, file.engine, "auto").parse(),
+            )?,
+            registry: self.at(
+                "registry",
+                merge(&options.registry, file.registry, Registry::GHCR).parse(),
+            )?,
             registry_from: self.registry_from,
-            repository: merge(
-                &options.repository,
-                file.repository,
-                &default_repository(&service.package),
-            )
-            .parse()?,
+            repository: self.at(
+                "repository",
+                merge(
+                    &options.repository,
+                    file.repository,
+                    &default_repository(&service.package),
+                )
+                .parse(),
+            )?,
             source: file.source.or_else(|| service.repository.clone()),
-            platform: platform.as_deref().map(str::parse).transpose()?,
+            platform: self.at("platform", platform.as_deref().map(str::parse).transpose())?,
+            tag_length: tag_length(file.tag_length)?,
             folder: project.folder.clone(),
             image: file.image.resolve(&service, &project.sources)?,
             service,
@@ -287,13 +320,17 @@ impl Invocation {
             packages: file.toolchain.resolve()?,
             test_env: file.test.resolve()?,
             gates: tables::gates(file.gate)?,
+            build_scripts: project.build_scripts.clone(),
             scan: file.scan.resolve()?,
             smoke: file.smoke.resolve()?,
             limits: tables::limits(file.limits)?,
             paths: paths::resolve(file.paths)?,
             cache_dir: options.cache_dir.as_deref().map(cache_dir).transpose()?,
             report_dir,
-            format: format(options.format.clone().or(file.format), github)?,
+            format: self.at(
+                "format",
+                format(options.format.clone().or(file.format), github),
+            )?,
             fail_fast: !options.keep_going
                 && (options.fail_fast || file.fail_fast.unwrap_or_default()),
             timeout,
@@ -325,6 +362,50 @@ fn format(configured: Option<String>, github: &GitHub) -> Result<Format, Failure
         Some(text) => Format::from_str(&text, false).map_err(|_| {
             Failure::usage(format!("`{text}` is not a format")).hint("Use human, json or github.")
         }),
+    }
+}
+
+/// The options whose values are checked after the command line has been parsed.
+const NAMED: [&str; 6] = [
+    "engine",
+    "registry",
+    "repository",
+    "platform",
+    "format",
+    "timeout",
+];
+
+/// The option or variable from which an option's value comes; `None` if it comes from neither.
+fn place(matches: &ArgMatches, id: &str) -> Option<String> {
+    match matches.value_source(id) {
+        Some(ValueSource::CommandLine) => return Some(format!("--{id}")),
+        Some(ValueSource::EnvVariable) => return Some(format!("LAB_CI_{}", id.to_uppercase())),
+        _ => {}
+    }
+    let (_, below) = matches.subcommand()?;
+    place(below, id)
+}
+
+/// Removes the environment variables that are set but empty, as workflows do it, from the definition of the command line: they count
+/// as not set.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|argument| match argument.get_env() {
+            Some(name) if is_empty(name) => argument.env(Resettable::Reset),
+            _ => argument,
+        })
+        .mut_subcommands(without_empty_variables)
+}
+
+fn tag_length(configured: Option<usize>) -> Result<usize, Failure> {
+    match configured {
+        None => Ok(Tag::LENGTH),
+        Some(length @ Tag::LENGTH..=40) => Ok(length),
+        Some(other) => Err(Failure::usage(format!(
+            "tag-length in {FILE} is {other}, not a number from {} to 40",
+            Tag::LENGTH
+        ))),
     }
 }
 

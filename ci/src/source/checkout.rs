@@ -1,18 +1,16 @@
 //! The git checkout of a run: its commit, its state and its files.
 //!
-//! The files of a clean tree are read from the git objects of HEAD, so that no other content (an `assume-unchanged` edit, a
-//! filter, an edit during the run) is published under a clean SHA. The files of a dirty tree are those that git tracks or does
-//! not ignore.
+//! The files of a clean tree are read from the git objects of HEAD, so that no other content (an `assume-unchanged` edit, an edit
+//! during the run) is published under a clean SHA. The files of a dirty tree are those that git tracks or does not ignore.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
 
+use super::git::{git, git_text};
+use super::snapshot::{Snapshot, Tree};
 use crate::model::image_name::{DirtyTag, Tag};
 use common::failure::{ExitCode, Failure, OrFail};
 use common::progress::Progress;
-use common::provision;
 
 /// The commit of HEAD.
 #[derive(Clone, Debug)]
@@ -96,6 +94,8 @@ pub struct Checkout {
     pub commit: Commit,
     /// Whether there are uncommitted changes.
     pub state: State,
+    /// The first files with uncommitted changes, relative to the root.
+    pub changes: Vec<String>,
 }
 
 impl Checkout {
@@ -125,9 +125,7 @@ impl Checkout {
                 .hint("Create a commit first: `git add . && git commit`.")
             },
         )?;
-        // The full SHA, because a tag or branch may have the name of the short one.
-        let short = git_text(&root, ["rev-parse", "--short", &sha])?;
-        let tag = Tag::of_commit(&short, &sha)?;
+        let tag = Tag::of_commit(&sha, Tag::LENGTH)?;
         let time = git_text(
             &root,
             [
@@ -159,6 +157,7 @@ impl Checkout {
             root,
             commit: Commit { sha, time },
             state,
+            changes: first_changes(&changes),
         })
     }
 
@@ -166,6 +165,19 @@ impl Checkout {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         matches!(self.state, State::Clean(_))
+    }
+
+    /// Returns the same checkout with tags of this length.
+    ///
+    /// # Errors
+    /// When the SHA is shorter (exit code 3).
+    pub fn with_tag_length(self, length: usize) -> Result<Self, Failure> {
+        let tag = Tag::of_commit(&self.commit.sha, length)?;
+        let state = match self.state {
+            State::Clean(_) => State::Clean(tag),
+            State::Dirty(_) => State::Dirty(tag.dirty()),
+        };
+        Ok(Self { state, ..self })
     }
 
     /// Returns the same checkout as dirty, so that its files are read from the disk.
@@ -178,17 +190,18 @@ impl Checkout {
         Self { state, ..self }
     }
 
-    /// Copies the sources to a temporary directory, which is removed when the returned value is dropped.
+    /// Copies the sources to a temporary directory, which is removed when the returned value is dropped. `progress` shows what is
+    /// fetched.
     ///
     /// # Errors
-    /// When an object or a file cannot be read, or the tree contains a submodule.
-    pub fn snapshot(&self) -> Result<Snapshot, Failure> {
-        let folder = temporary_folder()?;
-        match self.state {
-            State::Clean(_) => self.copy_objects(folder.path())?,
-            State::Dirty(_) => self.copy_files(folder.path())?,
-        }
-        Ok(Snapshot { folder })
+    /// When an object or a file cannot be read (exit code 3), a filter cannot be applied or the tree contains a submodule (exit
+    /// code 2).
+    pub fn snapshot(&self, progress: &dyn Progress) -> Result<Snapshot, Failure> {
+        let of = match self.state {
+            State::Clean(_) => Tree::Commit(&self.commit.sha),
+            State::Dirty(_) => Tree::OnDisk,
+        };
+        Snapshot::new(&self.root, of, progress)
     }
 
     /// Requires that a branch of a configured remote contains the commit. Fetches from the remotes if this clone lacks it.
@@ -294,92 +307,30 @@ impl Checkout {
             folder: folder.to_owned(),
         })
     }
-
-    fn copy_objects(&self, to: &Path) -> Result<(), Failure> {
-        let listing = git(
-            &self.root,
-            ["ls-tree", "-r", "-z", "--full-tree", &self.commit.sha],
-        )?;
-        let mut entries = Vec::new();
-        for line in listing
-            .split(|byte| *byte == 0)
-            .filter(|line| !line.is_empty())
-        {
-            entries.push(TreeEntry::parse(line)?);
-        }
-        let mut child = git_command(&self.root, ["cat-file", "--batch"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .or_environment("cannot start git")?;
-        let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Failure::environment(
-                "cannot open the standard streams of git",
-            ));
-        };
-        let mut objects = BufReader::new(output);
-        for entry in &entries {
-            let object = entry
-                .read_from(&mut input, &mut objects)
-                .or_environment(format!(
-                    "cannot read {} of commit {} from git",
-                    entry.path.display(),
-                    self.commit.sha
-                ))?;
-            write_entry(&to.join(&entry.path), entry.kind, &object)?;
-        }
-        drop(input);
-        let status = child.wait().or_environment("cannot wait for git")?;
-        if !status.success() {
-            return Err(Failure::environment(format!(
-                "git cat-file failed ({status})"
-            )));
-        }
-        Ok(())
-    }
-
-    fn copy_files(&self, to: &Path) -> Result<(), Failure> {
-        let listing = git(
-            &self.root,
-            [
-                "ls-files",
-                "-z",
-                "--cached",
-                "--others",
-                "--exclude-standard",
-                "--deduplicate",
-            ],
-        )?;
-        for line in listing
-            .split(|byte| *byte == 0)
-            .filter(|line| !line.is_empty())
-        {
-            let path = relative_path(line)?;
-            let from = self.root.join(&path);
-            // A tracked file that was deleted is part of the change.
-            let Ok(data) = from.symlink_metadata() else {
-                continue;
-            };
-            let unreadable = || format!("cannot read {}", from.display());
-            let (kind, content) = if data.is_symlink() {
-                let target = std::fs::read_link(&from).or_environment(unreadable())?;
-                (Kind::Symlink, target.into_os_string().into_encoded_bytes())
-            } else if data.is_dir() {
-                return Err(submodule(&path));
-            } else {
-                let kind = if is_executable(&data) {
-                    Kind::Program
-                } else {
-                    Kind::File
-                };
-                (kind, std::fs::read(&from).or_environment(unreadable())?)
-            };
-            write_entry(&to.join(&path), kind, &content)?;
-        }
-        Ok(())
-    }
 }
+
+/// The first files in the output of `git status --porcelain=v1 -z`.
+fn first_changes(status: &[u8]) -> Vec<String> {
+    let lines = status.split(|byte| *byte == 0);
+    let mut names = Vec::new();
+    let mut renamed_from = false;
+    for line in lines.filter(|line| !line.is_empty()) {
+        // The old name of a renamed file follows in a line of its own, without a state.
+        if std::mem::take(&mut renamed_from) {
+            continue;
+        }
+        renamed_from = line.starts_with(b"R") || line.starts_with(b"C");
+        if names.len() == CHANGES {
+            names.push("…".to_owned());
+            break;
+        }
+        names.push(String::from_utf8_lossy(line.get(3..).unwrap_or_default()).into_owned());
+    }
+    names
+}
+
+/// How many changed files are named.
+const CHANGES: usize = 5;
 
 /// A temporary git worktree with one commit checked out. Dropping it removes the worktree.
 #[derive(Debug)]
@@ -409,257 +360,4 @@ impl Drop for Worktree {
             tracing::warn!("{failure}");
         }
     }
-}
-
-/// A copy of the sources in a temporary directory.
-#[derive(Debug)]
-pub struct Snapshot {
-    folder: tempfile::TempDir,
-}
-
-impl Snapshot {
-    /// Returns the path of the directory.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Returns a snapshot of the files for which `keep` returns true; it gets the path relative to the root.
-    ///
-    /// # Errors
-    /// When the files cannot be copied.
-    pub fn filter(&self, keep: impl Fn(&Path) -> bool) -> Result<Self, Failure> {
-        let folder = temporary_folder()?;
-        let copy = || -> std::io::Result<()> {
-            for entry in walkdir::WalkDir::new(self.path()) {
-                let entry = entry?;
-                let below = entry.path().strip_prefix(self.path());
-                let below = below.map_err(std::io::Error::other)?;
-                if entry.file_type().is_dir() || !keep(below) {
-                    continue;
-                }
-                let to = folder.path().join(below);
-                if let Some(parent) = to.parent() {
-                    std::fs::create_dir_all(parent)?;
-                }
-                // Hard links are safe because snapshots are read-only.
-                std::fs::hard_link(entry.path(), to)?;
-            }
-            Ok(())
-        };
-        copy().or_environment("cannot copy the sources")?;
-        Ok(Self { folder })
-    }
-}
-
-fn temporary_folder() -> Result<tempfile::TempDir, Failure> {
-    tempfile::Builder::new()
-        .prefix("ci-source-")
-        .tempdir()
-        .or_environment("cannot create a directory for the sources")
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    File,
-    Program,
-    Symlink,
-}
-
-struct TreeEntry {
-    kind: Kind,
-    object: String,
-    path: PathBuf,
-}
-
-impl TreeEntry {
-    /// Parses `<mode> SP <type> SP <object> TAB <path>`.
-    fn parse(line: &[u8]) -> Result<Self, Failure> {
-        let invalid = || Failure::environment("cannot parse the output of git ls-tree");
-        let tab = line
-            .iter()
-            .position(|byte| *byte == b'\t')
-            .ok_or_else(invalid)?;
-        let head = std::str::from_utf8(&line[..tab]).map_err(|_| invalid())?;
-        let path = relative_path(&line[tab + 1..])?;
-        let mut fields = head.split(' ');
-        let kind = match fields.next() {
-            Some("100755") => Kind::Program,
-            Some("120000") => Kind::Symlink,
-            Some("160000") => return Err(submodule(&path)),
-            Some(_) => Kind::File,
-            None => return Err(invalid()),
-        };
-        let object = fields.nth(1).ok_or_else(invalid)?.to_owned();
-        Ok(Self { kind, object, path })
-    }
-
-    /// Reads the object through `git cat-file --batch`, which answers `<object> SP <type> SP <size> LF <content> LF`.
-    fn read_from(
-        &self,
-        input: &mut impl Write,
-        objects: &mut impl BufRead,
-    ) -> std::io::Result<Vec<u8>> {
-        writeln!(input, "{}", self.object)?;
-        input.flush()?;
-        let mut head = String::new();
-        objects.read_line(&mut head)?;
-        let size: u64 = head
-            .trim_end()
-            .rsplit(' ')
-            .next()
-            .and_then(|size| size.parse().ok())
-            .ok_or_else(|| std::io::Error::other(format!("git printed: {}", head.trim_end())))?;
-        let mut content = Vec::new();
-        objects.by_ref().take(size).read_to_end(&mut content)?;
-        objects.read_until(b'\n', &mut Vec::new())?;
-        if content.len() as u64 == size {
-            Ok(content)
-        } else {
-            Err(std::io::ErrorKind::UnexpectedEof.into())
-        }
-    }
-}
-
-fn submodule(path: &Path) -> Failure {
-    Failure::usage(format!("{} is a git submodule or another repository", path.display()))
-        .hint("Vendor the files or depend on a released crate. Submodules are not supported, because a commit does not contain their files.")
-}
-
-#[cfg(unix)]
-fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
-    use std::os::unix::ffi::OsStrExt;
-    check_inside(PathBuf::from(OsStr::from_bytes(bytes)))
-}
-
-#[cfg(not(unix))]
-fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
-    check_inside(PathBuf::from(String::from_utf8_lossy(bytes).into_owned()))
-}
-
-/// Rejects a path that leads out of the directory that the tree is written to. A forged tree can contain such paths.
-fn check_inside(path: PathBuf) -> Result<PathBuf, Failure> {
-    if path
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)))
-    {
-        Ok(path)
-    } else {
-        Err(Failure::usage(format!(
-            "the commit contains a path outside of its tree: {}",
-            path.display()
-        )))
-    }
-}
-
-fn write_entry(to: &Path, kind: Kind, content: &[u8]) -> Result<(), Failure> {
-    let cannot = || format!("cannot write {}", to.display());
-    if let Some(folder) = to.parent() {
-        std::fs::create_dir_all(folder).or_environment(cannot())?;
-        set_mode(folder, 0o755).or_environment(cannot())?;
-    }
-    if kind == Kind::Symlink {
-        return symlink(content, to).or_environment(cannot());
-    }
-    std::fs::write(to, content).or_environment(cannot())?;
-    // Set explicitly, so that the umask has no effect.
-    set_mode(to, if kind == Kind::Program { 0o755 } else { 0o644 }).or_environment(cannot())
-}
-
-#[cfg(unix)]
-fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-}
-
-#[cfg(unix)]
-fn symlink(target: &[u8], to: &Path) -> std::io::Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    std::os::unix::fs::symlink(OsStr::from_bytes(target), to)
-}
-
-#[cfg(unix)]
-pub(crate) fn is_executable(data: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    data.permissions().mode() & 0o100 != 0
-}
-
-#[cfg(not(unix))]
-fn set_mode(_: &Path, _: u32) -> std::io::Result<()> {
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn symlink(_: &[u8], _: &Path) -> std::io::Result<()> {
-    Err(std::io::Error::other("symbolic links need a Unix system"))
-}
-
-#[cfg(not(unix))]
-pub(crate) fn is_executable(_: &std::fs::Metadata) -> bool {
-    false
-}
-
-fn git_command<I, S>(directory: &Path, arguments: I) -> Command
-where
-    I: IntoIterator<Item = S>,
-    S: AsRef<OsStr>,
-{
-    let mut command = Command::new("git");
-    command
-        .arg("-C")
-        .arg(directory)
-        .args(arguments)
-        .stdin(Stdio::null());
-    // Ignore the environment of a git hook, which may name another repository, and the replacements of `git replace`.
-    for name in [
-        "GIT_DIR",
-        "GIT_WORK_TREE",
-        "GIT_INDEX_FILE",
-        "GIT_OBJECT_DIRECTORY",
-    ]
-    .iter()
-    .chain(&provision::SECRETS)
-    {
-        command.env_remove(name);
-    }
-    command
-        .env("GIT_NO_REPLACE_OBJECTS", "1")
-        .env("GIT_OPTIONAL_LOCKS", "0")
-        // There is no user to answer a prompt.
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .env("LC_ALL", "C");
-    command
-}
-
-fn git<I, S>(directory: &Path, arguments: I) -> Result<Vec<u8>, Failure>
-where
-    I: IntoIterator<Item = S>,
-    S: AsRef<OsStr>,
-{
-    let mut command = git_command(directory, arguments);
-    let output = command.output().map_err(|error| {
-        Failure::environment("cannot run git")
-            .because(error)
-            .hint("Install git. ci reads the commit and the sources with it.")
-    })?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let arguments: Vec<_> = command
-        .get_args()
-        .skip(2)
-        .map(OsStr::to_string_lossy)
-        .collect();
-    Err(Failure::usage(format!("git {} failed", arguments.join(" "))).output(message))
-}
-
-fn git_text<I, S>(directory: &Path, arguments: I) -> Result<String, Failure>
-where
-    I: IntoIterator<Item = S>,
-    S: AsRef<OsStr>,
-{
-    let text = String::from_utf8(git(directory, arguments)?)
-        .or_environment("the output of git is not UTF-8")?;
-    Ok(text.trim_end_matches('\n').to_owned())
 }

@@ -1,6 +1,9 @@
 //! The sources of a run: the commit, the packages, and the files that each step reads.
 
 pub mod checkout;
+mod git;
+mod lfs;
 pub mod paths;
 pub mod project;
+pub mod snapshot;
 pub mod sources;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cargo_toml::{Dependency, Manifest};
+use cargo_toml::{Dependency, Manifest, OptionalFile};
 
 use common::failure::{Failure, OrFail};
 
@@ -15,6 +15,8 @@ pub struct Project {
     pub sources: PathBuf,
     /// The packages, sorted by name.
     pub packages: Vec<Package>,
+    /// The build scripts of the packages, relative to the root of the sources.
+    pub build_scripts: Vec<PathBuf>,
 }
 
 /// A package of the workspace.
@@ -68,6 +70,7 @@ impl Project {
             folder: folder.to_owned(),
             sources: sources.join(folder),
             packages: Vec::new(),
+            build_scripts: Vec::new(),
         };
         let top = sources.join(folder);
         let workspace = manifest.workspace.clone();
@@ -103,6 +106,10 @@ impl Project {
                     admit(path, &mut open)?;
                 }
             }
+            let script = build_script(&folder, &manifest).map(|script| normal(&script));
+            let script =
+                script.and_then(|script| Some(script.strip_prefix(sources).ok()?.to_owned()));
+            project.build_scripts.extend(script);
             project.packages.extend(package(&manifest));
         }
         project.packages.sort_by(|a, b| a.name.cmp(&b.name));
@@ -113,6 +120,18 @@ impl Project {
     #[must_use]
     pub fn package(&self, name: &str) -> Option<&Package> {
         self.packages.iter().find(|package| package.name == name)
+    }
+}
+
+/// The build script of the package in `folder`, if it has one: `package.build`, or `build.rs` if that exists and is not disabled.
+fn build_script(folder: &Path, manifest: &Manifest) -> Option<PathBuf> {
+    match &manifest.package.as_ref()?.build {
+        Some(OptionalFile::Path(path)) => Some(folder.join(path)),
+        Some(OptionalFile::Flag(false)) => None,
+        Some(OptionalFile::Flag(true)) | None => {
+            let script = folder.join("build.rs");
+            script.is_file().then_some(script)
+        }
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use generativity::Id;
 
-use super::checkout::{Checkout, Snapshot};
+use super::checkout::Checkout;
 use super::paths::Paths;
+use super::snapshot::Snapshot;
 use crate::model::step::Step;
 use common::failure::{Failure, OrFail};
 use common::file_tree;

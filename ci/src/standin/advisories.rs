@@ -11,6 +11,7 @@ use super::tools::{TRIVY, build_key};
 use common::failure::{Failure, OrFail};
 use common::progress::Progress;
 use common::provision;
+use common::scratch;
 
 /// One advisory per line, in the OSV format. Identifiers, versions and severities are from GitHub's advisory database (CC BY
 /// 4.0); the texts are our own.
@@ -70,7 +71,7 @@ pub(super) async fn advisories(progress: &dyn Progress) -> Result<AdvisoryDb, Fa
 
 async fn build(builder: &Path, target: &Path, progress: &dyn Progress) -> Result<(), Failure> {
     let cannot = "cannot write the advisories";
-    let scratch = tempfile::tempdir().or_environment(cannot)?;
+    let scratch = scratch::folder().or_environment(cannot)?;
     write_advisories(scratch.path()).or_environment(cannot)?;
     let driver = scratch.path().join("no-packages");
     write_driver(&driver).or_environment(cannot)?;

@@ -10,6 +10,7 @@ use crate::run::execution::StepContext;
 use crate::run::toolbox;
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
+use common::scratch;
 
 /// A base image on this machine.
 #[derive(Debug)]
@@ -100,7 +101,7 @@ async fn pull<K: Kind>(
             resolved.stdout().await?.trim().to_owned()
         }
     };
-    let folder = tempfile::tempdir().map_err(|error| other(&error))?;
+    let folder = scratch::folder().map_err(|error| other(&error))?;
     crane
         .container
         .with_exec(crane.arguments(&[

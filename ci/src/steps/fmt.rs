@@ -11,6 +11,7 @@ use crate::run::execution::StepContext;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
+use common::scratch;
 
 /// Evidence that this run's sources are formatted.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub async fn fix<K: Kind>(
     );
     let done = workspace::execute(step, source, &work).await?;
     let folder =
-        tempfile::tempdir().or_environment("cannot create a directory for the formatted files")?;
+        scratch::folder().or_environment("cannot create a directory for the formatted files")?;
     done.directory("/formatted")
         .export(folder.path().display().to_string())
         .await

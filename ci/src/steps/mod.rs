@@ -8,6 +8,7 @@ pub mod custom;
 mod environment;
 pub mod fmt;
 pub mod lint;
+mod listening;
 mod missing;
 pub mod publish;
 pub mod scan;

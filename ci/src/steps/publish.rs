@@ -25,6 +25,7 @@ use crate::steps::verified::Verified;
 use crate::trust::authority::{Credential, Permit};
 use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure, OrFail};
+use common::scratch;
 
 /// The maximum time between reading a tag and setting it, and the time that a publisher waits before it reads the tag back.
 ///
@@ -162,7 +163,7 @@ impl<K: Kind> Push<'_, '_, K> {
         );
         match theirs.filter(|theirs| theirs != ours) {
             Some(_) => Failure::refused(format!("{reference} already exists as the image of another commit"))
-                .hint("Nothing was overwritten. If two commits have the same short SHA, use longer ones: git config core.abbrev 12"),
+                .hint("Nothing was overwritten. If two commits have the same short SHA, set tag-length = 12 in ci.toml."),
             None => Failure::refused(format!("{reference} already exists with another digest"))
                 .hint("Nothing was overwritten. Run `ci verify` to compare the two images."),
         }
@@ -219,8 +220,8 @@ impl<K: Kind> Push<'_, '_, K> {
             if let (1.., Some(existing)) = (number, self.listed(attestation).await?) {
                 return Ok(existing);
             }
-            let folder = tempfile::tempdir()
-                .or_environment("cannot create a directory for an attestation")?;
+            let folder =
+                scratch::folder().or_environment("cannot create a directory for an attestation")?;
             let digest = attestation
                 .write_layout(folder.path(), self.info, jiff::Timestamp::now())
                 .or_environment("cannot write an attestation")?;

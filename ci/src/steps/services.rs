@@ -48,6 +48,8 @@ impl Services {
                 Some(server) => (server.image.container(client), Some(vec![server.command])),
             };
             let service = with_env(&container, &backing.env)
+                // Otherwise the engine starts one service for all steps, and the smoke test sees what the tests have stored.
+                .with_env_variable("LAB_CI_STEP", step.step.name())
                 .with_exposed_port(backing.port as isize)
                 .as_service_opts(ContainerAsServiceOpts {
                     use_entrypoint: command.is_none().then_some(true),

@@ -4,13 +4,15 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use dagger_sdk::{
-    ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service as EngineService, ServiceStopOpts,
+    Container, ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service as EngineService,
+    ServiceStopOpts,
 };
 use generativity::Id;
 use tokio::time::Instant;
 
 use super::build::Image;
 use super::environment::with_env;
+use super::listening;
 use super::missing;
 use super::services::Services;
 use crate::engine::graphql::EngineError;
@@ -48,7 +50,8 @@ pub async fn run<'img, K: Kind>(
     let client = step.client();
     let settings = &step.run.settings;
     let services = Services::of(step).await?;
-    let service = service(step, image, &services).await?;
+    let container = container(step, image, &services).await?;
+    let service = as_service(step, &container);
     let engine = |error| EngineError::from(error).into_environment("cannot start the image");
     let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);
     let answered = async {
@@ -91,7 +94,11 @@ pub async fn run<'img, K: Kind>(
             log
         };
         let Service { health, port, .. } = &settings.service;
-        let hint = missing::at_start(&output).unwrap_or_else(|| {
+        let mut hint = missing::at_start(&output);
+        if hint.is_none() && failure.message.ends_with(&no_connection(*port)) {
+            hint = listening::advice(step, image, &container, *port).await;
+        }
+        let hint = hint.unwrap_or_else(|| {
             format!(
                 "Make the service answer GET {health} on port {port} with 200 within {:?}.",
                 settings.smoke.within
@@ -136,13 +143,24 @@ pub(super) async fn service<K: Kind>(
     image: &Image<'_, '_, K>,
     services: &Services,
 ) -> Result<EngineService, Failure> {
-    let settings = &step.run.settings;
-    let port = settings.service.port;
+    let container = container(step, image, services).await?;
+    Ok(as_service(step, &container))
+}
+
+/// The image, with its environment for the smoke test and access to the backing services.
+async fn container<K: Kind>(
+    step: &StepContext<'_, K>,
+    image: &Image<'_, '_, K>,
+    services: &Services,
+) -> Result<Container, Failure> {
     let archive = image.upload(step).await?;
     let container = toolbox::container(step.client(), step.run.foreign_platform()).import(archive);
-    let container = with_env(&container, &settings.smoke.env);
-    Ok(services
-        .bind(&container)
+    Ok(services.bind(&with_env(&container, &step.run.settings.smoke.env)))
+}
+
+fn as_service<K: Kind>(step: &StepContext<'_, K>, container: &Container) -> EngineService {
+    let port = step.run.settings.service.port;
+    container
         // The engine's own health check would wait forever for a port that never opens.
         .without_exposed_port(port as isize)
         .with_exposed_port_opts(
@@ -160,7 +178,11 @@ pub(super) async fn service<K: Kind>(
             insecure_root_capabilities: None,
             no_init: Some(true),
             use_entrypoint: Some(true),
-        }))
+        })
+}
+
+fn no_connection(port: u16) -> String {
+    format!("no connection to port {port}")
 }
 
 async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Failure> {
@@ -180,7 +202,7 @@ async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Fa
             Err(error) if error.is_timeout() => {
                 last = format!("no response within {} s", TRY_LIMIT.as_secs());
             }
-            Err(_) => last = format!("no connection to port {}", settings.service.port),
+            Err(_) => last = no_connection(settings.service.port),
         }
     }
     Err(Failure::gate(format!(

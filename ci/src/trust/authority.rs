@@ -1,5 +1,7 @@
 //! The rule that decides whether a run is allowed to publish.
 
+use std::path::Path;
+
 use base64::Engine as _;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -23,14 +25,19 @@ pub struct GitHub {
     pub actor: String,
     /// `GITHUB_TOKEN`.
     pub token: Option<SecretString>,
+    /// The branch whose pushes are published: the repository's default branch according to the file `GITHUB_EVENT_PATH`, or the
+    /// one that the command line names. A file of the commit cannot name it, as any branch could then publish.
+    pub release_branch: Option<String>,
 }
 
 impl GitHub {
-    /// Reads the variables from the environment of this process.
+    /// Reads the variables from the environment of this process. `release_branch` is the one that the command line names.
     #[must_use]
-    pub fn from_env() -> Self {
+    pub fn from_env(release_branch: Option<&str>) -> Self {
         let var = |name| std::env::var(name).unwrap_or_default();
+        let named = release_branch.map(ToOwned::to_owned);
         Self {
+            release_branch: named.or_else(|| default_branch(Path::new(&var("GITHUB_EVENT_PATH")))),
             actions: var("GITHUB_ACTIONS") == "true",
             event_name: var("GITHUB_EVENT_NAME"),
             git_ref: var("GITHUB_REF"),
@@ -60,14 +67,40 @@ impl GitHub {
     pub fn event(&self) -> Event {
         match self.event_name.as_str() {
             _ if !self.actions => Event::Local,
-            "push" if self.git_ref == MAIN => Event::Push,
+            "push" if self.git_ref == self.release_ref() => Event::Push,
             "pull_request" | "pull_request_target" => Event::PullRequest,
             _ => Event::Local,
         }
     }
+
+    /// Why a push on GitHub publishes nothing, if it is to another branch.
+    #[must_use]
+    pub fn unpublished_push(&self) -> Option<String> {
+        (self.actions && self.event_name == "push" && self.event() != Event::Push).then(|| {
+            format!(
+                "this push publishes nothing: it is to {}, and only pushes to {} are published",
+                self.git_ref,
+                self.release_ref()
+            )
+        })
+    }
+
+    /// The full name of the release branch.
+    fn release_ref(&self) -> String {
+        let branch = self.release_branch.as_deref().unwrap_or(MAIN);
+        format!("refs/heads/{branch}")
+    }
 }
 
-const MAIN: &str = "refs/heads/main";
+/// The release branch if nothing names another.
+const MAIN: &str = "main";
+
+/// The default branch of the repository in the event that started a workflow. Without such a file there is none.
+fn default_branch(event: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(event).ok()?;
+    let event: serde_json::Value = serde_json::from_str(&text).ok()?;
+    Some(event["repository"]["default_branch"].as_str()?.to_owned())
+}
 
 /// The origin of a setting. The token is sent only to registries that a trusted origin names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,8 +232,12 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
                 github.event_name
             ));
         }
-        if github.git_ref != MAIN {
-            missing.push(format!("GITHUB_REF is `{}`, not `{MAIN}`", github.git_ref));
+        let release = github.release_ref();
+        if github.git_ref != release {
+            missing.push(format!(
+                "GITHUB_REF is `{}`, not `{release}`",
+                github.git_ref
+            ));
         }
         if *event != Event::Push {
             missing.push(format!("--event is `{event}`, not `push`"));
@@ -234,7 +271,10 @@ pub fn permit(request: &Request<'_>) -> Result<Option<Permit<Registry>>, Failure
     let tag = match &checkout.state {
         State::Clean(tag) => Some(tag.clone()),
         State::Dirty(_) => {
-            missing.push("the working tree has uncommitted changes".to_owned());
+            missing.push(format!(
+                "the working tree has uncommitted changes: {}",
+                checkout.changes.join(", ")
+            ));
             None
         }
     };
@@ -265,15 +305,16 @@ mod tests {
         GitHub {
             actions: true,
             event_name: "push".into(),
-            git_ref: MAIN.into(),
+            git_ref: "refs/heads/main".into(),
             sha: SHA.into(),
             actor: "somebody".into(),
             token: Some("ghs_token".to_owned().into()),
+            release_branch: None,
         }
     }
 
     fn checkout(clean: bool) -> Checkout {
-        let tag = Tag::of_commit("4f2a91c", SHA).unwrap();
+        let tag = Tag::of_commit(SHA, Tag::LENGTH).unwrap();
         Checkout {
             root: "/".into(),
             commit: Commit {
@@ -285,6 +326,7 @@ mod tests {
             } else {
                 State::Dirty(tag.dirty())
             },
+            changes: Vec::new(),
         }
     }
 
@@ -429,7 +471,7 @@ mod tests {
         "workflow_run",
     ];
     const REFS: [&str; 10] = [
-        MAIN,
+        "refs/heads/main",
         "refs/tags/v1",
         "refs/tags/main",
         "refs/heads/main2",
@@ -460,6 +502,6 @@ mod tests {
                 published.extend(run.map(|_| (event, git_ref)));
             }
         }
-        assert_eq!(published, [("push", MAIN)]);
+        assert_eq!(published, [("push", "refs/heads/main")]);
     }
 }

@@ -18,6 +18,7 @@ mod pins;
 mod publish;
 mod report;
 mod settings;
+mod snapshot;
 mod source;
 mod words;
 mod workflow;

@@ -281,7 +281,6 @@ fn rejects_invalid_environment_variables() {
     let project = Project::new("environment");
     for (name, value, words) in [
         ("LAB_CI_REPOSITORY", "a/b:latest", "it has a tag"),
-        ("LAB_CI_REPOSITORY", "", "it is empty"),
         ("LAB_CI_REGISTRY", "ghcr.io/x", "it has a path"),
         ("LAB_CI_EVENT", "nonsense", "invalid value 'nonsense'"),
         ("LAB_CI_FORMAT", "xml", "`xml` is not a format"),
@@ -379,4 +378,154 @@ fn refuses_a_shell_that_cannot_be_opened() {
     )
     .exits(2)
     .says("a shell cannot be opened in the session of another process");
+}
+
+/// The variables that are options too.
+const VARIABLES: [&str; 11] = [
+    "LAB_CI_EVENT",
+    "LAB_CI_ENGINE",
+    "LAB_CI_WORKSPACE",
+    "LAB_CI_PLATFORM",
+    "LAB_CI_REGISTRY",
+    "LAB_CI_REPOSITORY",
+    "LAB_CI_REPORT_DIR",
+    "LAB_CI_RUNNER_CACHE",
+    "LAB_CI_FORMAT",
+    "LAB_CI_FAIL_FAST",
+    "LAB_CI_TIMEOUT",
+];
+
+#[test]
+fn empty_variables_count_as_not_set() {
+    let project = Project::new("empty-variables");
+    let mut call = ci(&project, &[]);
+    for name in VARIABLES
+        .into_iter()
+        .filter(|name| *name != "LAB_CI_ENGINE")
+    {
+        call = call.env(name, "");
+    }
+    call.run().finds_no_engine();
+}
+
+#[test]
+fn booleans_accept_every_usual_word() {
+    let project = Project::new("booleans");
+    for word in ["1", "true", "yes", "0", "false", "no"] {
+        ci(&project, &[])
+            .env("LAB_CI_FAIL_FAST", word)
+            .run()
+            .finds_no_engine();
+    }
+    ci(&project, &[])
+        .env("LAB_CI_FAIL_FAST", "perhaps")
+        .run()
+        .exits(2)
+        .says("perhaps");
+}
+
+#[test]
+fn messages_name_the_option_the_variable_or_the_key() {
+    let project = Project::new("places");
+    ci(&project, &["--repository", "UPPER"])
+        .run()
+        .exits(2)
+        .says("--repository: ");
+    ci(&project, &[])
+        .env("LAB_CI_PLATFORM", "plan9/mips")
+        .run()
+        .exits(2)
+        .says("LAB_CI_PLATFORM: ");
+    project.write("ci.toml", "timeout = \"soon\"\n");
+    ci(&project, &[])
+        .run()
+        .exits(2)
+        .says("timeout in ci.toml: ");
+}
+
+#[test]
+fn places_that_cannot_be_written_are_found_before_any_work() {
+    let project = Project::new("places-to-write");
+    ci(&project, &[])
+        .env("GITHUB_OUTPUT", "/nonexistent/output")
+        .run()
+        .exits(3)
+        .says("cannot write GITHUB_OUTPUT, which names /nonexistent/output");
+    ci(&project, &["build", "--output", "/nonexistent/image.tar"])
+        .run()
+        .exits(3)
+        .says("cannot write /nonexistent/image.tar")
+        .says("failed before the first step (exit code 3)");
+}
+
+#[test]
+fn a_stale_session_gets_a_hint() {
+    let project = Project::new("stale-session");
+    let call = project
+        .ci(&["fmt"])
+        .env("DAGGER_SESSION_PORT", "1")
+        .env("DAGGER_SESSION_TOKEN", "token");
+    run_without_engine_setting(call)
+        .exits(3)
+        .says("no session listens on port 1, which DAGGER_SESSION_PORT names")
+        .says("hint: Unset DAGGER_SESSION_PORT");
+}
+
+#[test]
+fn a_push_that_publishes_nothing_says_why() {
+    let project = Project::new("branches");
+    let event = project.path().join("target/event.json");
+    project.write(
+        "target/event.json",
+        "{\"repository\": {\"default_branch\": \"trunk\"}}",
+    );
+    let sha = project.git(&["rev-parse", "HEAD"]);
+    let push = |branch: &str, arguments: &[&str]| {
+        ci(&project, arguments)
+            .push_to_main(&sha, "ghs_not-looked-at")
+            .env("GITHUB_REF", &format!("refs/heads/{branch}"))
+            .env("GITHUB_EVENT_PATH", event.to_str().unwrap())
+            .run()
+    };
+    let other = push("main", &[]).says(
+        "this push publishes nothing: it is to refs/heads/main, and only pushes to refs/heads/trunk are published",
+    );
+    assert_eq!(other.report["event"], "local");
+    // Without write access to a registry, the run ends before any work; but it is a push.
+    let release = push("trunk", &["--registry", "127.0.0.1:1"]);
+    assert!(
+        !release.stderr.contains("publishes nothing"),
+        "{}",
+        release.stderr
+    );
+    let named = push(
+        "stable",
+        &["--registry", "127.0.0.1:1", "--release-branch", "stable"],
+    );
+    assert!(
+        !named.stderr.contains("publishes nothing"),
+        "{}",
+        named.stderr
+    );
+}
+
+#[test]
+fn init_prints_every_key_and_writes_the_default_branch() {
+    let project = Project::new("init-print");
+    project.write("ci.toml", "timeout = \"1h\"\n");
+    let printed = ci(&project, &["init", "--print"]).run().exits(0).stdout;
+    for key in ["stuck-after", "tag-length", "[smoke]", "[limits]"] {
+        assert!(printed.contains(key), "{key}:\n{printed}");
+    }
+    assert_eq!(project.read("ci.toml"), "timeout = \"1h\"\n");
+    assert!(!project.path().join(".github").exists());
+
+    project.git(&["branch", "--move", "trunk"]);
+    ci(&project, &["init"]).run().exits(0);
+    let workflow = project.read(".github/workflows/docker-builder.yml");
+    assert_eq!(
+        workflow.matches("branches: [trunk]").count(),
+        2,
+        "{workflow}"
+    );
 }

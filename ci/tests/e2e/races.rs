@@ -32,7 +32,6 @@ fn clone(project: &Project, branch: &str) -> tempfile::TempDir {
             ".",
         ],
     );
-    git(folder.path(), &["config", "core.abbrev", "4"]);
     folder
 }
 
@@ -53,7 +52,7 @@ fn both_publishers_of_the_same_image_succeed() {
     let project = Project::new("race-equal");
     let proxy = Proxy::new();
     let folders = [(); 2].map(|()| clone(&project, "main"));
-    let tag = git(folders[0].path(), &["rev-parse", "--short", "HEAD"]);
+    let tag = git(folders[0].path(), &["rev-parse", "--short=7", "HEAD"]);
     // Both runs find no tag, twice, before either continues.
     proxy.set_rules(&tag, &[rendezvous(GET_TAG), rendezvous(GET_TAG)]);
     let runs = publish_from_both(&project, &proxy, [folders[0].path(), folders[1].path()]);
@@ -85,60 +84,53 @@ fn both_publishers_of_the_same_image_succeed() {
     }
 }
 
-/// Creates many commits on top of `project`, each on its own branch; returns the SHA of each branch.
-fn create_commits(project: &Project) -> HashMap<String, String> {
+/// Creates many commits on top of `project`; returns their SHAs.
+fn create_commits(project: &Project) -> Vec<String> {
+    let marks = project.path().join(".git/marks");
     let mut child = Command::new("git")
-        .args(["fast-import", "--quiet"])
+        .args(["fast-import", "--quiet", "--force"])
+        .arg(format!("--export-marks={}", marks.display()))
         .current_dir(project.path())
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    for number in 0..1500 {
+    let mut input = std::io::BufWriter::new(child.stdin.take().unwrap());
+    for number in 1..=COMMITS {
         write!(
             input,
-            "commit refs/heads/c{number}\ncommitter test <test@example.com> {} +0000\ndata 1\nx\nfrom refs/heads/main^0\n\n",
+            "commit refs/heads/last\nmark :{number}\ncommitter test <test@example.com> {} +0000\ndata 1\nx\nfrom refs/heads/main^0\n\n",
             1_700_000_000 + number
         )
         .unwrap();
     }
     drop(input);
     assert!(child.wait().unwrap().success());
-    let refs = project.git(&[
-        "for-each-ref",
-        "--format=%(objectname) %(refname:short)",
-        "refs/heads/c*",
-    ]);
-    refs.lines()
-        .map(|line| line.split_once(' ').unwrap())
-        .map(|(sha, branch)| (branch.to_owned(), sha.to_owned()))
-        .collect()
+    let marks = std::fs::read_to_string(marks).unwrap();
+    let shas = marks
+        .lines()
+        .map(|line| line.split_once(' ').unwrap().1.to_owned());
+    shas.collect()
 }
+
+/// With so many commits on each side, 2^28 short SHAs of 7 digits leave no pair in one of 400 attempts. The attempts are always
+/// the same.
+const COMMITS: u32 = 40_000;
 
 #[test]
 fn only_one_of_two_different_images_gets_the_tag() {
-    // Two commits whose SHAs start with the same four digits, and so have the same tag.
+    // Two commits whose SHAs start with the same seven digits, and so have the same tag.
     let projects = ["race-different", "race-other"].map(Project::new);
     projects[1].commit("another history");
     let [mine, theirs] = [create_commits(&projects[0]), create_commits(&projects[1])];
-    let by_start: HashMap<&str, &String> = theirs
+    let by_start: HashMap<&str, &String> = theirs.iter().map(|sha| (&sha[..7], sha)).collect();
+    let (my_sha, their_sha) = mine
         .iter()
-        .map(|(branch, sha)| (&sha[..4], branch))
-        .collect();
-    let (my_branch, their_branch) = mine
-        .iter()
-        .find_map(|(branch, sha)| Some((branch, *by_start.get(&sha[..4])?)))
+        .find_map(|sha| Some((sha, *by_start.get(&sha[..7])?)))
         .expect("no pair of commits with the same short SHA");
-    let folders = [
-        clone(&projects[0], my_branch),
-        clone(&projects[1], their_branch),
-    ];
-    let tag = git(folders[0].path(), &["rev-parse", "--short", "HEAD"]);
-    assert_eq!(tag.len(), 4);
-    assert_eq!(
-        git(folders[1].path(), &["rev-parse", "--short", "HEAD"]),
-        tag
-    );
+    projects[0].git(&["branch", "same", my_sha]);
+    projects[1].git(&["branch", "same", their_sha]);
+    let folders = [clone(&projects[0], "same"), clone(&projects[1], "same")];
+    let tag = my_sha[..7].to_owned();
     // First, both runs set the tag at the same moment. Then one sets it long after the other has finished.
     for delay in [Duration::ZERO, Duration::from_secs(3)] {
         let proxy = Proxy::new();

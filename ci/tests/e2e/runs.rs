@@ -206,6 +206,66 @@ fn a_terminated_run_leaves_a_report_and_no_session() {
     assert_stops_on(Signal::SIGTERM, "terminated");
 }
 
+#[test]
+fn a_closed_terminal_ends_a_run_as_a_signal_does() {
+    assert_stops_on(Signal::SIGHUP, "hung-up");
+}
+
+#[test]
+fn nohup_keeps_a_run_alive() {
+    let project = Project::new("nohup");
+    project.extend_test(&format!(
+        "{TEST_RUNS}\n        std::thread::sleep(std::time::Duration::from_secs(2)); // {:?}",
+        SystemTime::now()
+    ));
+    project.commit("a slow test");
+    let mut ci = project
+        .ci(&["test", "-v"])
+        .under("nohup", &[])
+        .into_command()
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = String::new();
+    let mut reader = BufReader::new(ci.stderr.take().unwrap());
+    while !stderr.contains("the test runs") {
+        assert_ne!(reader.read_line(&mut stderr).unwrap(), 0, "{stderr}");
+    }
+    kill(Pid::from_raw(ci.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
+    std::io::Read::read_to_string(&mut reader, &mut stderr).unwrap();
+    assert_eq!(ci.wait().unwrap().code(), Some(0), "{stderr}");
+}
+
+#[test]
+fn the_next_run_removes_what_a_killed_one_has_left() {
+    let project = Project::new("killed");
+    add_sleeping_test(&project);
+    project.commit("a test that never ends");
+    let temporary = tempfile::tempdir().unwrap();
+    let left = || std::fs::read_dir(temporary.path()).unwrap().count();
+    let tmpdir = temporary.path().to_str().unwrap();
+    let ci = project
+        .ci(&["test", "-v"])
+        .env("TMPDIR", tmpdir)
+        .into_command()
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ci = KillOnDrop(ci);
+    let mut reader = BufReader::new(ci.0.stderr.take().unwrap());
+    let mut stderr = String::new();
+    while !stderr.contains("the test runs") {
+        assert_ne!(reader.read_line(&mut stderr).unwrap(), 0, "{stderr}");
+    }
+    drop(ci);
+    assert!(left() > 0);
+    project.ci(&["fmt"]).env("TMPDIR", tmpdir).run().exits(0);
+    let names: Vec<_> = std::fs::read_dir(temporary.path()).unwrap().collect();
+    assert_eq!(left(), 0, "{names:?}");
+}
+
 /// The children of all threads of a process.
 fn children(parent: u32) -> Vec<u32> {
     let threads = std::fs::read_dir(format!("/proc/{parent}/task")).unwrap();
@@ -271,7 +331,7 @@ fn writes_the_archive_and_the_github_outputs() {
     let shipped = std::fs::read(project.path().join("target/shipped.tar")).unwrap();
     let built = std::fs::read(project.path().join("target/ci/image.tar")).unwrap();
     assert!(shipped == built, "the archives differ");
-    let short = project.git(&["rev-parse", "--short", "HEAD"]);
+    let short = project.git(&["rev-parse", "--short=7", "HEAD"]);
     let digest = run.report["digest"].as_str().unwrap();
     assert_eq!(
         project.read("target/outputs"),
@@ -348,7 +408,7 @@ fn uses_colours_only_on_terminals_without_no_color() {
     assert!(coloured.contains("\u{1b}["), "{coloured:?}");
     let plain = on_a_terminal(&[("NO_COLOR", "1")]);
     assert!(
-        plain.contains("error: `nonsense` is not an engine"),
+        plain.contains("error: --engine: `nonsense` is not an engine"),
         "{plain:?}"
     );
     assert!(!plain.contains('\u{1b}'), "{plain:?}");

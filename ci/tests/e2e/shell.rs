@@ -55,9 +55,13 @@ fn opens_where_the_step_ran() {
     let elsewhere = project.path().join("target/other");
     std::thread::sleep(std::time::Duration::from_secs(2));
     project.extend_test(&format!("// {:?}", std::time::SystemTime::now()));
-    project
+    // Not with `run`, which removes the report of the last run.
+    let other = project
         .ci(&["test", "--report-dir", elsewhere.to_str().unwrap()])
-        .run();
+        .into_command()
+        .output()
+        .unwrap();
+    assert!(other.status.success(), "{other:?}");
     let (code, shell, stderr) = run(project.ci(&["shell", "test"]), "exit\n");
     assert_eq!(code, 0, "{shell}\n{stderr}");
     assert!(shell.contains("Another run has used the volume"), "{shell}");

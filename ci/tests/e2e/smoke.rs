@@ -193,3 +193,23 @@ fn starts_and_probes_the_image_again_in_every_run() {
     });
     assert_eq!(digests[0], digests[1]);
 }
+
+#[test]
+fn says_where_a_service_listens_instead() {
+    for (name, address, advice) in [
+        (
+            "loopback",
+            "127.0.0.1:8000",
+            "let it bind to 0.0.0.0 instead of 127.0.0.1",
+        ),
+        (
+            "other-port",
+            "0.0.0.0:3000",
+            "listens on port 3000, not on 8000",
+        ),
+    ] {
+        let body = format!("serve(\"{address}\", |_| \"200 OK\");");
+        let (run, _) = run_smoke_test(name, &body, SHORT_LIMIT);
+        run.exits(1).says(advice);
+    }
+}

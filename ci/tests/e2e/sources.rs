@@ -13,7 +13,7 @@ const WORDS: &str = "\"listening\"";
 
 /// The abbreviated SHA of HEAD.
 pub fn short_sha(project: &Project) -> String {
-    project.git(&["rev-parse", "--short", "HEAD"])
+    project.git(&["rev-parse", "--short=7", "HEAD"])
 }
 
 /// Runs `ci build` successfully.
@@ -167,45 +167,93 @@ fn ignores_replaced_git_objects() {
 }
 
 #[test]
-fn ignores_git_filters_and_attributes() {
+fn ships_the_files_that_attributes_and_git_lfs_stand_for() {
     let project = Project::new("filters");
+    let content = "a large file";
+    let digest = common::digest::sha256(content.as_bytes());
+    let oid = digest.strip_prefix("sha256:").unwrap();
+    project.write(".gitattributes", "*.bin filter=lfs\n*.crlf eol=crlf\n");
+    project.write("api/data/lines.crlf", "one\ntwo\n");
+    project.write(
+        "api/data/large.bin",
+        &format!(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n",
+            content.len()
+        ),
+    );
+    project.write(
+        &format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]),
+        content,
+    );
+    project.write("ci.toml", "[image]\nfiles = { \"api/data\" = \"/data\" }\n");
+    project.commit("attributes");
+    for state in ["clean", "dirty"] {
+        if state == "dirty" {
+            project.write("api/untracked.txt", "");
+        }
+        build(&project);
+        let files = Image::read(&project.path().join("target/ci")).entries();
+        assert_eq!(files["data/large.bin"].1, content.as_bytes(), "{state}");
+        assert_eq!(files["data/lines.crlf"].1, b"one\r\ntwo\r\n", "{state}");
+    }
+}
+
+#[test]
+fn own_output_is_never_part_of_the_sources() {
+    let project = Project::new("own-output");
+    std::fs::remove_file(project.path().join(".gitignore")).unwrap();
+    project.commit("nothing is ignored");
+    for _ in 0..2 {
+        let run = project
+            .ci(&["fmt", "--report-dir", "reports"])
+            .run()
+            .exits(0);
+        drop(run);
+        assert_eq!(project.git(&["status", "--porcelain"]), "");
+    }
+}
+
+#[test]
+fn only_the_build_scripts_of_packages_run_again_after_a_change() {
+    let project = Project::new("scripts");
+    project.write(
+        "api/Cargo.toml",
+        "[package]\nname = \"api\"\nversion = \"1.2.3\"\nedition = \"2024\"\nbuild = \"generate.rs\"\n",
+    );
+    project.write("api/generate.rs", "fn main() {}\n");
+    project.write("api/src/build.rs", "pub fn nothing() {}\n");
     project.edit(
         MAIN,
-        WORDS,
-        "concat!(\"marker of the object\", include_str!(\"expanded.txt\"), include_str!(\"ident.txt\"))",
+        "fn main() {",
+        "mod build;\n\nfn main() {\n    build::nothing();",
     );
-    project.write("api/src/expanded.txt", "commit $Format:%H$ end");
-    project.write("api/src/ident.txt", "blob $Id$ end");
     project.write(
-        ".gitattributes",
-        "api/src/main.rs filter=swap export-ignore\napi/src/expanded.txt export-subst\napi/src/ident.txt ident\n",
+        "ci.toml",
+        "[[gate]]\nname = \"times\"\nrun = \"stat --format '%n at %Y' api/generate.rs api/src/build.rs\"\n",
     );
-    project.commit("with attributes");
-    // Filters are defined in the configuration of git, not in the repository.
-    project.git(&[
-        "config",
-        "filter.swap.smudge",
-        "sed 's/marker of the object/marker of the filter/'",
-    ]);
-    project.git(&[
-        "config",
-        "filter.swap.clean",
-        "sed 's/marker of the filter/marker of the object/'",
-    ]);
-    for path in [MAIN, "api/src/ident.txt"] {
-        std::fs::remove_file(project.path().join(path)).unwrap();
-        project.git(&["checkout", "--quiet", "--", path]);
+    let mut times = Vec::new();
+    for number in 0..2 {
+        project.edit(
+            MAIN,
+            "\nfn answer()",
+            &format!(
+                "\n// {number} {:?}\nfn answer()",
+                std::time::SystemTime::now()
+            ),
+        );
+        project.commit("a changed line");
+        project.ci(&["custom"]).run().exits(0);
+        let log = project.read("target/ci/logs/custom.log");
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains(" at "))
+            .map(ToOwned::to_owned)
+            .collect();
+        times.push(lines);
+        std::thread::sleep(std::time::Duration::from_secs(1));
     }
-    let on_disk = std::fs::read_to_string(project.path().join(MAIN)).unwrap();
-    assert!(on_disk.contains("marker of the filter"), "{on_disk}");
-    let run = build(&project);
-    assert_at_head(&project, &run);
-    assert_binary_contains(
-        project.path(),
-        "marker of the object",
-        &["marker of the filter"],
-    );
-    assert_binary_contains(project.path(), "commit $Format:%H$ endblob $Id$ end", &[]);
+    assert_ne!(times[0][0], times[1][0], "the build script is refreshed");
+    assert_eq!(times[0][1], times[1][1], "a module called build.rs is not");
 }
 
 #[test]

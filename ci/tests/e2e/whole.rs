@@ -32,7 +32,7 @@ fn publishes_this_repository_as_one_static_binary() {
         ],
     );
     let sha = git(&clone, &["rev-parse", "HEAD"]);
-    let short = git(&clone, &["rev-parse", "--short", "HEAD"]);
+    let short = git(&clone, &["rev-parse", "--short=7", "HEAD"]);
 
     let registry = Registry::with_credential("somebody", TOKEN);
     let run = Ci::new(&clone, &["--registry", &registry.address()])

@@ -333,7 +333,7 @@ fn workflow_publishes_main_and_checks_pull_requests() {
     let registry = Registry::with_credential("somebody", TOKEN);
     let address = registry.address();
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let short = project.git(&["rev-parse", "--short", "HEAD"]);
+    let short = project.git(&["rev-parse", "--short=7", "HEAD"]);
 
     let run = forge.run_workflow(&Event {
         name: "push",

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::model::config_file::FILE;
-use crate::report::Reporter;
+use crate::report::{self, Reporter};
 use crate::settings::Invocation;
 use crate::source::project::{Package, Project};
 use common::failure::{ExitCode, Failure, OrFail};
@@ -41,11 +41,15 @@ const REQUIREMENTS: [(&str, &str); 6] = [
     ("mysqlclient-sys", "libmysqlclient"),
 ];
 
-/// Writes `ci.toml` and the workflow unless they exist, and reports what it found.
+/// Writes `ci.toml` and the workflow unless they exist, and reports what it found. With `print`, only prints `ci.toml`.
 ///
 /// # Errors
 /// When there is no workspace, or no package has a binary (exit code 2); when a file cannot be written (exit code 3).
-pub(super) fn run(invocation: &Invocation, reporter: &Reporter) -> Result<ExitCode, Failure> {
+pub(super) fn run(
+    invocation: &Invocation,
+    print: bool,
+    reporter: &Reporter,
+) -> Result<ExitCode, Failure> {
     let directory = invocation.directory()?;
     let top = top(&directory);
     let project = Project::find(
@@ -53,13 +57,17 @@ pub(super) fn run(invocation: &Invocation, reporter: &Reporter) -> Result<ExitCo
         &crate::source::project::path_below_root(&top, &directory)?,
     )?;
     let found = Found::examine(&top, &project)?;
+    if print {
+        report::data(&found.settings());
+        return Ok(ExitCode::Success);
+    }
     for line in &found.facts {
         reporter.header(&format!("found    {line}"));
     }
     let workflow = top.join(WORKFLOW_PATH);
     for (path, text) in [
         (project.sources.join(FILE), found.settings()),
-        (workflow, workflow_for(&project)),
+        (workflow, workflow_for(&project, &default_branch(&top))),
     ] {
         let name = path
             .strip_prefix(&top)
@@ -264,13 +272,31 @@ impl Found {
 
 /// The host and path of the remote `origin`.
 fn remote(top: &Path) -> Option<(String, String)> {
+    parse_remote(&git(top, &["remote", "get-url", "origin"])?)
+}
+
+/// The default branch of the remote `origin`, otherwise the current branch.
+fn default_branch(top: &Path) -> String {
+    let of_remote = git(
+        top,
+        &["symbolic-ref", "--short", "refs/remotes/origin/HEAD"],
+    );
+    of_remote
+        .and_then(|name| Some(name.strip_prefix("origin/")?.to_owned()))
+        .or_else(|| git(top, &["symbolic-ref", "--short", "HEAD"]))
+        .unwrap_or_else(|| "main".to_owned())
+}
+
+/// What git prints, or `None` if there is no git or it fails.
+fn git(top: &Path, arguments: &[&str]) -> Option<String> {
     let output = std::process::Command::new(provision::find_program("git")?)
         .arg("-C")
         .arg(top)
-        .args(["remote", "get-url", "origin"])
+        .args(arguments)
         .output()
         .ok()?;
-    parse_remote(String::from_utf8(output.stdout).ok()?.trim())
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.is_empty()).then(|| text.trim().to_owned())
 }
 
 /// Parses `https://host/path`, `ssh://user@host/path` and `user@host:path` into host and path, without user, port and `.git`.
@@ -286,7 +312,7 @@ fn parse_remote(url: &str) -> Option<(String, String)> {
 }
 
 /// This repository's workflow, changed for a workspace that installs `ci` with `cargo install`.
-fn workflow_for(project: &Project) -> String {
+fn workflow_for(project: &Project, branch: &str) -> String {
     let folder = project.folder.display().to_string();
     let (option, target) = if folder.is_empty() {
         (String::new(), "target".to_owned())
@@ -302,6 +328,7 @@ fn workflow_for(project: &Project) -> String {
                     &format!("cargo install --locked --target-dir {target}/ci-build --git {HOME} ci"),
                 )
                 .replace("cargo run -p ci --locked", &format!("ci run{option}"))
+                .replace("branches: [main]", &format!("branches: [{branch}]"))
                 .replace("target/debug", &format!("{target}/ci-build"))
                 .replace("path: target/", &format!("path: {target}/"))
                 .replace("RUNNER_CACHE: target/", &format!("RUNNER_CACHE: {target}/"))
@@ -410,7 +437,7 @@ mod tests {
             folder: "backend".into(),
             ..Project::default()
         };
-        let text = workflow_for(&project);
+        let text = workflow_for(&project, "main");
         assert!(text.contains(
             "run: cargo install --locked --target-dir backend/target/ci-build --git https://github.com/"
         ));

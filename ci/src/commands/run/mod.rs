@@ -19,14 +19,16 @@ use crate::run::stopper::{Stop, Stopper};
 use crate::settings::{Command, Invocation};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
+use common::progress::Progress as _;
 
 /// Runs the steps of the command, and reports the results.
 pub(super) async fn run(invocation: &Invocation, stopper: &Stopper) -> ExitCode {
-    let github = GitHub::from_env();
-    match run_plan(invocation, stopper, &github).await {
+    let github = GitHub::from_env(invocation.options.release_branch.as_deref());
+    let early = Reporter::before_the_plan(invocation, &github);
+    match run_plan(invocation, stopper, &github, &early).await {
         Ok(code) => code,
         Err(failure) => {
-            Reporter::before_the_plan(invocation, &github).refused(&failure);
+            early.refused(&failure);
             failure.code
         }
     }
@@ -38,10 +40,11 @@ async fn run_plan(
     invocation: &Invocation,
     stopper: &Stopper,
     github: &GitHub,
+    early: &Reporter,
 ) -> Result<ExitCode, Failure> {
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
-    let plan = plan(invocation, github)?;
+    let plan = plan(invocation, github, early)?;
     let loader = match plan.invocation {
         Command::Build { load: true, .. } => Some(runtime::find_loader().await?),
         _ => None,
@@ -50,10 +53,11 @@ async fn run_plan(
         settings, checkout, ..
     } = &plan;
     let reporter = Arc::new(Reporter::new(settings, github.credential()));
-    std::fs::create_dir_all(&settings.report_dir).or_environment(format!(
-        "cannot create the report directory {}",
-        settings.report_dir.display()
-    ))?;
+    let output = match &plan.invocation {
+        Command::Build { output, .. } => output.as_deref(),
+        _ => None,
+    };
+    report::prepare(&settings.report_dir, &checkout.root, output)?;
     if let Some(limit) = settings.timeout {
         let stopper = stopper.clone();
         tokio::spawn(async move {
@@ -70,6 +74,9 @@ async fn run_plan(
         "commit {} ({}, {state}), event {}",
         checkout.commit.sha, checkout.state, settings.event
     ));
+    if let Some(why) = github.unpublished_push() {
+        reporter.notice(&why);
+    }
     let image = format!(
         "{}/{}:{}",
         settings.registry, settings.repository, checkout.state

@@ -5,11 +5,13 @@ use crate::model::image_name::Registry;
 use crate::model::step::Step;
 use crate::runner_cache::store::LIST;
 use crate::settings::{CacheCommand, Command, Invocation, Settings, cache_dir};
-use crate::source::checkout::{Checkout, Snapshot};
+use crate::source::checkout::Checkout;
 use crate::source::project::{Project, path_below_root};
+use crate::source::snapshot::Snapshot;
 use crate::steps::scan;
 use crate::trust::authority::{self, GitHub, Permit, Purpose};
 use common::failure::Failure;
+use common::progress::Progress;
 
 /// A validated run.
 pub(crate) struct Plan {
@@ -25,11 +27,15 @@ pub(crate) struct Plan {
     pub steps: Vec<Step>,
 }
 
-/// Plans and validates a run.
+/// Plans and validates a run. `progress` shows what is fetched.
 ///
 /// # Errors
 /// When the settings are invalid (exit code 2), git fails (exit code 3), or publishing is not allowed (exit code 4).
-pub(crate) fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Failure> {
+pub(crate) fn plan(
+    invocation: &Invocation,
+    github: &GitHub,
+    progress: &dyn Progress,
+) -> Result<Plan, Failure> {
     let directory = invocation.directory()?;
     let mut checkout = Checkout::discover(&directory)?;
     let formats = matches!(invocation.command, Command::Fmt { fix: true });
@@ -37,7 +43,7 @@ pub(crate) fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Fai
         // --fix formats the working tree, whatever its git state is.
         checkout = checkout.as_on_disk();
     }
-    let snapshot = checkout.snapshot()?;
+    let snapshot = checkout.snapshot(progress)?;
     let project = Project::find(
         snapshot.path(),
         &path_below_root(&checkout.root, &directory)?,
@@ -53,6 +59,7 @@ pub(crate) fn plan(invocation: &Invocation, github: &GitHub) -> Result<Plan, Fai
         read(FILE)?.as_deref(),
         github,
     )?;
+    let checkout = checkout.with_tag_length(settings.tag_length)?;
     if let Command::Cache {
         command: CacheCommand::Save { dir } | CacheCommand::Restore { dir },
     } = &invocation.command

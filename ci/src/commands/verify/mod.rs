@@ -22,6 +22,7 @@ use crate::settings::{Format, Invocation};
 use crate::source::checkout::Checkout;
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
+use common::scratch;
 
 /// The result in JSON.
 #[derive(Debug, Serialize)]
@@ -51,7 +52,7 @@ pub(super) async fn run(
     reporter: &Reporter,
 ) -> Result<ExitCode, Failure> {
     let published: ImageName = name.parse()?;
-    let github = GitHub::from_env();
+    let github = GitHub::from_env(invocation.options.release_branch.as_deref());
     let json = invocation.format(&github)? == Format::Json;
     let directory = invocation.directory()?;
     let checkout = Checkout::discover(&directory)?;
@@ -62,7 +63,7 @@ pub(super) async fn run(
         credential.as_ref(),
         Access::Read,
     )?;
-    let layers = tempfile::tempdir().or_environment("cannot create a directory for the image")?;
+    let layers = scratch::folder().or_environment("cannot create a directory for the image")?;
     let image = fetch(&client, &published, layers.path()).await?;
     let digest = &image.manifest.digest;
     reporter.header(&format!(

@@ -15,6 +15,7 @@ use crate::source::project::{self, Project};
 use common::failure::{Failure, OrFail};
 use common::progress::Progress as _;
 use common::provision;
+use common::scratch;
 
 /// Environment variables that would change the build or redirect its output.
 const REMOVED_ENV: [&str; 13] = [
@@ -65,10 +66,7 @@ pub(super) async fn run(
     invocation: &Invocation,
     reporter: &Reporter,
 ) -> Result<Rebuilt, Failure> {
-    let folder = tempfile::Builder::new()
-        .prefix("ci-verify-")
-        .tempdir()
-        .or_environment("cannot create a directory for the commit")?;
+    let folder = scratch::folder().or_environment("cannot create a directory for the commit")?;
     let worktree = checkout.worktree(&image.revision, &folder.path().join("source"))?;
     let below = project::path_below_root(&checkout.root, directory)?;
     let workspace = match worktree.path().join(&below) {

@@ -8,7 +8,7 @@ fn construct() -> Tag {
 }
 
 fn use_constructor() -> Result<Tag, Failure> {
-    Tag::of_commit("latest", "4f2a91c0d3b5e6f7a8b9c0d1e2f3a4b5c6d7e8f9")
+    Tag::of_commit("latest", 6)
 }
 
 fn convert() -> Tag {

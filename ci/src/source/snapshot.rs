@@ -1,0 +1,478 @@
+//! The files of a run in a temporary directory, as git writes them with its default configuration.
+//!
+//! Attributes of the repository that determine a file's content alone (`eol`, `ident`, `working-tree-encoding`) apply, and settings of
+//! this machine do not: the files are the same everywhere. git itself writes them, through a temporary repository that has no
+//! settings and borrows the objects of the real one. The files of a dirty tree pass through its objects too, so that they follow the
+//! same rules.
+
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use super::git::{git, git_command, git_text, output_of};
+use super::lfs::{self, Filtered};
+use common::failure::{Failure, OrFail};
+use common::progress::Progress;
+use common::scratch;
+
+/// What a snapshot contains.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Tree<'a> {
+    /// The files of a commit.
+    Commit(&'a str),
+    /// The files of the working tree that git tracks or does not ignore, and those that a sparse checkout left out.
+    OnDisk,
+}
+
+/// A copy of the sources in a temporary directory.
+#[derive(Debug)]
+pub struct Snapshot {
+    folder: tempfile::TempDir,
+}
+
+impl Snapshot {
+    /// Writes the files of `tree` in the repository at `root`.
+    ///
+    /// # Errors
+    /// When an object or a file cannot be read (exit code 3), a filter cannot be applied, or the tree contains a submodule or a
+    /// forged path (exit code 2).
+    pub(super) fn new(
+        root: &Path,
+        tree: Tree<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Self, Failure> {
+        let folder = temporary_folder()?;
+        let borrower = Borrower::new(root)?;
+        let tree = match tree {
+            Tree::Commit(sha) => sha.to_owned(),
+            Tree::OnDisk => borrower.tree_on_disk()?,
+        };
+        borrower.fetch_missing(&tree, progress)?;
+        let entries = borrower.entries(&tree)?;
+        borrower.write(&tree, folder.path())?;
+        for entry in &entries {
+            entry.set_mode(folder.path())?;
+        }
+        let filtered = borrower.filtered(&entries)?;
+        lfs::apply(root, folder.path(), &filtered, progress)?;
+        Ok(Self { folder })
+    }
+
+    /// Returns the path of the directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Returns a snapshot of the files for which `keep` returns true; it gets the path relative to the root.
+    ///
+    /// # Errors
+    /// When the files cannot be copied.
+    pub fn filter(&self, keep: impl Fn(&Path) -> bool) -> Result<Self, Failure> {
+        let folder = temporary_folder()?;
+        let copy = || -> std::io::Result<()> {
+            for entry in walkdir::WalkDir::new(self.path()) {
+                let entry = entry?;
+                let below = entry.path().strip_prefix(self.path());
+                let below = below.map_err(std::io::Error::other)?;
+                if entry.file_type().is_dir() || !keep(below) {
+                    continue;
+                }
+                let to = folder.path().join(below);
+                if let Some(parent) = to.parent() {
+                    std::fs::create_dir_all(parent)?;
+                }
+                // Hard links are safe because snapshots are read-only.
+                std::fs::hard_link(entry.path(), to)?;
+            }
+            Ok(())
+        };
+        copy().or_environment("cannot copy the sources")?;
+        Ok(Self { folder })
+    }
+}
+
+fn temporary_folder() -> Result<tempfile::TempDir, Failure> {
+    scratch::folder().or_environment("cannot create a directory for the sources")
+}
+
+/// A temporary repository without settings that borrows the objects of another one.
+struct Borrower<'a> {
+    root: &'a Path,
+    folder: tempfile::TempDir,
+}
+
+impl<'a> Borrower<'a> {
+    fn new(root: &'a Path) -> Result<Self, Failure> {
+        let folder = temporary_folder()?;
+        let format = git_text(root, ["rev-parse", "--show-object-format"])?;
+        let objects = git_text(root, ["rev-parse", "--git-path", "objects"])?;
+        let borrower = Self { root, folder };
+        let mut init = git_command(
+            borrower.folder.path(),
+            [
+                "init",
+                "--quiet",
+                "--template=",
+                &format!("--object-format={format}"),
+            ],
+        );
+        without_settings(&mut init);
+        output_of(init, Vec::new())?;
+        let info = borrower.git_dir().join("objects/info");
+        let alternates = format!("{}\n", root.join(objects).display());
+        std::fs::create_dir_all(&info)
+            .and_then(|()| std::fs::write(info.join("alternates"), alternates))
+            .or_environment("cannot prepare a copy of the sources")?;
+        Ok(borrower)
+    }
+
+    fn git_dir(&self) -> PathBuf {
+        self.folder.path().join(".git")
+    }
+
+    /// Runs git in the temporary repository with one of its index files and a working tree.
+    fn git(
+        &self,
+        index: &str,
+        work_tree: &Path,
+        arguments: &[&str],
+        input: Vec<u8>,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut command = git_command(self.root, std::iter::empty::<&str>());
+        command
+            .arg("--git-dir")
+            .arg(self.git_dir())
+            .arg("--work-tree")
+            .arg(work_tree)
+            // Objects of the working tree are read again only once.
+            .args(["-c", "core.looseCompression=0"])
+            .args(arguments)
+            .env("GIT_INDEX_FILE", self.git_dir().join(index));
+        without_settings(&mut command);
+        output_of(command, input)
+    }
+
+    /// Stores the files of the working tree, and returns their tree.
+    fn tree_on_disk(&self) -> Result<String, Failure> {
+        let index = "index-on-disk";
+        self.copy_index(index)?;
+        let listing = git(
+            self.root,
+            [
+                "ls-files",
+                "-z",
+                "-v",
+                "--cached",
+                "--others",
+                "--exclude-standard",
+            ],
+        )?;
+        let mut paths = Vec::new();
+        let mut assumed = Vec::new();
+        for line in nul_separated(&listing) {
+            let (Some(tag), Some(path)) = (line.first(), line.get(2..)) else {
+                continue;
+            };
+            // `S` marks files that are not checked out, and a small letter those whose changes git is configured to ignore.
+            if tag.eq_ignore_ascii_case(&b'S') {
+                continue;
+            }
+            if tag.is_ascii_lowercase() {
+                assumed.extend_from_slice(path);
+                assumed.push(0);
+            }
+            let relative = relative_path(path)?;
+            if self
+                .root
+                .join(&relative)
+                .symlink_metadata()
+                .is_ok_and(|data| data.is_dir())
+            {
+                return Err(submodule(&relative));
+            }
+            paths.extend_from_slice(path);
+            paths.push(0);
+        }
+        if !assumed.is_empty() {
+            let forget = ["update-index", "--no-assume-unchanged", "-z", "--stdin"];
+            self.git(index, self.root, &forget, assumed)?;
+        }
+        if !paths.is_empty() {
+            let store = [
+                "update-index",
+                "--add",
+                "--remove",
+                "--replace",
+                "-z",
+                "--stdin",
+            ];
+            self.git(index, self.root, &store, paths)?;
+        }
+        let tree = self.git(
+            index,
+            self.root,
+            &["write-tree", "--missing-ok"],
+            Vec::new(),
+        )?;
+        Ok(String::from_utf8_lossy(&tree).trim().to_owned())
+    }
+
+    /// Copies the repository's index, whose times tell git which files are unchanged.
+    fn copy_index(&self, index: &str) -> Result<(), Failure> {
+        let to = self.git_dir().join(index);
+        let from = self
+            .root
+            .join(git_text(self.root, ["rev-parse", "--git-path", "index"])?);
+        let shared = git_text(self.root, ["rev-parse", "--shared-index-path"])?;
+        if shared.is_empty() {
+            match std::fs::copy(&from, &to) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => {
+                    return Err(Failure::environment("cannot read the index of git").because(error));
+                }
+            }
+        }
+        // The other part of a split index would be missing. Without times, git reads every file.
+        let staged = git(self.root, ["ls-files", "-z", "--stage"])?;
+        let fill = ["update-index", "-z", "--index-info"];
+        self.git(index, self.root, &fill, staged).map(drop)
+    }
+
+    /// Fetches the objects that a partial clone lacks, all at once.
+    fn fetch_missing(&self, tree: &str, progress: &dyn Progress) -> Result<(), Failure> {
+        // git fails if no such setting exists.
+        let Ok(promisors) = git_text(
+            self.root,
+            ["config", "--get-regexp", r"^remote\..*\.promisor$", "true"],
+        ) else {
+            return Ok(());
+        };
+        let Some(remote) = promisors
+            .lines()
+            .next()
+            .and_then(|line| line.split(' ').next())
+            .and_then(|key| key.strip_prefix("remote.")?.strip_suffix(".promisor"))
+        else {
+            return Ok(());
+        };
+        let tree = format!("{tree}^{{tree}}");
+        // A clone without trees learns which blobs it lacks only from the trees.
+        let mut before = Vec::new();
+        loop {
+            let list = ["rev-list", "--objects", "--missing=print", &tree];
+            let objects = self.git("unused", self.root, &list, Vec::new())?;
+            let objects = String::from_utf8_lossy(&objects);
+            let missing: Vec<_> = objects
+                .lines()
+                .filter_map(|line| line.strip_prefix('?').map(ToOwned::to_owned))
+                .collect();
+            if missing.is_empty() || missing == before {
+                return Ok(());
+            }
+            progress.notice(&format!(
+                "this clone is partial: fetching {} missing objects from {remote}",
+                missing.len()
+            ));
+            self.fetch(remote, &missing)?;
+            before = missing;
+        }
+    }
+
+    fn fetch(&self, remote: &str, objects: &[String]) -> Result<(), Failure> {
+        let fetch = [
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            "--no-write-fetch-head",
+            "--recurse-submodules=no",
+            "--filter=blob:none",
+            "--stdin",
+            remote,
+        ];
+        let input = objects.join("\n") + "\n";
+        output_of(git_command(self.root, fetch), input.into_bytes())
+            .map(drop)
+            .map_err(|failure| {
+                Failure::environment(format!(
+                    "cannot fetch the missing objects of this partial clone from {remote}"
+                ))
+                .output(failure.output.unwrap_or(failure.message))
+                .hint("Check the network and the credentials for the remote.")
+            })
+    }
+
+    fn entries(&self, tree: &str) -> Result<Vec<TreeEntry>, Failure> {
+        let list = ["ls-tree", "-r", "-z", "--full-tree", tree];
+        let listing = self.git("unused", self.root, &list, Vec::new())?;
+        nul_separated(&listing).map(TreeEntry::parse).collect()
+    }
+
+    /// Writes the files to a new directory.
+    fn write(&self, tree: &str, to: &Path) -> Result<(), Failure> {
+        let write = ["read-tree", "--reset", "-u", tree];
+        self.git(WRITTEN, to, &write, Vec::new())
+            .map(drop)
+            .map_err(|failure| {
+                Failure::environment("git cannot write the files of the sources")
+                    .output(failure.output.unwrap_or(failure.message))
+                    .hint("Run `git fsck` to find damaged objects, and free some disk space.")
+            })
+    }
+
+    /// The files with an attribute `filter`.
+    fn filtered(&self, entries: &[TreeEntry]) -> Result<Vec<Filtered>, Failure> {
+        let mut paths = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.kind != Kind::Symlink) {
+            paths.extend_from_slice(entry.path.as_os_str().as_encoded_bytes());
+            paths.push(0);
+        }
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let check = ["check-attr", "--cached", "-z", "--stdin", "filter"];
+        let answers = self.git(WRITTEN, self.folder.path(), &check, paths)?;
+        let mut fields = nul_separated(&answers);
+        let mut filtered = Vec::new();
+        while let (Some(path), Some(_), Some(value)) = (fields.next(), fields.next(), fields.next())
+        {
+            if !matches!(value, b"unspecified" | b"unset" | b"set") {
+                filtered.push(Filtered {
+                    path: relative_path(path)?,
+                    filter: String::from_utf8_lossy(value).into_owned(),
+                });
+            }
+        }
+        Ok(filtered)
+    }
+}
+
+/// The index of the files that were written.
+const WRITTEN: &str = "index-written";
+
+/// Makes git ignore the settings and attributes of this machine and its user.
+fn without_settings(command: &mut Command) {
+    command
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_ATTR_NOSYSTEM", "1")
+        // The default is below the user's home.
+        .env("XDG_CONFIG_HOME", "/dev/null");
+}
+
+fn nul_separated(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split(|byte| *byte == 0)
+        .filter(|part| !part.is_empty())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    File,
+    Program,
+    Symlink,
+}
+
+struct TreeEntry {
+    kind: Kind,
+    path: PathBuf,
+}
+
+impl TreeEntry {
+    /// Parses `<mode> SP <type> SP <object> TAB <path>`.
+    fn parse(line: &[u8]) -> Result<Self, Failure> {
+        let invalid = || Failure::environment("cannot parse the output of git ls-tree");
+        let tab = line
+            .iter()
+            .position(|byte| *byte == b'\t')
+            .ok_or_else(invalid)?;
+        let head = std::str::from_utf8(&line[..tab]).map_err(|_| invalid())?;
+        let path = relative_path(&line[tab + 1..])?;
+        let kind = match head.split(' ').next() {
+            Some("100755") => Kind::Program,
+            Some("120000") => Kind::Symlink,
+            Some("160000") => return Err(submodule(&path)),
+            Some(_) => Kind::File,
+            None => return Err(invalid()),
+        };
+        Ok(Self { kind, path })
+    }
+
+    /// Sets the modes of the file and its directory, so that the umask has no effect.
+    fn set_mode(&self, below: &Path) -> Result<(), Failure> {
+        if self.kind == Kind::Symlink {
+            return Ok(());
+        }
+        let file = below.join(&self.path);
+        let cannot = || format!("cannot write {}", file.display());
+        let mode = if self.kind == Kind::Program {
+            0o755
+        } else {
+            0o644
+        };
+        set_mode(&file, mode).or_environment(cannot())?;
+        let folders = self.path.ancestors().skip(1);
+        for folder in folders.filter(|folder| !folder.as_os_str().is_empty()) {
+            set_mode(&below.join(folder), 0o755).or_environment(cannot())?;
+        }
+        Ok(())
+    }
+}
+
+fn submodule(path: &Path) -> Failure {
+    Failure::usage(format!("{} is a git submodule or another repository", path.display()))
+        .hint("Vendor the files or depend on a released crate. Submodules are not supported, because a commit does not contain their files.")
+}
+
+#[cfg(unix)]
+fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
+    use std::os::unix::ffi::OsStrExt;
+    check_inside(PathBuf::from(OsStr::from_bytes(bytes)))
+}
+
+#[cfg(not(unix))]
+fn relative_path(bytes: &[u8]) -> Result<PathBuf, Failure> {
+    check_inside(PathBuf::from(String::from_utf8_lossy(bytes).into_owned()))
+}
+
+/// Rejects a path that leads out of the directory that the tree is written to. A forged tree can contain such paths.
+fn check_inside(path: PathBuf) -> Result<PathBuf, Failure> {
+    if path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)))
+    {
+        Ok(path)
+    } else {
+        Err(Failure::usage(format!(
+            "the commit contains a path outside of its tree: {}",
+            path.display()
+        )))
+    }
+}
+
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let data = std::fs::metadata(path)?;
+    if data.permissions().mode() & 0o7777 == mode {
+        return Ok(());
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+#[cfg(unix)]
+pub(crate) fn is_executable(data: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    data.permissions().mode() & 0o100 != 0
+}
+
+#[cfg(not(unix))]
+fn set_mode(_: &Path, _: u32) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn is_executable(_: &std::fs::Metadata) -> bool {
+    false
+}

@@ -1,0 +1,300 @@
+//! The files of a run, in all kinds of checkouts: the same on every machine, whether the tree is clean or dirty.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use ci::source::checkout::Checkout;
+use common::failure::{ExitCode, Failure};
+use common::progress::{LastNotice, Silent};
+
+use crate::harness::{Project, git};
+
+type Files = BTreeMap<String, (u32, Vec<u8>)>;
+
+/// The files of the checkout in `folder`, with mode and content.
+fn files(folder: &Path) -> Result<Files, Failure> {
+    let snapshot = Checkout::discover(folder)?.snapshot(&Silent)?;
+    let mut files = Files::new();
+    for entry in walkdir::WalkDir::new(snapshot.path()) {
+        let entry = entry.unwrap();
+        if entry.file_type().is_dir() {
+            continue;
+        }
+        let name = entry.path().strip_prefix(snapshot.path()).unwrap();
+        let content = if entry.path_is_symlink() {
+            let target = std::fs::read_link(entry.path()).unwrap();
+            target.into_os_string().into_encoded_bytes()
+        } else {
+            std::fs::read(entry.path()).unwrap()
+        };
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        files.insert(name.to_str().unwrap().to_owned(), (mode, content));
+    }
+    Ok(files)
+}
+
+/// The files of a project, which must be the same from git's objects and, apart from a new file, from the disk.
+#[track_caller]
+fn files_of(project: &Project) -> Files {
+    let clean = files(project.path()).unwrap();
+    project.write("new file", "");
+    let mut dirty = files(project.path()).unwrap();
+    std::fs::remove_file(project.path().join("new file")).unwrap();
+    assert!(dirty.remove("new file").is_some());
+    assert_eq!(clean, dirty);
+    clean
+}
+
+fn text<'a>(files: &'a Files, name: &str) -> &'a str {
+    std::str::from_utf8(&files[name].1).unwrap()
+}
+
+#[test]
+fn applies_attributes_and_no_settings_of_this_machine() {
+    let project = Project::new("attributes");
+    project.write(
+        ".gitattributes",
+        "* text=auto\n*.crlf text eol=crlf\nstamp ident\nwide text working-tree-encoding=UTF-16LE\narchived export-subst\nunknown filter=of-nobody\n",
+    );
+    project.write("lines.crlf", "one\r\ntwo\r\n");
+    project.write("lines.txt", "one\ntwo\n");
+    project.write("stamp", "$Id$\n");
+    project.write("archived", "$Format:%H$\n");
+    project.write("unknown", "as it is\n");
+    std::fs::write(project.path().join("wide"), "h\0i\0").unwrap();
+    std::os::unix::fs::symlink("lines.txt", project.path().join("link")).unwrap();
+    project.commit("attributes");
+    let before = files_of(&project);
+    assert_eq!(text(&before, "lines.crlf"), "one\r\ntwo\r\n");
+    assert_eq!(text(&before, "lines.txt"), "one\ntwo\n");
+    assert_eq!(text(&before, "archived"), "$Format:%H$\n");
+    assert_eq!(text(&before, "unknown"), "as it is\n");
+    assert_eq!(text(&before, "link"), "lines.txt");
+    assert_eq!(before["wide"].1, b"h\0i\0");
+    let stamp = text(&before, "stamp");
+    assert!(stamp.starts_with("$Id: ") && stamp.len() > 40, "{stamp}");
+
+    for (key, value) in [("core.autocrlf", "true"), ("core.eol", "crlf")] {
+        project.git(&["config", key, value]);
+    }
+    project.write(".git/info/attributes", "*.txt eol=crlf\n");
+    project.git(&["rm", "--quiet", "--cached", "-r", "."]);
+    project.git(&["reset", "--quiet", "--hard"]);
+    let on_disk = project.read("lines.txt");
+    assert_eq!(on_disk, "one\r\ntwo\r\n", "the settings have an effect");
+    assert_eq!(files_of(&project), before);
+}
+
+#[test]
+fn refuses_filters_that_it_cannot_apply() {
+    let project = Project::new("filters");
+    project.write(".gitattributes", "secret/* filter=vault\n");
+    project.write("secret/key", "encrypted\n");
+    project.commit("a filter");
+    project.git(&["config", "filter.vault.clean", "cat"]);
+    // A filter that this machine does not apply changes nothing.
+    assert_eq!(text(&files_of(&project), "secret/key"), "encrypted\n");
+    for (key, value) in [
+        ("filter.vault.smudge", "tr a-z b-za"),
+        ("filter.vault.required", "true"),
+    ] {
+        project.git(&["config", key, value]);
+        let failure = files(project.path()).unwrap_err();
+        assert_eq!(failure.code, ExitCode::Usage, "{key}");
+        let message = failure.to_string();
+        assert!(
+            message.contains("secret/key needs the git filter vault"),
+            "{message}"
+        );
+        project.git(&["config", "--unset", key]);
+    }
+}
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:";
+
+/// Commits a file as Git LFS does; returns the path of its content in the store.
+fn add_to_lfs(project: &Project, path: &str, content: &str) -> std::path::PathBuf {
+    let digest = common::digest::sha256(content.as_bytes());
+    let oid = digest.strip_prefix("sha256:").unwrap();
+    project.write(path, &format!("{POINTER}{oid}\nsize {}\n", content.len()));
+    let store = format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]);
+    project.write(&store, content);
+    project.path().join(store)
+}
+
+#[test]
+fn replaces_pointers_of_git_lfs_and_never_ships_one() {
+    let project = Project::new("lfs");
+    project.write(
+        ".gitattributes",
+        "*.bin filter=lfs diff=lfs merge=lfs -text\n",
+    );
+    let stored = add_to_lfs(&project, "assets/logo.bin", "the whole logo");
+    project.write("assets/plain.bin", "committed without Git LFS");
+    project.commit("a large file");
+    let found = files_of(&project);
+    assert_eq!(text(&found, "assets/logo.bin"), "the whole logo");
+    assert_eq!(
+        text(&found, "assets/plain.bin"),
+        "committed without Git LFS"
+    );
+    assert_eq!(found["assets/logo.bin"].0, 0o644);
+
+    // A worktree shares the store. A changed file is taken from the disk.
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other");
+    project.git(&[
+        "worktree",
+        "add",
+        "--quiet",
+        "--detach",
+        other.to_str().unwrap(),
+    ]);
+    assert_eq!(
+        text(&files(&other).unwrap(), "assets/logo.bin"),
+        "the whole logo"
+    );
+    std::fs::write(other.join("assets/logo.bin"), "a new logo").unwrap();
+    assert_eq!(
+        text(&files(&other).unwrap(), "assets/logo.bin"),
+        "a new logo"
+    );
+
+    std::fs::write(&stored, "a damaged logo").unwrap();
+    let failure = files(project.path()).unwrap_err();
+    assert_eq!(failure.code, ExitCode::Environment);
+    assert!(failure.to_string().contains("damaged"), "{failure}");
+    std::fs::remove_file(&stored).unwrap();
+    let failure = files(project.path()).unwrap_err();
+    assert_eq!(failure.code, ExitCode::Usage);
+    let message = failure.to_string();
+    assert!(
+        message.contains("assets/logo.bin is in Git LFS (filter lfs)"),
+        "{message}"
+    );
+}
+
+#[test]
+fn sees_files_that_are_not_checked_out() {
+    let project = Project::new("sparse");
+    project.write("docs/guide.md", "a guide\n");
+    project.write("docs/other.md", "another\n");
+    project.commit("documentation");
+    let whole = files(project.path()).unwrap();
+    project.git(&["sparse-checkout", "set", "api"]);
+    assert!(!project.path().join("docs").exists());
+    // Clean, as a commit; dirty, as the working tree with what it leaves out.
+    assert_eq!(files(project.path()).unwrap(), whole);
+    project.write("api/new.txt", "");
+    let mut dirty = files(project.path()).unwrap();
+    assert!(dirty.remove("api/new.txt").is_some());
+    assert_eq!(dirty, whole);
+    project.git(&["sparse-checkout", "disable"]);
+
+    // Without the mark, a missing file is deleted.
+    std::fs::remove_file(project.path().join("docs/guide.md")).unwrap();
+    let dirty = files(project.path()).unwrap();
+    assert!(!dirty.contains_key("docs/guide.md") && dirty.contains_key("docs/other.md"));
+}
+
+#[test]
+fn sees_the_disk_whatever_the_index_says() {
+    let project = Project::new("index");
+    project.write("assumed.txt", "before\n");
+    project.write("staged.txt", "before\n");
+    project.commit("two files");
+    project.git(&["update-index", "--assume-unchanged", "assumed.txt"]);
+    project.write("assumed.txt", "edited\n");
+    project.write("staged.txt", "staged\n");
+    project.git(&["add", "staged.txt"]);
+    project.write("staged.txt", "edited\n");
+    for split in [false, true] {
+        if split {
+            project.git(&["update-index", "--split-index"]);
+        }
+        let dirty = files(project.path()).unwrap();
+        for name in ["assumed.txt", "staged.txt"] {
+            assert_eq!(text(&dirty, name), "edited\n", "{name}, split: {split}");
+        }
+    }
+    let index = project.git(&["diff", "--cached", "--name-only"]);
+    assert_eq!(
+        index, "staged.txt",
+        "the repository's own index is unchanged"
+    );
+}
+
+#[test]
+fn fetches_the_missing_objects_of_a_partial_clone_at_once() {
+    let project = Project::new("partial");
+    for number in 0..50 {
+        project.write(&format!("docs/{number}.md"), &format!("page {number}\n"));
+    }
+    project.commit("documentation");
+    project.git(&["config", "uploadpack.allowFilter", "true"]);
+    project.git(&["config", "uploadpack.allowAnySHA1InWant", "true"]);
+    let whole = files(project.path()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", project.path().display());
+    for filter in ["blob:none", "tree:0"] {
+        let clone = folder.path().join(filter.replace(':', "-"));
+        git(
+            folder.path(),
+            &[
+                "clone",
+                "--quiet",
+                "--sparse",
+                &format!("--filter={filter}"),
+                &url,
+                clone.to_str().unwrap(),
+            ],
+        );
+        git(&clone, &["sparse-checkout", "set", "api"]);
+        let notice = LastNotice::default();
+        let checkout = Checkout::discover(&clone).unwrap();
+        assert!(checkout.is_clean());
+        checkout.snapshot(&notice).unwrap();
+        let notice = notice.into_text();
+        assert!(
+            notice.contains("partial: fetching ") && notice.ends_with("from origin"),
+            "{filter}: {notice}"
+        );
+        assert_eq!(files(&clone).unwrap(), whole, "{filter}");
+    }
+    // Without its remote, the clone says what it lacks.
+    let clone = folder.path().join("alone");
+    git(
+        folder.path(),
+        &[
+            "clone",
+            "--quiet",
+            "--sparse",
+            "--filter=blob:none",
+            &url,
+            clone.to_str().unwrap(),
+        ],
+    );
+    git(
+        &clone,
+        &["remote", "set-url", "origin", "file:///nonexistent"],
+    );
+    let failure = files(&clone).unwrap_err();
+    assert_eq!(failure.code, ExitCode::Environment);
+    assert!(failure.to_string().contains("missing objects"), "{failure}");
+}
+
+#[test]
+fn names_the_files_that_make_a_tree_dirty() {
+    let project = Project::new("changes");
+    project.write("a.txt", "");
+    project.git(&["mv", ".gitignore", "moved"]);
+    let checkout = Checkout::discover(project.path()).unwrap();
+    assert_eq!(checkout.changes, ["moved", "a.txt"]);
+    for number in 0..9 {
+        project.write(&format!("b{number}.txt"), "");
+    }
+    let checkout = Checkout::discover(project.path()).unwrap();
+    assert_eq!(checkout.changes.len(), 6);
+    assert_eq!(checkout.changes[5], "…");
+}
