@@ -111,18 +111,6 @@ fn refuses_filters_that_it_cannot_apply() {
     }
 }
 
-const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:";
-
-/// Commits a file as Git LFS does; returns the path of its content in the store.
-fn add_to_lfs(project: &Project, path: &str, content: &str) -> std::path::PathBuf {
-    let digest = common::digest::sha256(content.as_bytes());
-    let oid = digest.strip_prefix("sha256:").unwrap();
-    project.write(path, &format!("{POINTER}{oid}\nsize {}\n", content.len()));
-    let store = format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]);
-    project.write(&store, content);
-    project.path().join(store)
-}
-
 #[test]
 fn replaces_pointers_of_git_lfs_and_never_ships_one() {
     let project = Project::new("lfs");
@@ -130,7 +118,7 @@ fn replaces_pointers_of_git_lfs_and_never_ships_one() {
         ".gitattributes",
         "*.bin filter=lfs diff=lfs merge=lfs -text\n",
     );
-    let stored = add_to_lfs(&project, "assets/logo.bin", "the whole logo");
+    let stored = project.add_to_lfs("assets/logo.bin", "the whole logo");
     project.write("assets/plain.bin", "committed without Git LFS");
     project.commit("a large file");
     let found = files_of(&project);

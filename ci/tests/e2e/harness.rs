@@ -167,6 +167,20 @@ impl Project {
         std::fs::write(file, content).unwrap();
     }
 
+    /// Writes a file as Git LFS does: its pointer, and its content in the clone's store, whose path is returned.
+    pub fn add_to_lfs(&self, path: &str, content: &str) -> PathBuf {
+        let digest = common::digest::sha256(content.as_bytes());
+        let oid = digest.strip_prefix("sha256:").unwrap();
+        let pointer = format!(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n",
+            content.len()
+        );
+        self.write(path, &pointer);
+        let store = format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]);
+        self.write(&store, content);
+        self.path().join(store)
+    }
+
     /// Replaces the only occurrence of `from` in a file.
     pub fn edit(&self, path: &str, from: &str, to: &str) {
         let text = std::fs::read_to_string(self.path().join(path)).unwrap();

@@ -1,13 +1,13 @@
 //! The end of a run: several failures, time limits, signals, reruns, and machine-readable output.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::time::SystemTime;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{KillOnDrop, Outcome, Project, TEST_RUNS};
+use crate::harness::{Ci, KillOnDrop, Outcome, Project, TEST_RUNS};
 
 /// Adds a unit test that announces its start and then sleeps for a day.
 fn add_sleeping_test(project: &Project) {
@@ -147,17 +147,17 @@ fn assert_stops_on(signal: Signal, name: &str) {
     assert_stops_once_on(&project, signal);
 }
 
-fn assert_stops_once_on(project: &Project, signal: Signal) {
-    let ci = project
-        .ci(&["-v", "--timeout", "5m"])
+/// Starts a verbose run, and reads its output until its unit test runs.
+fn start(ci: Ci) -> (KillOnDrop, BufReader<ChildStderr>, String) {
+    let child = ci
         .into_command()
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut ci = KillOnDrop(ci);
+    let mut child = KillOnDrop(child);
     let mut stderr = String::new();
-    let mut reader = BufReader::new(ci.0.stderr.take().unwrap());
+    let mut reader = BufReader::new(child.0.stderr.take().unwrap());
     while !stderr.contains("the test runs") {
         assert_ne!(
             reader.read_line(&mut stderr).unwrap(),
@@ -165,6 +165,11 @@ fn assert_stops_once_on(project: &Project, signal: Signal) {
             "ci exited:\n{stderr}"
         );
     }
+    (child, reader, stderr)
+}
+
+fn assert_stops_once_on(project: &Project, signal: Signal) {
+    let (mut ci, mut reader, mut stderr) = start(project.ci(&["-v", "--timeout", "5m"]));
     let children = children(ci.0.id());
     assert!(
         children
@@ -219,22 +224,11 @@ fn nohup_keeps_a_run_alive() {
         SystemTime::now()
     ));
     project.commit("a slow test");
-    let mut ci = project
-        .ci(&["test", "-v"])
-        .under("nohup", &[])
-        .into_command()
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stderr = String::new();
-    let mut reader = BufReader::new(ci.stderr.take().unwrap());
-    while !stderr.contains("the test runs") {
-        assert_ne!(reader.read_line(&mut stderr).unwrap(), 0, "{stderr}");
-    }
-    kill(Pid::from_raw(ci.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
+    let call = project.ci(&["test", "-v"]).under("nohup", &[]);
+    let (mut ci, mut reader, mut stderr) = start(call);
+    kill(Pid::from_raw(ci.0.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
     std::io::Read::read_to_string(&mut reader, &mut stderr).unwrap();
-    assert_eq!(ci.wait().unwrap().code(), Some(0), "{stderr}");
+    assert_eq!(ci.0.wait().unwrap().code(), Some(0), "{stderr}");
 }
 
 #[test]
@@ -245,20 +239,7 @@ fn the_next_run_removes_what_a_killed_one_has_left() {
     let temporary = tempfile::tempdir().unwrap();
     let left = || std::fs::read_dir(temporary.path()).unwrap().count();
     let tmpdir = temporary.path().to_str().unwrap();
-    let ci = project
-        .ci(&["test", "-v"])
-        .env("TMPDIR", tmpdir)
-        .into_command()
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut ci = KillOnDrop(ci);
-    let mut reader = BufReader::new(ci.0.stderr.take().unwrap());
-    let mut stderr = String::new();
-    while !stderr.contains("the test runs") {
-        assert_ne!(reader.read_line(&mut stderr).unwrap(), 0, "{stderr}");
-    }
+    let (ci, ..) = start(project.ci(&["test", "-v"]).env("TMPDIR", tmpdir));
     drop(ci);
     assert!(left() > 0);
     project.ci(&["fmt"]).env("TMPDIR", tmpdir).run().exits(0);

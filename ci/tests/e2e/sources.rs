@@ -170,21 +170,9 @@ fn ignores_replaced_git_objects() {
 fn ships_the_files_that_attributes_and_git_lfs_stand_for() {
     let project = Project::new("filters");
     let content = "a large file";
-    let digest = common::digest::sha256(content.as_bytes());
-    let oid = digest.strip_prefix("sha256:").unwrap();
     project.write(".gitattributes", "*.bin filter=lfs\n*.crlf eol=crlf\n");
     project.write("api/data/lines.crlf", "one\ntwo\n");
-    project.write(
-        "api/data/large.bin",
-        &format!(
-            "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n",
-            content.len()
-        ),
-    );
-    project.write(
-        &format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]),
-        content,
-    );
+    project.add_to_lfs("api/data/large.bin", content);
     project.write("ci.toml", "[image]\nfiles = { \"api/data\" = \"/data\" }\n");
     project.commit("attributes");
     for state in ["clean", "dirty"] {
