@@ -1,7 +1,7 @@
 //! A brand cannot be used for the sources of two runs.
 
 use ci::source::sources::Source;
-use ci::source::checkout::{Checkout, Snapshot};
+use ci::source::{checkout::Checkout, snapshot::Snapshot};
 use generativity::make_guard;
 
 fn use_brand_twice(checkout: Checkout, first: Snapshot, second: Snapshot) {
