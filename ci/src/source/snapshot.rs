@@ -226,8 +226,8 @@ impl<'a> Borrower<'a> {
             .join(git_text(self.root, ["rev-parse", "--git-path", "index"])?);
         let shared = git_text(self.root, ["rev-parse", "--shared-index-path"])?;
         if shared.is_empty() {
-            match std::fs::copy(&from, &to) {
-                Ok(_) => return Ok(()),
+            match copy_with_time(&from, &to) {
+                Ok(()) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => {
                     return Err(Failure::environment("cannot read the index of git").because(error));
@@ -346,6 +346,17 @@ impl<'a> Borrower<'a> {
         }
         Ok(filtered)
     }
+}
+
+/// Copies an index with its modification time. git reads files again that are as new as the index, because their times, in seconds,
+/// do not tell whether they were edited since.
+fn copy_with_time(from: &Path, to: &Path) -> std::io::Result<()> {
+    let time = std::fs::metadata(from)?.modified()?;
+    std::fs::copy(from, to)?;
+    std::fs::File::options()
+        .write(true)
+        .open(to)?
+        .set_modified(time)
 }
 
 /// The index of the files that were written.

@@ -286,3 +286,16 @@ fn names_the_files_that_make_a_tree_dirty() {
     assert_eq!(checkout.changes.len(), 6);
     assert_eq!(checkout.changes[5], "…");
 }
+
+#[test]
+fn notices_an_edit_in_the_second_of_the_commit() {
+    let project = Project::new("racy");
+    for number in 0..20 {
+        project.write("file.txt", &format!("before {number:02}\n"));
+        project.commit("before");
+        // The same size, and most likely the same second.
+        project.write("file.txt", &format!("edited {number:02}\n"));
+        let dirty = files(project.path()).unwrap();
+        assert_eq!(text(&dirty, "file.txt"), format!("edited {number:02}\n"));
+    }
+}

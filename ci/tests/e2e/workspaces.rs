@@ -248,6 +248,16 @@ mod tests {
             .expect("a count");
         assert_eq!(row.get::<_, i64>(0), 42);
     }
+
+    #[test]
+    fn the_cache_has_an_identity() {
+        use std::io::{Read, Write};
+        let mut cache = std::net::TcpStream::connect("cache:6379").expect("a cache");
+        cache.write_all(b"INFO server\r\n").expect("a request");
+        let mut answer = [0; 4096];
+        let read = cache.read(&mut answer).expect("an answer");
+        std::io::stderr().write_all(&answer[..read]).expect("a log");
+    }
 }
 "#,
             ),
@@ -264,6 +274,10 @@ mod tests {
     let mut answer = [0; 7];
     cache.read_exact(&mut answer).map_err(|e| e.to_string())?;
     if &answer == b"+PONG\r\n" {
+        cache.write_all(b"INFO server\r\n").map_err(|e| e.to_string())?;
+        let mut answer = [0; 4096];
+        let read = cache.read(&mut answer).map_err(|e| e.to_string())?;
+        print!("{}", String::from_utf8_lossy(&answer[..read]));
         Ok(())
     } else {
         Err(format!("{answer:?}"))
@@ -280,7 +294,7 @@ env = { POSTGRES_USER = "shop", POSTGRES_PASSWORD = "secret", POSTGRES_DB = "ord
 [services.cache]
 image = "docker.io/library/redis:8.0"
 port = 6379
-steps = ["smoke"]
+steps = ["test", "smoke"]
 
 [test]
 env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
@@ -310,6 +324,15 @@ env = { DATABASE_URL = "postgres://shop:secret@database:5432/orders" }
         Image::read(&project.path().join("backend/target/ci")).config["config"]["Entrypoint"],
         json!(["/web"])
     );
+    // The smoke test has a cache of its own, without what the tests have stored.
+    let server = |step: &str| {
+        let log = project.read(&format!("backend/target/ci/logs/{step}.log"));
+        let line = log
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("run_id:").map(ToOwned::to_owned));
+        line.unwrap_or_else(|| panic!("no run_id in {step}.log:\n{log}"))
+    };
+    assert_ne!(server("test"), server("smoke"));
 
     // A service that does not start is an error of the environment, not of the gate.
     project.edit(
