@@ -110,10 +110,20 @@ impl FromStr for Registry {
             Some(Ok(port)) if port > 0 => Some(port),
             Some(_) => return invalid("the port must be a number from 1 to 65535"),
         };
-        Ok(Self {
+        let registry = Self {
             host: host.to_owned(),
             port,
-        })
+        };
+        // What crane, which pushes, would not understand after all gates have passed.
+        if !registry.is_loopback() && host.starts_with('[') {
+            return invalid("image names cannot contain an IPv6 address; use a host name");
+        }
+        if !registry.is_loopback() && port.is_none() && !host.contains('.') {
+            return invalid(
+                "a host name without a dot needs a port, because image names would take it for a repository",
+            );
+        }
+        Ok(registry)
     }
 }
 
@@ -353,6 +363,8 @@ mod tests {
             "[::1",
             "[::g]",
             "[::1]x",
+            "[2001:db8::1]:5000",
+            "registry",
         ] {
             assert_eq!(bad.parse::<Registry>().unwrap_err().code as u8, 2, "{bad}");
         }

@@ -9,6 +9,7 @@ use super::summary::cache_summary;
 use super::text::{BAD, DIM, GOOD, NOTE, failure, format_ms, shown};
 use crate::model::cause::{Cause, CauseKind};
 use crate::model::record::{AttachedArtifact, Outcome, Record, Status};
+use crate::model::step::Step;
 use common::failure::ExitCode;
 
 /// The rows of a small terminal, except for the shell's next prompt.
@@ -27,6 +28,7 @@ pub(super) fn ending(report: &Report, directory: &Path, columns: Option<usize>) 
         .iter()
         .filter(|record| record.status == Status::Failed);
     let mut blocks: Vec<_> = failed.map(|record| Block::new(record, directory)).collect();
+    name_repeated_causes(&mut blocks);
     let verdict = verdict(report);
     let rows_of = |lines: &[String]| -> usize {
         let columns = columns.unwrap_or(usize::MAX);
@@ -100,6 +102,7 @@ fn notices(report: &Report) -> Vec<String> {
 
 /// A failed step.
 struct Block<'a> {
+    step: Step,
     /// The step, and in short what failed.
     head: Vec<String>,
     /// The log and the hint.
@@ -124,6 +127,7 @@ impl<'a> Block<'a> {
             foot.push(format!("    {NOTE}hint:{NOTE:#} {}", shown(hint)));
         }
         Self {
+            step: record.name,
             head: vec![format!(
                 "{BAD}✗ {:<8}{BAD:#} {}",
                 record.name,
@@ -148,6 +152,35 @@ impl<'a> Block<'a> {
         }
         lines.extend(self.foot);
         lines
+    }
+}
+
+/// Replaces the causes of a step that all appeared in an earlier one, such as a build script that fails wherever it runs.
+fn name_repeated_causes<'a>(blocks: &mut [Block<'a>]) {
+    for at in 1..blocks.len() {
+        let (before, rest) = blocks.split_at_mut(at);
+        let Some(block) = rest.first_mut() else {
+            continue;
+        };
+        // Details may differ, as they name the step's own files.
+        let is_same = |other: &&Block<'a>| {
+            let key = |cause: &'a Cause| (cause.kind, &cause.title, &cause.location);
+            !block.causes.is_empty()
+                && other
+                    .causes
+                    .iter()
+                    .map(key)
+                    .eq(block.causes.iter().map(key))
+        };
+        let same = before.iter().find(is_same);
+        if let Some(other) = same {
+            block.head.push(format!(
+                "    {DIM}for the same reason as {}{DIM:#}",
+                other.step
+            ));
+            block.causes = &[];
+            block.foot.truncate(1);
+        }
     }
 }
 

@@ -285,6 +285,23 @@ fn ends() -> Vec<(&'static str, Report)> {
                 ExitCode::GateFailed,
             ),
         ),
+        (
+            "same-reason",
+            report(
+                vec![
+                    Record {
+                        name: Step::Test,
+                        ..build_failed()
+                    },
+                    Record {
+                        name: Step::Lint,
+                        ..build_failed()
+                    },
+                    build_failed(),
+                ],
+                ExitCode::GateFailed,
+            ),
+        ),
         ("cancelled", stopped(ExitCode::Cancelled)),
         ("time-limit", stopped(ExitCode::TimedOut)),
         ("no-engine", no_engine),

@@ -100,8 +100,16 @@ impl Project {
         }
         while let Some((folder, manifest)) = open.pop() {
             // Path dependencies below the workspace directory are members, too.
-            for path in paths(&manifest) {
-                let path = normal(&folder.join(path));
+            for dependency in paths(&manifest) {
+                let path = normal(&folder.join(dependency));
+                if !path.starts_with(sources) {
+                    let manifest = folder.strip_prefix(sources).unwrap_or(&folder);
+                    return Err(Failure::usage(format!(
+                        "{} depends on {dependency}, which is outside of the repository",
+                        manifest.join("Cargo.toml").display()
+                    ))
+                    .hint("Move the package into the repository, or depend on it with `git` or a released version: a commit must contain everything that its build needs."));
+                }
                 if path.starts_with(&top) {
                     admit(path, &mut open)?;
                 }

@@ -11,7 +11,7 @@ use generativity::{Guard, Id};
 use walkdir::WalkDir;
 
 use super::workspace::{self, MESSAGES, Program, Work};
-use super::{auditable, base, missing};
+use super::{auditable, base};
 use crate::engine::graphql::EngineError;
 use crate::image::archive::{self, ArchiveInfo, Compression, ImageConfig};
 use crate::image::attestations::{self, Attestation};
@@ -310,13 +310,7 @@ cargo pkgid --locked --package {package} > /out/pkgid"
             "Run `cargo build --release --locked --package {package}` to reproduce the errors on this machine."
         ),
     };
-    let left = workspace::run(step, source, work).await;
-    left.map_err(
-        |failure| match failure.output.as_deref().and_then(missing::at_build) {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        },
-    )
+    workspace::run(step, source, work).await
 }
 
 /// The image's environment, in ascending order of precedence: base image, settings, `ci`'s own variables.

@@ -2,11 +2,48 @@
 
 use common::pins;
 
-const NO_LIBRARY: &str =
-    "Add the Debian package (lib…-dev) of the missing library to toolchain.packages in ci.toml.";
+/// What a program or library that is missing in the toolchain's container is called there, and the Debian package that has it.
+const PACKAGES: [(&str, &str); 20] = [
+    ("clang", "clang"),
+    ("cmake", "cmake"),
+    ("crypto", "libssl-dev"),
+    ("curl", "libcurl4-openssl-dev"),
+    ("lld", "lld"),
+    ("mold", "mold"),
+    ("mysqlclient", "default-libmysqlclient-dev"),
+    ("nasm", "nasm"),
+    ("perl", "perl"),
+    ("pq", "libpq-dev"),
+    ("protoc", "protobuf-compiler"),
+    ("python3", "python3"),
+    ("sasl2", "libsasl2-dev"),
+    ("sccache", "sccache"),
+    ("sqlite3", "libsqlite3-dev"),
+    ("ssl", "libssl-dev"),
+    ("udev", "libudev-dev"),
+    ("wasm-ld", "lld"),
+    ("xml2", "libxml2-dev"),
+    ("z", "zlib1g-dev"),
+];
 
-/// Messages of linkers and build scripts, and their meaning.
-const AT_BUILD: [(&str, &str); 6] = [
+/// What surrounds the name of something that is missing, in the messages of cargo, rustc, linkers and build scripts.
+const MISSING: [(&str, &str); 12] = [
+    ("linker `", "` not found"),
+    ("invalid linker name in argument '-fuse-ld=", "'"),
+    ("cannot find 'ld.", "'"),
+    ("cannot find -l", ":"),
+    ("cannot find -l", "\n"),
+    ("unable to find library -l", "\n"),
+    ("could not execute process `", " "),
+    ("could not execute process `", "`"),
+    ("Could not find `", "`"),
+    ("is `", "` not installed?"),
+    ("The system library `", "`"),
+    ("failed to find tool \"", "\""),
+];
+
+/// Other messages of linkers and build scripts, and their meaning.
+const AT_BUILD: [(&str, &str); 2] = [
     (
         "attempted static link of dynamic object",
         "The service links a library that is only available as a shared library, which an image from scratch does not have.",
@@ -15,14 +52,19 @@ const AT_BUILD: [(&str, &str); 6] = [
         "Could not find directory of OpenSSL installation",
         "Add libssl-dev and pkg-config to toolchain.packages in ci.toml, or use rustls instead of OpenSSL.",
     ),
-    ("cannot find -l", NO_LIBRARY),
-    ("unable to find library -l", NO_LIBRARY),
-    ("The system library", NO_LIBRARY),
-    (
-        "Could not find `protoc`",
-        "Add protobuf-compiler to toolchain.packages in ci.toml.",
-    ),
 ];
+
+/// A program or library that a failed command did not find in the toolchain's container, by the command's output.
+fn missing(output: &str) -> Option<String> {
+    let between = |(before, after): &(&str, &str)| {
+        let (_, rest) = output.split_once(before)?;
+        let (name, _) = rest.split_once(after)?;
+        let name = name.trim().rsplit('/').next()?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
+        (!name.is_empty() && name.len() < 40 && name.chars().all(is_name)).then(|| name.to_owned())
+    };
+    MISSING.iter().find_map(between)
+}
 
 /// Messages of services that fail to start, and their meaning.
 const AT_START: [(&str, &str); 8] = [
@@ -54,9 +96,24 @@ const AT_START: [(&str, &str); 8] = [
     ),
 ];
 
-/// A hint for the output of a failed build, if its cause is known.
+/// A hint for the output of a failed command of cargo, if the toolchain's container lacks something.
 pub(super) fn at_build(output: &str) -> Option<String> {
-    hint(&AT_BUILD, output)
+    if let Some(known) = hint(&AT_BUILD, output) {
+        return Some(known);
+    }
+    let name = missing(output)?;
+    let bare = name.strip_prefix("lib").unwrap_or(&name);
+    let package = PACKAGES
+        .iter()
+        .find(|(known, _)| *known == name || *known == bare);
+    Some(match package {
+        Some((_, package)) => format!(
+            "The toolchain's container has no {name}. Add the Debian package {package} to toolchain.packages in ci.toml."
+        ),
+        None => format!(
+            "The toolchain's container has no {name}. Add the Debian package that contains it (`apt-file search {name}`) to toolchain.packages in ci.toml."
+        ),
+    })
 }
 
 /// A hint for the output of a service that failed to start, if its cause is known.
@@ -84,8 +141,48 @@ mod tests {
     fn suggests_a_setting_for_missing_libraries_and_certificates() {
         let start = "/shop: error while loading shared libraries: libpq.so.5: cannot open shared object file";
         assert!(at_start(start).unwrap().contains("image.base"));
-        let build = "error: linking with `cc` failed\n/usr/bin/ld: cannot find -lpq: No such file or directory";
-        assert!(at_build(build).unwrap().contains("toolchain.packages"));
+        for (output, package) in [
+            (
+                "/usr/bin/ld: cannot find -lpq: No such file or directory",
+                "libpq-dev",
+            ),
+            ("error: linker `clang` not found", "clang"),
+            (
+                "clang: error: invalid linker name in argument '-fuse-ld=mold'",
+                "mold",
+            ),
+            ("collect2: fatal error: cannot find 'ld.mold'", "mold"),
+            (
+                "error: could not execute process `sccache rustc -vV` (never executed)",
+                "sccache",
+            ),
+            (
+                "error: could not execute process `/opt/bin/sccache` (never executed)",
+                "sccache",
+            ),
+            (
+                "thread 'main' panicked: failed to execute command: No such file\nis `cmake` not installed?",
+                "cmake",
+            ),
+            (
+                "Could not find `protoc`. If `protoc` is installed",
+                "protobuf-compiler",
+            ),
+            (
+                "The system library `libudev` required by crate",
+                "libudev-dev",
+            ),
+            (
+                "error: linker `ld.gold2` not found",
+                "apt-file search ld.gold2",
+            ),
+        ] {
+            let hint = at_build(output).unwrap();
+            assert!(
+                hint.contains(package) && hint.contains("toolchain.packages"),
+                "{output}: {hint}"
+            );
+        }
         assert_eq!(at_build("error[E0308]: mismatched types"), None);
         assert_eq!(at_start("listening on 8000"), None);
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use dagger_sdk::{Container, File};
 
 use super::environment::with_env;
+use super::missing;
 use super::services::Services;
 use crate::engine::graphql::EngineError;
 use crate::image::archive::Platform;
@@ -490,16 +491,25 @@ async fn to_failure<K: Kind>(
             ExitCode::GateFailed,
             format!("{failed} (exit code {exit_code})"),
         )
-        .output(output)
-        .hint(if step.run.settings.paths.contains_key(&step.step) {
-            format!(
-                "{hint} This step only has the files that paths.{} in {FILE} selects.",
-                step.step
-            )
-        } else {
-            hint.to_owned()
-        }),
+        .hint(hint_for(step, &output, hint))
+        .output(output),
     }
+}
+
+/// The hint for a failed gate: what the container lacks, or else the step's own hint, `usual`.
+fn hint_for<K: Kind>(step: &StepContext<'_, K>, output: &str, usual: &str) -> String {
+    // The output of a test may contain any text.
+    let tests_ran = output.contains("\ntest result: ");
+    if let Some(missing) = missing::at_build(output).filter(|_| !tests_ran) {
+        return missing;
+    }
+    if step.run.settings.paths.contains_key(&step.step) {
+        return format!(
+            "{usual} This step only has the files that paths.{} in {FILE} selects.",
+            step.step
+        );
+    }
+    usual.to_owned()
 }
 
 #[cfg(test)]

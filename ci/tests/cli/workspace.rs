@@ -223,3 +223,21 @@ fn init_rejects_a_workspace_without_a_binary() {
         .says("no package of the workspace has a binary");
     assert!(!folder.path().join("ci.toml").exists());
 }
+
+#[test]
+fn refuses_a_dependency_outside_of_the_repository() {
+    let project = Project::new("outside");
+    let manifest = project.read("api/Cargo.toml");
+    project.write(
+        "api/Cargo.toml",
+        &format!("{manifest}\n[dependencies]\nshared = {{ path = \"../../shared\" }}\n"),
+    );
+    project.commit("a dependency elsewhere");
+    ci(&project, &[])
+        .run()
+        .refuses(
+            2,
+            "api/Cargo.toml depends on ../../shared, which is outside of the repository",
+        )
+        .says("hint: Move the package into the repository");
+}

@@ -550,3 +550,26 @@ fn watch(
     }
     (seen, leaks)
 }
+
+#[test]
+fn publishes_to_every_address_of_this_machine() {
+    let project = Project::new("addresses");
+    let tag = short_sha(&project);
+    for (listening, named) in [
+        ("127.0.0.1", "localhost"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("[::1]", "[::1]"),
+    ] {
+        let registry = Registry::open_on(listening);
+        let port = registry.address().rsplit(':').next().unwrap().to_owned();
+        let run = project
+            .ci(&["publish", "--registry", &format!("{named}:{port}")])
+            .run()
+            .exits(0);
+        assert_eq!(
+            run.report["publish"]["digest"],
+            registry.digest(project.repository(), &tag).as_str(),
+            "{named}"
+        );
+    }
+}

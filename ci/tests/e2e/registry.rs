@@ -28,6 +28,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub struct Registry {
     child: Child,
     folder: tempfile::TempDir,
+    host: &'static str,
     port: u16,
     credential: Option<(String, String)>,
 }
@@ -35,22 +36,27 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry without authentication.
     pub fn open() -> Self {
-        Self::start(None)
+        Self::start("127.0.0.1", None)
+    }
+
+    /// Starts a registry without authentication on another address of this machine.
+    pub fn open_on(host: &'static str) -> Self {
+        Self::start(host, None)
     }
 
     /// Starts a registry that accepts only this user and password.
     pub fn with_credential(user: &str, password: &str) -> Self {
-        Self::start(Some((user.to_owned(), password.to_owned())))
+        Self::start("127.0.0.1", Some((user.to_owned(), password.to_owned())))
     }
 
-    fn start(credential: Option<(String, String)>) -> Self {
+    fn start(host: &'static str, credential: Option<(String, String)>) -> Self {
         let program = program();
         let folder = tempfile::tempdir().unwrap();
         let mut config = serde_json::json!({
             "version": "0.1",
             "log": { "level": "info" },
             "storage": { "filesystem": { "rootdirectory": folder.path().join("data") } },
-            "http": { "addr": "127.0.0.1:0" },
+            "http": { "addr": format!("{host}:0") },
         });
         if let Some((user, password)) = &credential {
             let hash = bcrypt::hash_with_result(password, 4).unwrap();
@@ -78,6 +84,7 @@ impl Registry {
         let mut registry = Self {
             child,
             folder,
+            host,
             port: 0,
             credential,
         };
@@ -91,7 +98,7 @@ impl Registry {
         loop {
             let log = self.log();
             let port = log
-                .split("listening on 127.0.0.1:")
+                .split(&format!("listening on {}:", self.host))
                 .nth(1)
                 .and_then(|rest| {
                     let end = rest.find(|c: char| !c.is_ascii_digit())?;
@@ -112,7 +119,7 @@ impl Registry {
 
     /// The value for `--registry`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// The log, including each request.

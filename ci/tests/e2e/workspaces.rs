@@ -578,3 +578,19 @@ fn smoke_test_limits_are_configurable() {
         .only_fails("smoke")
         .says("GET /other was not answered with 200 in 2 tries within 1s");
 }
+
+#[test]
+fn names_the_package_that_a_linker_needs() {
+    let project = Project::new("linker");
+    project.write(
+        ".cargo/config.toml",
+        "[target.x86_64-unknown-linux-gnu]\nlinker = \"clang\"\n",
+    );
+    project.commit("another linker");
+    let run = project.ci(&[]).run().exits(1);
+    for step in ["test", "build"] {
+        let hint = run.step(step)["hint"].as_str().unwrap();
+        let package = "Add the Debian package clang to toolchain.packages";
+        assert!(hint.contains(package), "{step}: {hint}");
+    }
+}
