@@ -57,7 +57,8 @@ pub(super) async fn container<K: Kind>(
             frontend: port,
             protocol: NetworkProtocol::Tcp,
         };
-        let address = registry.host().trim_matches(['[', ']']).to_owned();
+        // The engine appends the port, so an IPv6 address keeps its brackets.
+        let address = registry.host().to_owned();
         let service = client.host().service_opts(
             vec![forward],
             HostServiceOpts {
