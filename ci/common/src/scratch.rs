@@ -1,4 +1,5 @@
-//! Temporary directories. All those of a process are below one, which the next process removes if this one is killed.
+//! Temporary directories. Each process keeps its own below one directory. If the process is killed, the next one removes that
+//! directory.
 
 use std::fs::File;
 use std::io;

@@ -10,7 +10,7 @@ use crate::settings::{CacheCommand, Invocation};
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure};
 
-/// Runs `ci cache save` or `ci cache restore`.
+/// Runs `ci cache save` or `ci cache restore`. `early` shows what is fetched before the settings are known.
 ///
 /// # Errors
 /// When the settings are invalid (exit code 2), the engine is unavailable, or a cache cannot be restored or saved (exit code
@@ -19,11 +19,12 @@ pub(super) async fn run(
     invocation: &Invocation,
     command: &CacheCommand,
     stopper: &Stopper,
+    early: &Reporter,
 ) -> Result<ExitCode, Failure> {
     let plan = plan(
         invocation,
         &GitHub::from_env(invocation.options.release_branch.as_deref()),
-        &Reporter::plain(invocation.options.quiet, invocation.options.verbose > 0),
+        early,
     )?;
     let reporter = Arc::new(Reporter::new(&plan.settings, None));
     let ended = session::run(plan, stopper, &reporter).await.result?;

@@ -39,8 +39,8 @@ pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
                 .unless_stopped(engine::run(*command, format, &reporter))
                 .await
         }
-        Command::Shell { step } => shell::run(&invocation, *step, &stopper).await,
-        Command::Cache { command } => cache::run(&invocation, command, &stopper).await,
+        Command::Shell { step } => shell::run(&invocation, *step, &stopper, &reporter).await,
+        Command::Cache { command } => cache::run(&invocation, command, &stopper, &reporter).await,
         // The whole pipeline or one of its steps.
         _ => Ok(run::run(&invocation, &stopper).await),
     }

@@ -15,7 +15,7 @@ use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
 use common::scratch;
 
-/// Opens the shell, and returns when it ends.
+/// Opens the shell, and returns when it ends. `early` shows what is fetched before the settings are known.
 ///
 /// # Errors
 /// When the step has no shell, the settings are invalid, or the session belongs to another process (exit code 2), the image for
@@ -24,6 +24,7 @@ pub(super) async fn run(
     invocation: &Invocation,
     step: Step,
     stopper: &Stopper,
+    early: &Reporter,
 ) -> Result<ExitCode, Failure> {
     if !STEPS.contains(&step) {
         let names = STEPS.map(Step::name).join(", ");
@@ -35,7 +36,7 @@ pub(super) async fn run(
     let mut plan = plan(
         invocation,
         &GitHub::from_env(invocation.options.release_branch.as_deref()),
-        &Reporter::plain(invocation.options.quiet, invocation.options.verbose > 0),
+        early,
     )?;
     if !plan.settings.has(step) {
         return Err(Failure::usage(format!("this project has no step {step}"))

@@ -98,10 +98,10 @@ struct Trace {
 
 impl Trace {
     fn write(&mut self, key: (Vec<u8>, i64), text: &str, end: bool) {
-        let stream = self.streams.entry(key).or_default();
         let Some(listener) = &self.listener else {
             return;
         };
+        let stream = self.streams.entry(key).or_default();
         stream.push(text, |piece| listener(piece));
         if end {
             stream.end(|piece| listener(piece));

@@ -1,4 +1,4 @@
-//! What the output of a step says: the causes of a failure, the tests that ran, and what the step is doing now.
+//! The findings in a step's output: the causes of a failure, the tests, and the current activity.
 
 use serde::Serialize;
 

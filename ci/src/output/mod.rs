@@ -14,4 +14,4 @@ mod rustfmt;
 
 pub(crate) use self::lines::{Piece, Splitter};
 pub(crate) use self::paths::SOURCES;
-pub(crate) use self::reader::{Found, IDLE, Reader};
+pub(crate) use self::reader::{Found, IDLE, Reader, WAITING};

@@ -6,7 +6,7 @@ use console::{measure_text_width, truncate_str};
 
 use super::json::Report;
 use super::summary::cache_summary;
-use super::text::{BAD, DIM, GOOD, NOTE, failure, format_ms, shown};
+use super::text::{BAD, DIM, GOOD, NOTE, failure_text, format_ms, shown};
 use crate::model::cause::{Cause, CauseKind};
 use crate::model::record::{AttachedArtifact, Outcome, Record, Status};
 use crate::model::step::Step;
@@ -131,7 +131,7 @@ impl<'a> Block<'a> {
             head: vec![format!(
                 "{BAD}✗ {:<8}{BAD:#} {}",
                 record.name,
-                failure(record)
+                failure_text(record)
             )],
             foot,
             causes: &record.causes,

@@ -1,7 +1,7 @@
 //! GitHub Actions: workflow commands in the log, the outputs of the workflow's step, and the job summary.
 
 use super::json::Report;
-use super::text::{failure as failure_of, shown};
+use super::text::{failure_text, shown};
 use crate::model::cause::Cause;
 use crate::model::record::{Record, Status};
 use common::failure::{Failure, OrFail};
@@ -76,7 +76,7 @@ fn of_cause(record: &Record, cause: &Cause) -> String {
 
 fn of_step(record: &Record) -> String {
     let title = format!("ci: {}", record.name);
-    annotation(&[("title", &title)], &failure_of(record))
+    annotation(&[("title", &title)], &failure_text(record))
 }
 
 /// The annotation of a failure outside of the steps.

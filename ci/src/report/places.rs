@@ -1,4 +1,4 @@
-//! Checks before any work that everything can be written which a run writes at its end.
+//! Checks, before any work, that a run can write its results.
 
 use std::fs::OpenOptions;
 use std::path::Path;

@@ -1,7 +1,7 @@
-//! What is happening at the moment: rows that are redrawn in a terminal, and a line now and then elsewhere.
+//! The steps and preparations that are running: rows that are redrawn in a terminal, and a line now and then elsewhere.
 //!
-//! The rows are drawn with `console` instead of a crate for progress bars: those clear the rows as they were drawn, so that parts
-//! of them remain when the terminal became narrower meanwhile and wrapped them.
+//! The rows are drawn with `console` instead of a crate for progress bars. Such a crate clears as many lines as it has drawn, so
+//! parts of the rows stay when the terminal has become narrower and has wrapped them.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use crate::model::step::Step;
 
 /// The time between two redraws.
 const REDRAW: Duration = Duration::from_millis(100);
-/// Elsewhere than in a terminal, something that runs on is mentioned after this time, and then every minute.
+/// Without a terminal, a line about a running step is printed after this time, and then every minute.
 const FIRST_LINE: Duration = Duration::from_secs(30);
 const NEXT_LINES: Duration = Duration::from_mins(1);
 
@@ -179,7 +179,7 @@ impl Screen {
         }
     }
 
-    /// The lines about what has run on for long.
+    /// The lines about steps and preparations that take long.
     fn due_lines(&mut self, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         for row in &mut self.rows {
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn mentions_what_runs_on_after_half_a_minute_and_then_every_minute() {
+    fn mentions_a_long_step_after_half_a_minute_and_then_every_minute() {
         let mut screen = plain();
         let test = Subject::Step(Step::Test);
         screen.begin(test.clone());

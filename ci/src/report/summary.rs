@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::json::Report;
-use super::text::{NOTE, failure, format_bytes, format_ms, visible};
+use super::text::{NOTE, failure_text, format_bytes, format_ms, visible};
 use crate::model::record::{CacheReport, CachedPart, Record, Status};
 
 /// Renders the summary of a run.
@@ -138,7 +138,7 @@ const CAUSES: usize = 20;
 
 /// The causes of a step's failure.
 fn causes(record: &Record) -> String {
-    let mut text = format!("\n### {}: {}\n\n", record.name, cell(&failure(record)));
+    let mut text = format!("\n### {}: {}\n\n", record.name, cell(&failure_text(record)));
     for cause in record.causes.iter().take(CAUSES) {
         let place = cause.location.as_ref().map(ToString::to_string);
         let place = place.map_or(String::new(), |at| format!("{} ", cell(&at)));

@@ -104,7 +104,7 @@ pub(super) fn count(number: usize, noun: &str) -> String {
 
 /// What failed in a step, in a few words.
 #[must_use]
-pub(super) fn failure(record: &Record) -> String {
+pub(super) fn failure_text(record: &Record) -> String {
     match record.test_counts {
         Some(tests) if tests.failed > 0 => {
             format!("{} of {} failed", tests.failed, count(tests.run(), "test"))

@@ -27,7 +27,16 @@ pub struct Run<K: Kind> {
     pub context: RunContext<K>,
     selected: Vec<Step>,
     records: Mutex<BTreeMap<Step, Record>>,
-    outputs: Mutex<Vec<(Step, TraceContext, Arc<StepOutput>)>>,
+    outputs: Mutex<Vec<EndedOutput>>,
+}
+
+/// The output of a step that has ended. The last reports of the engine may still add to it.
+struct EndedOutput {
+    step: Step,
+    trace: TraceContext,
+    output: Arc<StepOutput>,
+    /// The length of the log that was written when the step ended.
+    written: usize,
 }
 
 /// How long the engine's reports about answered queries may take.
@@ -165,7 +174,12 @@ impl<K: Kind> Run<K> {
         record.log = self.context.reporter.write_log(step, &log);
         self.context.reporter.ended(&record, failure.as_ref(), &log);
         self.record(record);
-        lock(&self.outputs).push((step, trace, output));
+        lock(&self.outputs).push(EndedOutput {
+            step,
+            trace,
+            output,
+            written: log.len(),
+        });
         value
     }
 
@@ -250,10 +264,18 @@ impl<K: Kind> Run<K> {
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         let mut logs = BTreeMap::new();
-        for (step, trace, output) in outputs {
+        for EndedOutput {
+            step,
+            trace,
+            output,
+            written,
+        } in outputs
+        {
             if let Some(record) = records.get_mut(&step) {
                 let log = output.log();
-                record.log = self.context.reporter.write_log(step, &log);
+                if log.len() > written {
+                    record.log = self.context.reporter.write_log(step, &log);
+                }
                 record.cached = step.definition().cacheable
                     && record.status == Status::Passed
                     && (record.reused.is_some() || self.context.telemetry.cached(trace));

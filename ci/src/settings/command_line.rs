@@ -170,7 +170,7 @@ impl Command {
             Self::Fmt { .. } => Step::Fmt,
             Self::Lint => Step::Lint,
             Self::Custom => Step::Custom,
-            Self::Build { .. } => Step::Build,
+            Self::Build { .. } | Self::Shell { step: Step::Smoke } => Step::Build,
             Self::Scan => Step::Scan,
             Self::Smoke => Step::Smoke,
             Self::Verify { .. }

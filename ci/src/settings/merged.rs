@@ -180,7 +180,7 @@ impl Invocation {
             places: NAMED.iter().copied().filter_map(place).collect(),
             command: cli.command.unwrap_or(Command::Run),
             options: cli.options,
-            registry_from: if on_command_line(&matches, "registry") {
+            registry_from: if comes_from(ValueSource::CommandLine, &matches, "registry") {
                 Origin::CommandLine
             } else {
                 Origin::Elsewhere
@@ -377,13 +377,11 @@ const NAMED: [&str; 6] = [
 
 /// The option or variable from which an option's value comes; `None` if it comes from neither.
 fn place(matches: &ArgMatches, id: &str) -> Option<String> {
-    match matches.value_source(id) {
-        Some(ValueSource::CommandLine) => return Some(format!("--{id}")),
-        Some(ValueSource::EnvVariable) => return Some(format!("LAB_CI_{}", id.to_uppercase())),
-        _ => {}
+    if comes_from(ValueSource::CommandLine, matches, id) {
+        return Some(format!("--{id}"));
     }
-    let (_, below) = matches.subcommand()?;
-    place(below, id)
+    comes_from(ValueSource::EnvVariable, matches, id)
+        .then(|| format!("LAB_CI_{}", id.to_uppercase()))
 }
 
 /// Removes the environment variables that are set but empty, as workflows do it, from the definition of the command line: they count
@@ -445,11 +443,12 @@ pub(crate) fn keys(head: &str) -> Vec<String> {
         .collect()
 }
 
-fn on_command_line(matches: &ArgMatches, id: &str) -> bool {
-    matches.value_source(id) == Some(ValueSource::CommandLine)
+/// Whether the value of an option has this source, at the top or in a subcommand.
+fn comes_from(source: ValueSource, matches: &ArgMatches, id: &str) -> bool {
+    matches.value_source(id) == Some(source)
         || matches
             .subcommand()
-            .is_some_and(|(_, below)| on_command_line(below, id))
+            .is_some_and(|(_, below)| comes_from(source, below, id))
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub(super) fn output_of(mut command: Command, input: Vec<u8>) -> Result<Vec<u8>,
 ///
 /// # Errors
 /// When git is missing, prints something else than UTF-8 (exit code 3), or fails (exit code 2).
-pub(super) fn git_text<I, S>(directory: &Path, arguments: I) -> Result<String, Failure>
+pub(crate) fn git_text<I, S>(directory: &Path, arguments: I) -> Result<String, Failure>
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,

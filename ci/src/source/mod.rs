@@ -1,7 +1,7 @@
 //! The sources of a run: the commit, the packages, and the files that each step reads.
 
 pub mod checkout;
-mod git;
+pub(crate) mod git;
 mod lfs;
 pub mod paths;
 pub mod project;

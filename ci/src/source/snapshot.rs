@@ -145,7 +145,7 @@ impl<'a> Borrower<'a> {
             .arg(self.git_dir())
             .arg("--work-tree")
             .arg(work_tree)
-            // Objects of the working tree are read again only once.
+            // The stored files of the working tree are read only once, so compressing them would not pay.
             .args(["-c", "core.looseCompression=0"])
             .args(arguments)
             .env("GIT_INDEX_FILE", self.git_dir().join(index));

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
+use std::path::Path;
 
 use generativity::Id;
 
 use super::workspace::{self, Work};
+use crate::model::record::Status;
+use crate::model::step::Step;
+use crate::output::{Piece, Reader};
 use crate::run::context::RunContext;
 use crate::run::execution::StepContext;
 use crate::settings::tables::Gate;
@@ -93,11 +97,16 @@ fn failed(gates: &[Gate], failure: Failure) -> Failure {
     let (ExitCode::GateFailed, Some(output)) = (failure.code, &failure.output) else {
         return failure;
     };
-    let ended = |gate: &&Gate| {
-        let line = format!("gate {} failed with exit code ", gate.name);
-        output.contains(&line)
+    let mut reader = Reader::new(Step::Custom, Path::new(""));
+    for line in output.lines() {
+        reader.read(Piece::Line(line));
+    }
+    let results = reader.finish().parts;
+    let has_failed = |gate: &&Gate| {
+        let mut failures = results.iter().filter(|it| it.status == Status::Failed);
+        failures.any(|result| result.name == gate.name)
     };
-    let failed: Vec<_> = gates.iter().filter(ended).collect();
+    let failed: Vec<_> = gates.iter().filter(has_failed).collect();
     let message = match &failed[..] {
         [] => return failure,
         [gate] => format!("gate {} failed", gate.name),

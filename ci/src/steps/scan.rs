@@ -94,17 +94,25 @@ impl Vulnerability {
         self.severity >= limits.severity && (limits.unfixed || !self.fixed_version.is_empty())
     }
 
-    /// The vulnerability as the cause of a failure; its place is that of the package in `Cargo.lock`.
-    fn cause(&self, path: &Path, lockfile: &str) -> Cause {
-        let fixed = match &*self.fixed_version {
+    /// The version that fixes it, in words.
+    fn fix(&self) -> String {
+        match &*self.fixed_version {
             "" => "no fix yet".to_owned(),
             version => format!("fixed in {version}"),
-        };
+        }
+    }
+
+    /// The vulnerability as the cause of a failure; its place is that of the package in `Cargo.lock`.
+    fn cause(&self, path: &Path, lockfile: &str) -> Cause {
         Cause {
             kind: CauseKind::Vulnerability,
             title: format!(
-                "{} {} in {} {}, {fixed}",
-                self.severity, self.id, self.pkg_name, self.installed_version
+                "{} {} in {} {}, {}",
+                self.severity,
+                self.id,
+                self.pkg_name,
+                self.installed_version,
+                self.fix()
             ),
             location: line_of(lockfile, &self.pkg_name, &self.installed_version).map(|line| {
                 Location {
@@ -140,16 +148,15 @@ impl std::fmt::Display for Vulnerability {
             id,
             pkg_name,
             installed_version,
-            fixed_version,
             severity,
             title,
+            fixed_version: _,
         } = self;
-        write!(f, "{severity:<8}  {id}  {pkg_name} {installed_version}, ")?;
-        if fixed_version.is_empty() {
-            f.write_str("no fix yet")?;
-        } else {
-            write!(f, "fixed in {fixed_version}")?;
-        }
+        let fix = self.fix();
+        write!(
+            f,
+            "{severity:<8}  {id}  {pkg_name} {installed_version}, {fix}"
+        )?;
         if title.is_empty() {
             Ok(())
         } else {

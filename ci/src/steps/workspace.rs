@@ -11,7 +11,7 @@ use super::services::Services;
 use crate::engine::graphql::EngineError;
 use crate::image::archive::Platform;
 use crate::model::config_file::FILE;
-use crate::output::{IDLE, SOURCES};
+use crate::output::{IDLE, SOURCES, WAITING};
 use crate::run::context::RunContext;
 use crate::run::execution::StepContext;
 use crate::runner_cache::key::Key;
@@ -160,7 +160,7 @@ const PRELUDE: &str = r#"set -eu
 # they could arrive in the middle of a line.
 exec 3>&1 1>&2
 exec 9>/work/lock
-flock --nonblock 9 || { echo "waiting for another run with the same cache"; flock 9; }
+flock --nonblock 9 || { echo "@waiting@"; flock 9; }
 perl -e "$SYNC"
 # Build scripts must not see these variables.
 unset SYNC BUILD_SCRIPTS
@@ -347,8 +347,9 @@ async fn key<K: Kind>(
 }
 
 fn script(work: &Work<'_>) -> String {
+    let prelude = PRELUDE.replace("@waiting@", WAITING);
     let watch = WATCH.replace("@idle@", IDLE);
-    format!("{PRELUDE}\n{watch}\n{USING}\ncd \"$1\"\n{}", work.script)
+    format!("{prelude}\n{watch}\n{USING}\ncd \"$1\"\n{}", work.script)
 }
 
 /// The command that runs `work` in the container of [`prepare`].

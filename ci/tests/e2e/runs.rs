@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Ci, KillOnDrop, Outcome, Project, TEST_RUNS};
+use crate::sources::short_sha;
 
 /// Adds a unit test that announces its start and then sleeps for a day.
 fn add_sleeping_test(project: &Project) {
@@ -312,7 +313,7 @@ fn writes_the_archive_and_the_github_outputs() {
     let shipped = std::fs::read(project.path().join("target/shipped.tar")).unwrap();
     let built = std::fs::read(project.path().join("target/ci/image.tar")).unwrap();
     assert!(shipped == built, "the archives differ");
-    let short = project.git(&["rev-parse", "--short=7", "HEAD"]);
+    let short = short_sha(&project);
     let digest = run.report["digest"].as_str().unwrap();
     assert_eq!(
         project.read("target/outputs"),

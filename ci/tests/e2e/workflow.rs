@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::forges::check_main_with_cron;
 use crate::harness::{Project, SERVICE};
 use crate::registry::{Registry, block_on};
+use crate::sources::short_sha;
 
 /// [act](https://nektosact.com), the workflow runner.
 const ACT: GoModule = GoModule {
@@ -333,7 +334,7 @@ fn workflow_publishes_main_and_checks_pull_requests() {
     let registry = Registry::with_credential("somebody", TOKEN);
     let address = registry.address();
     let sha = project.git(&["rev-parse", "HEAD"]);
-    let short = project.git(&["rev-parse", "--short=7", "HEAD"]);
+    let short = short_sha(project);
 
     let run = forge.run_workflow(&Event {
         name: "push",

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use crate::model::config_file::FILE;
 use crate::report::{self, Reporter};
 use crate::settings::Invocation;
+use crate::source::git::git_text;
 use crate::source::project::{Package, Project};
 use common::failure::{ExitCode, Failure, OrFail};
 use common::pins;
-use common::provision;
 
 /// The repository from which other workspaces install `ci`.
 const HOME: &str = env!("CARGO_PKG_REPOSITORY");
@@ -272,31 +272,16 @@ impl Found {
 
 /// The host and path of the remote `origin`.
 fn remote(top: &Path) -> Option<(String, String)> {
-    parse_remote(&git(top, &["remote", "get-url", "origin"])?)
+    parse_remote(&git_text(top, ["remote", "get-url", "origin"]).ok()?)
 }
 
 /// The default branch of the remote `origin`, otherwise the current branch.
 fn default_branch(top: &Path) -> String {
-    let of_remote = git(
-        top,
-        &["symbolic-ref", "--short", "refs/remotes/origin/HEAD"],
-    );
-    of_remote
+    let branch_of = |name| git_text(top, ["symbolic-ref", "--short", name]).ok();
+    branch_of("refs/remotes/origin/HEAD")
         .and_then(|name| Some(name.strip_prefix("origin/")?.to_owned()))
-        .or_else(|| git(top, &["symbolic-ref", "--short", "HEAD"]))
+        .or_else(|| branch_of("HEAD"))
         .unwrap_or_else(|| "main".to_owned())
-}
-
-/// What git prints, or `None` if there is no git or it fails.
-fn git(top: &Path, arguments: &[&str]) -> Option<String> {
-    let output = std::process::Command::new(provision::find_program("git")?)
-        .arg("-C")
-        .arg(top)
-        .args(arguments)
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.is_empty()).then(|| text.trim().to_owned())
 }
 
 /// Parses `https://host/path`, `ssh://user@host/path` and `user@host:path` into host and path, without user, port and `.git`.

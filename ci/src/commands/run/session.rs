@@ -235,12 +235,7 @@ impl InSession<'_> {
             id: new_id(),
             toolchain: OnceCell::new(),
         };
-        let steps = match plan.invocation {
-            // The only step that a shell needs.
-            Command::Shell { .. } => vec![Step::Build],
-            _ => plan.steps,
-        };
-        let run = Run::new(context, steps);
+        let run = Run::new(context, plan.steps);
         let mut published = None;
         match plan.invocation {
             Command::Fmt { fix: true } => {
