@@ -272,6 +272,9 @@ fn axe() -> &'static str {
         install(&[package("npm", "npm")]);
         let package = format!("axe-core@{}", pins::AXE_CORE);
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&package);
+        // Each test is a process, and npm does not tolerate another one in the same folder.
+        let lock = fs::File::create(folder.with_extension("lock")).unwrap();
+        lock.lock().unwrap();
         let script = folder.join("node_modules/axe-core/axe.min.js");
         if !script.exists() {
             let output = Command::new("npm")
