@@ -5,6 +5,7 @@ use crate::engine::disk::{DiskLimit, Space};
 use crate::engine::embedded;
 use crate::engine::find;
 use crate::engine::runtime::{self, Readiness};
+use crate::image::archive::Platform;
 use crate::image::registry;
 use crate::model::config_file::FILE;
 use crate::model::event::Event;
@@ -14,6 +15,8 @@ use crate::settings::Invocation;
 use crate::settings::tables::Service;
 use crate::source::checkout::Checkout;
 use crate::source::project::{self, Package, Project};
+use crate::source::toolchain::Channel;
+use crate::steps::build;
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure};
 use common::pins;
@@ -70,6 +73,22 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             "service",
             format!("{binary} of package {package}: GET {health} on port {port}"),
         );
+    }
+    findings.good(
+        "toolchain",
+        match &settings.toolchain {
+            Some(file) => format!(
+                "Rust {}, because of {}",
+                file.channel.as_ref().map_or(pins::RUST, Channel::name),
+                file.path.display()
+            ),
+            None => format!("Rust {}, as there is no rust-toolchain.toml", pins::RUST),
+        },
+    );
+    let platform = settings.platform.clone();
+    let platform = platform.unwrap_or_else(Platform::default_published);
+    if let Err(failure) = build::env(&settings, &platform) {
+        findings.failed("build", failure);
     }
     findings.good(
         "publish",

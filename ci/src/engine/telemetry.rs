@@ -81,6 +81,8 @@ struct Exec {
 
 #[derive(Default)]
 struct Trace {
+    /// The step, or what else the queries are for.
+    name: &'static str,
     listener: Option<Listener>,
     /// The queries that the session has answered, and those whose spans have arrived. The engine reports in order, so when a
     /// query's span arrives, everything that the query caused has arrived.
@@ -174,14 +176,15 @@ impl Telemetry {
         format!("http://{}", self.address)
     }
 
-    /// Creates a trace context for a step; `listener` is called with each piece of its output.
+    /// Creates a trace context for a step, or for something else with a name; `listener` is called with each piece of its output.
     #[must_use]
-    pub fn trace(&self, listener: Option<Listener>) -> TraceContext {
+    pub fn trace(&self, name: &'static str, listener: Option<Listener>) -> TraceContext {
         let number = self.shared.last_trace.fetch_add(1, Ordering::Relaxed) + 1;
         let context = TraceContext::numbered(self.receiver, number);
         self.shared.traces().insert(
             context.trace,
             Trace {
+                name,
                 listener,
                 ..Trace::default()
             },
@@ -331,12 +334,19 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         .flat_map(|scope| scope.spans);
     let mut traces = shared.traces();
     for span in spans {
-        let Some(trace) = <[u8; 16]>::try_from(span.trace_id.as_slice())
+        let trace = <[u8; 16]>::try_from(span.trace_id.as_slice())
             .ok()
-            .and_then(|id| traces.get_mut(&id))
-        else {
-            continue;
-        };
+            .and_then(|id| traces.get_mut(&id));
+        if span.end_time_unix_nano > 0 {
+            // For the profile.
+            tracing::trace!(
+                track = trace.as_ref().map_or("dagger", |it| it.name),
+                name = span.name,
+                start = span.start_time_unix_nano,
+                end = span.end_time_unix_nano,
+            );
+        }
+        let Some(trace) = trace else { continue };
         // The engine sends a span twice: at its start and at its end.
         if let (Some(command), 1..) = (span.name.strip_prefix("exec "), span.end_time_unix_nano) {
             let message = span.status.map(|status| status.message);

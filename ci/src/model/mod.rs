@@ -5,4 +5,5 @@ pub mod config_file;
 pub mod event;
 pub mod image_name;
 pub mod record;
+pub mod rust;
 pub mod step;

@@ -109,6 +109,10 @@ impl Cargo {
         if let Some((title, lines)) = self.open.take()
             && self.seen.insert(title.clone())
         {
+            let title = match failed_build_script(&title) {
+                Some(package) => format!("the build script of `{package}` failed"),
+                None => title,
+            };
             self.causes.push(Cause {
                 kind: CauseKind::Diagnostic,
                 title,
@@ -117,6 +121,13 @@ impl Cargo {
             });
         }
     }
+}
+
+/// The package, with its version, whose build script failed according to an error of cargo.
+pub(crate) fn failed_build_script(error: &str) -> Option<&str> {
+    let (_, rest) = error.split_once("failed to run custom build command for `")?;
+    let (package, _) = rest.split_once(['`', '('])?;
+    Some(package.trim())
 }
 
 fn is_repeated(error: &str) -> bool {

@@ -12,6 +12,7 @@ mod paths;
 mod reader;
 mod rustfmt;
 
+pub(crate) use self::cargo::failed_build_script;
 pub(crate) use self::lines::{Piece, Splitter};
 pub(crate) use self::paths::SOURCES;
 pub(crate) use self::reader::{Found, IDLE, Reader, WAITING};

@@ -385,7 +385,7 @@ Caused by:
         };
         assert_eq!(
             cause.title,
-            "failed to run custom build command for `openssl-sys v0.9.0`"
+            "the build script of `openssl-sys v0.9.0` failed"
         );
         assert!(cause.detail.contains("OpenSSL"), "{}", cause.detail);
     }

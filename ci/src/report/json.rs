@@ -44,6 +44,15 @@ pub struct EngineReport {
     pub version: String,
 }
 
+/// The Rust toolchain of the run.
+#[derive(Clone, Debug, Serialize)]
+pub struct RustReport {
+    /// The exact name, such as `1.95.0` or `nightly-2026-11-27`.
+    pub toolchain: String,
+    /// `ci`, or the path of the toolchain file that asks for it.
+    pub from: String,
+}
+
 /// Something that was provisioned, once for this machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prepared {
@@ -78,6 +87,8 @@ pub struct Report {
     pub platform: Option<String>,
     /// The engine, if one was found.
     pub engine: Option<EngineReport>,
+    /// The Rust toolchain, if an engine was found.
+    pub rust: Option<RustReport>,
     /// Everything that was provisioned on this machine; the times may overlap.
     pub prepared: Vec<Prepared>,
     /// The stand-ins that replaced unreachable images and services.

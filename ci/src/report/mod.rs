@@ -14,7 +14,7 @@ mod text;
 
 pub use console::{Reporter, confirm, data, failure, help};
 pub use github::write_github_outputs;
-pub use json::{EngineReport, Prepared, Report, SCHEMA, Verdict, last_end};
+pub use json::{EngineReport, Prepared, Report, RustReport, SCHEMA, Verdict, last_end};
 pub use places::prepare;
 pub use summary::summary;
 pub use terminal::attach;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ending::{ending, quiet};
 use super::github::annotations;
-use super::json::{EngineReport, Report, SCHEMA, Verdict};
+use super::json::{EngineReport, Report, RustReport, SCHEMA, Verdict};
 use super::summary::summary;
 use crate::model::cause::{Cause, CauseKind, Location, TestCounts};
 use crate::model::event::Event;
@@ -141,7 +141,7 @@ fn build_failed() -> Record {
         "Add libssl-dev and pkg-config to toolchain.packages in ci.toml, or use rustls instead of OpenSSL.",
         vec![cause(
             CauseKind::Diagnostic,
-            "failed to run custom build command for `openssl-sys v0.9.0`",
+            "the build script of `openssl-sys v0.9.0` failed",
             None,
             "Caused by:\n  process didn't exit successfully",
         )],
@@ -223,6 +223,10 @@ fn report(others: Vec<Record>, code: ExitCode) -> Report {
             name: "embedded".to_owned(),
             version: "0.21.8".to_owned(),
         }),
+        rust: Some(RustReport {
+            toolchain: "1.95.0".to_owned(),
+            from: "ci".to_owned(),
+        }),
         prepared: Vec::new(),
         stand_ins: vec![
             StandInNote::provisioned_here("docker.io/library/rust:1.95.0-bookworm", DIGEST),
@@ -259,6 +263,7 @@ fn ends() -> Vec<(&'static str, Report)> {
     }
     no_engine.digest = None;
     no_engine.engine = None;
+    no_engine.rust = None;
     no_engine.stand_ins = Vec::new();
     no_engine.error = Some("no engine listens on tcp://127.0.0.1:1".to_owned());
     vec![

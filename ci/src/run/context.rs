@@ -10,6 +10,7 @@ use super::toolbox::Toolbox;
 use crate::engine::session::Connection;
 use crate::engine::telemetry::Telemetry;
 use crate::image::archive::Platform;
+use crate::model::rust::Rust;
 use crate::model::step::Step;
 use crate::report::Reporter;
 use crate::runner_cache::cache::Cache;
@@ -37,6 +38,8 @@ pub struct RunContext<K: Kind> {
     pub cache: Option<Cache>,
     /// A name that is unique to this run.
     pub id: String,
+    /// The Rust toolchain.
+    pub rust: Rust,
     /// The digest of the toolchain image; resolved when it is first needed.
     pub toolchain: OnceCell<String>,
 }
@@ -79,6 +82,6 @@ impl<K: Kind> RunContext<K> {
     /// Creates a client for queries that belong to no step.
     #[must_use]
     pub fn client(&self) -> DaggerConn {
-        self.connection.client(self.telemetry.trace(None))
+        self.connection.client(self.telemetry.trace("ci", None))
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use dagger_sdk::DaggerConn;
 
+use tracing::{Instrument as _, info_span};
+
 use super::context::RunContext;
 use super::step_output::StepOutput;
 use super::stopper::Stop;
@@ -90,7 +92,10 @@ impl<K: Kind> Run<K> {
             return None;
         };
         let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
-        let trace = self.context.telemetry.trace(Some(output.listener()));
+        let trace = self
+            .context
+            .telemetry
+            .trace(step.name(), Some(output.listener()));
         let context = self.context_of(step, trace, Arc::clone(&output));
         let start = jiff::Timestamp::now();
         let begun = Instant::now();
@@ -110,12 +115,16 @@ impl<K: Kind> Run<K> {
                 result = limited => result,
                 never = self.report_when_stuck(&context) => match never {},
             }
-        };
+        }
+        .instrument(info_span!("step", track = step.name()));
         let result = self.context.stopper.unless_stopped(watched).await;
         let duration = begun.elapsed();
         // The engine reports up to a tenth of a second after it answers.
         let telemetry = &self.context.telemetry;
-        telemetry.settle(trace, SETTLE).await;
+        telemetry
+            .settle(trace, SETTLE)
+            .instrument(info_span!("settle", track = step.name()))
+            .await;
         output.fill(&lock(&context.fetched));
         let reused = lock(&context.reused).take();
         if let Some(passed) = &reused {
@@ -203,7 +212,11 @@ impl<K: Kind> Run<K> {
     #[must_use]
     pub fn detached(&self, step: Step) -> StepContext<'_, K> {
         let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
-        self.context_of(step, self.context.telemetry.trace(None), output)
+        self.context_of(
+            step,
+            self.context.telemetry.trace(step.name(), None),
+            output,
+        )
     }
 
     fn context_of(

@@ -19,7 +19,6 @@ use crate::runner_cache::place::Place;
 use crate::runner_cache::store::Part;
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
-use common::pins;
 use common::scratch;
 
 /// The mount point of a volume while it is restored or saved.
@@ -69,7 +68,8 @@ impl<K: Kind> RunContext<K> {
         let digest = self.toolchain_digest().await?;
         let platform = self.platform_of(step).unwrap_or(&self.platforms.engine);
         let packages = self.settings.packages_of(step).join(" ");
-        let sum = Sha256::digest(format!("{digest}\n{packages}\n{platform}"));
+        let rust = self.rust.identity();
+        let sum = Sha256::digest(format!("{digest}\n{rust}\n{packages}\n{platform}"));
         Ok(hex::encode(sum)[..16].to_owned())
     }
 
@@ -119,7 +119,10 @@ impl<K: Kind> RunContext<K> {
             Place::Database => "trivy".to_owned(),
             Place::Work(step) => {
                 let key = self.key_of(place).await?;
-                format!("{}/{step}-{}-{key}", self.settings.repository, pins::RUST)
+                format!(
+                    "{}/{step}-{}-{key}",
+                    self.settings.repository, self.rust.name
+                )
             }
         };
         Ok(format!("infrastructure-lab-ci/{domain}/{name}"))

@@ -21,8 +21,10 @@ use crate::model::config_file::{FILE, parse_duration};
 use crate::model::event::Event;
 use crate::model::image_name::{Registry, Repository, Tag};
 use crate::model::step::Step;
+use crate::source::cargo_config::CargoConfig;
 use crate::source::paths::{self, Paths};
 use crate::source::project::Project;
+use crate::source::toolchain::ToolchainFile;
 use crate::trust::authority::{GitHub, Origin};
 use common::failure::{Failure, OrFail};
 
@@ -94,6 +96,10 @@ pub struct Settings {
     pub gates: Vec<Gate>,
     /// The build scripts of the packages, relative to the root of the sources.
     pub build_scripts: Vec<PathBuf>,
+    /// The settings of cargo in the repository.
+    pub cargo: CargoConfig,
+    /// The toolchain that the repository asks for.
+    pub toolchain: Option<ToolchainFile>,
     /// The thresholds of the vulnerability scan.
     pub scan: ScanLimits,
     /// The settings of the smoke test.
@@ -321,6 +327,8 @@ impl Invocation {
             test_env: file.test.resolve()?,
             gates: tables::gates(file.gate)?,
             build_scripts: project.build_scripts.clone(),
+            cargo: project.cargo.clone(),
+            toolchain: project.toolchain.clone(),
             scan: file.scan.resolve()?,
             smoke: file.smoke.resolve()?,
             limits: tables::limits(file.limits)?,

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use cargo_toml::{Dependency, Manifest, OptionalFile};
 
+use super::cargo_config::CargoConfig;
+use super::toolchain::ToolchainFile;
 use common::failure::{Failure, OrFail};
 
 /// A Cargo workspace, or a single package without one.
@@ -17,6 +19,10 @@ pub struct Project {
     pub packages: Vec<Package>,
     /// The build scripts of the packages, relative to the root of the sources.
     pub build_scripts: Vec<PathBuf>,
+    /// The settings of cargo in the repository.
+    pub cargo: CargoConfig,
+    /// The toolchain that the repository asks for.
+    pub toolchain: Option<ToolchainFile>,
 }
 
 /// A package of the workspace.
@@ -71,6 +77,8 @@ impl Project {
             sources: sources.join(folder),
             packages: Vec::new(),
             build_scripts: Vec::new(),
+            cargo: CargoConfig::read(sources, folder)?,
+            toolchain: ToolchainFile::find(sources, folder)?,
         };
         let top = sources.join(folder);
         let workspace = manifest.workspace.clone();

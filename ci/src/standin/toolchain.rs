@@ -88,6 +88,10 @@ fn complete(root: &Path, toolchain: &Toolchain, sysroot: &Path) -> io::Result<()
             programs.join(program),
         )?;
     }
+    // Only needed for other toolchains than the pinned one.
+    if let Some(rustup) = provision::find_program("rustup") {
+        fs::copy(fs::canonicalize(rustup)?, programs.join("rustup"))?;
+    }
     // As in the real image, any user may write to cargo's home.
     for folder in ["usr/local/cargo", "usr/local/cargo/bin"] {
         fs::set_permissions(root.join(folder), fs::Permissions::from_mode(0o777))?;

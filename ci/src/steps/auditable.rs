@@ -15,7 +15,7 @@ use common::pins;
 
 /// The program, for a container of the toolchain image on `platform`.
 ///
-/// It is compiled in a container without any repository's code and without volumes, and stored in this machine's cache
+/// It is compiled with the toolchain that `ci` pins, in a container without any repository's code and without volumes, and stored in this machine's cache
 /// directory. Therefore all repositories, trust domains and engines can share it.
 ///
 /// # Errors
@@ -27,7 +27,7 @@ pub(super) async fn program<K: Kind>(
     let run = step.run;
     let key = run.toolchain_key(platform).await?;
     let compile = async |target: &Path| {
-        workspace::bare_toolchain(step, platform)
+        workspace::pinned_toolchain(step, platform)
             .await?
             .with_exec(vec![
                 "cargo",

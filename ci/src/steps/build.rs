@@ -8,15 +8,17 @@ use std::path::{Path, PathBuf};
 
 use dagger_sdk::File as EngineFile;
 use generativity::{Guard, Id};
+use tracing::{Instrument as _, info_span};
 use walkdir::WalkDir;
 
-use super::workspace::{self, MESSAGES, Program, Work};
+use super::workspace::{self, Hint, MESSAGES, Program, Work};
 use super::{auditable, base};
 use crate::engine::graphql::EngineError;
-use crate::image::archive::{self, ArchiveInfo, Compression, ImageConfig};
+use crate::image::archive::{self, ArchiveInfo, Compression, ImageConfig, Platform};
 use crate::image::attestations::{self, Attestation};
 use crate::image::labels::{COMPILER, LINKER, REVISION};
 use crate::image::provenance::{self, Parameters, ResourceDescriptor};
+use crate::model::rust;
 use crate::run::execution::StepContext;
 use crate::settings::Settings;
 use crate::settings::tables::{Libc, Service};
@@ -179,10 +181,13 @@ pub async fn run<'run, 'img, K: Kind>(
             })
         }
     })
+    .instrument(info_span!("write the image"))
     .await
     .or_environment("writing the image was cancelled")?
     .or_environment(format!("cannot write {}", archive.display()))?;
-    let provenance = write_provenance(step, source, &info, base_image, started).await?;
+    let provenance = write_provenance(step, source, &info, base_image, started)
+        .instrument(info_span!("write the provenance"))
+        .await?;
     step.set_digest(&info.digest);
     Ok(Image {
         _run: source.run(),
@@ -241,7 +246,11 @@ async fn write_provenance<K: Kind>(
         .chain(base)
         .collect(),
         lockfile: &std::fs::read(&lockfile).or_environment("the sources have no Cargo.lock")?,
-        internal: [("event".to_owned(), settings.event.to_string())].into(),
+        internal: [
+            ("event".to_owned(), settings.event.to_string()),
+            (rust::INTERNAL.to_owned(), step.run.rust.name.clone()),
+        ]
+        .into(),
         started,
     }
     .statement(|name| std::env::var(name).ok());
@@ -270,13 +279,21 @@ pub(super) async fn auditable<K: Kind>(step: &StepContext<'_, K>) -> Result<Prog
 }
 
 /// The environment in which the service is compiled.
-pub(super) fn env(settings: &Settings) -> BTreeMap<String, String> {
+///
+/// # Errors
+/// When the repository's own settings contradict it (exit code 2).
+pub(crate) fn env(
+    settings: &Settings,
+    platform: &Platform,
+) -> Result<BTreeMap<String, String>, Failure> {
+    let target = platform.target();
+    settings.cargo.require_target(target)?;
     let mut env = BTreeMap::new();
     if settings.image.libc == Libc::Static {
         let flags = "-C target-feature=+crt-static".to_owned();
-        env.insert("RUSTFLAGS".to_owned(), flags);
+        env.insert(settings.cargo.variable_for_static(target)?, flags);
     }
-    env
+    Ok(env)
 }
 
 /// Compiles the service. The directory that is returned has the binary, and the versions of the service and its tools.
@@ -301,14 +318,14 @@ cargo pkgid --locked --package {package} > /out/pkgid"
     );
     let work = Work {
         script: &script,
-        env: env(settings),
+        env: env(settings, &step.run.platforms.image)?,
         services: None,
         program: Some(auditable),
         writes_out: true,
         failed: "the service does not compile",
-        hint: &format!(
-            "Run `cargo build --release --locked --package {package}` to reproduce the errors on this machine."
-        ),
+        hint: Hint::Reproduce(&format!(
+            "`cargo build --release --locked --package {package}`"
+        )),
     };
     workspace::run(step, source, work).await
 }

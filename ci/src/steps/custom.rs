@@ -6,7 +6,7 @@ use std::path::Path;
 
 use generativity::Id;
 
-use super::workspace::{self, Work};
+use super::workspace::{self, Hint, Work};
 use crate::model::record::Status;
 use crate::model::step::Step;
 use crate::output::{Piece, Reader};
@@ -52,10 +52,14 @@ pub async fn run<'run, K: Kind>(
         program: None,
         writes_out: false,
         failed: "a gate failed",
-        hint: "",
+        hint: Hint::Text(""),
     };
     let done = workspace::run(step, source, work).await;
-    done.map_err(|failure| failed(gates, failure))?;
+    done.map_err(|failure| {
+        failed(gates, failure, |commands| {
+            workspace::reproduce(step, commands)
+        })
+    })?;
     Ok(Gated {
         _run: source.run(),
         _kind: PhantomData,
@@ -92,8 +96,8 @@ fi
     Ok(script + "[ -z \"$bad\" ]\n")
 }
 
-/// The failure, with the names of the failed gates.
-fn failed(gates: &[Gate], failure: Failure) -> Failure {
+/// The failure, with the names of the failed gates, and the hint for their commands.
+fn failed(gates: &[Gate], failure: Failure, hint: impl Fn(&str) -> String) -> Failure {
     let (ExitCode::GateFailed, Some(output)) = (failure.code, &failure.output) else {
         return failure;
     };
@@ -119,10 +123,9 @@ fn failed(gates: &[Gate], failure: Failure) -> Failure {
         .iter()
         .map(|gate| format!("`{}`", gate.run))
         .collect();
-    Failure::gate(message).output(output.clone()).hint(format!(
-        "Run {} to reproduce the failure on this machine.",
-        commands.join(" and ")
-    ))
+    Failure::gate(message)
+        .output(output.clone())
+        .hint(hint(&commands.join(" and ")))
 }
 
 #[cfg(test)]
@@ -165,13 +168,14 @@ mod tests {
             output.contains("gate second\nit is 'b' \"c\"\ngate second passed in "),
             "{output}"
         );
-        let failure = failed(&gates, Failure::gate("a gate failed").output(output));
+        let failure = failed(
+            &gates,
+            Failure::gate("a gate failed").output(output),
+            str::to_owned,
+        );
         assert_eq!(failure.to_string(), "gates first, third failed");
         let hint = failure.hint.unwrap();
-        assert_eq!(
-            hint,
-            "Run `exit 3` and `false` to reproduce the failure on this machine."
-        );
+        assert_eq!(hint, "`exit 3` and `false`");
 
         let (passed, output) = run_script(&gates[1..2]);
         assert!(passed, "{output}");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use generativity::Id;
 
-use super::workspace::{self, Work};
+use super::workspace::{self, Hint, Work};
 use crate::run::execution::StepContext;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
@@ -31,7 +31,7 @@ fn work<'a>(script: &'a str, failed: &'a str, hint: &'a str) -> Work<'a> {
         program: None,
         writes_out: false,
         failed,
-        hint,
+        hint: Hint::Text(hint),
     }
 }
 

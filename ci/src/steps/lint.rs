@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use generativity::Id;
 
-use super::workspace::{self, MESSAGES, Work};
+use super::workspace::{self, Hint, MESSAGES, Work};
 use crate::run::execution::StepContext;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
@@ -35,7 +35,7 @@ pub async fn run<'run, K: Kind>(
         program: None,
         writes_out: false,
         failed: "clippy reports warnings or errors",
-        hint: "Fix the warnings above; `cargo clippy --fix` can apply some fixes.",
+        hint: Hint::Text("Fix the warnings above; `cargo clippy --fix` can apply some fixes."),
     };
     workspace::run(step, source, work).await?;
     Ok(Linted {

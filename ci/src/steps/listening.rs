@@ -76,7 +76,7 @@ pub(super) async fn advice<K: Kind>(
         "/image".into(),
     ]);
     command.extend(config.entrypoint);
-    let examined = workspace::bare_toolchain(step, None)
+    let examined = workspace::pinned_toolchain(step, None)
         .await
         .ok()?
         .with_directory("/image", container.rootfs())

@@ -15,6 +15,7 @@ pub mod scan;
 mod services;
 pub mod shell;
 pub mod smoke;
+mod sync;
 pub mod test;
 pub mod verified;
 pub mod workspace;

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::build::{self, Image};
 use super::services::Services;
 use super::smoke;
-use super::workspace::{self, Work};
+use super::workspace::{self, Hint, Work};
 use crate::engine::graphql::EngineError;
 use crate::model::step::Step;
 use crate::run::execution::StepContext;
@@ -102,7 +102,10 @@ impl Shell {
         let services = Services::of(step).await?;
         let (env, program) = match step.step {
             Step::Test => (settings.test_env.clone(), None),
-            Step::Build => (build::env(settings), Some(build::auditable(step).await?)),
+            Step::Build => (
+                build::env(settings, &step.run.platforms.image)?,
+                Some(build::auditable(step).await?),
+            ),
             _ => (BTreeMap::new(), None),
         };
         let work = Work {
@@ -112,7 +115,7 @@ impl Shell {
             program,
             writes_out: false,
             failed: "",
-            hint: "",
+            hint: Hint::Text(""),
         };
         let mut container = workspace::prepare(step, source, &work).await?;
         if let Some(time) = last_run {

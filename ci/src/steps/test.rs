@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use generativity::Id;
 
 use super::services::Services;
-use super::workspace::{self, MESSAGES, Work};
+use super::workspace::{self, Hint, MESSAGES, Work};
 use crate::run::execution::StepContext;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
@@ -38,7 +38,7 @@ pub async fn run<'run, K: Kind>(
         program: None,
         writes_out: false,
         failed: "the tests failed",
-        hint: "Run `cargo test --workspace --locked` to reproduce the failure on this machine.",
+        hint: Hint::Reproduce("`cargo test --workspace --locked`"),
     };
     workspace::run(step, source, work).await?;
     Ok(Tested {

@@ -198,7 +198,7 @@ impl Toolchain<'_> {
                 patience: Duration::from_secs(60),
             };
             let session = Session::open(&endpoint, &telemetry).await.unwrap();
-            let client = session.connection().client(telemetry.trace(None));
+            let client = session.connection().client(telemetry.trace("test", None));
             let container = client
                 .container()
                 .import(client.host().file(archive.display().to_string()));

@@ -580,6 +580,36 @@ fn smoke_test_limits_are_configurable() {
 }
 
 #[test]
+fn builds_with_the_flags_of_the_repository_and_its_own() {
+    for (name, table) in [
+        ("flags-build", "[build]"),
+        ("flags-target", "[target.x86_64-unknown-linux-gnu]"),
+        ("flags-cfg", "[target.'cfg(unix)']"),
+    ] {
+        let project = Project::new(name);
+        project.write(
+            ".cargo/config.toml",
+            &format!("{table}\nrustflags = [\"--cfg\", \"of_the_repository\"]\n\n[env]\nGREETING = \"hello\"\n"),
+        );
+        // The service answers only if it was compiled with both flags, and the test as well.
+        project.edit(
+            "api/src/main.rs",
+            "    println!(\"listening\");\n",
+            "    if !cfg!(of_the_repository) || !cfg!(target_feature = \"crt-static\") {\n        panic!(\"a flag is missing\");\n    }\n    assert_eq!(env!(\"GREETING\"), \"hello\");\n",
+        );
+        project.extend_test("if !cfg!(of_the_repository) {\n            panic!(\"the flag is missing\");\n        }");
+        let manifest = project.read("api/Cargo.toml");
+        project.write(
+            "api/Cargo.toml",
+            &format!("{manifest}\n[lints.rust]\nunexpected_cfgs = {{ level = \"warn\", check-cfg = ['cfg(of_the_repository)'] }}\n"),
+        );
+        project.commit("flags");
+        let run = project.ci(&[]).run().exits(0);
+        assert_passes_every_gate(&run);
+    }
+}
+
+#[test]
 fn names_the_package_that_a_linker_needs() {
     let project = Project::new("linker");
     project.write(
@@ -593,4 +623,41 @@ fn names_the_package_that_a_linker_needs() {
         let package = "Add the Debian package clang to toolchain.packages";
         assert!(hint.contains(package), "{step}: {hint}");
     }
+}
+
+#[test]
+fn compiles_with_the_toolchain_of_the_repository() {
+    let project = Project::new("toolchain");
+    project.write(
+        "rust-toolchain.toml",
+        "[toolchain]\nchannel = \"1.90.0\"\nprofile = \"minimal\"\n",
+    );
+    project.extend_test(
+        "assert!(option_env!(\"RUSTUP_TOOLCHAIN\").is_some_and(|it| it == \"1.90.0\"));",
+    );
+    project.commit("an older toolchain");
+    let run = project
+        .ci(&[])
+        .run()
+        .exits(0)
+        .says("toolchain 1.90.0 (rust-toolchain.toml)");
+    assert_passes_every_gate(&run);
+    assert_eq!(
+        run.report["rust"],
+        json!({ "toolchain": "1.90.0", "from": "rust-toolchain.toml" })
+    );
+    let image = Image::read(&project.path().join("target/ci"));
+    let compiler =
+        image.config["config"]["Labels"]["io.github.upwind1647.infrastructure-lab.compiler"]
+            .as_str()
+            .unwrap();
+    assert!(compiler.starts_with("rustc 1.90.0 "), "{compiler}");
+
+    project.write("rust-toolchain.toml", "[toolchain]\nchannel = \"0.1.2\"\n");
+    project.commit("a toolchain that does not exist");
+    project
+        .ci(&["test"])
+        .run()
+        .exits(3)
+        .says("cannot install Rust 0.1.2 of rust-toolchain.toml");
 }

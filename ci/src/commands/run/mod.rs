@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::info_span;
+
 use self::plan::{Plan, plan};
 use self::session::Outcome;
 use crate::engine::runtime::{self, Runtime};
@@ -44,7 +46,7 @@ async fn run_plan(
 ) -> Result<ExitCode, Failure> {
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
-    let plan = plan(invocation, github, early)?;
+    let plan = info_span!("plan").in_scope(|| plan(invocation, github, early))?;
     let loader = match plan.invocation {
         Command::Build { load: true, .. } => Some(runtime::find_loader().await?),
         _ => None,
@@ -92,6 +94,7 @@ async fn run_plan(
         event: settings.event,
         platform: None,
         engine: None,
+        rust: None,
         prepared: Vec::new(),
         stand_ins: Vec::new(),
         start,
@@ -117,6 +120,7 @@ async fn run_plan(
     match result {
         Err(failed) => failure = Some(failed),
         Ok(ended) => {
+            report.rust = Some(ended.rust);
             report.stand_ins = ended.stand_ins;
             report.steps = ended.records;
             report.publish = ended.published;
@@ -155,7 +159,9 @@ async fn run_plan(
     report.verdict = Verdict::of(code);
     report.prepared = reporter.prepared();
     report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if let Err(failure) = write(&report, &directory, &reporter) {
+    let written =
+        info_span!("write the reports").in_scope(|| write(&report, &directory, &reporter));
+    if let Err(failure) = written {
         reporter.failed(&failure);
         report.verdict = Verdict::of(ExitCode::of_all([report.verdict.reason, failure.code]));
         report.error = Some(failure.to_string());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dagger_sdk::DaggerConn;
 use generativity::make_guard;
 use tokio::sync::OnceCell;
+use tracing::{Instrument as _, info_span};
 
 use super::plan::Plan;
 use super::prefetch::Prefetch;
@@ -18,7 +19,7 @@ use crate::image::archive::Platform;
 use crate::image::registry;
 use crate::model::record::{CacheReport, Published, Record, StandInNote};
 use crate::model::step::Step;
-use crate::report::{self, EngineReport, Reporter};
+use crate::report::{self, EngineReport, Reporter, RustReport};
 use crate::run::context::{Platforms, RunContext, new_id};
 use crate::run::execution::Run;
 use crate::run::stopper::{Stop, Stopper};
@@ -26,8 +27,9 @@ use crate::run::toolbox::{self, AnyToolbox, Toolbox};
 use crate::runner_cache::cache::Cache;
 use crate::settings::{CacheCommand, Command};
 use crate::source::sources::Source;
+use crate::source::toolchain::ToolchainFile;
 use crate::standin::StandIns;
-use crate::steps::fmt;
+use crate::steps::{build, fmt};
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
 use common::pins;
@@ -45,6 +47,8 @@ pub(crate) struct Outcome<T = Results> {
 
 /// The results of a run's steps.
 pub(crate) struct Results {
+    /// The Rust toolchain.
+    pub rust: RustReport,
     /// The stand-ins that replaced unreachable images and services.
     pub stand_ins: Vec<StandInNote>,
     /// The results of the steps.
@@ -106,9 +110,13 @@ async fn on_engine(
     prefetch: &Prefetch,
 ) -> Outcome {
     let opened = stopper.unless_stopped(async {
-        let engine = find::find(&plan.settings.engine, &report::confirm, &**reporter).await?;
+        let engine = find::find(&plan.settings.engine, &report::confirm, &**reporter)
+            .instrument(info_span!("find the engine"))
+            .await?;
         let telemetry = Telemetry::start().await?;
-        let session = Session::open(&engine.endpoint, &telemetry).await?;
+        let session = Session::open(&engine.endpoint, &telemetry)
+            .instrument(info_span!("open the session"))
+            .await?;
         Ok((engine, telemetry, session))
     });
     let (engine, telemetry, mut session) = match opened.await {
@@ -131,7 +139,10 @@ async fn on_engine(
         platform,
         result,
     } = in_session.work(plan).await;
-    session.close().await;
+    session
+        .close()
+        .instrument(info_span!("close the session"))
+        .await;
     let result = match result {
         Ok(finish) => Ok(finish.await),
         Err(failure) => Err(failure),
@@ -159,17 +170,20 @@ impl InSession<'_> {
         let mut engine = None;
         let mut platform = None;
         let result = async {
-            let client = self.connection.client(self.telemetry.trace(None));
+            let client = self.connection.client(self.telemetry.trace("ci", None));
             let version = find::version(&client, &self.engine.name);
             let version = self.stopper.unless_stopped(version).await?;
             engine = Some(self.report_engine(version));
-            let chosen = self.stopper.unless_stopped(async {
-                let platforms = platforms(&client, &plan).await?;
-                let steps = self.prefetch.steps();
-                let toolbox =
-                    toolbox::choose(&client, steps, self.stand_ins, &**self.reporter).await?;
-                Ok((platforms, toolbox))
-            });
+            let chosen = self.stopper.unless_stopped(
+                async {
+                    let platforms = platforms(&client, &plan).await?;
+                    let steps = self.prefetch.steps();
+                    let toolbox =
+                        toolbox::choose(&client, steps, self.stand_ins, &**self.reporter).await?;
+                    Ok((platforms, toolbox))
+                }
+                .instrument(info_span!("choose the images")),
+            );
             let (platforms, toolbox) = chosen.await?;
             platform = Some(platforms.image.to_string());
             match toolbox {
@@ -223,7 +237,16 @@ impl InSession<'_> {
                 Arc::clone(self.reporter) as Arc<dyn Progress>,
             )
         });
+        // Before any step, although only `build` needs it.
+        build::env(&plan.settings, &platforms.image)?;
+        let rust = ToolchainFile::resolve(plan.settings.toolchain.as_ref());
+        let rust = self.stopper.unless_stopped(rust).await?;
+        if rust.name != pins::RUST {
+            self.reporter
+                .header(&format!("toolchain {} ({})", rust.name, rust.from));
+        }
         let context = RunContext {
+            rust,
             settings: plan.settings,
             toolbox,
             platforms,
@@ -268,9 +291,14 @@ impl InSession<'_> {
             }
         }
         Ok(Box::pin(async move {
+            let rust = RustReport {
+                toolchain: run.context.rust.name.clone(),
+                from: run.context.rust.from.clone(),
+            };
             let stand_ins = run.context.toolbox.notes();
             let (records, cache) = run.finish().await;
             Results {
+                rust,
                 stand_ins,
                 records,
                 published,

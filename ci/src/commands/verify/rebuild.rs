@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::published::Image;
 use crate::image::archive;
 use crate::image::provenance::Statement;
+use crate::model::rust;
 use crate::report::Reporter;
 use crate::settings::Invocation;
 use crate::source::checkout::Checkout;
@@ -116,6 +117,13 @@ pub(super) async fn run(
         .arg(&report_dir);
     if let Some(engine) = &invocation.options.engine {
         build.args(["--engine", engine]);
+    }
+    // A channel such as `stable` may have moved on.
+    let provenance = image.provenance.as_ref().map(|it| &it.predicate);
+    if let Some(toolchain) =
+        provenance.and_then(|it| it.build_definition.internal_parameters.get(rust::INTERNAL))
+    {
+        build.env(rust::VARIABLE, toolchain);
     }
     for name in REMOVED_ENV {
         build.env_remove(name);
