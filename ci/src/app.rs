@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::prelude::*;
 
 use crate::commands;
-use crate::report;
+use crate::report::{self, Profile};
 use crate::settings::Invocation;
 use common::failure::{ExitCode, Failure};
 use common::scratch;
@@ -30,7 +30,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    start_log(invocation.options.verbose);
+    let profile = match invocation.options.profile.as_deref() {
+        None => None,
+        Some(path) => match Profile::create(path) {
+            Ok(profile) => Some(profile),
+            Err(failure) => return fail(&failure),
+        },
+    };
+    start_log(invocation.options.verbose, profile.clone());
     // Fails only if a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -42,12 +49,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return fail(&Failure::environment("cannot start the async runtime").because(error));
         }
     };
-    let code = runtime
+    let mut code = runtime
         .block_on(commands::dispatch(invocation))
         .unwrap_or_else(|failure| fail(&failure));
     // Abandoned downloads must not delay the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
     scratch::clean();
+    if let Some(Err(failure)) = profile.map(|profile| profile.write()) {
+        code = ExitCode::of_all([code, fail(&failure)]);
+    }
     code
 }
 
@@ -56,16 +66,17 @@ fn fail(failure: &Failure) -> ExitCode {
     failure.code
 }
 
-fn start_log(verbose: u8) {
+fn start_log(verbose: u8, profile: Option<Profile>) {
     let default = if verbose > 1 { "ci=debug" } else { "off" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAB_CI_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         // The SDK logs whole queries, and some of them contain secrets.
-        .with_filter(filter_fn(|event| !event.target().starts_with("dagger_sdk")));
+        .with_filter(filter_fn(|event| !event.target().starts_with("dagger_sdk")).and(filter));
+    let profile = profile.map(|it| it.with_filter(filter_fn(|it| it.target().starts_with("ci::"))));
     tracing_subscriber::registry()
-        .with(filter)
         .with(lines)
+        .with(profile)
         .init();
 }

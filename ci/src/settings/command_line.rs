@@ -353,6 +353,9 @@ pub struct Options {
         hide_short_help = true
     )]
     pub timeout: Option<String>,
+    /// Write what the run spends its time on to this file, for ui.perfetto.dev
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub profile: Option<PathBuf>,
     /// Show the containers' output; -vv also logs what ci does
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -366,7 +369,13 @@ const IMAGE: &[&str] = &["platform", "registry", "repository"];
 /// The option that only matters to what publishes, and to the caches of main.
 const RELEASE: &[&str] = &["release_branch"];
 /// The options that only a run of steps uses.
-const RUN: &[&str] = &["report_dir", "fail_fast", "keep_going", "timeout"];
+const RUN: &[&str] = &[
+    "report_dir",
+    "fail_fast",
+    "keep_going",
+    "timeout",
+    "profile",
+];
 
 /// The options, by their fields in [`Options`], that a command ignores. It accepts them, as scripts and the environment may
 /// set them for all commands, but its help does not show them.

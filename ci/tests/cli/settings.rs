@@ -456,6 +456,10 @@ fn places_that_cannot_be_written_are_found_before_any_work() {
         .exits(3)
         .says("cannot write /nonexistent/image.tar")
         .says("failed before the first step (exit code 3)");
+    ci(&project, &["--profile", "/nonexistent/profile.json"])
+        .run()
+        .exits(3)
+        .says("cannot write /nonexistent/profile.json");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::harness::{Ci, KillOnDrop, Outcome, Project, TEST_RUNS};
 use crate::sources::short_sha;
@@ -53,6 +54,35 @@ fn finishes_independent_gates_and_exits_with_1_despite_a_vulnerability() {
     }
     assert_eq!(run.report["verdict"]["reason"], "gate_failed");
     run.publishes_nothing();
+}
+
+#[test]
+fn a_profile_has_the_steps_and_what_the_engine_does_for_them() {
+    let project = Project::new("profile");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("profile.json");
+    project
+        .ci(&["fmt", "--profile", file.to_str().unwrap()])
+        .run()
+        .exits(0);
+    let trace: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let process = |track: &str| {
+        let named = |event: &&Value| event["ph"] == "M" && event["args"]["name"] == track;
+        events.iter().find(named).expect("the track exists")["pid"].clone()
+    };
+    for (track, name) in [
+        ("ci", "plan"),
+        ("ci", "open the session"),
+        ("fmt", "step"),
+        ("fmt", "Container.withExec"),
+    ] {
+        let process = process(track);
+        let has_name = |event: &&Value| event["pid"] == process && event["name"] == name;
+        let event = events.iter().find(has_name);
+        let event = event.unwrap_or_else(|| panic!("{track} has no {name}: {events:#?}"));
+        assert!(event["dur"].as_f64().unwrap() > 0.0, "{event}");
+    }
 }
 
 #[test]
@@ -336,7 +366,7 @@ fn prints_only_the_json_report_to_stdout() {
     break_format(&project);
     project.commit("a bad format");
     let run = project.ci(&["fmt", "--format", "json"]).run().exits(1);
-    let printed: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let printed: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(printed, run.report);
     assert_eq!(printed["schema"], 1);
     assert_eq!(printed["verdict"]["exit_code"], 1);
