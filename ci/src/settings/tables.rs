@@ -511,9 +511,15 @@ impl TestTable {
     /// The environment of the tests.
     ///
     /// # Errors
-    /// When the name of a variable is invalid (exit code 2).
+    /// When the name of a variable is invalid, or the variable changes how cargo compiles (exit code 2).
     pub fn resolve(self) -> Result<BTreeMap<String, String>, Failure> {
         environment("test.env", &self.env)?;
+        // What is tested would not be what is built.
+        if let Some(flags) = self.env.keys().find(|name| name.ends_with("RUSTFLAGS")) {
+            return Err(wrong("test.env", flags, "would only apply to the tests").hint(
+                "Set build.rustflags in .cargo/config.toml of the repository, which applies to every step.",
+            ));
+        }
         Ok(self.env)
     }
 }
@@ -683,6 +689,20 @@ mod tests {
         assert_eq!(base.libc, Libc::Dynamic);
         assert_eq!(base.base.unwrap().whole(), "docker.io/library/debian:12.1");
         assert_eq!(base.user, "7:7");
+    }
+
+    #[test]
+    fn flags_of_the_compiler_are_not_for_the_tests_alone() {
+        for (name, is_valid) in [
+            ("RUST_LOG", true),
+            ("RUSTFLAGS", false),
+            ("CARGO_BUILD_RUSTFLAGS", false),
+        ] {
+            let table = TestTable {
+                env: [(name.to_owned(), "x".to_owned())].into(),
+            };
+            assert_eq!(table.resolve().is_ok(), is_valid, "{name}");
+        }
     }
 
     #[test]
