@@ -35,14 +35,14 @@ pub async fn run<K: Kind>(
             }
         },
         async {
-            let image = run
-                .step(Step::Build, Some((source, this_image)), build::run)
-                .await;
-            let built = image.as_ref();
-            let (scanned, smoked) = tokio::join!(
-                run.step(Step::Scan, built.map(|image| (source, image)), scan::run),
-                run.step(Step::Smoke, built, smoke::run),
-            );
+            let input = Some((source, this_image));
+            let built = run.step_then(Step::Build, input, build::run, async |image| {
+                tokio::join!(
+                    run.step(Step::Scan, image.map(|image| (source, image)), scan::run),
+                    run.step(Step::Smoke, image, smoke::run),
+                )
+            });
+            let (image, (scanned, smoked)) = built.await;
             (image, scanned, smoked)
         },
     );

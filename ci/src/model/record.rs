@@ -74,12 +74,12 @@ pub struct StepPart {
 }
 
 impl Record {
-    /// Creates the report entry of a step that did not start.
+    /// Creates the report entry of a step that has passed and reported nothing.
     #[must_use]
-    pub fn skipped(step: Step, why: String) -> Self {
+    pub fn new(step: Step) -> Self {
         Self {
             name: step,
-            status: Status::Skipped,
+            status: Status::Passed,
             start: None,
             duration_ms: 0,
             cached: false,
@@ -87,12 +87,22 @@ impl Record {
             parts: Vec::new(),
             log: None,
             digest: None,
-            error: Some(why),
+            error: None,
             hint: None,
             causes: Vec::new(),
             test_counts: None,
             tests: Vec::new(),
             code: None,
+        }
+    }
+
+    /// Creates the report entry of a step that did not start.
+    #[must_use]
+    pub fn skipped(step: Step, why: String) -> Self {
+        Self {
+            status: Status::Skipped,
+            error: Some(why),
+            ..Self::new(step)
         }
     }
 }

@@ -83,21 +83,39 @@ impl<K: Kind> Run<K> {
     where
         F: AsyncFnOnce(&StepContext<'_, K>, I) -> Result<T, Failure>,
     {
+        let nothing = async |_: Option<&T>| ();
+        self.step_then(step, input, work, nothing).await.0
+    }
+
+    /// As [`step`](Self::step), followed by `next`, which gets the step's result. The engine reports on the step, and the report is
+    /// shown, while `next` runs.
+    pub async fn step_then<I, T, R, F, N>(
+        &self,
+        step: Step,
+        input: Option<I>,
+        work: F,
+        next: N,
+    ) -> (Option<T>, R)
+    where
+        F: AsyncFnOnce(&StepContext<'_, K>, I) -> Result<T, Failure>,
+        N: AsyncFnOnce(Option<&T>) -> R,
+    {
         if !self.selected.contains(&step) {
-            return None;
+            return (None, next(None).await);
         }
         let (Some(input), None) = (input, self.unmet(step)) else {
             let why = self.unmet(step).unwrap_or_else(|| "nothing to do".into());
             self.record(Record::skipped(step, why));
-            return None;
+            return (None, next(None).await);
         };
         let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
-        let trace = self
-            .context
-            .telemetry
-            .trace(step.name(), Some(output.listener()));
-        let context = self.context_of(step, trace, Arc::clone(&output));
-        let start = jiff::Timestamp::now();
+        let telemetry = &self.context.telemetry;
+        let trace = telemetry.trace(step.name(), Some(output.listener()));
+        let context = self.context_of(step, trace, output);
+        let mut record = Record {
+            start: Some(jiff::Timestamp::now()),
+            ..Record::new(step)
+        };
         let begun = Instant::now();
         self.context.reporter.started(step);
         let limited = async {
@@ -118,70 +136,90 @@ impl<K: Kind> Run<K> {
         }
         .instrument(info_span!("step", track = step.name()));
         let result = self.context.stopper.unless_stopped(watched).await;
-        let duration = begun.elapsed();
-        // The engine reports up to a tenth of a second after it answers.
+        record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (value, failure) = match result {
+            Ok(value) => (Some(value), None),
+            Err(failure) => {
+                self.fail(&mut record, &failure);
+                (None, Some(failure))
+            }
+        };
+        // What needs this step looks at its record.
+        self.record(record.clone());
+        let (after, ()) = tokio::join!(
+            next(value.as_ref()),
+            self.close(record, context, failure.as_ref()),
+        );
+        (value, after)
+    }
+
+    fn fail(&self, record: &mut Record, failure: &Failure) {
+        let reason = self.context.stopper.reason();
+        // The time limit of the run cancels a step, whereas the step's own limit fails it.
+        record.status = match failure.code {
+            ExitCode::Cancelled => Status::Cancelled,
+            ExitCode::TimedOut if reason == Some(Stop::TimeLimit) => Status::Cancelled,
+            _ => Status::Failed,
+        };
+        record.error = Some(failure.to_string());
+        record.hint.clone_from(&failure.hint);
+        // A step that --fail-fast cancels did not fail by itself.
+        let by_fail_fast = record.status == Status::Cancelled && reason == Some(Stop::FailFast);
+        record.code = (!by_fail_fast).then_some(failure.code);
+        if self.context.settings.fail_fast {
+            self.context.stopper.stop(Stop::FailFast);
+        }
+    }
+
+    /// Completes the record of a step with what the engine reports, and shows it.
+    async fn close(
+        &self,
+        mut record: Record,
+        context: StepContext<'_, K>,
+        failure: Option<&Failure>,
+    ) {
+        let StepContext {
+            step,
+            trace,
+            output,
+            ..
+        } = context;
         let telemetry = &self.context.telemetry;
-        telemetry
-            .settle(trace, SETTLE)
-            .instrument(info_span!("settle", track = step.name()))
-            .await;
+        let cacheable = step.definition().cacheable;
+        // The engine reports up to a tenth of a second after it answers. Where nothing depends on it, `finish` gets the rest.
+        if cacheable || failure.is_some() {
+            telemetry
+                .settle(trace, SETTLE)
+                .instrument(info_span!("settle", track = step.name()))
+                .await;
+        }
         output.fill(&lock(&context.fetched));
+        if let Some(stored) = lock(&context.stored).take() {
+            output.complete(&stored);
+        }
         let reused = lock(&context.reused).take();
         if let Some(passed) = &reused {
             output.fill(&passed.log);
         }
         let found = output.finish();
-        let mut record = Record {
-            name: step,
-            status: Status::Passed,
-            start: Some(start),
-            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            cached: step.definition().cacheable && (reused.is_some() || telemetry.cached(trace)),
-            reused,
-            parts: found.parts,
-            log: None,
-            digest: lock(&context.digest).take(),
-            error: None,
-            hint: None,
-            causes: Vec::new(),
-            test_counts: (!found.tests.is_empty()).then(|| TestCounts::of(&found.tests)),
-            tests: found.tests,
-            code: None,
-        };
-        let (value, failure) = match result {
-            Ok(value) => (Some(value), None),
-            Err(failure) => {
-                // The time limit of the run cancels a step, whereas the step's own limit fails it.
-                let cut_off = self.context.stopper.reason() == Some(Stop::TimeLimit);
-                record.status = match failure.code {
-                    ExitCode::Cancelled => Status::Cancelled,
-                    ExitCode::TimedOut if cut_off => Status::Cancelled,
-                    _ => Status::Failed,
-                };
-                record.cached = false;
-                record.reused = None;
-                record.error = Some(failure.to_string());
-                record.hint.clone_from(&failure.hint);
-                // A step that --fail-fast cancels did not fail by itself.
-                let by_fail_fast = record.status == Status::Cancelled
-                    && self.context.stopper.reason() == Some(Stop::FailFast);
-                record.code = (!by_fail_fast).then_some(failure.code);
-                if record.status == Status::Failed {
-                    record.causes = std::mem::take(&mut *lock(&context.causes));
-                    record.causes.extend(found.causes);
-                    if record.causes.is_empty() {
-                        record.causes.extend(last_lines(&failure));
-                    }
-                }
-                if self.context.settings.fail_fast {
-                    self.context.stopper.stop(Stop::FailFast);
-                }
-                (None, Some(failure))
+        if record.status == Status::Passed {
+            record.cached = cacheable && (reused.is_some() || telemetry.cached(trace));
+            record.reused = reused;
+        }
+        if record.status == Status::Failed {
+            record.causes = std::mem::take(&mut *lock(&context.causes));
+            record.causes.extend(found.causes);
+            if record.causes.is_empty() {
+                record.causes.extend(failure.and_then(last_lines));
             }
-        };
+        }
+        record.parts = found.parts;
+        record.digest = lock(&context.digest).take();
+        record.test_counts = (!found.tests.is_empty()).then(|| TestCounts::of(&found.tests));
+        record.tests = found.tests;
         let log = output.log();
         record.log = self.context.reporter.write_log(step, &log);
-        self.context.reporter.ended(&record, failure.as_ref(), &log);
+        self.context.reporter.ended(&record, failure, &log);
         self.record(record);
         lock(&self.outputs).push(EndedOutput {
             step,
@@ -189,7 +227,6 @@ impl<K: Kind> Run<K> {
             output,
             written: log.len(),
         });
-        value
     }
 
     /// Reports, whenever it happens, that the step's command has neither printed anything nor used the CPU for the configured
@@ -232,6 +269,7 @@ impl<K: Kind> Run<K> {
             client: self.context.connection.client(trace),
             output,
             fetched: Mutex::default(),
+            stored: Mutex::default(),
             digest: Mutex::default(),
             causes: Mutex::default(),
             reused: Mutex::default(),
@@ -338,6 +376,8 @@ pub struct StepContext<'a, K: Kind> {
     output: Arc<StepOutput>,
     /// The output of commands that the engine may not have reported.
     fetched: Mutex<String>,
+    /// The output of the step's only command, as the engine has stored it.
+    stored: Mutex<Option<String>>,
     digest: Mutex<Option<String>>,
     causes: Mutex<Vec<Cause>>,
     reused: Mutex<Option<PriorPass>>,
@@ -376,6 +416,11 @@ impl<K: Kind> StepContext<'_, K> {
     /// Shows that the step waits for its container, until the container prints something.
     pub fn waits_for_container(&self) {
         self.output.wait_for(Some("its container"));
+    }
+
+    /// Records the output of the step's only command as the engine has stored it.
+    pub fn store_output(&self, stored: String) {
+        *lock(&self.stored) = Some(stored);
     }
 
     /// The log of a step with a single command, which has exited; `stored` is the command's output as the engine returned it.

@@ -307,7 +307,7 @@ pub async fn execute<K: Kind>(
         step.waits_for_container();
         match tokio::try_join!(done.stdout(), done.stderr()) {
             Ok((messages, output)) => {
-                step.complete_log(&(messages + &output)).await;
+                step.store_output(messages + &output);
                 Ok(())
             }
             Err(error) => Err(to_failure(step, error.into(), work.failed, work.hint).await),
