@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
-    path::PathBuf,
     time::Duration,
 };
 
@@ -14,6 +13,7 @@ use toml_span::{Value, span::Spanned, value::Key};
 use url::Url;
 
 use super::{
+    tls::{self, TlsSettings},
     values::{
         Keys, Read, boolean, custom, duration, host_and_port, integer, list, map, not_valid,
         parsed, prepared_url, size, string, url, words,
@@ -39,22 +39,6 @@ const MAX_BODY: u64 = 1024 * 1024 * 1024;
 /// The default port of name servers.
 const DNS: u16 = 53;
 
-/// The keys of the TLS options, in checks of each kind that can use TLS.
-const TLS_OPTIONS: &[&str] = &[
-    VALID_FOR,
-    SERVER_NAME,
-    CA_FILE,
-    CLIENT_CERTIFICATE,
-    CLIENT_KEY,
-    SKIP_VERIFY,
-];
-const VALID_FOR: &str = "valid-for";
-const SERVER_NAME: &str = "server-name";
-const CA_FILE: &str = "ca-file";
-const CLIENT_CERTIFICATE: &str = "client-certificate";
-const CLIENT_KEY: &str = "client-key";
-const SKIP_VERIFY: &str = "skip-verify";
-
 /// The keys that only a check of `kind` can have, besides the key that is named like the kind.
 const fn options(kind: Kind) -> &'static [&'static str] {
     match kind {
@@ -66,15 +50,15 @@ const fn options(kind: Kind) -> &'static [&'static str] {
             "body-limit",
             "http-version",
             "follow-redirects",
-            VALID_FOR,
-            SERVER_NAME,
-            CA_FILE,
-            CLIENT_CERTIFICATE,
-            CLIENT_KEY,
-            SKIP_VERIFY,
+            tls::VALID_FOR,
+            tls::SERVER_NAME,
+            tls::CA_FILE,
+            tls::CLIENT_CERTIFICATE,
+            tls::CLIENT_KEY,
+            tls::SKIP_VERIFY,
         ],
         Kind::Dns => &["record", "server", "expect"],
-        Kind::Tls | Kind::Redis | Kind::Postgres => TLS_OPTIONS,
+        Kind::Tls | Kind::Redis | Kind::Postgres => tls::KEYS,
         Kind::Tcp => &[],
     }
 }
@@ -87,13 +71,40 @@ fn read_target(kind: Kind, keys: &mut Keys<'_, '_>) -> Option<Target> {
         Kind::Dns => dns(keys),
         Kind::Redis => redis(keys),
         Kind::Postgres => postgres(keys),
-        Kind::Tls => tls(keys),
+        Kind::Tls => tls_server(keys),
+    }
+}
+
+/// The values of `[defaults]`.
+#[derive(Default)]
+pub(super) struct Defaults {
+    probes: ProbeSettings,
+    tls: TlsSettings,
+}
+
+impl Defaults {
+    /// Reads the keys, and reports values that contradict each other.
+    pub(super) fn read(keys: &mut Keys<'_, '_>) -> Self {
+        Self {
+            probes: ProbeSettings::read(keys, &ProbeSettings::default()),
+            tls: TlsSettings::read(keys),
+        }
+    }
+
+    /// Creates the check `name` of the Redis of `/hits`. It connects like the counter, which has no TLS options.
+    pub(super) fn redis(&self, name: String, url: SecretUrl) -> Check {
+        let target = Target::Redis(checks::redis::Target { url });
+        let target = (target, self.tls.without_connection());
+        Check {
+            critical: false,
+            ..ProbeSettings::default().check(&self.probes, name, target)
+        }
     }
 }
 
 /// When a target is probed, and how results change its state: the values that a table sets.
 #[derive(Default)]
-pub(super) struct ProbeSettings {
+struct ProbeSettings {
     interval: Option<Spanned<Duration>>,
     jitter: Option<Spanned<Duration>>,
     timeout: Option<Spanned<Duration>>,
@@ -114,7 +125,7 @@ impl ProbeSettings {
     const SUCCESSES: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
 
     /// Reads the keys, and reports values that contradict each other or `defaults`.
-    pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &Self) -> Self {
+    fn read(keys: &mut Keys<'_, '_>, defaults: &Self) -> Self {
         let interval = duration(Duration::from_millis(100)..=DAY);
         let errors = keys.errors();
         let own = Self {
@@ -209,12 +220,7 @@ impl ProbeSettings {
     }
 
     /// Creates the check `name` of `target`; values that are not set come from `defaults`.
-    pub(super) fn check(
-        &self,
-        defaults: &Self,
-        name: String,
-        (target, tls): (Target, TlsOptions),
-    ) -> Check {
+    fn check(&self, defaults: &Self, name: String, (target, tls): (Target, TlsOptions)) -> Check {
         Check {
             name,
             display_name: None,
@@ -245,7 +251,7 @@ fn configured<T: Copy>(own: &Option<Spanned<T>>, default: &Option<Spanned<T>>) -
 }
 
 /// Reads `[[checks]]`.
-pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Check> {
+pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &Defaults) -> Vec<Check> {
     let mut names = HashSet::new();
     let checks = keys.tables("checks", MAX_CHECKS, |keys| {
         let missing = !keys.contains("name");
@@ -268,13 +274,13 @@ pub(super) fn read(keys: &mut Keys<'_, '_>, defaults: &ProbeSettings) -> Vec<Che
         {
             keys.wrong(name.span, "duplicate check name: expected a unique name");
         }
-        let target = target(keys);
+        let target = target(keys, &defaults.tls);
         let group = keys.read("group", words).map(Spanned::take);
-        let settings = ProbeSettings::read(keys, defaults);
+        let settings = ProbeSettings::read(keys, &defaults.probes);
         Some(Check {
             display_name: display_name.map(Spanned::take),
             group,
-            ..settings.check(defaults, name?.value, target?)
+            ..settings.check(&defaults.probes, name?.value, target?)
         })
     });
     checks.into_iter().flatten().collect()
@@ -292,7 +298,7 @@ fn display_name(text: &str) -> Option<String> {
 }
 
 /// Reads the target and the keys of its kind.
-fn target(keys: &mut Keys<'_, '_>) -> Option<(Target, TlsOptions)> {
+fn target(keys: &mut Keys<'_, '_>, defaults: &TlsSettings) -> Option<(Target, TlsOptions)> {
     let named: Vec<Kind> = Kind::ALL
         .iter()
         .copied()
@@ -317,7 +323,7 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<(Target, TlsOptions)> {
     let read = named.first().and_then(|kind| {
         let place = keys.place(kind.name())?;
         let target = read_target(*kind, keys);
-        let tls = tls_options(keys, *kind, target.as_ref());
+        let tls = tls_options(keys, *kind, target.as_ref(), defaults);
         let target = target?;
         // Values that are valid on their own may not be valid together.
         if let Err(reason) = target.validate() {
@@ -353,12 +359,17 @@ fn target(keys: &mut Keys<'_, '_>) -> Option<(Target, TlsOptions)> {
 }
 
 /// Reads how the probes of a check of `kind` use TLS; `target` is missing if it is not valid.
-fn tls_options(keys: &mut Keys<'_, '_>, kind: Kind, target: Option<&Target>) -> TlsOptions {
-    if !options(kind).contains(&VALID_FOR) {
+fn tls_options(
+    keys: &mut Keys<'_, '_>,
+    kind: Kind,
+    target: Option<&Target>,
+    defaults: &TlsSettings,
+) -> TlsOptions {
+    if !options(kind).contains(&tls::VALID_FOR) {
         return TlsOptions::default();
     }
     if let Some(expected) = target.and_then(Target::missing_tls) {
-        for option in TLS_OPTIONS {
+        for option in tls::KEYS {
             if let Some(span) = keys.remove(option) {
                 keys.wrong(
                     span,
@@ -368,34 +379,7 @@ fn tls_options(keys: &mut Keys<'_, '_>, kind: Kind, target: Option<&Target>) -> 
         }
         return TlsOptions::default();
     }
-    let mut tls = TlsOptions::default();
-    let valid_for = duration(Duration::ZERO..=3650 * DAY);
-    keys.set(VALID_FOR, &mut tls.valid_for, valid_for);
-    let name = parsed("a DNS name, such as example.org", |text| {
-        TlsOptions::is_server_name(text).then(|| text.to_owned())
-    });
-    keys.set(SERVER_NAME, &mut tls.server_name, name);
-    let file = parsed("the path of a PEM file", |text| {
-        (!text.is_empty()).then(|| PathBuf::from(text))
-    });
-    keys.set(CA_FILE, &mut tls.ca_file, &file);
-    keys.set(CLIENT_CERTIFICATE, &mut tls.client_certificate, &file);
-    if tls.client_certificate.is_none()
-        && let Some(span) = keys.place(CLIENT_KEY)
-    {
-        let what = "client-key has no effect without client-certificate: expected both or none";
-        keys.wrong(span, what);
-    }
-    keys.set(CLIENT_KEY, &mut tls.client_key, &file);
-    let ca_file = tls.ca_file.is_some();
-    if let Some(skip) = keys.read(SKIP_VERIFY, boolean) {
-        if skip.value && ca_file {
-            let what = "skip-verify makes ca-file useless: expected one of them";
-            keys.wrong(skip.span, what);
-        }
-        tls.skip_verify = skip.value;
-    }
-    tls
+    TlsSettings::read(keys).options(defaults)
 }
 
 fn http(keys: &mut Keys<'_, '_>) -> Option<Target> {
@@ -448,7 +432,7 @@ fn tcp(keys: &mut Keys<'_, '_>) -> Option<Target> {
     Some(Target::Tcp(checks::tcp::Target { host, port }))
 }
 
-fn tls(keys: &mut Keys<'_, '_>) -> Option<Target> {
+fn tls_server(keys: &mut Keys<'_, '_>) -> Option<Target> {
     let server = keys.read(Kind::Tls.name(), parsed(HOST_AND_PORT, host_and_port));
     let (host, port) = server?.value;
     Some(Target::Tls(checks::tls::Target { host, port }))

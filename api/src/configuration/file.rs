@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    checks::{self, ProbeSettings, redis_url},
+    checks::{self, Defaults, redis_url},
     problem::{Place, Problem},
     settings::Settings,
     values::{Keys, boolean, duration, explain, integer, parsed, words},
@@ -58,7 +58,7 @@ pub(super) fn read(
     name: &str,
     text: &str,
     variables: Variables<'_>,
-) -> (ProbeSettings, Vec<Problem>) {
+) -> (Defaults, Vec<Problem>) {
     let (defaults, errors) = match toml_span::parse(text) {
         Ok(value) => Keys::read_all("the file", value, variables, |keys| {
             read_keys(settings, keys)
@@ -77,7 +77,7 @@ pub(super) fn read(
     (defaults.unwrap_or_default(), problems)
 }
 
-fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> ProbeSettings {
+fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> Defaults {
     let address = "an address and a port, such as [::]:8000 or 127.0.0.1:8000";
     let address = parsed(address, |text| text.parse::<SocketAddr>().ok());
     keys.set("listen", &mut settings.address, address);
@@ -119,11 +119,7 @@ fn read_keys(settings: &mut Settings, keys: &mut Keys<'_, '_>) -> ProbeSettings 
         }
         keys.set("url", &mut settings.redis, redis_url);
     });
-    let defaults = keys
-        .table("defaults", |keys| {
-            ProbeSettings::read(keys, &ProbeSettings::default())
-        })
-        .unwrap_or_default();
+    let defaults = keys.table("defaults", Defaults::read).unwrap_or_default();
     settings.checks = checks::read(keys, &defaults);
     defaults
 }

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use super::{
-    checks::ProbeSettings,
+    checks::Defaults,
     environment, file,
     problem::{Problem, Problems},
     settings::Settings,
     variables::Variables,
 };
-use crate::checks::{Target, TlsOptions, redis};
 
 impl Settings {
     /// Loads the settings from the file at `path`, if there is one, and from the environment, which overrides the file.
@@ -55,16 +54,12 @@ impl Settings {
     }
 
     /// Adds a check of the Redis of `/hits`, which is a dependency like any other, unless a check called `redis` is configured.
-    fn check_redis(&mut self, defaults: &ProbeSettings) {
+    fn check_redis(&mut self, defaults: &Defaults) {
         const NAME: &str = "redis";
         if let Some(url) = self.redis.clone()
             && !self.checks.iter().any(|check| check.name == NAME)
         {
-            let target = Target::Redis(redis::Target { url });
-            let target = (target, TlsOptions::default());
-            let mut check = ProbeSettings::default().check(defaults, NAME.into(), target);
-            check.critical = false;
-            self.checks.push(check);
+            self.checks.push(defaults.redis(NAME.into(), url));
         }
     }
 }

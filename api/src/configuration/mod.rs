@@ -7,6 +7,7 @@ mod load;
 mod problem;
 mod settings;
 mod source;
+mod tls;
 mod values;
 mod variables;
 

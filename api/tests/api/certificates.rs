@@ -460,6 +460,45 @@ async fn presents_the_client_certificate() {
 }
 
 #[actix_web::test]
+async fn defaults_apply_to_checks_that_set_nothing_else() {
+    let (root, other) = (root("Root", 1000), root("Other", 1000));
+    let chain = Chain::new("b.test", 200, &root, &[]);
+    let server = Server::start(chain.acceptor(Some(&root))).await;
+    let (file, directory) = (pem(&[root.der()]), tempdir().unwrap());
+    let [identity, _] = identity(&root, &directory);
+    let trust = trusting(file.path());
+    let defaults = format!("{QUICK}{trust}\nserver-name = \"b.test\"\n{identity}\n");
+    let [_, http, redis] = server.targets("localhost");
+    let other = pem(&[other.der()]);
+    let own = |name, keys: &str| check(name, &http.1, keys);
+    let url = start_with(
+        &[
+            defaults,
+            check("redis", &redis.1, ""),
+            own("http", ""),
+            own("other-authority", &trusting(other.path())),
+            own("public-authorities", "ca-file = \"\""),
+            own("host-name", "server-name = \"\""),
+            own("no-certificate", "client-certificate = \"\""),
+            own("skips", "skip-verify = true\nserver-name = \"c.test\""),
+        ]
+        .concat(),
+    );
+    for (name, state, error) in [
+        ("redis", "up", ""),
+        ("http", "up", ""),
+        ("other-authority", "down", "UnknownIssuer"),
+        ("public-authorities", "down", "UnknownIssuer"),
+        ("host-name", "down", "not valid for"),
+        ("no-certificate", "down", "CertificateRequired"),
+        ("skips", "up", ""),
+    ] {
+        let status = wait_for(&url, name, state).await;
+        assert!(text(&status, "error").contains(error), "{status:#}");
+    }
+}
+
+#[actix_web::test]
 async fn follows_changes_of_files_and_of_the_certificate() {
     let (old, new) = (root("Old", 1000), root("New", 1000));
     let mut acceptors = [

@@ -691,6 +691,121 @@ fn every_kind_that_uses_tls_has_the_same_options() {
 }
 
 #[test]
+fn tls_options_in_the_defaults_apply_to_checks_that_use_tls() {
+    let defaults = r#"
+        valid-for = "1day"
+        server-name = "b.test"
+        ca-file = "ca.pem"
+        client-certificate = "client.pem"
+        client-key = "client.key"
+    "#;
+    let with = |defaults: &str, check: &str| {
+        let text = format!("[defaults]\n{defaults}\n[[checks]]\nname = \"one\"\n{check}");
+        parse(&text).unwrap().checks.remove(0).tls
+    };
+    let all = check(&format!("tls = \"h:1\"\n{defaults}")).tls;
+    for target in [
+        "http = \"https://h\"",
+        "http = \"http://h\"\nfollow-redirects = true",
+        "tls = \"h:1\"",
+        "redis = \"rediss://h\"",
+        "postgres = \"postgresql://u@h\"",
+    ] {
+        assert_eq!(with(defaults, target), all, "{target}");
+    }
+    for target in [
+        "http = \"http://h\"",
+        "redis = \"redis://h\"",
+        "tcp = \"h:1\"",
+        "dns = \"h\"",
+    ] {
+        assert_eq!(with(defaults, target), TlsOptions::default(), "{target}");
+    }
+
+    // A check overrides single keys, and together those that exclude each other or belong together.
+    let own = |keys: &str| with(defaults, &format!("tls = \"h:1\"\n{keys}"));
+    let same = || all.clone();
+    for (keys, expected) in [
+        (
+            "valid-for = \"0s\"",
+            TlsOptions {
+                valid_for: Duration::ZERO,
+                ..same()
+            },
+        ),
+        (
+            "server-name = \"c.test\"",
+            TlsOptions {
+                server_name: Some("c.test".into()),
+                ..same()
+            },
+        ),
+        (
+            "skip-verify = true",
+            TlsOptions {
+                ca_file: None,
+                skip_verify: true,
+                ..same()
+            },
+        ),
+        ("skip-verify = false", same()),
+        (
+            "client-certificate = \"both.pem\"",
+            TlsOptions {
+                client_certificate: Some("both.pem".into()),
+                client_key: None,
+                ..same()
+            },
+        ),
+        (
+            "server-name = \"\"\nca-file = \"\"\nclient-certificate = \"\"",
+            TlsOptions {
+                valid_for: all.valid_for,
+                ..TlsOptions::default()
+            },
+        ),
+    ] {
+        assert_eq!(own(keys), expected, "{keys}");
+    }
+    let skip = "skip-verify = true";
+    assert!(with(skip, "tls = \"h:1\"").skip_verify);
+    assert!(!with(skip, "tls = \"h:1\"\nskip-verify = false").skip_verify);
+    let verifies = with(skip, "tls = \"h:1\"\nca-file = \"ca.pem\"");
+    assert!(!verifies.skip_verify && verifies.ca_file.is_some());
+
+    // The check of the Redis of `/hits` connects like the counter.
+    let text = format!("[redis]\nurl = \"rediss://h\"\n[defaults]\n{defaults}");
+    assert_eq!(
+        parse(&text).unwrap().checks[0].tls,
+        TlsOptions {
+            valid_for: all.valid_for,
+            ..TlsOptions::default()
+        }
+    );
+
+    for (keys, problem) in [
+        (
+            "ca-file = \"ca.pem\"\nskip-verify = true",
+            "api.toml:3:15: skip-verify makes ca-file useless: expected one of them",
+        ),
+        (
+            "client-key = \"client.key\"",
+            "api.toml:2:15: client-key has no effect without client-certificate: expected both or none",
+        ),
+        (
+            "client-certificate = \"\"\nclient-key = \"client.key\"",
+            "api.toml:3:15: client-key has no effect without client-certificate: expected both or none",
+        ),
+        (
+            "server-name = \"192.0.2.1\"",
+            "api.toml:2:16: server-name is not valid: expected a DNS name, such as example.org",
+        ),
+    ] {
+        assert_eq!(problems(&format!("[defaults]\n{keys}")), problem);
+    }
+}
+
+#[test]
 fn environment_selects_or_disables_redis() {
     const FILE: &str = "[redis]\nurl = \"redis://file\"\n";
     let redis = |file, variables: &[(&str, &str)]| {
