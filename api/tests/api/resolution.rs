@@ -4,7 +4,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -130,6 +130,28 @@ async fn a_silent_zone_does_not_delay_other_names() {
         _ = &mut bad => panic!("the bad names are slower"),
         () = good => {}
     }
+}
+
+#[actix_web::test]
+async fn finds_every_name_as_soon_as_a_silent_server_responds_again() {
+    let responds = Arc::new(AtomicBool::new(false));
+    let works = responds.clone();
+    let server = raw(move |question| {
+        (works.load(Ordering::Relaxed)).then(|| response(question, add_loopback))
+    })
+    .await;
+    let clients = clients_of(&[server]);
+    let port = listen(async |_| ()).await;
+    let target = |index| tcp(&format!("h{index}.test"), port);
+    let silent = (0..200).map(|index| {
+        let probe = probe_with(target(index), &clients);
+        timeout(Duration::from_millis(300), probe)
+    });
+    assert!(join_all(silent).await.iter().all(Result::is_err));
+    responds.store(true, Ordering::Relaxed);
+    // The next probe of each check succeeds: no look-up of the time before is waited for, and no failure is remembered.
+    let found = join_all((0..200).map(|index| probe_soon(target(index), &clients))).await;
+    assert!(found.iter().all(Result::is_ok), "{found:?}");
 }
 
 #[actix_web::test]
