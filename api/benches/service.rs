@@ -61,9 +61,10 @@ fn main() -> ExitCode {
     }
     // cargo adds --bench.
     let selected = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let parts: [Part; 6] = [
+    let parts: [Part; 7] = [
         ("start", start),
         ("requests", requests),
+        ("hits", hits),
         ("memory", memory),
         ("connections", connections),
         ("checks", checks),
@@ -357,6 +358,32 @@ fn requests(table: &mut Table) {
         ratio(3, 0),
         0.6,
         "",
+    );
+}
+
+/// The slowest response of `/hits` while Redis accepts connections and never responds.
+fn hits(table: &mut Table) {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    thread::spawn(move || silent.incoming().flatten().collect::<Vec<_>>());
+    let ours = Candidate::ours(&format!("[redis]\nurl = \"redis://{address}\"\n"));
+    let request = || {
+        let begun = Instant::now();
+        let mut socket = TcpStream::connect(("127.0.0.1", ours.port)).unwrap();
+        socket
+            .write_all(b"GET /hits HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        let mut buffer = [0; 4096];
+        let count = socket.read(&mut buffer).unwrap();
+        assert!(buffer[..count].starts_with(b"HTTP/1.1 503"));
+        begun.elapsed().as_secs_f64() * 1e3
+    };
+    let slowest = (0..20).map(|_| request()).fold(0.0, f64::max);
+    table.at_most(
+        "slowest of 20 /hits while Redis is silent",
+        slowest,
+        250.0,
+        " ms",
     );
 }
 

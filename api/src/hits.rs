@@ -30,7 +30,7 @@ struct Counter {
 }
 
 /// The reason that a hit was not counted.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// No Redis is configured.
     Unconfigured,
@@ -86,5 +86,39 @@ impl Counter {
         let connection = Arc::new(server.connect().await?);
         *kept = Some(connection.clone());
         Ok(connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use futures_util::future::join_all;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{checks::Clients, secret::SecretUrl};
+
+    /// The clock is paused while anything happens, so that the times are exact however busy the machine is.
+    #[tokio::test(start_paused = true)]
+    async fn gives_up_within_250_ms_while_redis_is_silent() {
+        // The system accepts connections to it, and nothing reads them.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}", silent.local_addr().unwrap());
+        let target = Target {
+            url: SecretUrl::new(url.parse().unwrap()),
+        };
+        let hits = Hits::new(Some(&target), &Clients::new(None).unwrap().tls);
+        for concurrent in [1, 8, 8] {
+            let start = Instant::now();
+            let results = join_all((0..concurrent).map(|_| hits.count())).await;
+            let took = start.elapsed();
+            let lost = Err(Missing::Lost(ProbeError("no response in time".into())));
+            assert_eq!(results, vec![lost; concurrent]);
+            assert!(
+                took >= TIMEOUT && took < Duration::from_millis(250),
+                "{took:?}"
+            );
+        }
     }
 }

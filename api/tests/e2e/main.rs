@@ -6,6 +6,7 @@
 )]
 
 mod browser;
+mod clock;
 mod contract;
 mod dependencies;
 mod events;
