@@ -131,6 +131,20 @@ fn age(later: SystemTime, earlier: SystemTime) -> String {
     }
 }
 
+/// The parts of a name or a target, between which a line may end.
+fn breakable(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive([
+        '/', '.', ':', '?', '&', '=', '%', '+', ',', ';', '-', '_', '@',
+    ])
+}
+
+/// Whether `text` has a part that may be longer than a line, so that the page cuts it.
+fn may_be_cut(text: &str) -> bool {
+    const MAX: usize = 16;
+    let mut parts = text.split_whitespace().flat_map(breakable);
+    parts.any(|part| part.chars().count() > MAX)
+}
+
 /// The placeholder for a missing value.
 fn missing() -> String {
     "–".into()

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use askama::Template;
 
 use super::{
-    SCRIPT, STYLE, age, display_time, latency, machine_time, missing, percent, symbol, word,
+    SCRIPT, STYLE, age, breakable, display_time, latency, machine_time, may_be_cut, missing,
+    percent, symbol, word,
 };
 use crate::{
     board::Status,
@@ -242,9 +243,4 @@ fn duration(outage: &Outage) -> String {
     outage
         .end
         .map_or_else(|| "ongoing".into(), |end| age(end, outage.start))
-}
-
-/// The parts of `target`, after each of which a line may end.
-fn breakable(target: &str) -> impl Iterator<Item = &str> {
-    target.split_inclusive(['/', '.', ':', '?', '&', '-', '_', '@'])
 }

@@ -9,7 +9,8 @@ use std::{
 use askama::Template;
 
 use super::{
-    SCRIPT, STYLE, age, bars::Bars, display_time, latency, machine_time, missing, percent,
+    SCRIPT, STYLE, age, bars::Bars, breakable, display_time, latency, machine_time, may_be_cut,
+    missing, percent,
 };
 use crate::{
     board::{Board, Status},

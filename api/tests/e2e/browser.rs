@@ -614,6 +614,109 @@ fn sixty_checks_fit_three_screens_in_groups_that_can_be_closed_and_filtered() {
     }
 }
 
+/// The places where a line ends inside a word of a name or a target, and the cut ones without their whole text as title.
+const BROKEN_NAMES: &str = r"
+const found = [], range = document.createRange(), word = /[\p{L}\p{N}]/u;
+for (const element of document.querySelectorAll('.name, .target, .headline h2, .headline a, .group h3, .facts dd')) {
+  const texts = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  let last;
+  while (texts.nextNode()) {
+    const { data } = texts.currentNode;
+    for (let at = 0; at < data.length; at++) {
+      range.setStart(texts.currentNode, at);
+      range.setEnd(texts.currentNode, at + 1);
+      const { top, bottom, width } = range.getBoundingClientRect();
+      // A space at the end of a line has no width.
+      if (!width && data[at].trim()) continue;
+      if (last && top > last.bottom - 4 && word.test(data[at]) && word.test(last.letter)) found.push(data.slice(0, at) + '|' + data.slice(at));
+      last = { bottom: width ? bottom : last?.bottom ?? bottom, letter: data[at] };
+    }
+  }
+  range.selectNodeContents(element);
+  const isCut = range.getBoundingClientRect().width > element.getBoundingClientRect().width + 1;
+  if (isCut && element.title !== element.textContent) found.push(`no title: ${element.textContent}`);
+}
+return found";
+
+#[test]
+fn names_and_targets_do_not_break_inside_a_word_and_targets_can_be_hidden() {
+    let up = server();
+    let long_name = "x".repeat(63);
+    let long_word = "donaudampfschifffahrtsgesellschaftskapitaen".repeat(2);
+    let checks = [
+        ("short", String::new()),
+        (
+            "a-check-with-a-name-as-long-as-it-can-be-63-letters-0123456789a",
+            "critical = true".into(),
+        ),
+        (
+            "a_check_with_a_name_as_long_as_it_can_be_63_letters_0123456789a",
+            String::new(),
+        ),
+        (&*long_name, String::new()),
+        (
+            "words",
+            format!(
+                "display-name = \"The portal for customers of the {}\"",
+                "northern region ".repeat(4)
+            ),
+        ),
+        (
+            "word",
+            format!("display-name = \"{long_word}\"\ngroup = \"{long_word}\""),
+        ),
+        ("hidden", "hide-target = true".into()),
+    ];
+    let mut configuration =
+        "[defaults]\ninterval = \"1s\"\ntimeout = \"1s\"\nfailures = 1\n".to_owned();
+    for (name, keys) in &checks {
+        let path = format!("of-{name}/{}?{long_word}", "a/path.of/many-words".repeat(4));
+        configuration += &format!(
+            "[[checks]]\nname = \"{name}\"\nhttp = \"http://localhost:{}/{path}\"\n{keys}\n",
+            up.port
+        );
+    }
+    let service = Service::start(&configuration, &[]);
+    let browser = Browser::start();
+    browser.open(&service.url("/"));
+    // The server does not speak HTTP, so that the headline contains the names.
+    browser.wait(&format!(
+        "{HEADLINE} === 'Outage' && {LIVE} && !document.querySelector('[data-state=Pending]')"
+    ));
+    let assert_whole = |name: &str| {
+        for (width, scheme) in [
+            (1200, "light"),
+            (700, "dark"),
+            (560, "light"),
+            (320, "dark"),
+        ] {
+            browser.scheme(scheme);
+            browser.size(width, 800);
+            assert_eq!(browser.run(BROKEN_NAMES), json!([]), "{name}, {width}");
+            browser.assert_accessible();
+            browser.screenshot(&format!("names-{name}-{width}"));
+        }
+        browser.size(1200, 800);
+    };
+    assert_whole("all");
+    let target = "document.querySelector('#check-short .target').innerText";
+    let expected = format!("http://localhost:{}/of-short/", up.port);
+    browser.wait(&format!("{target}.startsWith('{expected}')"));
+    for (name, _) in &checks {
+        browser.open(&service.url(&format!("/checks/{name}")));
+        browser.wait(LIVE);
+        if ["words", "word"].contains(name) || name.len() == 63 {
+            assert_whole(&name[..5.min(name.len())]);
+        }
+        let shown = browser.run("return document.documentElement.outerHTML.includes('localhost')");
+        assert_eq!(shown, *name != "hidden", "{name}");
+    }
+    browser.open(&service.url("/"));
+    let hidden = browser.run("return document.documentElement.outerHTML.includes('of-hidden/')");
+    assert_eq!(hidden, false);
+    browser.assert_no_errors_or_foreign_requests(&service.url("/"));
+}
+
 #[test]
 fn bars_can_be_read_with_the_keyboard_and_the_pointer() {
     let up = server();
