@@ -10,8 +10,10 @@
     clippy::cast_precision_loss,
     reason = "a failed measurement must abort, and the results are printed"
 )]
-#![expect(dead_code, reason = "harness and table are shared with other targets")]
+#![expect(dead_code, reason = "shared with other targets")]
 
+#[path = "common/engine.rs"]
+mod engine;
 #[path = "../tests/e2e/harness.rs"]
 mod harness;
 #[path = "common/table.rs"]
@@ -21,23 +23,29 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use harness::{Ci, Outcome, Project, git};
+use engine::{Engine, copy};
+use harness::{Outcome, git};
 use serde_json::Value;
 use table::Table;
 
 fn main() -> ExitCode {
     let mut table = Table::default();
-    let runner = Runner::new();
-    let clone = runner.folder.path().join("clone");
+    // The path of the engine's socket must be short.
+    let folder = tempfile::Builder::new()
+        .prefix("ci")
+        .tempdir_in("/tmp")
+        .unwrap();
+    let engine = Engine::new(&folder.path().join("own"));
+    let clone = folder.path().join("clone");
     let origin = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let (origin, to) = (origin.to_str().unwrap(), clone.to_str().unwrap());
     git(Path::new("/"), &["clone", "--quiet", origin, to]);
-    let caches = runner.folder.path().join("cache");
+    let caches = folder.path().join("cache");
 
-    let (cold, took) = runner.run(&clone, &caches);
+    let (cold, took) = run(&engine, &clone, &caches);
     let cache = &cold.report["cache"];
     let save = Duration::from_millis(cache["save_ms"].as_u64().unwrap());
     let cold = took - save;
@@ -51,21 +59,21 @@ fn main() -> ExitCode {
         "",
     );
     table.print("saved caches", megabytes(archive));
-    let before = runner.folder.path().join("before");
+    let before = folder.path().join("before");
     copy(&caches, &before);
 
     let line = clone.join("api/src/main.rs");
     let text = std::fs::read_to_string(&line).unwrap();
     std::fs::write(&line, text + "// One line more.\n").unwrap();
     commit(&clone, "one line of api");
-    let (warm, took) = runner.run(&clone, &caches);
+    let (warm, took) = run(&engine, &clone, &caches);
     for step in ["test", "fmt", "lint", "build"] {
         assert_eq!(warm.step(step)["cached"], false, "{step} was skipped");
     }
     table.print("restored run after a changed line in api", seconds(took));
     let bound = "with restore and save, as a fraction of the cold run";
     table.at_most(bound, ratio(took, cold), 0.35, "");
-    let reused = reused(&before, &caches, &runner.folder.path().join("reused"));
+    let reused = reused(&before, &caches, &folder.path().join("reused"));
     table.print("reused part of the saved caches", megabytes(reused));
     let share = archive as f64 / reused as f64;
     table.at_most(
@@ -77,7 +85,7 @@ fn main() -> ExitCode {
 
     std::fs::write(clone.join("ci/docs/new.md"), "# New\n").unwrap();
     commit(&clone, "documentation");
-    let (skipped, took) = runner.run(&clone, &caches);
+    let (skipped, took) = run(&engine, &clone, &caches);
     // The tests read the documentation.
     for step in ["fmt", "lint", "build"] {
         assert_eq!(skipped.step(step)["cached"], true, "{step} was not skipped");
@@ -106,74 +114,18 @@ fn ratio(one: Duration, other: Duration) -> f64 {
     one.as_secs_f64() / other.as_secs_f64()
 }
 
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(copied.unwrap().success());
-}
-
-/// A separate engine for the benchmark, with the programs and stand-ins of this machine.
-struct Runner {
-    folder: tempfile::TempDir,
-    programs: PathBuf,
-}
-
-impl Runner {
-    fn new() -> Self {
-        // Provisions everything that a machine builds only once.
-        let first = Project::new("bench-first");
-        first.ci(&["scan", "--engine", "embedded"]).run().exits(0);
-        let status = Ci::new(Path::new("/"), &["engine", "status", "--format", "json"]);
-        let status: Value = serde_json::from_str(&status.run().exits(0).stdout).unwrap();
-        let engine = PathBuf::from(status["folder"].as_str().unwrap());
-        // The path of the engine's socket must be short.
-        let folder = tempfile::Builder::new()
-            .prefix("ci")
-            .tempdir_in("/tmp")
-            .unwrap();
-        let programs = folder.path().join(engine.file_name().unwrap());
-        std::fs::create_dir(&programs).unwrap();
-        copy(&engine.join("bin"), &programs);
-        for entry in std::fs::read_dir(engine.parent().unwrap())
-            .unwrap()
-            .flatten()
-        {
-            let to = folder.path().join(entry.file_name());
-            if entry.path().is_dir() && !to.exists() {
-                std::os::unix::fs::symlink(entry.path(), to).unwrap();
-            }
-        }
-        Self { folder, programs }
-    }
-
-    /// A whole run on an empty engine, and its duration.
-    fn run(&self, clone: &Path, cache: &Path) -> (Outcome, Duration) {
-        self.down();
-        let _ = std::fs::remove_dir_all(self.programs.join("state"));
-        let arguments = [
-            "--engine",
-            "embedded",
-            "--cache-dir",
-            cache.to_str().unwrap(),
-        ];
-        let begun = Instant::now();
-        let run = Ci::new(clone, &arguments)
-            .env("LAB_CI_CACHE_DIR", self.folder.path().to_str().unwrap())
-            .run();
-        (run.exits(0), begun.elapsed())
-    }
-
-    fn down(&self) {
-        Ci::new(Path::new("/"), &["engine", "down"])
-            .env("LAB_CI_CACHE_DIR", self.folder.path().to_str().unwrap())
-            .run()
-            .exits(0);
-    }
-}
-
-impl Drop for Runner {
-    fn drop(&mut self) {
-        self.down();
-    }
+/// A whole run on an empty engine, and its duration.
+fn run(engine: &Engine, clone: &Path, cache: &Path) -> (Outcome, Duration) {
+    engine.reset();
+    let arguments = [
+        "--engine",
+        "embedded",
+        "--cache-dir",
+        cache.to_str().unwrap(),
+    ];
+    let begun = Instant::now();
+    let run = engine.ci(clone, &arguments).run();
+    (run.exits(0), begun.elapsed())
 }
 
 /// The blob files of all parts.
