@@ -53,10 +53,11 @@ soak minutes="10":
 _nextest *arguments: (_venv "cargo-nextest" nextest)
     PATH="{{ tools }}/cargo-nextest-{{ nextest }}/bin:$PATH" cargo nextest --no-pager "$@" --workspace --locked --features api/e2e,ci/e2e
 
-# Run the benchmarks; PART is one part of the service's benchmark, or `caches`
-bench part="":
-    {{ if part == "caches" { "true" } else { "'" + just_executable() + "' _bench-service " + part } }}
+# Run the benchmarks: `caches`, `run` or one part of the service's benchmark, each with its own arguments
+bench part="" *arguments="":
+    {{ if part =~ "^(caches|run)$" { "true" } else { "'" + just_executable() + "' _bench-service " + part } }}
     {{ if part =~ "^(caches)?$" { "'" + just_executable() + "' _bench-caches" } else { "true" } }}
+    {{ if part =~ "^(run)?$" { "'" + just_executable() + "' _bench-run " + arguments } else { "true" } }}
 
 # Compare speed and memory of the service, linked as in its image, to a bare Actix handler and FastAPI
 _bench-service part="":
@@ -66,6 +67,10 @@ _bench-service part="":
 # Measure the caches of an ephemeral runner with a debug build of `ci`
 _bench-caches:
     cargo bench -p ci --locked --profile dev --features e2e --bench runner_cache
+
+# Measure the runs of a debug build of `ci`, the usual way and cargo alone
+_bench-run *arguments:
+    cargo bench -p ci --locked --profile dev --features e2e --bench run -- "$@"
 
 # Check formatting, lints, documentation, dependency policy and workflows
 check: && policy workflows
