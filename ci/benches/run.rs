@@ -96,10 +96,7 @@ fn main() -> ExitCode {
     println!("\n{}", results.table());
     match measured {
         Ok(()) => ExitCode::from(u8::from(results.fails())),
-        Err(payload) if payload.is::<Interrupted>() => {
-            eprintln!("interrupted; these are the results so far");
-            ExitCode::from(130)
-        }
+        Err(payload) if payload.is::<Interrupted>() => ExitCode::from(130),
         Err(payload) => resume_unwind(payload),
     }
 }
@@ -242,7 +239,7 @@ impl Bench {
     fn new(folder: &Path) -> Self {
         note("provisioning the engine and the stand-ins");
         let engine = Engine::new(&folder.join(CACHE));
-        engine.link_tools();
+        engine.copy_tools();
         let first = harness::Project::new("bench-first");
         let scan = engine.ci(first.path(), &["scan"]).run().exits(0);
         engine.share_tools();

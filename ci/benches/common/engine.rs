@@ -35,23 +35,27 @@ impl Engine {
             programs,
             user: engine.parent().unwrap().to_owned(),
         };
-        engine.link(Path::is_dir);
+        for entry in engine.of_user() {
+            let to = cache.join(entry.file_name().unwrap());
+            if entry.is_dir() && !to.exists() {
+                std::os::unix::fs::symlink(entry, to).unwrap();
+            }
+        }
         engine
     }
 
-    /// Links the entries of the user's cache directory that `wanted` selects.
-    fn link(&self, wanted: impl Fn(&Path) -> bool) {
-        for entry in std::fs::read_dir(&self.user).unwrap().flatten() {
-            let to = self.cache.join(entry.file_name());
-            if wanted(&entry.path()) && !to.exists() {
-                std::os::unix::fs::symlink(entry.path(), to).unwrap();
-            }
-        }
+    /// The entries of the user's cache directory.
+    fn of_user(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = std::fs::read_dir(&self.user).unwrap();
+        entries.map(|entry| entry.unwrap().path())
     }
 
-    /// Also links the compiled cargo-auditable, which an ephemeral runner lacks.
-    pub fn link_tools(&self) {
-        self.link(is_tool);
+    /// Also copies the compiled cargo-auditable, which an ephemeral runner lacks.
+    pub fn copy_tools(&self) {
+        for tool in self.of_user().filter(|path| is_tool(path)) {
+            // The engine does not follow links.
+            copy(&tool, &self.cache);
+        }
     }
 
     /// Gives the user a cargo-auditable that was compiled here, so that it is not compiled by each benchmark.

@@ -43,6 +43,7 @@ pub fn catch_signals() {
                     _ = terminate.recv() => {}
                 }
                 INTERRUPTED.store(true, Ordering::SeqCst);
+                eprintln!("interrupted; cleaning up");
                 for group in running().iter() {
                     // It may have ended in the meantime.
                     let _ = killpg(*group, Signal::SIGINT);

@@ -284,17 +284,24 @@ fn row(case: &Case, measured: &Measured) -> [String; 7] {
             .ratio(peer)
             .map_or_else(String::new, |ratio| format!("{ratio:.2}"))
     };
-    let bounds: Vec<_> = measured
-        .bounds
-        .iter()
-        .map(|it| {
+    // The peers without a column.
+    let others = [Peer::Without, Peer::Sequence]
+        .into_iter()
+        .filter_map(|peer| {
+            let figure = case.unit.show(measured.median(peer)?);
+            let ratio = measured.ratio(peer)?;
+            let name = peer.name();
+            Some(format!("{name}: {figure}, ci / {name} = {ratio:.2}"))
+        });
+    let bounds: Vec<_> = others
+        .chain(measured.bounds.iter().map(|it| {
             let verdict = match (it.met, it.fails) {
                 (true, _) => "met",
                 (false, false) => "missed by less than a fifth",
                 (false, true) => "MISSED",
             };
             format!("{}: {verdict}", it.bound)
-        })
+        }))
         .collect();
     [
         case.what.to_owned(),
