@@ -51,7 +51,7 @@ use harness::{Ci, git, lock_named};
 use host::{Host, Trivy};
 use process::{Interrupted, seconds, usage, watch};
 use projects::{DEPENDENCIES, FILES, ONE_FILE, Project, REPOSITORY, append, replace};
-use results::{Results, Round};
+use results::{IDLE, Results, Round};
 
 /// Measure what a run costs.
 #[derive(Parser)]
@@ -118,7 +118,7 @@ fn commit() -> String {
 fn measure(parts: &[Part], results: &mut Results) {
     let begun = Instant::now();
     remove_leftovers();
-    warn_about_machine();
+    warn_about_machine(results.load());
     let folder = Folder::new();
     if parts.iter().any(|part| *part != Part::First) {
         let bench = Bench::new(folder.path());
@@ -146,17 +146,10 @@ fn note(text: &str) {
 }
 
 /// Other work on the machine makes all figures useless, and so does an engine that must evict its cache.
-fn warn_about_machine() {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let recent: f64 = load
-        .split(' ')
-        .next()
-        .unwrap_or_default()
-        .parse()
-        .unwrap_or_default();
-    if recent > 1.0 {
+fn warn_about_machine(load: f64) {
+    if load > IDLE {
         note(&format!(
-            "warning: the load average is {recent}; other programs use this machine"
+            "warning: the load average is {load}; other programs use this machine"
         ));
     }
     let disk = nix::sys::statvfs::statvfs(PLACE).unwrap();

@@ -11,7 +11,7 @@ pub const TOLERANCE: f64 = 1.2;
 pub enum Part {
     /// A project of one file, with 10,000 more, and small commands: about ten minutes
     Quick,
-    /// This repository: about an hour
+    /// This repository: about 45 minutes
     Repository,
     /// A service with about 300 dependencies: about half an hour
     Dependencies,

@@ -12,6 +12,8 @@ use crate::plot;
 
 /// The name of the files in `target/bench`.
 const NAME: &str = "run";
+/// The largest load average of a machine that nothing else uses.
+pub const IDLE: f64 = 1.0;
 
 /// All known results.
 pub struct Results {
@@ -21,6 +23,7 @@ pub struct Results {
     measured: BTreeSet<&'static str>,
     machine: String,
     commit: String,
+    load: f64,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -35,6 +38,9 @@ pub struct Measured {
     machine: String,
     /// The commit of `ci`.
     commit: String,
+    /// The load average before the benchmark: above one, other programs have slowed it down.
+    #[serde(default)]
+    load: f64,
     pub peers: BTreeMap<Peer, Vec<f64>>,
     /// The same for the steps of `ci` and the commands of the peers, in seconds.
     parts: BTreeMap<String, Vec<f64>>,
@@ -172,7 +178,13 @@ impl Results {
             measured: BTreeSet::new(),
             machine: machine(),
             commit,
+            load: load_average(),
         }
+    }
+
+    /// The load average before the benchmark.
+    pub fn load(&self) -> f64 {
+        self.load
     }
 
     /// Stores the rounds of a case.
@@ -182,6 +194,7 @@ impl Results {
             measured: jiff::Timestamp::now().strftime("%F %R UTC").to_string(),
             machine: self.machine.clone(),
             commit: self.commit.clone(),
+            load: self.load,
             ..Measured::default()
         };
         for round in rounds {
@@ -312,6 +325,12 @@ fn row(case: &Case, measured: &Measured) -> [String; 7] {
         ratio(Peer::Usual),
         bounds.join("; "),
     ]
+}
+
+fn load_average() -> f64 {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let recent = load.split(' ').next().unwrap_or_default();
+    recent.parse().unwrap_or_default()
 }
 
 /// The CPU, cores, memory and kernel of this machine.
