@@ -30,12 +30,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    let profile = match invocation.options.profile.as_deref() {
-        None => None,
-        Some(path) => match Profile::create(path) {
-            Ok(profile) => Some(profile),
-            Err(failure) => return fail(&failure),
-        },
+    let profile = invocation.options.profile.as_deref();
+    let profile = match profile.map(Profile::create).transpose() {
+        Ok(profile) => profile,
+        Err(failure) => return fail(&failure),
     };
     start_log(invocation.options.verbose, profile.clone());
     // Fails only if a provider is already installed.

@@ -628,6 +628,15 @@ fn reads_the_keys_of_each_kind() {
     assert_eq!((tls.host.as_str(), tls.port), ("192.0.2.1", 443));
 }
 
+/// A target of each kind that can use TLS.
+const USING_TLS: [&str; 5] = [
+    "http = \"https://h\"",
+    "http = \"http://h\"\nfollow-redirects = true",
+    "tls = \"h:1\"",
+    "redis = \"rediss://h\"",
+    "postgres = \"postgresql://u@h\"",
+];
+
 #[test]
 fn every_kind_that_uses_tls_has_the_same_options() {
     let options = r#"
@@ -638,13 +647,7 @@ fn every_kind_that_uses_tls_has_the_same_options() {
         client-key = "client.key"
         skip-verify = false
     "#;
-    for target in [
-        "http = \"https://h\"",
-        "http = \"http://h\"\nfollow-redirects = true",
-        "tls = \"h:1\"",
-        "redis = \"rediss://h\"",
-        "postgres = \"postgresql://u@h\"",
-    ] {
+    for target in USING_TLS {
         let tls = check(&format!("{target}\n{options}")).tls;
         assert_eq!(
             tls,
@@ -704,13 +707,7 @@ fn tls_options_in_the_defaults_apply_to_checks_that_use_tls() {
         parse(&text).unwrap().checks.remove(0).tls
     };
     let all = check(&format!("tls = \"h:1\"\n{defaults}")).tls;
-    for target in [
-        "http = \"https://h\"",
-        "http = \"http://h\"\nfollow-redirects = true",
-        "tls = \"h:1\"",
-        "redis = \"rediss://h\"",
-        "postgres = \"postgresql://u@h\"",
-    ] {
+    for target in USING_TLS {
         assert_eq!(with(defaults, target), all, "{target}");
     }
     for target in [

@@ -282,10 +282,7 @@ pub fn write_archive(
     fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
 ) -> io::Result<ArchiveInfo> {
     let directory = dest.parent().unwrap_or(Path::new("."));
-    let mut layer = match compression {
-        Compression::Gzip => write_gzip_layer(directory, dest, fill)?,
-        Compression::None | Compression::Zstd => write_layer(directory, compression, fill)?,
-    };
+    let mut layer = write_layer(directory, dest, compression, fill)?;
 
     let configuration = to_json(&configuration(config, base, &layer.diff_id)?)?;
     let config_digest = sha256(&configuration);
@@ -411,13 +408,18 @@ pub fn read_config_digest(path: &Path) -> io::Result<String> {
 /// # Errors
 /// When the file cannot be read or has no such entry.
 pub fn read_entry(path: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    copy_entry(path, name, &mut content)?;
+    Ok(content)
+}
+
+fn copy_entry(path: &Path, name: &str, to: &mut impl Write) -> io::Result<()> {
     let mut archive = tar::Archive::new(BufReader::new(File::open(path)?));
     for entry in archive.entries()? {
         let mut entry = entry?;
         if entry.path()?.as_ref() == Path::new(name) {
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content)?;
-            return Ok(content);
+            io::copy(&mut entry, to)?;
+            return Ok(());
         }
     }
     Err(io::Error::new(
@@ -439,8 +441,10 @@ struct Layer {
     diff_id: String,
 }
 
+/// Writes a layer to a temporary file in `directory`. `earlier` may be an archive with the same layer.
 fn write_layer(
     directory: &Path,
+    earlier: &Path,
     compression: Compression,
     fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
 ) -> io::Result<Layer> {
@@ -452,12 +456,7 @@ fn write_layer(
             let diff_id = plain.digest();
             (plain, diff_id)
         }
-        Compression::Gzip => {
-            let mut plain = HashingWriter::new(gzip(stored));
-            fill_tar(&mut plain, fill)?;
-            let (gzip, diff_id) = plain.finish();
-            (gzip.finish()?, diff_id)
-        }
+        Compression::Gzip => return write_gzip_layer(directory, earlier, fill),
         Compression::Zstd => {
             let mut plain = HashingWriter::new(zstd::Encoder::new(stored, 3)?);
             fill_tar(&mut plain, fill)?;
@@ -503,7 +502,7 @@ fn write_gzip_layer(
     earlier: &Path,
     fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> io::Result<()>,
 ) -> io::Result<Layer> {
-    let mut plain = write_layer(directory, Compression::None, fill)?;
+    let mut plain = write_layer(directory, earlier, Compression::None, fill)?;
     match read_layer(directory, earlier, &plain.diff_id) {
         Ok(Some(layer)) => return Ok(layer),
         Ok(None) => {}
@@ -534,15 +533,7 @@ fn read_layer(directory: &Path, path: &Path, diff_id: &str) -> io::Result<Option
         return Ok(None);
     }
     let mut stored = HashingWriter::new(BufWriter::new(tempfile::tempfile_in(directory)?));
-    let mut archive = tar::Archive::new(BufReader::new(File::open(path)?));
-    let name = blob_path(layer.digest().as_ref());
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        if entry.path()?.as_ref() == Path::new(&name) {
-            io::copy(&mut entry, &mut stored)?;
-            break;
-        }
-    }
+    copy_entry(path, &blob_path(layer.digest().as_ref()), &mut stored)?;
     let mut found = Layer::new(stored, diff_id.to_owned())?;
     found.file.rewind()?;
     // Only the content counts, not what the earlier archive says of it.

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dagger_sdk::DaggerConn;
-
 use tracing::{Instrument as _, info_span};
 
 use super::context::RunContext;

@@ -15,8 +15,8 @@ use common::pins;
 
 /// The program, for a container of the toolchain image on `platform`.
 ///
-/// It is compiled with the toolchain that `ci` pins, in a container without any repository's code and without volumes, and stored in this machine's cache
-/// directory. Therefore all repositories, trust domains and engines can share it.
+/// It is compiled with the toolchain that `ci` pins, in a container without any repository's code and without volumes, and stored
+/// in this machine's cache directory. Therefore all repositories, trust domains and engines can share it.
 ///
 /// # Errors
 /// When the toolchain image cannot be pulled or a crate cannot be downloaded (exit code 3).
