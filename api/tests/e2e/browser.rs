@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc, OnceLock,
@@ -19,6 +19,7 @@ use common::pins;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::harness::installed::npm;
 use crate::harness::{Service, free_port, install, package};
 
 /// The timeout of every step.
@@ -269,32 +270,7 @@ impl Drop for Browser {
 fn axe() -> &'static str {
     static SCRIPT: OnceLock<String> = OnceLock::new();
     SCRIPT.get_or_init(|| {
-        install(&[package("npm", "npm")]);
-        let package = format!("axe-core@{}", pins::AXE_CORE);
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(&package);
-        // Each test is a process, and npm does not tolerate another one in the same folder.
-        let lock = fs::File::create(folder.with_extension("lock")).unwrap();
-        lock.lock().unwrap();
-        let script = folder.join("node_modules/axe-core/axe.min.js");
-        if !script.exists() {
-            let output = Command::new("npm")
-                .args([
-                    "install",
-                    "--no-save",
-                    "--ignore-scripts",
-                    "--no-audit",
-                    "--prefix",
-                ])
-                .arg(&folder)
-                .arg(package)
-                .output()
-                .unwrap();
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
+        let script = npm("axe-core", pins::AXE_CORE).join("axe.min.js");
         fs::read_to_string(script).unwrap()
     })
 }

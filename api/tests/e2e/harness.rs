@@ -16,7 +16,7 @@ use nix::{
 use serde_json::Value;
 
 #[path = "../../../ci/tests/e2e/installed.rs"]
-mod installed;
+pub mod installed;
 pub use installed::{install, run, venv};
 
 /// A Debian package that contains `program`.

@@ -28,6 +28,18 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
+    /// Every exit code.
+    pub const ALL: [Self; 8] = [
+        Self::Success,
+        Self::GateFailed,
+        Self::Usage,
+        Self::Environment,
+        Self::PublishRefused,
+        Self::Vulnerable,
+        Self::TimedOut,
+        Self::Cancelled,
+    ];
+
     /// If several steps fail, the run exits with the first of these codes that occurred.
     const PRECEDENCE: [Self; 7] = [
         Self::Cancelled,

@@ -84,6 +84,12 @@ pub const SCHEMATHESIS: &str = "4.32.5";
 /// Parses the metrics of the service.
 // renovate: datasource=pypi depName=prometheus-client
 pub const PROMETHEUS_CLIENT: &str = "0.26.0";
+/// Reads the JUnit file of a run.
+// renovate: datasource=pypi depName=junitparser
+pub const JUNITPARSER: &str = "5.0.3";
+/// Contains the schema of SARIF.
+// renovate: datasource=npm depName=@microsoft/jest-sarif
+pub const JEST_SARIF: &str = "1.0.0-beta.0";
 /// Checks the pages of the service for accessibility problems.
 // renovate: datasource=npm depName=axe-core
 pub const AXE_CORE: &str = "4.14.1";

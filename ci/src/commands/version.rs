@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::report::Program;
 use crate::source::checkout;
 
 /// The directory of the sources that this program was built from. Cargo checks out the sources of `cargo install --git` to a
@@ -12,9 +13,18 @@ const SOURCES: &str = env!("CARGO_MANIFEST_DIR");
 /// because a commit that is compiled into the program would make each commit compile it again.
 #[must_use]
 pub(crate) fn version() -> String {
-    let version = env!("CARGO_PKG_VERSION");
-    match checkout::commit_of(Path::new(SOURCES)) {
+    let Program { version, commit } = program();
+    match commit {
         Some(commit) => format!("ci {version} (commit {commit})"),
         None => format!("ci {version}"),
+    }
+}
+
+/// The version and the commit, for reports.
+#[must_use]
+pub(super) fn program() -> Program {
+    Program {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: checkout::commit_of(Path::new(SOURCES)),
     }
 }

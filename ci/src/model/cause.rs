@@ -1,9 +1,10 @@
 //! The findings in a step's output: the causes of a failure, the tests, and the current activity.
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// A place in a file of the working tree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Location {
     /// The path, relative to the top of the working tree.
     pub file: String,
@@ -26,7 +27,7 @@ impl std::fmt::Display for Location {
 }
 
 /// The kind of a [`Cause`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CauseKind {
     /// A test failed.
@@ -48,7 +49,7 @@ pub enum CauseKind {
 }
 
 /// A cause of a step's failure.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Cause {
     /// What kind of cause this is.
     pub kind: CauseKind,
@@ -63,8 +64,7 @@ pub struct Cause {
 }
 
 /// The result of a test.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestStatus {
     /// The test passed.
     Passed,
@@ -75,7 +75,7 @@ pub enum TestStatus {
 }
 
 /// A test that ran, or was ignored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TestCase {
     /// The test binary, as cargo names it: `api src/main.rs`, `api tests/http.rs`, or `api doc tests`.
     pub suite: String,
@@ -84,12 +84,11 @@ pub struct TestCase {
     /// The result.
     pub status: TestStatus,
     /// What the test printed, if it failed.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub output: String,
 }
 
 /// How many tests had which result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TestCounts {
     /// The tests that passed.
     pub passed: usize,

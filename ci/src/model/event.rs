@@ -1,9 +1,10 @@
 //! The event that started a run, and the cache domain that follows from it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The event that started a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// A push to main: the only event that publishes.
@@ -37,7 +38,7 @@ impl Event {
 }
 
 /// The trust domain of a cache. It keeps files that untrusted code has written out of the images that main publishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Domain {
     /// Pushes to main, which publish.

@@ -3,7 +3,9 @@
 pub mod cause;
 pub mod config_file;
 pub mod event;
+pub mod finding;
 pub mod image_name;
 pub mod record;
 pub mod rust;
 pub mod step;
+pub(crate) mod time;

@@ -1,15 +1,18 @@
 //! The results of a run and its steps, as they appear in the report.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cause::{Cause, TestCase, TestCounts};
 use super::event::Domain;
+use super::finding::Finding;
 use super::image_name::Reference;
 use super::step::Step;
+use super::time::Time;
 use common::failure::ExitCode;
 
 /// The result of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// The step succeeded.
@@ -23,12 +26,13 @@ pub enum Status {
 }
 
 /// The report entry of a step.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Record {
     pub(crate) name: Step,
     pub(crate) status: Status,
     /// The start time; absent if the step was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub start: Option<jiff::Timestamp>,
     pub(crate) duration_ms: u64,
     /// Whether all container output came from the engine's cache, or the whole result from the runner cache.
@@ -57,6 +61,9 @@ pub struct Record {
     /// How many tests ran, if the step ran tests.
     #[serde(rename = "tests", skip_serializing_if = "Option::is_none")]
     pub test_counts: Option<TestCounts>,
+    /// All vulnerabilities that the scan found, the worst first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// The tests.
     #[serde(skip)]
     pub tests: Vec<TestCase>,
@@ -66,7 +73,7 @@ pub struct Record {
 }
 
 /// A named part of a step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct StepPart {
     pub(crate) name: String,
     pub(crate) status: Status,
@@ -91,6 +98,7 @@ impl Record {
             hint: None,
             causes: Vec::new(),
             test_counts: None,
+            findings: Vec::new(),
             tests: Vec::new(),
             code: None,
         }
@@ -108,11 +116,12 @@ impl Record {
 }
 
 /// A pass in an earlier run, from the runner cache.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct PriorPass {
     /// The full SHA of the commit of that run.
     pub commit: String,
     /// The time of that run.
+    #[schemars(with = "Time")]
     pub time: jiff::Timestamp,
     /// The container output of that run.
     #[serde(skip)]
@@ -120,7 +129,7 @@ pub struct PriorPass {
 }
 
 /// A stand-in that replaced an image or database which could not be downloaded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct StandInNote {
     /// The original, as the pins name it.
     pub name: String,
@@ -140,7 +149,7 @@ impl StandInNote {
 }
 
 /// Whether a run pushed an artifact to the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The run pushed the artifact.
@@ -150,9 +159,10 @@ pub enum Outcome {
 }
 
 /// A published image.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Published {
     /// The name with the tag.
+    #[schemars(with = "String")]
     pub image: Reference,
     /// The digest, as read back from the registry.
     pub digest: String,
@@ -162,7 +172,7 @@ pub struct Published {
 }
 
 /// An attestation in the registry, attached to the image as an OCI referrer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AttachedArtifact {
     /// The `artifactType` of the manifest.
     pub artifact_type: String,
@@ -180,7 +190,7 @@ impl AttachedArtifact {
 }
 
 /// The report entry about the runner cache.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CacheReport {
     /// The path of the cache directory.
     pub folder: String,
@@ -215,7 +225,7 @@ pub struct CacheReport {
 }
 
 /// A part of the cache that was restored or saved.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CachedPart {
     /// The name of the part.
     pub part: String,
@@ -226,7 +236,7 @@ pub struct CachedPart {
 }
 
 /// A part of the cache that was not used.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct IgnoredPart {
     /// The name of the part.
     pub part: String,
@@ -235,7 +245,7 @@ pub struct IgnoredPart {
 }
 
 /// A run without caches, to which the duration of later runs is compared.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ColdRun {
     /// The name of the image repository.

@@ -1,11 +1,23 @@
 //! The steps of the pipeline. [`Step::definition`] holds everything that differs between them.
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A step of the pipeline.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, ValueEnum,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Deserialize,
+    Serialize,
+    JsonSchema,
+    ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
@@ -164,6 +176,12 @@ impl Step {
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.definition().name
+    }
+
+    /// Returns the path of the step's log, relative to the report directory.
+    #[must_use]
+    pub fn log(self) -> String {
+        format!("logs/{}.log", self.name())
     }
 
     /// Returns `steps` and all steps that they need, in pipeline order.

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use anstream::eprint;
-use secrecy::{ExposeSecret, SecretString};
 
 use super::ending;
 use super::github::{annotations, group, of_failure, without_commands, without_old_commands};
 use super::json::{Prepared, Report};
+use super::redaction::Redaction;
 use super::screen::{Screen, Subject};
 use super::summary::cache_summary;
 use super::text::{
@@ -37,8 +37,7 @@ pub struct Reporter {
     quiet: bool,
     verbose: bool,
     directory: Option<PathBuf>,
-    /// The token, and the token as it is sent to a registry.
-    secrets: Vec<SecretString>,
+    redaction: Redaction,
     prepared: Mutex<Vec<Prepared>>,
     /// Locked while printing, so that the lines of concurrent steps do not mix.
     screen: Arc<Mutex<Screen>>,
@@ -51,7 +50,7 @@ impl Reporter {
     pub fn new(settings: &Settings, credential: Option<Credential>) -> Self {
         Self {
             directory: Some(settings.report_dir.clone()),
-            secrets: credential.map_or_else(Vec::new, |it| vec![it.basic(), it.token]),
+            redaction: Redaction::of(credential),
             ..Self::of(settings.format, settings.quiet, settings.verbose > 0)
         }
     }
@@ -90,7 +89,7 @@ impl Reporter {
             quiet,
             verbose,
             directory: None,
-            secrets: Vec::new(),
+            redaction: Redaction::default(),
             prepared: Mutex::default(),
             screen: Arc::new(Mutex::new(screen)),
             started: Once::new(),
@@ -100,12 +99,7 @@ impl Reporter {
     /// Replaces the secrets in `text` with `***`.
     #[must_use]
     pub fn redact(&self, text: &str) -> String {
-        self.secrets
-            .iter()
-            .map(ExposeSecret::expose_secret)
-            // A very short secret would match parts of many words.
-            .filter(|secret| secret.len() >= 6)
-            .fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
+        self.redaction.apply(text)
     }
 
     fn print(&self, text: &str) {
@@ -236,7 +230,7 @@ impl Reporter {
 
     /// Writes the output of a step's containers to `logs/STEP.log`, and returns the path relative to the report directory.
     pub fn write_log(&self, step: Step, log: &str) -> Option<String> {
-        let name = format!("logs/{step}.log");
+        let name = step.log();
         let path = self.directory.as_ref()?.join(&name);
         let written = path
             .parent()
@@ -416,24 +410,4 @@ pub fn confirm(question: &str) -> bool {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).is_ok()
         && matches!(answer.trim(), "" | "y" | "Y" | "yes")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn redacts_secrets() {
-        let reporter = Reporter {
-            secrets: vec![
-                "ghs_secret".to_owned().into(),
-                "Z2hzX3NlY3JldA==".to_owned().into(),
-            ],
-            ..Reporter::plain(true, false)
-        };
-        assert_eq!(
-            reporter.redact("a ghs_secret b Z2hzX3NlY3JldA=="),
-            "a *** b ***"
-        );
-    }
 }

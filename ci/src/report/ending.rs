@@ -6,11 +6,10 @@ use console::{measure_text_width, truncate_str};
 
 use super::json::Report;
 use super::summary::cache_summary;
-use super::text::{BAD, DIM, GOOD, NOTE, failure_text, format_ms, shown};
+use super::text::{BAD, DIM, GOOD, NOTE, failure_text, format_ms, shown, verdict_word};
 use crate::model::cause::{Cause, CauseKind};
 use crate::model::record::{AttachedArtifact, Outcome, Record, Status};
 use crate::model::step::Step;
-use common::failure::ExitCode;
 
 /// The rows of a small terminal, except for the shell's next prompt.
 const ROWS: usize = 23;
@@ -284,11 +283,7 @@ fn verdict(report: &Report) -> String {
         let names: Vec<_> = steps.map(|record| record.name.name()).collect();
         names.join(", ")
     };
-    let word = match report.verdict.reason {
-        ExitCode::Cancelled => "cancelled",
-        ExitCode::TimedOut => "time limit reached",
-        _ => "failed",
-    };
+    let word = verdict_word(report);
     let mut text = format!("{BAD}{word}{BAD:#}{with} in {took} (exit code {code})");
     let failed = names(Status::Failed);
     if !failed.is_empty() {

@@ -1,25 +1,26 @@
 //! The report of a run, `report.json`.
 
-use std::path::Path;
-
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 
 use crate::model::event::Event;
 use crate::model::record::{CacheReport, Published, Record, StandInNote};
-use crate::model::step::Step;
+use crate::model::time::Time;
 use common::failure::{ExitCode, Failure, OrFail};
 
 /// The version of the report's schema, increased with each incompatible change.
 pub const SCHEMA: u32 = 1;
 
 /// How the run ended.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Verdict {
     /// Whether every requested step passed.
     pub passed: bool,
     /// The exit code.
     pub exit_code: u8,
     /// The name of the exit code.
+    #[schemars(schema_with = "reasons")]
     pub reason: ExitCode,
 }
 
@@ -35,8 +36,21 @@ impl Verdict {
     }
 }
 
+fn reasons(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": ExitCode::ALL })
+}
+
+/// The program that ran.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Program {
+    /// The version of `ci`.
+    pub version: String,
+    /// The full SHA of the commit of its sources, with `-dirty` if they differ from it; absent if the sources are no longer there.
+    pub commit: Option<String>,
+}
+
 /// The engine of the run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct EngineReport {
     /// `session`, the container runtime's name, `embedded`, or a URL.
     pub name: String,
@@ -45,7 +59,7 @@ pub struct EngineReport {
 }
 
 /// The Rust toolchain of the run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct RustReport {
     /// The exact name, such as `1.95.0` or `nightly-2026-11-27`.
     pub toolchain: String,
@@ -54,21 +68,24 @@ pub struct RustReport {
 }
 
 /// Something that was provisioned, once for this machine.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Prepared {
     /// A description, as in the progress messages.
     pub what: String,
     /// The start of provisioning.
+    #[schemars(with = "Time")]
     pub start: jiff::Timestamp,
     /// The duration of provisioning, in milliseconds.
     pub duration_ms: u64,
 }
 
 /// The report of a run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Report {
-    /// [`SCHEMA`].
+    /// The version of this schema.
     pub schema: u32,
+    /// The program that ran.
+    pub ci: Program,
     /// The result of the run.
     pub verdict: Verdict,
     /// The full SHA of HEAD.
@@ -94,6 +111,7 @@ pub struct Report {
     /// The stand-ins that replaced unreachable images and services.
     pub stand_ins: Vec<StandInNote>,
     /// The start of the run.
+    #[schemars(with = "Time")]
     pub start: jiff::Timestamp,
     /// The duration of the run, in milliseconds.
     pub duration_ms: u64,
@@ -120,54 +138,15 @@ impl Report {
         Ok(redact(&text) + "\n")
     }
 
-    /// Writes `report.json` to `directory`, atomically.
+    /// The JSON Schema of `report.json`, formatted as in the documentation.
     ///
     /// # Errors
-    /// When the file cannot be written (exit code 3).
-    pub fn write(&self, directory: &Path, redact: impl Fn(&str) -> String) -> Result<(), Failure> {
-        let path = directory.join("report.json");
-        let cannot = || format!("cannot write {}", path.display());
-        let text = self.text(redact)?;
-        std::fs::create_dir_all(directory).or_environment(cannot())?;
-        let mut file = tempfile::Builder::new()
-            .permissions_if_unix()
-            .tempfile_in(directory)
-            .or_environment(cannot())?;
-        std::io::Write::write_all(&mut file, text.as_bytes()).or_environment(cannot())?;
-        file.persist(&path).or_environment(cannot())?;
-        Ok(())
-    }
-}
-
-/// When the step of the last run with this report directory ended, in seconds since the epoch; `None` if there was no such run.
-#[must_use]
-pub fn last_end(directory: &Path, step: Step) -> Option<i64> {
-    let text = std::fs::read_to_string(directory.join("report.json")).ok()?;
-    let report: serde_json::Value = serde_json::from_str(&text).ok()?;
-    let record = report["steps"]
-        .as_array()?
-        .iter()
-        .find(|record| record["name"] == step.name())?;
-    let start: jiff::Timestamp = record["start"].as_str()?.parse().ok()?;
-    let duration = i64::try_from(record["duration_ms"].as_u64()?).ok()?;
-    // Rounded up, because the volume knows only seconds.
-    Some((start.as_millisecond() + duration) / 1000 + 1)
-}
-
-/// Makes a report readable by everybody; temporary files are only readable by their owner.
-trait ReadableByAll {
-    fn permissions_if_unix(&mut self) -> &mut Self;
-}
-
-impl ReadableByAll for tempfile::Builder<'_, '_> {
-    #[cfg(unix)]
-    fn permissions_if_unix(&mut self) -> &mut Self {
-        use std::os::unix::fs::PermissionsExt;
-        self.permissions(std::fs::Permissions::from_mode(0o644))
-    }
-
-    #[cfg(not(unix))]
-    fn permissions_if_unix(&mut self) -> &mut Self {
-        self
+    /// When the schema cannot be serialized (exit code 3).
+    pub fn schema() -> Result<String, Failure> {
+        let settings = SchemaSettings::draft2020_12().for_serialize();
+        let schema = settings.into_generator().into_root_schema_for::<Self>();
+        let text =
+            serde_json::to_string_pretty(&schema).or_environment("cannot serialize the schema")?;
+        Ok(text + "\n")
     }
 }

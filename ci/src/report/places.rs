@@ -1,12 +1,27 @@
-//! Checks, before any work, that a run can write its results.
+//! The report directory: checks, before any work, that a run can write its results, and keeps the files of different runs apart.
 
 use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
+use super::previous::{PREVIOUS, REPORT};
+use crate::model::step::Step;
 use common::failure::{Failure, OrFail};
 
-/// Creates the report directory, which git ignores from now on, and checks that it, `output` and GitHub's files can be written. `root`
-/// is the top of the working tree.
+/// The other files of a run in its report directory, apart from the logs. The image stays, because a build without changes reuses
+/// its layer.
+pub(super) const OTHERS: [&str; 7] = [
+    "summary.md",
+    "junit.xml",
+    "code-quality.json",
+    "trivy.json",
+    "trivy.sarif",
+    "sbom.cdx.json",
+    "provenance.intoto.json",
+];
+
+/// Creates the report directory, which git ignores from now on, checks that it, `output` and GitHub's files can be written, and
+/// removes the files of the previous run. `root` is the top of the working tree.
 ///
 /// # Errors
 /// When one of them cannot be written (exit code 3).
@@ -21,7 +36,10 @@ pub fn prepare(directory: &Path, root: &Path, output: Option<&Path>) -> Result<(
         directory.display()
     ))?;
     // A directory that holds other things than reports is not ours to hide from git.
-    let is_ours = !existed || directory.join("report.json").exists();
+    let is_ours = !existed
+        || [REPORT, PREVIOUS]
+            .iter()
+            .any(|name| directory.join(name).exists());
     let ignore = directory.join(".gitignore");
     if is_ours && !root.starts_with(directory) && !ignore.exists() {
         std::fs::write(&ignore, "*\n")
@@ -39,7 +57,53 @@ pub fn prepare(directory: &Path, root: &Path, output: Option<&Path>) -> Result<(
             ))?;
         }
     }
+    clear(directory)
+}
+
+/// Removes the files of the previous run, so that those of a run that is killed cannot be mistaken for its own. Only the report is
+/// kept, under another name.
+///
+/// # Errors
+/// When a file cannot be removed (exit code 3).
+pub fn clear(directory: &Path) -> Result<(), Failure> {
+    let gone = |result: std::io::Result<()>, path: &Path| match result {
+        // There is no such file, or no such directory.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(())
+        }
+        other => other.or_environment(format!(
+            "cannot remove {}, a file of the previous run",
+            path.display()
+        )),
+    };
+    let report = directory.join(REPORT);
+    gone(std::fs::rename(&report, directory.join(PREVIOUS)), &report)?;
+    let logs = Step::all().iter().map(|step| step.log());
+    for name in OTHERS.map(ToOwned::to_owned).into_iter().chain(logs) {
+        let path = directory.join(name);
+        gone(std::fs::remove_file(&path), &path)?;
+    }
+    // Unless it holds files of others.
+    let _ = std::fs::remove_dir(directory.join("logs"));
     Ok(())
+}
+
+/// Writes a file of the report directory: readers see the whole file, or none.
+///
+/// # Errors
+/// When the file cannot be written (exit code 3).
+pub(super) fn write(directory: &Path, name: &str, text: &str) -> Result<(), Failure> {
+    let path = directory.join(name);
+    let written = tempfile::Builder::new()
+        .permissions_if_unix()
+        .tempfile_in(directory)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            Ok(file.persist(&path)?)
+        });
+    written
+        .map(drop)
+        .or_environment(format!("cannot write {}", path.display()))
 }
 
 /// The directory of a file.
@@ -61,4 +125,22 @@ fn check_appendable(file: &Path) -> std::io::Result<()> {
 
 fn check_writable(directory: &Path) -> std::io::Result<()> {
     tempfile::tempfile_in(directory).map(drop)
+}
+
+/// Makes a report readable by everybody; temporary files are only readable by their owner.
+trait ReadableByAll {
+    fn permissions_if_unix(&mut self) -> &mut Self;
+}
+
+impl ReadableByAll for tempfile::Builder<'_, '_> {
+    #[cfg(unix)]
+    fn permissions_if_unix(&mut self) -> &mut Self {
+        use std::os::unix::fs::PermissionsExt;
+        self.permissions(std::fs::Permissions::from_mode(0o644))
+    }
+
+    #[cfg(not(unix))]
+    fn permissions_if_unix(&mut self) -> &mut Self {
+        self
+    }
 }

@@ -1,32 +1,99 @@
 //! Renders `summary.md`, a summary of the run in Markdown; GitHub shows it as the job summary.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::json::Report;
-use super::text::{NOTE, failure_text, format_bytes, format_ms, visible};
+use super::text::{
+    NOTE, count, count_of, failure_text, format_bytes, format_ms, verdict_word, visible,
+};
+use crate::model::finding::Finding;
 use crate::model::record::{CacheReport, CachedPart, Record, Status};
+
+/// [GitHub's limit](https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands#step-isolation-and-limits) for
+/// the summary of a workflow's step, in bytes. GitHub shows nothing of a longer one.
+const LIMIT: usize = 1024 * 1024;
+/// The end of a summary that would exceed the limit.
+const CUT: &str = "\n… The rest was left out, because GitHub shows at most 1 MiB. `report.html` and `report.json` have all of it.\n";
+/// At most this many findings are listed; `report.json` has all of them.
+const FINDINGS: usize = 50;
+/// At most so many bytes of a cause's details are shown.
+const DETAIL: usize = 16 * 1024;
+
+/// A page of complete blocks: what does not fit is left out, with a note.
+#[derive(Default)]
+struct Page {
+    text: String,
+    is_full: bool,
+}
+
+impl Page {
+    fn push(&mut self, block: &str) {
+        self.is_full |= self.text.len() + block.len() + CUT.len() > LIMIT;
+        if !self.is_full {
+            self.text += block;
+        }
+    }
+
+    fn end(mut self) -> String {
+        if self.is_full {
+            self.text += CUT;
+        }
+        self.text
+    }
+}
 
 /// Renders the summary of a run.
 #[must_use]
-pub fn summary(report: &Report) -> String {
+pub(super) fn summary(report: &Report) -> String {
+    let mut page = Page::default();
+    page.push(&head(report));
+    page.push(&steps(report));
+    for record in &report.steps {
+        if record.status == Status::Failed {
+            let failure = cell(&failure_text(record));
+            page.push(&format!("\n### {}: {failure}\n\n", record.name));
+            for block in causes(record) {
+                page.push(&block);
+            }
+        }
+    }
+    if let Some(error) = &report.error {
+        page.push(&format!("\n{}\n", cell(error)));
+    }
+    if let Some(hint) = &report.hint {
+        page.push(&format!("\nHint: {}\n", cell(hint)));
+    }
+    for record in &report.steps {
+        page.push(&findings(&record.findings));
+    }
+    if let Some(cache) = &report.cache {
+        let lines = anstream::adapter::strip_str(&cache_summary(cache)).to_string();
+        for line in lines.lines() {
+            let line = cell(line.trim_start_matches("cache").trim());
+            page.push(&format!("\n{line}\n"));
+        }
+    }
+    for note in &report.stand_ins {
+        let used = cell(&note.used);
+        page.push(&format!("\n⚠️ stand-in for `{}`: {used}\n", note.name));
+    }
+    page.end()
+}
+
+fn head(report: &Report) -> String {
     let took = format_ms(report.duration_ms);
     let with = if report.stand_ins.is_empty() {
         ""
     } else {
         ", with stand-ins"
     };
-    let mut page = if report.verdict.passed {
-        format!("## passed{with} in {took}\n\n")
-    } else {
-        format!(
-            "## failed{with} in {took} (exit code {})\n\n",
-            report.verdict.exit_code
-        )
-    };
-    // Writing to a String cannot fail.
-    let _ = writeln!(
-        page,
-        "Commit `{}`, event {}.\n",
+    let mut text = format!("## {}{with} in {took}", verdict_word(report));
+    if !report.verdict.passed {
+        text += &format!(" (exit code {})", report.verdict.exit_code);
+    }
+    text += &format!(
+        "\n\nCommit `{}`, event {}.\n\n",
         report.commit, report.event
     );
     if let Some(digest) = &report.digest {
@@ -34,9 +101,13 @@ pub fn summary(report: &Report) -> String {
             Some(_) => "Published",
             None => "Built, not published",
         };
-        let _ = writeln!(page, "{published}: `{}@{digest}`.\n", report.image);
+        text += &format!("{published}: `{}@{digest}`.\n\n", report.image);
     }
-    page += "| step | | time | |\n|---|---|---|---|\n";
+    text
+}
+
+fn steps(report: &Report) -> String {
+    let mut text = "| step | | time | |\n|---|---|---|---|\n".to_owned();
     for record in &report.steps {
         let sign = match record.status {
             Status::Passed => "✅ passed",
@@ -48,43 +119,55 @@ pub fn summary(report: &Report) -> String {
             Some(_) => format_ms(record.duration_ms),
             None => String::new(),
         };
-        let note = match (&record.error, &record.reused) {
-            (Some(error), _) => cell(error),
-            (None, Some(passed)) => format!("reused from commit {:.7}", passed.commit),
-            (None, None) if record.cached => "cached".to_owned(),
-            (None, None) => String::new(),
-        };
-        let names: Vec<_> = record.parts.iter().map(|part| cell(&part.name)).collect();
-        let note = match (names.is_empty(), note.is_empty()) {
-            (true, _) => note,
-            (false, true) => names.join(", "),
-            (false, false) => format!("{}: {note}", names.join(", ")),
-        };
-        let _ = writeln!(page, "| {} | {sign} | {time} | {note} |", record.name);
-    }
-    for record in &report.steps {
-        if record.status == Status::Failed {
-            page += &causes(record);
+        let mut notes: Vec<_> = record.parts.iter().map(|part| cell(&part.name)).collect();
+        if !notes.is_empty() {
+            notes = vec![notes.join(", ")];
         }
-    }
-    if let Some(error) = &report.error {
-        let _ = writeln!(page, "\n{}", cell(error));
-    }
-    if let Some(cache) = &report.cache {
-        let lines = anstream::adapter::strip_str(&cache_summary(cache)).to_string();
-        for line in lines.lines() {
-            let _ = writeln!(page, "\n{}", cell(line.trim_start_matches("cache").trim()));
+        match (&record.error, &record.reused) {
+            (Some(error), _) => notes.push(cell(error)),
+            (None, Some(passed)) => {
+                notes.push(format!("reused from commit {:.7}", passed.commit));
+            }
+            (None, None) if record.cached => notes.push("cached".to_owned()),
+            (None, None) => {}
         }
+        if let (Status::Passed, Some(tests)) = (record.status, record.test_counts) {
+            notes.push(count(tests.run(), "test"));
+        }
+        let notes = notes.join(": ");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "| {} | {sign} | {time} | {notes} |", record.name);
     }
-    for note in &report.stand_ins {
+    text
+}
+
+/// The vulnerabilities as a table, the worst first.
+fn findings(findings: &[Finding]) -> String {
+    if findings.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n### {}\n\n| severity | vulnerability | package | fixed in | |\n|---|---|---|---|---|\n",
+        count_of(findings.len(), "vulnerability", "vulnerabilities")
+    );
+    for finding in findings.iter().take(FINDINGS) {
+        let fixed = finding.fixed_version.as_deref().unwrap_or("–");
+        let fails = if finding.fails { "❌ " } else { "" };
         let _ = writeln!(
-            page,
-            "\n⚠️ stand-in for `{}`: {}",
-            note.name,
-            cell(&note.used)
+            text,
+            "| {fails}{} | {} | {} {} | {} | {} |",
+            finding.severity,
+            cell(&finding.id),
+            cell(&finding.package),
+            cell(&finding.version),
+            cell(fixed),
+            cell(&finding.title)
         );
     }
-    page
+    if findings.len() > FINDINGS {
+        let _ = writeln!(text, "\n… and {} more", findings.len() - FINDINGS);
+    }
+    text
 }
 
 /// Summarizes what was restored, reused and saved, one line each.
@@ -136,24 +219,34 @@ pub(super) fn cache_summary(cache: &CacheReport) -> String {
 /// At most this many causes of a step are listed; `report.json` has all of them.
 const CAUSES: usize = 20;
 
-/// The causes of a step's failure.
-fn causes(record: &Record) -> String {
-    let mut text = format!("\n### {}: {}\n\n", record.name, cell(&failure_text(record)));
+/// The causes of a step's failure, one block each, and the hint.
+fn causes(record: &Record) -> Vec<String> {
+    let mut blocks = Vec::new();
     for cause in record.causes.iter().take(CAUSES) {
         let place = cause.location.as_ref().map(ToString::to_string);
         let place = place.map_or(String::new(), |at| format!("{} ", cell(&at)));
-        text += &format!("- {place}{}\n", cell(&cause.title));
+        let mut text = format!("- {place}{}\n", cell(&cause.title));
         if !cause.detail.is_empty() {
-            text += &block(&cause.detail);
+            text += &block(&shortened(&cause.detail));
         }
+        blocks.push(text);
     }
     if record.causes.len() > CAUSES {
-        text += &format!("- … and {} more\n", record.causes.len() - CAUSES);
+        let more = record.causes.len() - CAUSES;
+        blocks.push(format!("- … and {more} more\n"));
     }
     if let Some(hint) = &record.hint {
-        text += &format!("\nHint: {}\n", cell(hint));
+        blocks.push(format!("\nHint: {}\n", cell(hint)));
     }
-    text
+    blocks
+}
+
+/// Text of at most [`DETAIL`] bytes.
+fn shortened(text: &str) -> Cow<'_, str> {
+    match text.get(..text.floor_char_boundary(DETAIL)) {
+        Some(start) if start.len() < text.len() => Cow::Owned(format!("{start}…")),
+        _ => Cow::Borrowed(text),
+    }
 }
 
 /// Foreign text as a block of code in a list item, with a fence that the text does not contain.
@@ -197,6 +290,24 @@ mod tests {
             block("a\n```\nb"),
             "\n  ````text\n  a\n  ```\n  b\n  ````\n"
         );
+    }
+
+    #[test]
+    fn page_is_cut_after_a_complete_block() {
+        let mut page = Page::default();
+        let block = block(&"a line\n".repeat(10_000));
+        for _ in 0..100 {
+            page.push(&block);
+        }
+        page.push("the end");
+        let text = page.end();
+        assert!(
+            text.len() <= LIMIT && text.len() > LIMIT / 2,
+            "{}",
+            text.len()
+        );
+        assert_eq!(text.matches("```").count() % 2, 0);
+        assert!(text.ends_with(CUT));
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Style};
 
+use super::json::Report;
 use crate::model::record::Record;
+use common::failure::ExitCode;
 
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -100,6 +102,23 @@ pub(super) fn format_bytes(bytes: u64) -> String {
 #[must_use]
 pub(super) fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Formats a number and a noun with an irregular plural: `1 vulnerability`, `2 vulnerabilities`.
+#[must_use]
+pub(super) fn count_of(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// The verdict: `passed`, `failed`, `cancelled`, or `time limit reached`.
+#[must_use]
+pub(super) fn verdict_word(report: &Report) -> &'static str {
+    match report.verdict.reason {
+        ExitCode::Success => "passed",
+        ExitCode::Cancelled => "cancelled",
+        ExitCode::TimedOut => "time limit reached",
+        _ => "failed",
+    }
 }
 
 /// What failed in a step, in a few words.

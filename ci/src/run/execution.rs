@@ -14,6 +14,7 @@ use super::step_output::StepOutput;
 use super::stopper::Stop;
 use crate::engine::telemetry::TraceContext;
 use crate::model::cause::{Cause, CauseKind, TestCounts};
+use crate::model::finding::Finding;
 use crate::model::record::{CacheReport, PriorPass, Record, Status};
 use crate::model::step::Step;
 use crate::runner_cache::key::Key;
@@ -214,6 +215,7 @@ impl<K: Kind> Run<K> {
         }
         record.parts = found.parts;
         record.digest = lock(&context.digest).take();
+        record.findings = std::mem::take(&mut *lock(&context.findings));
         record.test_counts = (!found.tests.is_empty()).then(|| TestCounts::of(&found.tests));
         record.tests = found.tests;
         let log = output.log();
@@ -271,6 +273,7 @@ impl<K: Kind> Run<K> {
             stored: Mutex::default(),
             digest: Mutex::default(),
             causes: Mutex::default(),
+            findings: Mutex::default(),
             reused: Mutex::default(),
         }
     }
@@ -379,6 +382,7 @@ pub struct StepContext<'a, K: Kind> {
     stored: Mutex<Option<String>>,
     digest: Mutex<Option<String>>,
     causes: Mutex<Vec<Cause>>,
+    findings: Mutex<Vec<Finding>>,
     reused: Mutex<Option<PriorPass>>,
 }
 
@@ -402,6 +406,11 @@ impl<K: Kind> StepContext<'_, K> {
     /// Records a cause of the step's failure that its output does not name.
     pub fn add_cause(&self, cause: Cause) {
         lock(&self.causes).push(cause);
+    }
+
+    /// Records all vulnerabilities that the step found.
+    pub fn set_findings(&self, findings: Vec<Finding>) {
+        *lock(&self.findings) = findings;
     }
 
     /// Runs `work`, and shows meanwhile that the step waits for `what`.

@@ -8,6 +8,7 @@ use oci_spec::distribution::Reference;
 use serde::Deserialize;
 
 use crate::model::config_file::{FILE, parse_duration};
+use crate::model::finding::Severity;
 use crate::model::step::Step;
 use crate::source::project::{Package, Project};
 use common::failure::Failure;
@@ -109,50 +110,6 @@ pub enum Libc {
     Static,
     /// Dynamically, against the C library of the base image.
     Dynamic,
-}
-
-/// The severity of a vulnerability, as Trivy rates it, in ascending order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Not rated.
-    #[default]
-    #[serde(skip)]
-    Unknown,
-    /// `LOW`.
-    Low,
-    /// `MEDIUM`.
-    Medium,
-    /// `HIGH`.
-    High,
-    /// `CRITICAL`.
-    Critical,
-}
-
-impl Severity {
-    const NAMES: [(Self, &str); 5] = [
-        (Self::Unknown, "UNKNOWN"),
-        (Self::Low, "LOW"),
-        (Self::Medium, "MEDIUM"),
-        (Self::High, "HIGH"),
-        (Self::Critical, "CRITICAL"),
-    ];
-
-    /// The severity with this name in Trivy's report.
-    #[must_use]
-    pub fn from_trivy(name: &str) -> Self {
-        Self::NAMES
-            .iter()
-            .find(|(_, known)| *known == name)
-            .map_or(Self::Unknown, |(severity, _)| *severity)
-    }
-}
-
-impl std::fmt::Display for Severity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let known = Self::NAMES.iter().find(|(severity, _)| severity == self);
-        f.pad(known.map_or("", |(_, name)| name))
-    }
 }
 
 /// The service that is built, tested and published.

@@ -1,5 +1,6 @@
 //! Scans the image with Trivy, and fails if vulnerabilities exceed the thresholds.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -7,15 +8,17 @@ use std::time::Duration;
 
 use dagger_sdk::{Container, Directory};
 use generativity::Id;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::build::Image;
 use crate::engine::graphql::EngineError;
 use crate::image::attestations::{self, Attestation};
 use crate::model::cause::{Cause, CauseKind, Location};
+use crate::model::finding::{Finding, Severity};
 use crate::run::execution::StepContext;
 use crate::runner_cache::place::Place;
-use crate::settings::tables::{ScanLimits, Severity};
+use crate::settings::tables::ScanLimits;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{ExitCode, Failure, OrFail};
@@ -50,12 +53,14 @@ struct Report {
 }
 
 impl Report {
-    /// The vulnerabilities that exceed the thresholds.
-    fn exceeding(&self, limits: &ScanLimits) -> impl Iterator<Item = &Vulnerability> {
-        self.results
-            .iter()
-            .flat_map(|result| &result.vulnerabilities)
-            .filter(|vulnerability| vulnerability.exceeds(limits))
+    /// All vulnerabilities, the worst first. `lockfile` is the content of the `Cargo.lock` at `path`.
+    fn findings(&self, limits: &ScanLimits, path: &Path, lockfile: &str) -> Vec<Finding> {
+        let all = self.results.iter().flat_map(|it| &it.vulnerabilities);
+        let mut findings: Vec<_> = all
+            .map(|vulnerability| vulnerability.finding(limits, path, lockfile))
+            .collect();
+        findings.sort_by_key(|finding| (!finding.fails, Reverse(finding.severity)));
+        findings
     }
 }
 
@@ -87,6 +92,8 @@ struct Vulnerability {
     #[serde(deserialize_with = "severity")]
     severity: Severity,
     title: String,
+    #[serde(rename = "PrimaryURL")]
+    url: String,
 }
 
 impl Vulnerability {
@@ -94,36 +101,95 @@ impl Vulnerability {
         self.severity >= limits.severity && (limits.unfixed || !self.fixed_version.is_empty())
     }
 
-    /// The version that fixes it, in words.
-    fn fix(&self) -> String {
-        match &*self.fixed_version {
-            "" => "no fix yet".to_owned(),
-            version => format!("fixed in {version}"),
-        }
+    /// The place of the package in `Cargo.lock`.
+    fn location(&self, path: &Path, lockfile: &str) -> Option<Location> {
+        Some(Location {
+            file: path.display().to_string(),
+            line: line_of(lockfile, &self.pkg_name, &self.installed_version)?,
+            column: None,
+        })
     }
 
-    /// The vulnerability as the cause of a failure; its place is that of the package in `Cargo.lock`.
-    fn cause(&self, path: &Path, lockfile: &str) -> Cause {
-        Cause {
-            kind: CauseKind::Vulnerability,
-            title: format!(
-                "{} {} in {} {}, {}",
-                self.severity,
-                self.id,
-                self.pkg_name,
-                self.installed_version,
-                self.fix()
-            ),
-            location: line_of(lockfile, &self.pkg_name, &self.installed_version).map(|line| {
-                Location {
-                    file: path.display().to_string(),
-                    line,
-                    column: None,
-                }
-            }),
-            detail: self.title.clone(),
+    fn finding(&self, limits: &ScanLimits, path: &Path, lockfile: &str) -> Finding {
+        let unless_empty = |text: &String| (!text.is_empty()).then(|| text.clone());
+        Finding {
+            id: self.id.clone(),
+            severity: self.severity,
+            package: self.pkg_name.clone(),
+            version: self.installed_version.clone(),
+            fixed_version: unless_empty(&self.fixed_version),
+            title: self.title.clone(),
+            url: unless_empty(&self.url),
+            location: self.location(path, lockfile),
+            fails: self.exceeds(limits),
         }
     }
+}
+
+/// A finding as the cause of a failure.
+fn cause(finding: &Finding) -> Cause {
+    let Finding {
+        id,
+        severity,
+        package,
+        version,
+        ..
+    } = finding;
+    Cause {
+        kind: CauseKind::Vulnerability,
+        title: format!("{severity} {id} in {package} {version}, {}", finding.fix()),
+        location: finding.location.clone(),
+        detail: finding.title.clone(),
+    }
+}
+
+/// The parts of a SARIF log that [`locate`] changes.
+#[derive(Deserialize, Serialize)]
+struct Sarif {
+    runs: Vec<SarifRun>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct SarifRun {
+    results: Vec<SarifResult>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SarifResult {
+    rule_id: String,
+    locations: Vec<Value>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// Places the findings of Trivy's SARIF log in `Cargo.lock`. Trivy places them in the image, where no forge can show them.
+fn locate(sarif: &str, report: &Report, path: &Path, lockfile: &str) -> Result<String, Failure> {
+    let invalid = "cannot parse Trivy's SARIF log";
+    let mut sarif: Sarif = serde_json::from_str(sarif).or_environment(invalid)?;
+    let results = sarif.runs.iter_mut().flat_map(|run| &mut run.results);
+    // Trivy writes both in the same order.
+    let vulnerabilities = report.results.iter().flat_map(|it| &it.vulnerabilities);
+    for (result, vulnerability) in results.zip(vulnerabilities) {
+        if result.rule_id != vulnerability.id {
+            return Err(Failure::environment(invalid).because(eyre::eyre!(
+                "{} is where {} should be",
+                result.rule_id,
+                vulnerability.id
+            )));
+        }
+        if let Some(at) = vulnerability.location(path, lockfile) {
+            result.locations = vec![json!({ "physicalLocation": {
+                "artifactLocation": { "uri": at.file.replace('%', "%25").replace(' ', "%20") },
+                "region": { "startLine": at.line },
+            }})];
+        }
+    }
+    serde_json::to_string_pretty(&sarif).or_environment("cannot serialize the SARIF log")
 }
 
 /// The line of a package in a `Cargo.lock`, from 1.
@@ -140,29 +206,6 @@ fn line_of(lockfile: &str, name: &str, version: &str) -> Option<u32> {
 fn severity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Severity, D::Error> {
     let text = String::deserialize(deserializer)?;
     Ok(Severity::from_trivy(&text))
-}
-
-impl std::fmt::Display for Vulnerability {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            id,
-            pkg_name,
-            installed_version,
-            severity,
-            title,
-            fixed_version: _,
-        } = self;
-        let fix = self.fix();
-        write!(
-            f,
-            "{severity:<8}  {id}  {pkg_name} {installed_version}, {fix}"
-        )?;
-        if title.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "  {title}")
-        }
-    }
 }
 
 /// Scans the archive.
@@ -223,31 +266,44 @@ pub async fn run<'img, K: Kind>(
         arguments.extend(["--ignorefile", "/trivyignore.yaml"]);
     }
     let scanned = container.with_exec(arguments);
-    let save = async |scanned: &Container, name: &str| {
+    let read = async |scanned: &Container, name: &str| {
         let content = scanned.file(format!("/out/{name}")).contents().await;
-        let content = content.map_err(|error| failed(error.into()))?;
-        let path = settings.report_dir.join(name);
-        std::fs::write(&path, &content)
-            .or_environment(format!("cannot write {}", path.display()))?;
-        Ok::<_, Failure>(content)
+        content.map_err(|error| failed(error.into()))
     };
-    let report = save(&scanned, "trivy.json").await?;
-    let converted = scanned.with_exec(vec![
-        "trivy",
-        "convert",
-        "--format",
-        "cyclonedx",
-        "--output",
-        "/out/sbom.cdx.json",
-        "/out/trivy.json",
-    ]);
-    let sbom = save(&converted, "sbom.cdx.json").await?;
-    for container in [&scanned, &converted] {
+    let save = |name: &str, content: &str| {
+        let path = settings.report_dir.join(name);
+        std::fs::write(&path, content).or_environment(format!("cannot write {}", path.display()))
+    };
+    let trivy_report = read(&scanned, "trivy.json").await?;
+    save("trivy.json", &trivy_report)?;
+    let convert = |format: &str, output: &str| {
+        let output = format!("/out/{output}");
+        let arguments = ["trivy", "convert", "--format", format, "--output", &output];
+        let mut arguments = arguments.to_vec();
+        arguments.push("/out/trivy.json");
+        scanned.with_exec(arguments)
+    };
+    let [bom, sarif] = [
+        convert("cyclonedx", "sbom.cdx.json"),
+        convert("sarif", "trivy.sarif"),
+    ];
+    let sbom = read(&bom, "sbom.cdx.json").await?;
+    save("sbom.cdx.json", &sbom)?;
+    let sarif_log = read(&sarif, "trivy.sarif").await?;
+    for container in [&scanned, &bom, &sarif] {
         let output = container.combined_output().await;
         step.add_output(&output.map_err(|error| failed(error.into()))?);
     }
     let report: Report =
-        serde_json::from_str(&report).or_environment("cannot parse Trivy's report")?;
+        serde_json::from_str(&trivy_report).or_environment("cannot parse Trivy's report")?;
+    let workspace = source.snapshot().path().join(&settings.folder);
+    // Without the file, the findings have no place.
+    let lockfile = std::fs::read_to_string(workspace.join("Cargo.lock")).unwrap_or_default();
+    let path = settings.folder.join("Cargo.lock");
+    save(
+        "trivy.sarif",
+        &locate(&sarif_log, &report, &path, &lockfile)?,
+    )?;
     if report.metadata.image_id != image.info().config {
         return Err(Failure::gate(format!(
             "Trivy scanned image {} instead of the built image {}",
@@ -255,15 +311,15 @@ pub async fn run<'img, K: Kind>(
             image.info().config
         )));
     }
-    if let Err(failure) = judge(&report, &settings.scan) {
-        let lockfile = source.snapshot().path().join(&settings.folder);
-        // Without the file, the findings have no place.
-        let lockfile = std::fs::read_to_string(lockfile.join("Cargo.lock")).unwrap_or_default();
-        for vulnerability in report.exceeding(&settings.scan) {
-            step.add_cause(vulnerability.cause(&settings.folder.join("Cargo.lock"), &lockfile));
+    let findings = report.findings(&settings.scan, &path, &lockfile);
+    let judged = judge(&report, &findings, &settings.scan);
+    if judged.is_err() {
+        for finding in findings.iter().filter(|finding| finding.fails) {
+            step.add_cause(cause(finding));
         }
-        return Err(failure);
     }
+    step.set_findings(findings);
+    judged?;
     step.set_digest(&image.info().digest);
     Ok(Scanned {
         _image: image.id(),
@@ -276,7 +332,7 @@ pub async fn run<'img, K: Kind>(
     })
 }
 
-fn judge(report: &Report, limits: &ScanLimits) -> Result<(), Failure> {
+fn judge(report: &Report, findings: &[Finding], limits: &ScanLimits) -> Result<(), Failure> {
     let packages = |of: &dyn Fn(&&ScanResult) -> bool| -> usize {
         report
             .results
@@ -291,14 +347,11 @@ fn judge(report: &Report, limits: &ScanLimits) -> Result<(), Failure> {
             "Do not strip the binary's section .dep-v0, in which cargo-auditable embeds the dependency list.",
         ));
     }
-    let found: Vec<_> = report.exceeding(limits).collect();
+    let found: Vec<_> = findings.iter().filter(|finding| finding.fails).collect();
     if found.is_empty() {
         return Ok(());
     }
-    let table: String = found
-        .iter()
-        .map(|vulnerability| format!("{vulnerability}\n"))
-        .collect();
+    let table: String = found.iter().map(|finding| format!("{finding}\n")).collect();
     let what = if limits.unfixed { "" } else { "fixable " };
     Err(Failure::new(
         ExitCode::Vulnerable,
@@ -473,7 +526,9 @@ mod tests {
     };
 
     fn judge(json: &str, limits: &ScanLimits) -> Result<(), Failure> {
-        super::judge(&serde_json::from_str(json).unwrap(), limits)
+        let report: Report = serde_json::from_str(json).unwrap();
+        let findings = report.findings(limits, Path::new("Cargo.lock"), "");
+        super::judge(&report, &findings, limits)
     }
 
     #[test]
@@ -543,6 +598,59 @@ mod tests {
         let lockfile = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"a\"\nversion = \"2.0.0\"\n";
         assert_eq!(line_of(lockfile, "a", "2.0.0"), Some(8));
         assert_eq!(line_of(lockfile, "b", "2.0.0"), None);
+    }
+
+    #[test]
+    fn findings_are_sorted_and_placed_in_the_lockfile_also_in_sarif() {
+        let report: Report = serde_json::from_str(
+            r#"{"Results":[
+                {"Type":"debian","Vulnerabilities":[
+                    {"VulnerabilityID":"CVE-1","PkgName":"libc6","InstalledVersion":"2.36","Severity":"CRITICAL"}]},
+                {"Type":"rustbinary","Vulnerabilities":[
+                    {"VulnerabilityID":"CVE-2","PkgName":"a","InstalledVersion":"1.0.0","Severity":"HIGH","FixedVersion":"1.0.1"},
+                    {"VulnerabilityID":"CVE-3","PkgName":"a","InstalledVersion":"1.0.0","Severity":"LOW"}]}]}"#,
+        )
+        .unwrap();
+        let lockfile = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\n";
+        let path = Path::new("backend/Cargo.lock");
+        let findings = report.findings(&LIMITS, path, lockfile);
+        let found: Vec<_> = findings
+            .iter()
+            .map(|it| {
+                (
+                    &*it.id,
+                    it.fails,
+                    it.location.as_ref().map(ToString::to_string),
+                )
+            })
+            .collect();
+        let place = || Some("backend/Cargo.lock:4".to_owned());
+        assert_eq!(
+            found,
+            [
+                ("CVE-2", true, place()),
+                ("CVE-1", false, None),
+                ("CVE-3", false, place()),
+            ]
+        );
+        let result = |id: &str| {
+            let location = json!({"physicalLocation": {"artifactLocation": {"uri": "app"}}});
+            json!({"ruleId": id, "message": {"text": id}, "locations": [location]})
+        };
+        let log = |ids: [&str; 3]| {
+            json!({"version": "2.1.0", "runs": [{"tool": {}, "results": ids.map(result)}]})
+                .to_string()
+        };
+        let placed = locate(&log(["CVE-1", "CVE-2", "CVE-3"]), &report, path, lockfile).unwrap();
+        let placed: Value = serde_json::from_str(&placed).unwrap();
+        let results = &placed["runs"][0]["results"];
+        let place = |at: usize| &results[at]["locations"][0]["physicalLocation"];
+        assert_eq!(place(0)["artifactLocation"]["uri"], "app");
+        assert_eq!(place(1)["artifactLocation"]["uri"], "backend/Cargo.lock");
+        assert_eq!(place(1)["region"]["startLine"], 4);
+        assert_eq!(results[2]["message"]["text"], "CVE-3");
+        assert_eq!(placed["version"], "2.1.0");
+        assert!(locate(&log(["CVE-2", "CVE-1", "CVE-3"]), &report, path, lockfile).is_err());
     }
 
     #[test]

@@ -280,3 +280,23 @@ fn architecture_names_tests_that_exist() {
     }
     assert!(named > 8, "only {named} tests were found");
 }
+
+/// Compares a file of the documentation with what the program says, or writes it, as insta does with snapshots.
+#[track_caller]
+fn assert_documented(name: &str, text: &str) {
+    let path = top().join("ci/docs").join(name);
+    if std::env::var("INSTA_UPDATE").is_ok_and(|update| update == "always") {
+        std::fs::write(&path, text).unwrap();
+    }
+    let documented = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        documented == text,
+        "{} is outdated; run this test with INSTA_UPDATE=always",
+        path.display()
+    );
+}
+
+#[test]
+fn schema_is_that_of_the_program() {
+    assert_documented("report.schema.json", &ci::report::Report::schema().unwrap());
+}

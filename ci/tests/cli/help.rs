@@ -78,17 +78,6 @@ fn prints_the_version_and_the_commit_of_its_sources() {
     );
 }
 
-const CODES: [ExitCode; 8] = [
-    ExitCode::Success,
-    ExitCode::GateFailed,
-    ExitCode::Usage,
-    ExitCode::Environment,
-    ExitCode::PublishRefused,
-    ExitCode::Vulnerable,
-    ExitCode::TimedOut,
-    ExitCode::Cancelled,
-];
-
 #[test]
 fn help_and_documentation_list_every_exit_code() {
     let help = stdout_of(&["--help"]);
@@ -100,7 +89,7 @@ fn help_and_documentation_list_every_exit_code() {
         .next()
         .unwrap();
     let words: BTreeSet<_> = codes.split_whitespace().collect();
-    for code in CODES {
+    for code in ExitCode::ALL {
         let number = (code as u8).to_string();
         assert!(words.contains(number.as_str()), "{number} in: {codes}");
         for name in [README, COMMANDS] {

@@ -116,3 +116,20 @@ fn rejects_load_without_a_container_runtime_before_building() {
         .says("docker is installed, but not usable (no daemon answers)")
         .says("hint: Start a container runtime");
 }
+
+#[test]
+fn a_refused_run_leaves_no_report_of_an_earlier_one() {
+    let project = Project::new("refused-report");
+    ci(&project, &[]).run().finds_no_engine();
+    let path = |name: &str| project.path().join("target/ci").join(name);
+    for name in ["report.json", "summary.md", "junit.xml"] {
+        assert!(path(name).exists(), "{name}");
+    }
+    project
+        .ci(&["publish", "--registry", "registry.example.com"])
+        .run()
+        .exits(4);
+    for name in ["report.json", "summary.md", "junit.xml"] {
+        assert!(!path(name).exists(), "{name}");
+    }
+}

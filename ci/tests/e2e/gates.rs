@@ -1,7 +1,10 @@
 //! Each gate fails on a real defect and reports the cause.
 
+use serde_json::json;
+
 use crate::harness::Project;
 use crate::registry::Registry;
+use crate::reports::assert_valid_sarif;
 
 const USER: &str = "somebody";
 const TOKEN: &str = "ghs_gates";
@@ -175,12 +178,31 @@ fn vulnerable(exceptions: Option<&str>) -> Project {
 
 #[test]
 fn a_dependency_with_a_high_advisory_fails_the_scan() {
-    vulnerable(None)
+    let project = vulnerable(None);
+    let run = project
         .ci(&[])
         .run()
         .exits(5)
         .only_fails("scan")
         .says("HIGH      CVE-2022-24713  regex 1.5.4, fixed in 1.5.5");
+    let findings = run.step("scan")["findings"].as_array().unwrap();
+    assert_eq!(findings[0]["id"], "CVE-2022-24713");
+    assert_eq!(findings[0]["fails"], true);
+    let line = findings[0]["location"]["line"].as_u64().unwrap();
+    let lockfile = project.read("Cargo.lock");
+    let named = lockfile.lines().nth(usize::try_from(line).unwrap() - 1);
+    assert_eq!(named, Some("name = \"regex\""));
+    let log = assert_valid_sarif(&project.path().join("target/ci/trivy.sarif"));
+    let results = log["runs"][0]["results"].as_array().unwrap();
+    assert_eq!(results.len(), findings.len());
+    let place = results
+        .iter()
+        .find(|result| result["ruleId"] == "CVE-2022-24713")
+        .map(|result| &result["locations"][0]["physicalLocation"]);
+    assert_eq!(
+        place,
+        Some(&json!({"artifactLocation": {"uri": "Cargo.lock"}, "region": {"startLine": line}}))
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use ci::model::step::Step;
@@ -413,6 +414,20 @@ fn assert_step_order(report: &Value) {
     );
 }
 
+/// Asserts that a report is valid against its documented schema.
+fn assert_schema(report: &Value) {
+    static VALIDATOR: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/report.schema.json");
+        let schema = std::fs::read_to_string(path).unwrap();
+        jsonschema::validator_for(&serde_json::from_str(&schema).unwrap()).unwrap()
+    });
+    if !report.is_null()
+        && let Err(error) = VALIDATOR.validate(report)
+    {
+        panic!("{error} at {}: {report:#}", error.instance_path());
+    }
+}
+
 /// The total time that these spans cover, each given by start and end in milliseconds.
 fn covered_time(mut spans: Vec<(i64, i64)>) -> Duration {
     spans.sort_unstable();
@@ -439,6 +454,7 @@ impl Outcome {
         let report = std::fs::read_to_string(report)
             .map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
         assert_step_order(&report);
+        assert_schema(&report);
         Self {
             code: output.status.code().expect("the process was not killed"),
             stdout: String::from_utf8(output.stdout).unwrap(),

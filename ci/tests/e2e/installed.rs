@@ -5,7 +5,14 @@ use std::process::Command;
 use std::thread;
 
 use common::progress::Silent;
-use common::provision::{PYTHON_VENV, Package, install_packages};
+use common::provision::{PYTHON_VENV, Package, Probe, install_packages};
+
+/// The Debian package of npm.
+const NPM: Package = Package {
+    name: "npm",
+    purpose: "installs tools for tests",
+    probe: Probe::Program("npm"),
+};
 
 /// Installs the missing packages on this machine.
 pub fn install(needed: &[Package]) {
@@ -42,6 +49,26 @@ pub fn venv(tool: &str, version: &str, more: &[&str]) -> PathBuf {
         std::fs::write(stamp, contents).unwrap();
     }
     folder
+}
+
+/// The folder of a package from npm, whose scripts are not run. It is installed once.
+pub fn npm(package: &str, version: &str) -> PathBuf {
+    install(&[NPM]);
+    let name = format!("{}-{version}", package.replace(['@', '/'], ""));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // Each test is a process, and npm does not tolerate another one in the same folder.
+    let lock = std::fs::File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let stamp = folder.join("complete");
+    if !stamp.exists() {
+        run(Command::new("npm")
+            .args(["install", "--no-save", "--ignore-scripts", "--no-audit"])
+            .arg("--prefix")
+            .arg(&folder)
+            .arg(format!("{package}@{version}")));
+        std::fs::write(stamp, "").unwrap();
+    }
+    folder.join("node_modules").join(package)
 }
 
 /// Runs a command and asserts that it succeeds.

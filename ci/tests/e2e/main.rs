@@ -26,6 +26,7 @@ mod output;
 mod provisioned;
 mod publishing;
 mod races;
+mod reports;
 mod reproducible;
 mod runs;
 mod runtimes;

@@ -199,6 +199,22 @@ fn start(ci: Ci) -> (KillOnDrop, BufReader<ChildStderr>, String) {
     (child, reader, stderr)
 }
 
+#[test]
+fn a_killed_run_leaves_no_report_of_an_earlier_one() {
+    let project = Project::new("killed-report");
+    project.ci(&["fmt"]).run().exits(0);
+    let folder = project.path().join("target/ci");
+    assert!(folder.join("report.json").exists());
+    add_sleeping_test(&project);
+    let (mut ci, _, _) = start(project.ci(&["test", "-v"]));
+    ci.0.kill().unwrap();
+    ci.0.wait().unwrap();
+    let entries = std::fs::read_dir(&folder).unwrap();
+    let mut left: Vec<_> = entries.map(|it| it.unwrap().file_name()).collect();
+    left.sort_unstable();
+    assert_eq!(left, [".gitignore", "previous.json"]);
+}
+
 fn assert_stops_once_on(project: &Project, signal: Signal) {
     let (mut ci, mut reader, mut stderr) = start(project.ci(&["-v", "--timeout", "5m"]));
     let children = children(ci.0.id());

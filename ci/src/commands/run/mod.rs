@@ -85,6 +85,7 @@ async fn run_plan(
     );
     let mut report = Report {
         schema: SCHEMA,
+        ci: super::version::program(),
         verdict: Verdict::of(ExitCode::Success),
         commit: checkout.commit.sha.clone(),
         clean: checkout.is_clean(),
@@ -172,10 +173,7 @@ async fn run_plan(
 
 /// Writes the reports, and the outputs for GitHub Actions.
 fn write(report: &Report, directory: &Path, reporter: &Reporter) -> Result<(), Failure> {
-    report.write(directory, |text| reporter.redact(text))?;
-    let summary = reporter.redact(&report::summary(report));
-    let page = directory.join("summary.md");
-    std::fs::write(&page, &summary).or_environment(format!("cannot write {}", page.display()))?;
+    let summary = report::write(report, directory, |text| reporter.redact(text))?;
     report::write_github_outputs(report, &summary)
 }
 

@@ -3,6 +3,7 @@
 use crate::model::config_file::FILE;
 use crate::model::image_name::Registry;
 use crate::model::step::Step;
+use crate::report;
 use crate::runner_cache::store::LIST;
 use crate::settings::{CacheCommand, Command, Invocation, Settings, cache_dir};
 use crate::source::checkout::Checkout;
@@ -59,6 +60,10 @@ pub(crate) fn plan(
         read(FILE)?.as_deref(),
         github,
     )?;
+    if !invocation.command.steps().is_empty() {
+        // A run that is refused below must not leave the reports of an earlier one.
+        report::clear(&settings.report_dir)?;
+    }
     let checkout = checkout.with_tag_length(settings.tag_length)?;
     if let Command::Cache {
         command: CacheCommand::Save { dir } | CacheCommand::Restore { dir },
