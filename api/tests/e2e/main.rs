@@ -5,13 +5,19 @@
     reason = "test helpers may panic"
 )]
 
+#[path = "../../../ci/tests/e2e/browser.rs"]
 mod browser;
+
 mod clock;
 mod contract;
 mod dependencies;
 mod events;
 mod harness;
 mod load;
+mod page;
 mod proxy;
 mod soak;
 mod store;
+
+// For the browser.
+use harness::installed;

@@ -11,8 +11,9 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    browser::{Browser, LIVE},
+    browser::Browser,
     harness::{Service, free_port, install, package},
+    page::LIVE,
 };
 
 /// nginx on a free port, in one process, which is killed when dropped.

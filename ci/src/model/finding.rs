@@ -87,6 +87,13 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// The page about the vulnerability, if a browser can open it safely.
+    #[must_use]
+    pub fn link(&self) -> Option<&str> {
+        let url = self.url.as_deref();
+        url.filter(|url| url.starts_with("https://"))
+    }
+
     /// The version that fixes it, in words.
     #[must_use]
     pub fn fix(&self) -> String {

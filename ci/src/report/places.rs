@@ -4,13 +4,14 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
-use super::previous::{PREVIOUS, REPORT};
+use super::previous::{PREVIOUS, Previous, REPORT};
 use crate::model::step::Step;
 use common::failure::{Failure, OrFail};
 
 /// The other files of a run in its report directory, apart from the logs. The image stays, because a build without changes reuses
 /// its layer.
-pub(super) const OTHERS: [&str; 7] = [
+pub(super) const OTHERS: [&str; 8] = [
+    "report.html",
     "summary.md",
     "junit.xml",
     "code-quality.json",
@@ -21,11 +22,15 @@ pub(super) const OTHERS: [&str; 7] = [
 ];
 
 /// Creates the report directory, which git ignores from now on, checks that it, `output` and GitHub's files can be written, and
-/// removes the files of the previous run. `root` is the top of the working tree.
+/// removes the files of the previous run, whose report is returned. `root` is the top of the working tree.
 ///
 /// # Errors
 /// When one of them cannot be written (exit code 3).
-pub fn prepare(directory: &Path, root: &Path, output: Option<&Path>) -> Result<(), Failure> {
+pub fn prepare(
+    directory: &Path,
+    root: &Path,
+    output: Option<&Path>,
+) -> Result<Option<Previous>, Failure> {
     let existed = directory.exists();
     std::fs::create_dir_all(directory).or_environment(format!(
         "cannot create the report directory {}",
@@ -57,7 +62,8 @@ pub fn prepare(directory: &Path, root: &Path, output: Option<&Path>) -> Result<(
             ))?;
         }
     }
-    clear(directory)
+    clear(directory)?;
+    Ok(Previous::read(directory))
 }
 
 /// Removes the files of the previous run, so that those of a run that is killed cannot be mistaken for its own. Only the report is

@@ -435,6 +435,39 @@ pub fn ends() -> Vec<(&'static str, Report)> {
     ]
 }
 
+/// A passed run with 2,000 tests, one of whose logs has 50,000 lines, which are returned, too.
+#[must_use]
+pub fn large() -> (Report, String) {
+    let tests = (0..2000).map(|n| {
+        let (suite, name) = (
+            n / 200,
+            format!("module_{}::handles_the_case_number_{n}", n / 20),
+        );
+        let status = if n % 100 == 99 {
+            TestStatus::Ignored
+        } else {
+            TestStatus::Passed
+        };
+        test(
+            &format!("package tests/suite_{suite}.rs"),
+            &name,
+            status,
+            "",
+        )
+    });
+    let mut report = report(vec![tested(tests.collect(), Vec::new())], ExitCode::Success);
+    for record in &mut report.steps {
+        record.log = record.log.take().filter(|_| record.name == Step::Test);
+    }
+    let log = (0..50_000).map(|n| {
+        format!(
+            "test module_{}::handles_the_case_number_{n} ... ok\n",
+            n / 20
+        )
+    });
+    (report, log.collect())
+}
+
 /// A run whose tests print escape sequences, markup, workflow commands, and what is left of invalid UTF-8.
 #[must_use]
 pub fn hostile() -> Report {

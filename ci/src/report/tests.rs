@@ -114,9 +114,9 @@ fn clearing_keeps_only_the_report_under_another_name() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("ci");
     let prepare = || places::prepare(&directory, folder.path(), None).unwrap();
-    prepare();
+    assert!(prepare().is_none());
     let (_, report) = ends().remove(0);
-    written::write(&report, &directory, ToOwned::to_owned).unwrap();
+    written::write(&report, &directory, None, ToOwned::to_owned).unwrap();
     for name in places::OTHERS {
         std::fs::write(directory.join(name), "").unwrap();
     }
@@ -142,9 +142,9 @@ fn clearing_keeps_only_the_report_under_another_name() {
         left
     };
     let kept = [".gitignore", "logs/mine.txt", "mine.txt", "previous.json"];
-    prepare();
+    assert!(prepare().is_some());
     assert_eq!(left(), kept);
-    // The run is killed; the next one keeps the last report.
-    prepare();
+    // The run is killed; the next one still knows the last report.
+    assert!(prepare().is_some());
     assert_eq!(left(), kept);
 }

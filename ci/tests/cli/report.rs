@@ -122,14 +122,14 @@ fn a_refused_run_leaves_no_report_of_an_earlier_one() {
     let project = Project::new("refused-report");
     ci(&project, &[]).run().finds_no_engine();
     let path = |name: &str| project.path().join("target/ci").join(name);
-    for name in ["report.json", "summary.md", "junit.xml"] {
+    for name in ["report.json", "report.html", "summary.md", "junit.xml"] {
         assert!(path(name).exists(), "{name}");
     }
     project
         .ci(&["publish", "--registry", "registry.example.com"])
         .run()
         .exits(4);
-    for name in ["report.json", "summary.md", "junit.xml"] {
+    for name in ["report.json", "report.html", "summary.md", "junit.xml"] {
         assert!(!path(name).exists(), "{name}");
     }
 }

@@ -8,6 +8,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[expect(dead_code, reason = "the tests of `api` use all of it")]
+mod browser;
 mod harness;
 mod image;
 mod installed;

@@ -5,11 +5,156 @@ use std::process::Command;
 
 use ci::model::cause::TestStatus;
 use ci::model::record::Record;
-use ci::report::{self, samples};
+use ci::report::{self, Report, samples};
 use common::pins;
 use serde_json::{Value, json};
 
+use crate::browser::Browser;
 use crate::installed::{npm, venv};
+
+/// What the containers of a step printed: escape sequences, markup and invalid UTF-8.
+const LOG: &[u8] = b"running 3 tests\n\x1b[31mtest a ... FAILED\x1b[0m\n</pre><script>document.title = 'executed'</script>\n\xff\xfe\n";
+
+/// The reports of a run in a directory of their own, compared with the run of the first sample.
+struct Written {
+    folder: tempfile::TempDir,
+}
+
+impl Written {
+    fn new(report: &Report, log: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |report: &Report| {
+            let previous = report::prepare(folder.path(), folder.path(), None).unwrap();
+            std::fs::create_dir_all(folder.path().join("logs")).unwrap();
+            for log_file in report.steps.iter().filter_map(|record| record.log.as_ref()) {
+                std::fs::write(folder.path().join(log_file), log).unwrap();
+            }
+            let redact = ToOwned::to_owned;
+            report::write(report, folder.path(), previous.as_ref(), redact).unwrap();
+        };
+        let (_, first) = samples::ends().remove(0);
+        write(&first);
+        write(report);
+        Self { folder }
+    }
+
+    fn url(&self) -> String {
+        format!("file://{}/report.html", self.folder.path().display())
+    }
+}
+
+#[test]
+fn page_of_every_run_is_accessible_in_both_colour_schemes_and_all_widths() {
+    let browser = Browser::start();
+    let ends = samples::ends().into_iter();
+    for (name, report) in ends.chain([("hostile", samples::hostile())]) {
+        let written = Written::new(&report, LOG);
+        browser.open(&written.url());
+        // With everything open.
+        browser.run("document.querySelectorAll('details').forEach(it => it.open = true)");
+        for scheme in ["light", "dark"] {
+            browser.scheme(scheme);
+            for (width, size) in [(1200, "wide"), (360, "narrow")] {
+                browser.size(width, 800);
+                browser.assert_accessible();
+                browser.screenshot(&format!("report-{name}-{scheme}-{size}"));
+            }
+        }
+        browser.assert_no_errors_or_foreign_requests(&written.url());
+    }
+}
+
+#[test]
+fn page_shows_foreign_text_and_never_executes_it() {
+    let written = Written::new(&samples::hostile(), LOG);
+    let browser = Browser::start();
+    browser.open(&written.url());
+    let title = browser.run("return document.title");
+    assert!(title.as_str().unwrap().starts_with("Failed: "), "{title}");
+    let foreign =
+        "document.querySelectorAll('script, img, pre *, summary .name *, .title *').length";
+    assert_eq!(
+        browser.run(&format!("return {foreign}")),
+        1,
+        "the page's own script"
+    );
+    let text = browser.run("return document.body.textContent");
+    let text = text.as_str().unwrap();
+    for shown in [
+        "tests::a␛[2J",
+        "x<script>document.title = 'executed'</script>",
+        "<img src=x onerror=\"document.title = 'executed'\">",
+        "␛[31mtest a ... FAILED␛[0m\n</pre><script>document.title = 'executed'</script>\n\u{fffd}\u{fffd}\n",
+    ] {
+        assert!(text.contains(shown), "{shown} is not in: {text}");
+    }
+    browser.assert_no_errors_or_foreign_requests(&written.url());
+}
+
+#[test]
+fn page_can_be_read_without_javascript() {
+    let (_, report) = samples::ends().remove(1);
+    let written = Written::new(&report, LOG);
+    let browser = Browser::start();
+    browser.devtools(
+        "Emulation.setScriptExecutionDisabled",
+        json!({ "value": true }),
+    );
+    browser.open(&written.url());
+    // Scripts of this test can run again; that of the page has not.
+    browser.devtools(
+        "Emulation.setScriptExecutionDisabled",
+        json!({ "value": false }),
+    );
+    let visible = |selector: &str| {
+        let all = format!("[...document.querySelectorAll('{selector}')]");
+        browser.run(&format!(
+            "return {all}.filter(it => it.checkVisibility()).length"
+        ))
+    };
+    assert_eq!(visible("input"), 0);
+    assert_eq!(visible(".failure .cause"), 2);
+    assert_eq!(visible("details.log summary"), 6);
+    assert_eq!(visible(".times li"), 7);
+}
+
+#[test]
+fn searches_find_tests_and_log_lines_with_the_keyboard() {
+    let (report, log) = samples::large();
+    let written = Written::new(&report, log.as_bytes());
+    let browser = Browser::start();
+    browser.open(&written.url());
+    let type_into = |id: &str, text: &str| {
+        browser.run(&format!("document.getElementById('{id}').focus()"));
+        for key in text.chars() {
+            browser.press(&key.to_string());
+        }
+    };
+    type_into("test-search", "number_123");
+    let output = |id: &str| format!("document.querySelector('output[for={id}]').textContent");
+    browser.wait(&format!("{} === '11 of 2000'", output("test-search")));
+    let open = "document.querySelectorAll('details.suite[open]').length";
+    assert_eq!(browser.run(&format!("return {open}")), 2);
+    type_into("log-search", "number_4999");
+    browser.wait(&format!("{} === '11 lines'", output("log-search")));
+    let lines = browser.run("return document.querySelector('details.log[open] pre').textContent");
+    let lines: Vec<_> = lines.as_str().unwrap().lines().map(str::trim).collect();
+    assert_eq!(lines.len(), 11);
+    assert_eq!(
+        lines[0],
+        "5000  test module_249::handles_the_case_number_4999 ... ok"
+    );
+    // Without the search, everything is as before.
+    for _ in 0.."number_4999".len() {
+        browser.press("\u{e003}");
+    }
+    browser.wait(&format!("{} === ''", output("log-search")));
+    assert_eq!(
+        browser.run("return document.querySelectorAll('details.log[open]').length"),
+        0
+    );
+    browser.assert_no_errors_or_foreign_requests(&written.url());
+}
 
 /// Prints each test of a JUnit file: its class, its name, its result and its output.
 const READ_JUNIT: &str = "
@@ -47,7 +192,7 @@ fn junitparser_reads_every_test_of_every_run() {
     let ends = samples::ends().into_iter();
     for (name, report) in ends.chain([("hostile", samples::hostile())]) {
         let folder = tempfile::tempdir().unwrap();
-        report::write(&report, folder.path(), ToOwned::to_owned).unwrap();
+        report::write(&report, folder.path(), None, ToOwned::to_owned).unwrap();
         let output = Command::new(tool.join("bin/python"))
             .args(["-c", READ_JUNIT])
             .arg(folder.path().join("junit.xml"))

@@ -204,7 +204,7 @@ fn a_killed_run_leaves_no_report_of_an_earlier_one() {
     let project = Project::new("killed-report");
     project.ci(&["fmt"]).run().exits(0);
     let folder = project.path().join("target/ci");
-    assert!(folder.join("report.json").exists());
+    assert!(folder.join("report.html").exists());
     add_sleeping_test(&project);
     let (mut ci, _, _) = start(project.ci(&["test", "-v"]));
     ci.0.kill().unwrap();

@@ -16,7 +16,7 @@ use self::session::Outcome;
 use crate::engine::runtime::{self, Runtime};
 use crate::model::record::{Record, Status};
 use crate::model::step::Step;
-use crate::report::{self, Report, Reporter, SCHEMA, Verdict};
+use crate::report::{self, Previous, Report, Reporter, SCHEMA, Verdict};
 use crate::run::stopper::{Stop, Stopper};
 use crate::settings::{Command, Invocation};
 use crate::trust::authority::GitHub;
@@ -59,7 +59,7 @@ async fn run_plan(
         Command::Build { output, .. } => output.as_deref(),
         _ => None,
     };
-    report::prepare(&settings.report_dir, &checkout.root, output)?;
+    let previous = report::prepare(&settings.report_dir, &checkout.root, output)?;
     if let Some(limit) = settings.timeout {
         let stopper = stopper.clone();
         tokio::spawn(async move {
@@ -160,8 +160,8 @@ async fn run_plan(
     report.verdict = Verdict::of(code);
     report.prepared = reporter.prepared();
     report.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let written =
-        info_span!("write the reports").in_scope(|| write(&report, &directory, &reporter));
+    let written = info_span!("write the reports")
+        .in_scope(|| write(&report, &directory, previous.as_ref(), &reporter));
     if let Err(failure) = written {
         reporter.failed(&failure);
         report.verdict = Verdict::of(ExitCode::of_all([report.verdict.reason, failure.code]));
@@ -172,8 +172,13 @@ async fn run_plan(
 }
 
 /// Writes the reports, and the outputs for GitHub Actions.
-fn write(report: &Report, directory: &Path, reporter: &Reporter) -> Result<(), Failure> {
-    let summary = report::write(report, directory, |text| reporter.redact(text))?;
+fn write(
+    report: &Report,
+    directory: &Path,
+    previous: Option<&Previous>,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
+    let summary = report::write(report, directory, previous, |text| reporter.redact(text))?;
     report::write_github_outputs(report, &summary)
 }
 
