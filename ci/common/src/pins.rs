@@ -37,11 +37,13 @@ pub const POSTGRES_IMAGE: &str = "docker.io/library/postgres:17.5";
 pub const GO: &str = "1.26.6";
 
 /// The actions that the workflows use, each pinned by commit, with its version in a comment.
-pub const ACTIONS: [&str; 4] = [
+pub const ACTIONS: [&str; 6] = [
     "actions/cache/restore@27d5ce7f107fe9357f9df03efb73ab90386fccae # v5.0.5",
     "actions/cache/save@27d5ce7f107fe9357f9df03efb73ab90386fccae # v5.0.5",
     "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1",
+    "actions/download-artifact@3e5f45b2cfb9172054b4087a40e8e0b5a5461e7c # v8.0.1",
     "actions/upload-artifact@bbbca2ddaa5d8feaa63e36b76fdaad77386f024f # v7.0.0",
+    "github/codeql-action/upload-sarif@8aad20d150bbac5944a9f9d289da16a4b0d87c1e # v4.36.2",
 ];
 
 /// Runs the recipes of the justfile.

@@ -1,5 +1,7 @@
 //! GitHub Actions: workflow commands in the log, the outputs of the workflow's step, and the job summary.
 
+use std::path::Path;
+
 use super::json::Report;
 use super::text::{failure_text, shown};
 use crate::model::cause::Cause;
@@ -132,12 +134,21 @@ pub(super) fn without_old_commands(line: &str) -> String {
     line.replace("##[", "## [")
 }
 
-/// Writes the outputs of the workflow's step and the job summary.
+/// Writes the outputs of the workflow's step and the job summary. `directory` is the report directory.
 ///
 /// # Errors
 /// When one of GitHub's files cannot be written (exit code 3).
-pub fn write_github_outputs(report: &Report, summary: &str) -> Result<(), Failure> {
+pub fn write_github_outputs(
+    report: &Report,
+    directory: &Path,
+    summary: &str,
+) -> Result<(), Failure> {
     let mut outputs = String::new();
+    let directory = directory.display().to_string();
+    // A line feed would begin another output.
+    if !directory.contains(['\n', '\r']) {
+        outputs += &format!("report={directory}\n");
+    }
     if let Some(digest) = report.digest.as_ref().filter(|_| report.verdict.passed) {
         outputs += &format!(
             "image={}\ntag={}\ndigest={digest}\n",

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::forges::check_main_with_cron;
 use crate::harness::{Project, SERVICE};
 use crate::registry::{Registry, block_on};
+use crate::reports::assert_valid_sarif;
 use crate::sources::short_sha;
 
 /// [act](https://nektosact.com), the workflow runner.
@@ -343,7 +344,10 @@ fn workflow_publishes_main_and_checks_pull_requests() {
         registry: &address,
     });
     assert!(run.succeeded, "{}", run.log);
-    assert_eq!(run.jobs(), ["Check and publish", "deploy"]);
+    assert_eq!(
+        run.jobs(),
+        ["Check and publish", "Show the vulnerabilities", "deploy"]
+    );
     let report = &run.report;
     assert_eq!(report["commit"], sha.as_str());
     assert_eq!(report["event"], "push");
@@ -357,6 +361,8 @@ fn workflow_publishes_main_and_checks_pull_requests() {
         forge.read_outputs(&run),
         format!("{image} {short} {digest}\n")
     );
+    let uploaded = run.artifact_file("../code-scanning/ci.sarif");
+    assert_valid_sarif(&uploaded);
     let summary = std::fs::read_to_string(run.artifact_file("summary.md")).unwrap();
     assert!(summary.starts_with("## passed") && summary.contains(&digest));
     // The runner prints the summary that GitHub would show.
@@ -420,8 +426,14 @@ fn workflow_publishes_main_and_checks_pull_requests() {
             "the step did not reuse the result of main"
         );
     }
-    for run in [&from_fork, &passing] {
-        assert_eq!(run.jobs(), ["Check the pull request"]);
+    for (run, jobs) in [
+        (&from_fork, ["Check the pull request"].as_slice()),
+        (
+            &passing,
+            &["Check the pull request", "Show the vulnerabilities"],
+        ),
+    ] {
+        assert_eq!(run.jobs(), jobs);
         let report = &run.report;
         assert_eq!(report["event"], "pull-request");
         assert_eq!(step(report, "publish")["status"], "skipped");

@@ -179,7 +179,7 @@ fn write(
     reporter: &Reporter,
 ) -> Result<(), Failure> {
     let summary = report::write(report, directory, previous, |text| reporter.redact(text))?;
-    report::write_github_outputs(report, &summary)
+    report::write_github_outputs(report, directory, &summary)
 }
 
 /// Copies and loads a built image, as the options of `ci build` request.
