@@ -1,6 +1,7 @@
 //! The subcommands, one per file.
 
 mod cache;
+mod completions;
 mod doctor;
 mod engine;
 mod graph;
@@ -28,6 +29,8 @@ pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Graph => graph::run(&invocation),
         Command::Init { print } => init::run(&invocation, *print, &reporter),
         Command::Doctor => stopper.unless_stopped(doctor::run(&invocation)).await,
+        Command::Completions { shell } => Ok(completions::completions(*shell)),
+        Command::Man { command } => completions::man(command.as_deref()),
         Command::Verify { image } => {
             stopper
                 .unless_stopped(verify::run(image, &invocation, &reporter))

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use serde::Deserialize;
 
 use crate::model::event::Event;
@@ -137,6 +138,22 @@ pub enum Command {
     /// Check this machine's setup and suggest fixes
     #[command(after_help = "Example:\n  ci doctor --engine docker")]
     Doctor,
+    /// Print a script that completes commands and options in a shell
+    #[command(
+        after_help = "Example:\n  ci completions bash > ~/.local/share/bash-completion/completions/ci"
+    )]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page of ci or of a command
+    #[command(after_help = "Examples:\n  ci man | man -l -\n  ci man build | man -l -")]
+    Man {
+        /// The command; without it, all of ci
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
     /// Manage the embedded engine
     #[command(
         after_help = "Examples:\n  ci engine up\n  ci engine status --format json\n  ci engine down"
@@ -178,6 +195,8 @@ impl Command {
             | Self::Graph
             | Self::Init { .. }
             | Self::Doctor
+            | Self::Completions { .. }
+            | Self::Man { .. }
             | Self::Engine { .. }
             | Self::Cache { .. } => return Vec::new(),
         };
@@ -412,6 +431,13 @@ fn ignored(command: &str) -> Vec<&'static str> {
             RELEASE,
             RUN,
             &["event", "engine", "workspace", "cache_dir", "format"],
+        ],
+        "completions" | "man" => &[
+            IMAGE,
+            RELEASE,
+            RUN,
+            &["event", "engine", "workspace", "cache_dir", "format"],
+            &["verbose", "quiet"],
         ],
         "cache" | "save" | "restore" => &[RUN, &["registry", "cache_dir"]],
         _ => &[],

@@ -8,7 +8,10 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, ValueEnum};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::command_line::{Cli, Command, Drawing, Format, Options};
 use super::tables::{
@@ -34,31 +37,68 @@ const GITHUB_TIMEOUT: Duration = Duration::from_mins(55);
 /// The default of `stuck-after`.
 const STUCK_AFTER: Duration = Duration::from_mins(10);
 
-/// `ci.toml`, beside the workspace's `Cargo.toml`.
-#[derive(Debug, Default, Deserialize)]
+/// The settings of `ci`, in `ci.toml` beside the workspace's `Cargo.toml`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(title = "ci.toml")]
 struct File {
+    /// auto, docker, embedded or an engine's URL. Default: `auto`.
     engine: Option<String>,
+    /// The registry to publish to. Default: `ghcr.io`.
     registry: Option<String>,
+    /// The repository in the registry, without a tag.
     repository: Option<String>,
+    /// The image's label `org.opencontainers.image.source`. Default: `repository` in the package's Cargo.toml.
     source: Option<String>,
+    /// The image's platform, such as `linux/amd64`.
     platform: Option<String>,
+    /// The length of the image's tag, the short SHA: from 7, the default, to 40.
     tag_length: Option<usize>,
+    /// The directory for reports. Default: `target/ci`.
     report_dir: Option<PathBuf>,
+    /// The output format: human, json or github.
     format: Option<String>,
+    /// Whether the first failure cancels all other steps.
     fail_fast: Option<bool>,
+    /// The time limit of the whole run, such as `30m`.
     timeout: Option<String>,
+    /// How long a step's command may print nothing and use no CPU before it is reported as stuck. Default: `10m`.
     stuck_after: Option<String>,
     service: ServiceTable,
     image: ImageTable,
+    /// Backing services of the tests and the smoke test, by their host name.
     services: BTreeMap<String, BackingTable>,
     toolchain: ToolchainTable,
     test: TestTable,
+    /// Gates of the project itself.
     gate: Vec<GateTable>,
     scan: ScanTable,
     smoke: SmokeTable,
+    /// The time limits of single steps, such as `20m`.
+    #[schemars(transform = by_step)]
     limits: BTreeMap<Step, String>,
+    /// The files that each step gets, as patterns relative to the top of the repository. Default: all files.
+    #[schemars(transform = by_step)]
     paths: BTreeMap<Step, Vec<String>>,
+}
+
+/// Adds to the schema of a table that its keys are steps.
+fn by_step(schema: &mut Schema) {
+    let names: Vec<_> = Step::all().iter().map(|step| step.name()).collect();
+    schema.insert("propertyNames".to_owned(), json!({ "enum": names }));
+}
+
+/// The JSON Schema of `ci.toml` for editors, formatted as in the documentation.
+///
+/// # Errors
+/// When the schema cannot be serialized (exit code 3).
+pub fn schema() -> Result<String, Failure> {
+    // Editors of TOML support this draft best.
+    let generator = SchemaSettings::draft07().into_generator();
+    let schema = generator.into_root_schema_for::<File>();
+    let text =
+        serde_json::to_string_pretty(&schema).or_environment("cannot serialize the schema")?;
+    Ok(text + "\n")
 }
 
 /// The settings of a run, merged and validated.

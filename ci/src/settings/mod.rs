@@ -7,4 +7,4 @@ pub mod tables;
 pub use command_line::{CacheCommand, Cli, Command, Drawing, EngineCommand, Format, Options};
 #[cfg(test)]
 pub(crate) use merged::keys;
-pub use merged::{Invocation, Settings, cache_dir};
+pub use merged::{Invocation, Settings, cache_dir, schema};

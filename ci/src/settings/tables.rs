@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::distribution::Reference;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::model::config_file::{FILE, parse_duration};
@@ -21,35 +22,48 @@ const USER: &str = "65532:65532";
 /// The variables that `ci` itself sets in the image's environment.
 const OWN_ENV: [&str; 3] = ["APP_BUILD_TIME", "APP_COMMIT", "PORT"];
 
-/// `[service]`.
-#[derive(Debug, Default, Deserialize)]
+/// The service: `[service]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceTable {
+    /// The package with the service's binary.
     package: Option<String>,
+    /// The binary. Default: `default-run`, or the binary with the package's name.
     binary: Option<String>,
+    /// The port that the service listens on. Default: 8000.
     port: Option<u16>,
+    /// The path whose `GET` returns 200 if the service is healthy. Default: `/health`.
     health: Option<String>,
 }
 
-/// `[image]`.
-#[derive(Debug, Default, Deserialize)]
+/// The image: `[image]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageTable {
+    /// The base image: `scratch`, or an image with a version tag and a digest. Default: `scratch`.
     base: Option<String>,
+    /// How the binary links the C library. Default: `static` for `scratch`, else `dynamic`.
     libc: Option<Libc>,
+    /// The `UID` or `UID:GID` that the service runs as; never root. Default: `65532:65532`.
     user: Option<String>,
+    /// Environment variables of the image.
     env: BTreeMap<String, String>,
+    /// Files and directories of the workspace, and their absolute paths in the image.
     files: BTreeMap<String, String>,
 }
 
-/// `[services.NAME]`.
-#[derive(Debug, Deserialize)]
+/// A backing service of the tests and the smoke test: `[services.NAME]`.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackingTable {
+    /// The image, with a version tag or a digest.
     image: String,
+    /// The TCP port that the service listens on.
     port: u16,
+    /// Environment variables of the service.
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// The steps that can reach the service: `test`, `smoke`. Default: `["test"]`.
     #[serde(default = "only_test")]
     steps: Vec<Step>,
 }
@@ -58,52 +72,64 @@ fn only_test() -> Vec<Step> {
     vec![Step::Test]
 }
 
-/// `[toolchain]`.
-#[derive(Debug, Default, Deserialize)]
+/// The toolchain's container: `[toolchain]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ToolchainTable {
+    /// Debian packages that are required to compile or test.
     packages: Vec<String>,
 }
 
-/// `[test]`.
-#[derive(Debug, Default, Deserialize)]
+/// The tests: `[test]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TestTable {
+    /// Environment variables of the tests.
     env: BTreeMap<String, String>,
 }
 
-/// `[[gate]]`.
-#[derive(Debug, Deserialize)]
+/// A gate of the project itself: `[[gate]]`.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GateTable {
+    /// The name of the gate in reports.
     name: String,
+    /// The shell command, run in the workspace.
     run: String,
+    /// Debian packages that the command needs.
     #[serde(default)]
     packages: Vec<String>,
+    /// Environment variables of the command.
     #[serde(default)]
     env: BTreeMap<String, String>,
 }
 
-/// `[scan]`.
-#[derive(Debug, Default, Deserialize)]
+/// The vulnerability scan: `[scan]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ScanTable {
+    /// The lowest severity that fails the scan. Default: `high`.
     severity: Option<Severity>,
+    /// Whether vulnerabilities without a fixed version fail the scan too.
     unfixed: bool,
+    /// The maximum age of the vulnerability database, such as `168h`, the default.
     database_age: Option<String>,
 }
 
-/// `[smoke]`.
-#[derive(Debug, Default, Deserialize)]
+/// The smoke test: `[smoke]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SmokeTable {
+    /// Environment variables of the smoke test, in addition to the image's.
     env: BTreeMap<String, String>,
+    /// The number of health requests, from 1 to 1000. Default: 20.
     tries: Option<u32>,
+    /// The time until the last health request. Default: `20s`.
     within: Option<String>,
 }
 
 /// How the binary links the C library.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Libc {
     /// Statically, so that the binary runs in an image from scratch.

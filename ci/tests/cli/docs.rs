@@ -297,6 +297,43 @@ fn assert_documented(name: &str, text: &str) {
 }
 
 #[test]
-fn schema_is_that_of_the_program() {
+fn schemas_are_those_of_the_program() {
     assert_documented("report.schema.json", &ci::report::Report::schema().unwrap());
+    assert_documented("ci.schema.json", &ci::settings::schema().unwrap());
+}
+
+#[test]
+fn schema_accepts_the_commented_settings_and_rejects_what_the_program_rejects() {
+    let schema = serde_json::from_str(&ci::settings::schema().unwrap()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let is_valid = |text: &str| {
+        let settings: serde_json::Value = toml::from_str(text).unwrap();
+        validator.is_valid(&settings)
+    };
+    let template = include_str!("../../src/commands/init/ci.toml").replace("@source@\n", "");
+    let with_all_keys: String = template
+        .replace("@base@\n", "# base = \"scratch\"\n")
+        .lines()
+        .map(|line| {
+            let key = line.strip_prefix("# ").unwrap_or(line);
+            let is_setting = toml::from_str::<toml::Table>(key).is_ok();
+            format!("{}\n", if is_setting { key } else { line })
+        })
+        .collect();
+    assert!(with_all_keys.contains("\n[[gate]]\n") && with_all_keys.contains("\nlibc = "));
+    assert!(is_valid(&with_all_keys), "{with_all_keys}");
+    assert!(is_valid(
+        &std::fs::read_to_string(top().join("ci.toml")).unwrap()
+    ));
+    for invalid in [
+        "tag_length = 8",
+        "timeout = 30",
+        "[limits]\nnothing = \"1m\"",
+        "[scan]\nseverity = \"HIGH\"",
+        "[[gate]]\nname = \"docs\"",
+        "[service]\nports = 80",
+        "[services.db]\nimage = \"a:1\"\nport = 70000",
+    ] {
+        assert!(!is_valid(invalid), "{invalid}");
+    }
 }

@@ -261,6 +261,7 @@ impl Found {
             "# base = \"scratch\"".to_owned()
         };
         TEMPLATE
+            .replace("@home@", HOME)
             .replace("@repository@", &self.repository)
             .replace("@source@", &source)
             .replace("@package@", &self.package)
