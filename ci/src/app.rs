@@ -8,7 +8,7 @@ use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::prelude::*;
 
 use crate::commands;
-use crate::report::{self, Profile};
+use crate::report::{self, Profile, Spans};
 use crate::settings::Invocation;
 use common::failure::{ExitCode, Failure};
 use common::scratch;
@@ -35,9 +35,17 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(profile) => profile,
         Err(failure) => return fail(&failure),
     };
-    start_log(invocation.options.verbose, profile.clone());
     // Fails only if a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // Whether or not the spans arrive, the run goes on.
+    let spans = match Spans::from_env() {
+        Ok(spans) => spans,
+        Err(failure) => {
+            report::failure(&failure);
+            None
+        }
+    };
+    start_log(invocation.options.verbose, profile.clone(), spans.as_ref());
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -52,6 +60,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .unwrap_or_else(|failure| fail(&failure));
     // Abandoned downloads must not delay the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    if let Some(Err(failure)) = spans.map(Spans::end) {
+        report::failure(&failure);
+    }
     scratch::clean();
     if let Some(Err(failure)) = profile.map(|profile| profile.write()) {
         code = ExitCode::of_all([code, fail(&failure)]);
@@ -64,7 +75,7 @@ fn fail(failure: &Failure) -> ExitCode {
     failure.code
 }
 
-fn start_log(verbose: u8, profile: Option<Profile>) {
+fn start_log(verbose: u8, profile: Option<Profile>, spans: Option<&Spans>) {
     let default = if verbose > 1 { "ci=debug" } else { "off" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("LAB_CI_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
@@ -76,5 +87,6 @@ fn start_log(verbose: u8, profile: Option<Profile>) {
     tracing_subscriber::registry()
         .with(lines)
         .with(profile)
+        .with(spans.map(Spans::layer))
         .init();
 }

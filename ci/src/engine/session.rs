@@ -132,7 +132,14 @@ impl Session {
                     .stdout(Stdio::piped())
                     .stderr(Stdio::piped())
                     .env("DO_NOT_TRACK", "1")
-                    .env("DAGGER_NO_NAG", "1")
+                    .env("DAGGER_NO_NAG", "1");
+                // Those of the user would send the engine's reports elsewhere.
+                for (name, _) in std::env::vars_os() {
+                    if name.as_encoded_bytes().starts_with(b"OTEL_") {
+                        command.env_remove(name);
+                    }
+                }
+                command
                     .env("OTEL_EXPORTER_OTLP_ENDPOINT", telemetry.endpoint())
                     // The CLI sends logs only if they have an endpoint of their own.
                     .env(

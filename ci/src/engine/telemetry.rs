@@ -17,10 +17,13 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::post;
+use opentelemetry::trace::{Span as _, Status, TraceContextExt as _, Tracer as _};
+use opentelemetry::{Context, KeyValue as Attribute, global};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use tokio::sync::Notify;
 
@@ -84,6 +87,8 @@ struct Trace {
     /// The step, or what else the queries are for.
     name: &'static str,
     listener: Option<Listener>,
+    /// The span of the step, in what is sent to the user's collector.
+    parent: Context,
     /// The queries that the session has answered, and those whose spans have arrived. The engine reports in order, so when a
     /// query's span arrives, everything that the query caused has arrived.
     answered: u64,
@@ -176,7 +181,8 @@ impl Telemetry {
         format!("http://{}", self.address)
     }
 
-    /// Creates a trace context for a step, or for something else with a name; `listener` is called with each piece of its output.
+    /// Creates a trace context for the current step, or for something else with a name; `listener` is called with each piece of its
+    /// output.
     #[must_use]
     pub fn trace(&self, name: &'static str, listener: Option<Listener>) -> TraceContext {
         let number = self.shared.last_trace.fetch_add(1, Ordering::Relaxed) + 1;
@@ -186,6 +192,7 @@ impl Telemetry {
             Trace {
                 name,
                 listener,
+                parent: Context::current(),
                 ..Trace::default()
             },
         );
@@ -347,6 +354,7 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
             );
         }
         let Some(trace) = trace else { continue };
+        forward(&span, &trace.parent);
         // The engine sends a span twice: at its start and at its end.
         if let (Some(command), 1..) = (span.name.strip_prefix("exec "), span.end_time_unix_nano) {
             let message = span.status.map(|status| status.message);
@@ -373,6 +381,29 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
     drop(traces);
     shared.changed.notify_waiters();
     StatusCode::OK
+}
+
+/// Passes a call of a container, or its command, on to the user's collector, if there is one.
+fn forward(span: &Span, parent: &Context) {
+    // The engine answers some calls at once, and does their work in a span of its own.
+    let is_call = ["Container.", "resume ", "exec "]
+        .iter()
+        .any(|start| span.name.starts_with(start));
+    if span.end_time_unix_nano == 0 || !is_call || !parent.has_active_span() {
+        return;
+    }
+    let time = |nanoseconds| std::time::UNIX_EPOCH + Duration::from_nanos(nanoseconds);
+    let cached = is_true(&span.attributes, "dagger.io/dag.cached");
+    let tracer = global::tracer("dagger");
+    let mut copy = tracer
+        .span_builder(span.name.clone())
+        .with_start_time(time(span.start_time_unix_nano))
+        .with_attributes([Attribute::new("cached", cached)])
+        .start_with_context(&tracer, parent);
+    if let Some(status) = span.status.as_ref().filter(|it| !it.message.is_empty()) {
+        copy.set_status(Status::error(status.message.clone()));
+    }
+    copy.end_with_timestamp(time(span.end_time_unix_nano));
 }
 
 fn is_true(attributes: &[KeyValue], name: &str) -> bool {

@@ -14,6 +14,7 @@ mod redaction;
 #[cfg(any(test, feature = "e2e"))]
 pub mod samples;
 mod screen;
+mod spans;
 mod summary;
 mod terminal;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use json::{EngineReport, Prepared, Program, Report, RustReport, SCHEMA, Verd
 pub use places::{clear, prepare};
 pub use previous::{Previous, last_end};
 pub use profile::Profile;
+pub use spans::Spans;
 pub use terminal::attach;
 pub use text::format_duration;
 pub use written::write;

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dagger_sdk::DaggerConn;
-use tracing::{Instrument as _, info_span};
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span, info_span};
 
 use super::context::RunContext;
 use super::step_output::StepOutput;
@@ -109,8 +110,17 @@ impl<K: Kind> Run<K> {
             return (None, next(None).await);
         };
         let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
+        let span = info_span!(
+            "step",
+            track = step.name(),
+            otel.name = step.name(),
+            otel.status_code = Empty,
+            otel.status_description = Empty,
+            cached = Empty,
+        );
         let telemetry = &self.context.telemetry;
-        let trace = telemetry.trace(step.name(), Some(output.listener()));
+        let listener = Some(output.listener());
+        let trace = span.in_scope(|| telemetry.trace(step.name(), listener));
         let context = self.context_of(step, trace, output);
         let mut record = Record {
             start: Some(jiff::Timestamp::now()),
@@ -134,7 +144,7 @@ impl<K: Kind> Run<K> {
                 never = self.report_when_stuck(&context) => match never {},
             }
         }
-        .instrument(info_span!("step", track = step.name()));
+        .instrument(span.clone());
         let result = self.context.stopper.unless_stopped(watched).await;
         record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (value, failure) = match result {
@@ -148,7 +158,7 @@ impl<K: Kind> Run<K> {
         self.record(record.clone());
         let (after, ()) = tokio::join!(
             next(value.as_ref()),
-            self.close(record, context, failure.as_ref()),
+            self.close(record, context, failure.as_ref(), &span),
         );
         (value, after)
     }
@@ -177,6 +187,7 @@ impl<K: Kind> Run<K> {
         mut record: Record,
         context: StepContext<'_, K>,
         failure: Option<&Failure>,
+        span: &Span,
     ) {
         let StepContext {
             step,
@@ -218,6 +229,11 @@ impl<K: Kind> Run<K> {
         record.findings = std::mem::take(&mut *lock(&context.findings));
         record.test_counts = (!found.tests.is_empty()).then(|| TestCounts::of(&found.tests));
         record.tests = found.tests;
+        span.record("cached", record.cached);
+        if let Some(error) = &record.error {
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", error);
+        }
         let log = output.log();
         record.log = self.context.reporter.write_log(step, &log);
         self.context.reporter.ended(&record, failure, &log);

@@ -118,6 +118,21 @@ fn rejects_load_without_a_container_runtime_before_building() {
 }
 
 #[test]
+fn a_collector_that_does_not_listen_only_causes_a_message() {
+    let project = Project::new("collector");
+    ci(&project, &[])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+        .run()
+        .finds_no_engine()
+        .says("cannot send the spans to the collector");
+    ci(&project, &[])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "no address")
+        .run()
+        .finds_no_engine()
+        .says("hint: Set OTEL_EXPORTER_OTLP_ENDPOINT to a URL");
+}
+
+#[test]
 fn a_refused_run_leaves_no_report_of_an_earlier_one() {
     let project = Project::new("refused-report");
     ci(&project, &[]).run().finds_no_engine();

@@ -37,6 +37,7 @@ mod shell;
 mod smoke;
 mod soak;
 mod sources;
+mod spans;
 mod terminal;
 mod verify;
 mod whole;

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::info_span;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span, info_span};
 
 use self::plan::{Plan, plan};
 use self::session::Outcome;
@@ -27,13 +28,25 @@ use common::progress::Progress as _;
 pub(super) async fn run(invocation: &Invocation, stopper: &Stopper) -> ExitCode {
     let github = GitHub::from_env(invocation.options.release_branch.as_deref());
     let early = Reporter::before_the_plan(invocation, &github);
-    match run_plan(invocation, stopper, &github, &early).await {
+    let run = info_span!(
+        "run",
+        exit_code = Empty,
+        commit = Empty,
+        otel.status_code = Empty
+    );
+    let ended = run_plan(invocation, stopper, &github, &early);
+    let code = match ended.instrument(run.clone()).await {
         Ok(code) => code,
         Err(failure) => {
             early.refused(&failure);
             failure.code
         }
+    };
+    run.record("exit_code", code as u8);
+    if code != ExitCode::Success {
+        run.record("otel.status_code", "ERROR");
     }
+    code
 }
 
 /// # Errors
@@ -47,6 +60,7 @@ async fn run_plan(
     let start = jiff::Timestamp::now();
     let begun = Instant::now();
     let plan = info_span!("plan").in_scope(|| plan(invocation, github, early))?;
+    Span::current().record("commit", &plan.checkout.commit.sha);
     let loader = match plan.invocation {
         Command::Build { load: true, .. } => Some(runtime::find_loader().await?),
         _ => None,
