@@ -1,5 +1,6 @@
 //! Copies, digests and tar archives of directories.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -69,6 +70,33 @@ pub fn digest(folder: &Path) -> io::Result<String> {
     tar.finish()?;
     drop(tar);
     Ok(format!("sha256:{}", hex::encode(sum.0.finalize())))
+}
+
+/// Returns a short digest of the content of each file below a directory, by its path relative to the directory. The digest of a symlink
+/// is that of its target's path.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn digests(folder: &Path) -> io::Result<BTreeMap<String, String>> {
+    let mut digests = BTreeMap::new();
+    for entry in WalkDir::new(folder).min_depth(1) {
+        let entry = entry?;
+        let mut sum = HashWriter(Sha256::new());
+        if entry.path_is_symlink() {
+            sum.0
+                .update(fs::read_link(entry.path())?.as_os_str().as_encoded_bytes());
+        } else if entry.file_type().is_file() {
+            let is_executable = entry.metadata()?.mode() & 0o111 != 0;
+            sum.0.update([u8::from(is_executable)]);
+            io::copy(&mut File::open(entry.path())?, &mut sum)?;
+        } else {
+            continue;
+        }
+        let path = entry.path().strip_prefix(folder).unwrap_or(entry.path());
+        let digest = hex::encode(sum.0.finalize());
+        digests.insert(path.display().to_string(), digest[..16].to_owned());
+    }
+    Ok(digests)
 }
 
 /// Appends everything below a directory to a tar archive, sorted by name, owned by root and without times.

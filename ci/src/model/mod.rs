@@ -5,6 +5,7 @@ pub mod config_file;
 pub mod event;
 pub mod finding;
 pub mod image_name;
+pub mod inputs;
 pub mod record;
 pub mod rust;
 pub mod step;

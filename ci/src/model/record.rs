@@ -7,6 +7,7 @@ use super::cause::{Cause, TestCase, TestCounts};
 use super::event::Domain;
 use super::finding::Finding;
 use super::image_name::Reference;
+use super::inputs::Why;
 use super::step::Step;
 use super::time::Time;
 use common::failure::ExitCode;
@@ -40,6 +41,9 @@ pub struct Record {
     /// The earlier run that passed with the same inputs, if the result came from the runner cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reused: Option<PriorPass>,
+    /// Why the step ran, if its result did not come from a cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<Why>,
     /// The named parts of the step, such as the commands of `custom`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<StepPart>,
@@ -91,6 +95,7 @@ impl Record {
             duration_ms: 0,
             cached: false,
             reused: None,
+            why: None,
             parts: Vec::new(),
             log: None,
             digest: None,

@@ -190,7 +190,9 @@ impl Reporter {
             let title = format!("✓ {step:<8}{took:>9}{rest}");
             return group(&title, &excerpt(log, GROUPED.0, GROUPED.1, "the log"));
         }
-        format!("{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{rest}{DIM:#}")
+        let mut text = format!("{GOOD}  ✓ {step:<8}{GOOD:#}{took:>9}{DIM}{rest}{DIM:#}");
+        text += &self.why(record);
+        text
     }
 
     fn failed_step(&self, record: &Record, failure: &Failure) -> String {
@@ -203,6 +205,7 @@ impl Reporter {
         };
         let message = shown(&failure.to_string());
         let mut text = format!("{BAD}  {sign} {step:<8}{BAD:#}{took:>9}  {message}\n");
+        text += self.why(record).trim_start();
         let rest = self.path_of(record.log.as_deref());
         if let Some(output) = &failure.output {
             text += &match self.format {
@@ -219,6 +222,19 @@ impl Reporter {
             text += &format!("{NOTE}      hint:{NOTE:#} {}\n", shown(hint));
         }
         text
+    }
+
+    /// Why the step ran, as a line of its own, if verbose.
+    fn why(&self, record: &Record) -> String {
+        match &record.why {
+            Some(why) if self.verbose => {
+                format!(
+                    "\n{DIM}      ran because {}{DIM:#}\n",
+                    shown(&why.to_string())
+                )
+            }
+            _ => String::new(),
+        }
     }
 
     fn path_of(&self, log: Option<&str>) -> String {

@@ -4,6 +4,7 @@ use super::json::{EngineReport, Prepared, Program, Report, RustReport, SCHEMA, V
 use crate::model::cause::{Cause, CauseKind, Location, TestCase, TestCounts, TestStatus};
 use crate::model::event::Event;
 use crate::model::finding::{Finding, Severity};
+use crate::model::inputs::{LastPass, Reason, Why};
 use crate::model::record::{Record, StandInNote, Status, StepPart};
 use crate::model::step::Step;
 use common::failure::ExitCode;
@@ -27,6 +28,32 @@ fn timing(step: Step) -> (i64, u64) {
     }
 }
 
+fn why(step: Step) -> Option<Why> {
+    let reason = match step {
+        Step::Fmt => return None,
+        Step::Smoke | Step::Publish => Reason::Always,
+        Step::Lint => Reason::Input {
+            name: "the toolchain".to_owned(),
+        },
+        Step::Scan => Reason::Input {
+            name: "the vulnerability database".to_owned(),
+        },
+        _ => Reason::Files {
+            first: ["api/src/main.rs", "api/src/routes.rs"]
+                .map(ToOwned::to_owned)
+                .to_vec(),
+            more: 0,
+        },
+    };
+    Some(Why {
+        since: Some(LastPass {
+            commit: "9c1e5a2000000000000000000000000000000000".to_owned(),
+            time: START - jiff::SignedDuration::from_hours(3),
+        }),
+        reasons: vec![reason],
+    })
+}
+
 fn record(step: Step, status: Status) -> Record {
     let (start, duration_ms) = timing(step);
     Record {
@@ -34,6 +61,7 @@ fn record(step: Step, status: Status) -> Record {
         start: Some(START + jiff::SignedDuration::from_millis(start)),
         duration_ms,
         cached: status == Status::Passed && step == Step::Fmt,
+        why: why(step),
         log: Some(step.log()),
         error: None,
         ..Record::skipped(step, String::new())

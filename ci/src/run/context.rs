@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dagger_sdk::DaggerConn;
 use tokio::sync::OnceCell;
 
+use super::history::History;
 use super::stopper::Stopper;
 use super::toolbox::Toolbox;
 use crate::engine::session::Connection;
@@ -36,6 +37,12 @@ pub struct RunContext<K: Kind> {
     pub stopper: Stopper,
     /// The caches of an ephemeral runner, if configured.
     pub cache: Option<Cache>,
+    /// The passes of earlier runs.
+    pub history: History,
+    /// The engine of the run.
+    pub engine: String,
+    /// The full SHA of HEAD.
+    pub commit: String,
     /// A name that is unique to this run.
     pub id: String,
     /// The Rust toolchain.

@@ -16,6 +16,7 @@ use super::stopper::Stop;
 use crate::engine::telemetry::TraceContext;
 use crate::model::cause::{Cause, CauseKind, TestCounts};
 use crate::model::finding::Finding;
+use crate::model::inputs::{Inputs, LastPass};
 use crate::model::record::{CacheReport, PriorPass, Record, Status};
 use crate::model::step::Step;
 use crate::runner_cache::key::Key;
@@ -40,6 +41,7 @@ struct EndedOutput {
     output: Arc<StepOutput>,
     /// The length of the log that was written when the step ended.
     written: usize,
+    inputs: Option<Inputs>,
 }
 
 /// How long the engine's reports about answered queries may take.
@@ -229,6 +231,10 @@ impl<K: Kind> Run<K> {
         record.findings = std::mem::take(&mut *lock(&context.findings));
         record.test_counts = (!found.tests.is_empty()).then(|| TestCounts::of(&found.tests));
         record.tests = found.tests;
+        let inputs = lock(&context.inputs).take();
+        if !record.cached {
+            record.why = Some(self.context.history.why(step, inputs.as_ref()));
+        }
         span.record("cached", record.cached);
         if let Some(error) = &record.error {
             span.record("otel.status_code", "ERROR");
@@ -243,6 +249,7 @@ impl<K: Kind> Run<K> {
             trace,
             output,
             written: log.len(),
+            inputs,
         });
     }
 
@@ -290,6 +297,7 @@ impl<K: Kind> Run<K> {
             digest: Mutex::default(),
             causes: Mutex::default(),
             findings: Mutex::default(),
+            inputs: Mutex::default(),
             reused: Mutex::default(),
         }
     }
@@ -333,11 +341,13 @@ impl<K: Kind> Run<K> {
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         let mut logs = BTreeMap::new();
+        let mut passes = Vec::new();
         for EndedOutput {
             step,
             trace,
             output,
             written,
+            inputs,
         } in outputs
         {
             if let Some(record) = records.get_mut(&step) {
@@ -348,8 +358,20 @@ impl<K: Kind> Run<K> {
                 record.cached = step.definition().cacheable
                     && record.status == Status::Passed
                     && (record.reused.is_some() || self.context.telemetry.cached(trace));
+                if record.cached {
+                    record.why = None;
+                }
+                if let (Status::Passed, Some(time), Some(inputs)) =
+                    (record.status, record.start, inputs)
+                {
+                    let commit = self.context.commit.clone();
+                    passes.push((step, LastPass { commit, time }, inputs));
+                }
                 logs.insert(step, self.context.reporter.redact(&log));
             }
+        }
+        if let Err(failure) = self.context.history.save(passes) {
+            self.context.reporter.notice(&failure.to_string());
         }
         let cache = match self.context.cache {
             None => None,
@@ -399,6 +421,7 @@ pub struct StepContext<'a, K: Kind> {
     digest: Mutex<Option<String>>,
     causes: Mutex<Vec<Cause>>,
     findings: Mutex<Vec<Finding>>,
+    inputs: Mutex<Option<Inputs>>,
     reused: Mutex<Option<PriorPass>>,
 }
 
@@ -422,6 +445,12 @@ impl<K: Kind> StepContext<'_, K> {
     /// Records a cause of the step's failure that its output does not name.
     pub fn add_cause(&self, cause: Cause) {
         lock(&self.causes).push(cause);
+    }
+
+    /// Records what the step's result depends on, before its command runs.
+    pub fn set_inputs(&self, inputs: Inputs) {
+        let engine = self.run.engine.clone();
+        *lock(&self.inputs) = Some(Inputs { engine, ..inputs });
     }
 
     /// Records all vulnerabilities that the step found.

@@ -2,6 +2,7 @@
 
 pub(crate) mod context;
 pub mod execution;
+pub(crate) mod history;
 mod step_output;
 pub(crate) mod stopper;
 pub(crate) mod toolbox;

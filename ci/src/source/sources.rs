@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use generativity::Id;
 
@@ -79,6 +79,7 @@ pub struct StepSources {
     pub path: PathBuf,
     /// The digest of the directory: see [`file_tree::digest`].
     pub digest: String,
+    files: OnceLock<Arc<BTreeMap<String, String>>>,
     /// Keeps the directory; `None` if the step reads the whole snapshot.
     _folder: Option<Snapshot>,
 }
@@ -99,7 +100,20 @@ impl StepSources {
         Ok(Self {
             path,
             digest,
+            files: OnceLock::new(),
             _folder: folder,
         })
+    }
+
+    /// Returns the digest of each file, by its path relative to the top of the sources.
+    ///
+    /// # Errors
+    /// When a file cannot be read (exit code 3).
+    pub fn files(&self) -> Result<Arc<BTreeMap<String, String>>, Failure> {
+        if let Some(files) = self.files.get() {
+            return Ok(Arc::clone(files));
+        }
+        let files = file_tree::digests(&self.path).or_environment("cannot read the sources")?;
+        Ok(Arc::clone(self.files.get_or_init(|| Arc::new(files))))
     }
 }

@@ -16,12 +16,15 @@ use crate::engine::graphql::EngineError;
 use crate::image::attestations::{self, Attestation};
 use crate::model::cause::{Cause, CauseKind, Location};
 use crate::model::finding::{Finding, Severity};
+use crate::model::inputs::Inputs;
 use crate::run::execution::StepContext;
 use crate::runner_cache::place::Place;
 use crate::settings::tables::ScanLimits;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
+use common::digest::sha256;
 use common::failure::{ExitCode, Failure, OrFail};
+use common::pins;
 
 /// The file with the exceptions, in the workspace's directory.
 pub const IGNORE_FILE: &str = ".trivyignore.yaml";
@@ -246,7 +249,7 @@ pub async fn run<'img, K: Kind>(
     let trivy = step.waiting("Trivy", step.run.toolbox.trivy()).await?;
     let mut container = trivy
         .container(client, None)?
-        .with_directory("/cache/db", database)
+        .with_directory("/cache/db", database.clone())
         .with_directory("/out", client.directory())
         .with_mounted_file("/image.tar", archive)
         // Exceptions expire, so a cached result is valid for one day.
@@ -265,6 +268,22 @@ pub async fn run<'img, K: Kind>(
         container = container.with_mounted_file("/trivyignore.yaml", exceptions);
         arguments.extend(["--ignorefile", "/trivyignore.yaml"]);
     }
+    let mut inputs = Inputs::default()
+        .with("the image", &image.info().digest)
+        .with(
+            "the vulnerability database",
+            database
+                .digest()
+                .await
+                .map_err(|error| failed(error.into()))?,
+        )
+        .with("Trivy", pins::TRIVY)
+        .with("the date", jiff::Timestamp::now().strftime("%F"));
+    if ignore.exists() {
+        let exceptions = std::fs::read(&ignore).or_environment("cannot read the exceptions")?;
+        inputs = inputs.with(IGNORE_FILE, sha256(&exceptions));
+    }
+    step.set_inputs(inputs);
     let scanned = container.with_exec(arguments);
     let read = async |scanned: &Container, name: &str| {
         let content = scanned.file(format!("/out/{name}")).contents().await;

@@ -13,6 +13,7 @@ use super::sync::SYNC;
 use crate::engine::graphql::EngineError;
 use crate::image::archive::Platform;
 use crate::model::config_file::FILE;
+use crate::model::inputs::Inputs;
 use crate::model::step::Step;
 use crate::output::{IDLE, SOURCES, WAITING, failed_build_script};
 use crate::run::context::RunContext;
@@ -21,6 +22,7 @@ use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
+use common::digest::sha256;
 use common::failure::{ExitCode, Failure, OrFail};
 use common::pins;
 use common::scratch;
@@ -220,6 +222,7 @@ pub async fn run<K: Kind>(
     source: &Source<'_>,
     work: Work<'_>,
 ) -> Result<tempfile::TempDir, Failure> {
+    step.set_inputs(inputs(step, source, &work).await?);
     let key = key(step, source, &work).await?;
     if let Some(left) = step.passed_before(key.as_ref()).await {
         return Ok(left);
@@ -241,6 +244,32 @@ pub async fn run<K: Kind>(
         step.record_pass(key, left.path())?;
     }
     Ok(left)
+}
+
+/// What `work`'s result depends on, to tell why it ran.
+async fn inputs<K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    work: &Work<'_>,
+) -> Result<Inputs, Failure> {
+    let run = step.run;
+    let platform = run.platform_of(step.step);
+    let services = work.services.and_then(Services::identity);
+    Ok(Inputs {
+        files: source.for_step(step.step, &run.settings.paths)?.files()?,
+        ..Inputs::default()
+    }
+    .with("the toolchain", run.toolchain_key(platform).await?)
+    .with(
+        "toolchain.packages",
+        run.settings.packages_of(step.step).join(" "),
+    )
+    .with(
+        "the environment",
+        sha256(format!("{:?}", work.env).as_bytes()),
+    )
+    .with("the commands", sha256(script(work).as_bytes()))
+    .with("the services", services.unwrap_or_default()))
 }
 
 /// The cache key of `work`'s result: everything that it depends on. `None` if an input has no exact identity, or the run has no

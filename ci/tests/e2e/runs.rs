@@ -200,6 +200,31 @@ fn start(ci: Ci) -> (KillOnDrop, BufReader<ChildStderr>, String) {
 }
 
 #[test]
+fn a_step_tells_why_it_ran() {
+    let project = Project::new("why");
+    let main = project.read("api/src/main.rs");
+    // Never in the engine's cache.
+    let now = jiff::Timestamp::now().as_nanosecond();
+    project.write("api/src/main.rs", &format!("{main}// {now}\n"));
+    project.commit("unique");
+    let first = project.ci(&["fmt"]).run().exits(0);
+    assert_eq!(first.step("fmt")["why"]["reasons"][0]["kind"], "first");
+    let again = project.ci(&["fmt"]).run().exits(0);
+    assert_eq!(again.step("fmt")["cached"], true);
+    assert!(again.step("fmt")["why"].is_null());
+    let passed = short_sha(&project);
+    project.write("api/src/main.rs", &format!("{main}// {now} again\n"));
+    project.write("README.md", &format!("{now}\n"));
+    let changed = project.ci(&["fmt", "-v"]).run().exits(0).says(&format!(
+        "ran because README.md, api/src/main.rs changed since commit {passed}"
+    ));
+    let reason = &changed.step("fmt")["why"]["reasons"][0];
+    assert_eq!(reason["first"][1], "api/src/main.rs");
+    let page = project.read("target/ci/report.html");
+    assert!(page.contains("Ran because README.md, api/src/main.rs changed since commit"));
+}
+
+#[test]
 fn a_killed_run_leaves_no_report_of_an_earlier_one() {
     let project = Project::new("killed-report");
     project.ci(&["fmt"]).run().exits(0);
@@ -212,7 +237,7 @@ fn a_killed_run_leaves_no_report_of_an_earlier_one() {
     let entries = std::fs::read_dir(&folder).unwrap();
     let mut left: Vec<_> = entries.map(|it| it.unwrap().file_name()).collect();
     left.sort_unstable();
-    assert_eq!(left, [".gitignore", "previous.json"]);
+    assert_eq!(left, [".gitignore", "passes.json", "previous.json"]);
 }
 
 fn assert_stops_once_on(project: &Project, signal: Signal) {

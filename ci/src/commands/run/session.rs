@@ -22,6 +22,7 @@ use crate::model::step::Step;
 use crate::report::{self, EngineReport, Reporter, RustReport};
 use crate::run::context::{Platforms, RunContext, new_id};
 use crate::run::execution::Run;
+use crate::run::history::History;
 use crate::run::stopper::{Stop, Stopper};
 use crate::run::toolbox::{self, AnyToolbox, Toolbox};
 use crate::runner_cache::cache::Cache;
@@ -245,6 +246,7 @@ impl InSession<'_> {
             self.reporter
                 .header(&format!("toolchain {} ({})", rust.name, rust.from));
         }
+        let history = History::load(&plan.settings.report_dir);
         let context = RunContext {
             rust,
             settings: plan.settings,
@@ -255,6 +257,9 @@ impl InSession<'_> {
             reporter: Arc::clone(self.reporter),
             stopper: self.stopper.clone(),
             cache,
+            history,
+            engine: self.engine.name.clone(),
+            commit: plan.checkout.commit.sha.clone(),
             id: new_id(),
             toolchain: OnceCell::new(),
         };

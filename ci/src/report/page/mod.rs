@@ -98,6 +98,7 @@ struct Node<'a> {
     took: String,
     needs: String,
     note: String,
+    why: Option<String>,
 }
 
 /// A step that failed.
@@ -298,6 +299,7 @@ impl<'a> Node<'a> {
             does: record.name.definition().does,
             took,
             needs,
+            why: record.why.as_ref().map(|why| shown(&why.to_string())),
             note: match (record.status, &record.error) {
                 (Status::Skipped, Some(why)) => shown(why),
                 _ => note(record),

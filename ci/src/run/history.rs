@@ -1,0 +1,160 @@
+//! What the steps were made from when they last passed, in a file of the report directory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::inputs::{Inputs, LastPass, Reason, Why};
+use crate::model::step::Step;
+use common::digest::sha256;
+use common::failure::{Failure, OrFail};
+
+/// The name of the file.
+const FILE: &str = "passes.json";
+
+/// The passes of earlier runs with this report directory.
+#[derive(Debug)]
+pub struct History {
+    path: PathBuf,
+    passes: BTreeMap<Step, (LastPass, Inputs)>,
+}
+
+/// The content of the file. Steps with the same files share their list.
+#[derive(Default, Deserialize, Serialize)]
+struct Stored {
+    passes: BTreeMap<Step, StoredPass>,
+    files: BTreeMap<String, Arc<BTreeMap<String, String>>>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct StoredPass {
+    #[serde(flatten)]
+    last: LastPass,
+    files: String,
+    others: BTreeMap<String, String>,
+    engine: String,
+}
+
+impl History {
+    /// Reads the passes of earlier runs; an unreadable file counts as none.
+    #[must_use]
+    pub fn load(report_dir: &Path) -> Self {
+        let path = report_dir.join(FILE);
+        let stored: Stored = std::fs::read(&path)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        let Stored { passes, files } = stored;
+        let pass = |(step, pass): (Step, StoredPass)| {
+            let inputs = Inputs {
+                files: Arc::clone(files.get(&pass.files)?),
+                others: pass.others,
+                engine: pass.engine,
+            };
+            Some((step, (pass.last, inputs)))
+        };
+        Self {
+            passes: passes.into_iter().filter_map(pass).collect(),
+            path,
+        }
+    }
+
+    /// Why a step with these inputs did not reuse an earlier result.
+    #[must_use]
+    pub fn why(&self, step: Step, inputs: Option<&Inputs>) -> Why {
+        let last = self.passes.get(&step);
+        let reasons = match (last, inputs) {
+            _ if !step.definition().cacheable => vec![Reason::Always],
+            (Some((_, before)), Some(inputs)) => inputs.changes_since(before),
+            _ => vec![Reason::First],
+        };
+        Why {
+            since: last.map(|(last, _)| last.clone()),
+            reasons,
+        }
+    }
+
+    /// Records the passes of this run, and writes the file.
+    ///
+    /// # Errors
+    /// When the file cannot be written (exit code 3).
+    pub fn save(
+        mut self,
+        passes: impl IntoIterator<Item = (Step, LastPass, Inputs)>,
+    ) -> Result<(), Failure> {
+        for (step, last, inputs) in passes {
+            self.passes.insert(step, (last, inputs));
+        }
+        let mut stored = Stored::default();
+        for (step, (last, inputs)) in self.passes {
+            let list =
+                serde_json::to_vec(&*inputs.files).or_environment("cannot list the files")?;
+            let files = sha256(&list);
+            stored.files.insert(files.clone(), inputs.files);
+            stored.passes.insert(
+                step,
+                StoredPass {
+                    last,
+                    files,
+                    others: inputs.others,
+                    engine: inputs.engine,
+                },
+            );
+        }
+        let text = serde_json::to_vec(&stored).or_environment("cannot serialize the passes")?;
+        let cannot = || format!("cannot write {}", self.path.display());
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder).or_environment(cannot())?;
+        std::io::Write::write_all(&mut file, &text).or_environment(cannot())?;
+        file.persist(&self.path).or_environment(cannot())?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_is_known_in_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = |digest: &str| Inputs {
+            files: Arc::new([("a.rs".to_owned(), digest.to_owned())].into()),
+            ..Inputs::default()
+        };
+        let last = LastPass {
+            commit: "4f2a91c".to_owned(),
+            time: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let first = History::load(folder.path());
+        assert_eq!(
+            first.why(Step::Test, Some(&files("1"))).reasons,
+            [Reason::First]
+        );
+        let passes = [Step::Test, Step::Lint].map(|step| (step, last.clone(), files("1")));
+        first.save(passes).unwrap();
+        let next = History::load(folder.path());
+        let why = next.why(Step::Test, Some(&files("2")));
+        assert_eq!(why.since, Some(last));
+        assert_eq!(why.to_string(), "a.rs changed since commit 4f2a91c");
+        let unchanged = next.why(Step::Lint, Some(&files("1")));
+        assert_eq!(unchanged.reasons, [Reason::NotCached]);
+        assert_eq!(
+            next.why(Step::Fmt, Some(&files("1"))).reasons,
+            [Reason::First]
+        );
+        assert_eq!(next.why(Step::Smoke, None).reasons, [Reason::Always]);
+        // The other steps keep their passes.
+        next.save([]).unwrap();
+        let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();
+        assert_eq!(text.matches("a.rs").count(), 1, "{text}");
+        std::fs::write(folder.path().join(FILE), "damaged").unwrap();
+        let none = History::load(folder.path());
+        assert_eq!(
+            none.why(Step::Test, Some(&files("1"))).reasons,
+            [Reason::First]
+        );
+    }
+}
