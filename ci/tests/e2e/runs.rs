@@ -388,7 +388,10 @@ fn writes_the_archive_and_the_github_outputs() {
     let digest = run.report["digest"].as_str().unwrap();
     assert_eq!(
         project.read("target/outputs"),
-        format!("image=ghcr.io/e2e/output:{short}\ntag={short}\ndigest={digest}\n")
+        format!(
+            "report={}\nimage=ghcr.io/e2e/output:{short}\ntag={short}\ndigest={digest}\n",
+            project.path().join("target/ci").display()
+        )
     );
 
     std::fs::remove_file(project.path().join("target/shipped.tar")).unwrap();
