@@ -23,7 +23,7 @@ fn page(name: &str) -> String {
 }
 
 /// Runs the command outside a repository and returns its standard output.
-fn stdout_of(arguments: &[&str]) -> String {
+pub(crate) fn stdout_of(arguments: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     // The help shows the current values of environment variables.
     let outcome =

@@ -11,6 +11,7 @@
 )]
 mod harness;
 
+mod completions;
 mod docs;
 mod doctor;
 mod help;
