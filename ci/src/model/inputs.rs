@@ -12,7 +12,7 @@ use super::time::Time;
 const FILES: usize = 3;
 
 /// The inputs of a step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Inputs {
     /// The digest of each file, by its path.
     pub files: Arc<BTreeMap<String, String>>,

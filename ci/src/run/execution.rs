@@ -233,7 +233,9 @@ impl<K: Kind> Run<K> {
         record.tests = found.tests;
         let inputs = lock(&context.inputs).take();
         if !record.cached {
-            record.why = Some(self.context.history.why(step, inputs.as_ref()));
+            let cache = self.context.cache.as_ref();
+            let kept = || cache.and_then(|cache| cache.last_pass(step));
+            record.why = Some(self.context.history.why(step, inputs.as_ref(), kept));
         }
         span.record("cached", record.cached);
         if let Some(error) = &record.error {
@@ -496,7 +498,10 @@ impl<K: Kind> StepContext<'_, K> {
     /// When the output files cannot be copied.
     pub fn record_pass(&self, key: Key, output: &Path) -> Result<(), Failure> {
         match &self.run.cache {
-            Some(cache) => cache.record_pass(key, output),
+            Some(cache) => {
+                let inputs = lock(&self.inputs).clone().unwrap_or_default();
+                cache.record_pass(key, &inputs, output)
+            }
             None => Ok(()),
         }
     }

@@ -61,17 +61,30 @@ impl History {
         }
     }
 
-    /// Why a step with these inputs did not reuse an earlier result.
+    /// Why a step with these inputs did not reuse an earlier result. `kept` returns the last pass that the runner's cache knows, for
+    /// a report directory that is new in each run.
     #[must_use]
-    pub fn why(&self, step: Step, inputs: Option<&Inputs>) -> Why {
-        let last = self.passes.get(&step);
-        let reasons = match (last, inputs) {
-            _ if !step.definition().cacheable => vec![Reason::Always],
+    pub fn why(
+        &self,
+        step: Step,
+        inputs: Option<&Inputs>,
+        kept: impl FnOnce() -> Option<(LastPass, Inputs)>,
+    ) -> Why {
+        if !step.definition().cacheable {
+            return Why {
+                since: self.passes.get(&step).map(|(last, _)| last.clone()),
+                reasons: vec![Reason::Always],
+            };
+        }
+        let last = self.passes.get(&step).cloned();
+        let last = last.into_iter().chain(kept());
+        let last = last.max_by_key(|(last, _)| last.time);
+        let reasons = match (&last, inputs) {
             (Some((_, before)), Some(inputs)) => inputs.changes_since(before),
             _ => vec![Reason::First],
         };
         Why {
-            since: last.map(|(last, _)| last.clone()),
+            since: last.map(|(last, _)| last),
             reasons,
         }
     }
@@ -130,31 +143,42 @@ mod tests {
         };
         let first = History::load(folder.path());
         assert_eq!(
-            first.why(Step::Test, Some(&files("1"))).reasons,
+            first.why(Step::Test, Some(&files("1")), || None).reasons,
             [Reason::First]
         );
         let passes = [Step::Test, Step::Lint].map(|step| (step, last.clone(), files("1")));
         first.save(passes).unwrap();
         let next = History::load(folder.path());
-        let why = next.why(Step::Test, Some(&files("2")));
+        let why = next.why(Step::Test, Some(&files("2")), || None);
         assert_eq!(why.since, Some(last));
         assert_eq!(why.to_string(), "a.rs changed since commit 4f2a91c");
-        let unchanged = next.why(Step::Lint, Some(&files("1")));
+        let unchanged = next.why(Step::Lint, Some(&files("1")), || None);
         assert_eq!(unchanged.reasons, [Reason::NotCached]);
         assert_eq!(
-            next.why(Step::Fmt, Some(&files("1"))).reasons,
+            next.why(Step::Fmt, Some(&files("1")), || None).reasons,
             [Reason::First]
         );
-        assert_eq!(next.why(Step::Smoke, None).reasons, [Reason::Always]);
+        assert_eq!(
+            next.why(Step::Smoke, None, || None).reasons,
+            [Reason::Always]
+        );
         // The other steps keep their passes.
-        next.save([]).unwrap();
+        History::load(folder.path()).save([]).unwrap();
         let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();
         assert_eq!(text.matches("a.rs").count(), 1, "{text}");
         std::fs::write(folder.path().join(FILE), "damaged").unwrap();
         let none = History::load(folder.path());
         assert_eq!(
-            none.why(Step::Test, Some(&files("1"))).reasons,
+            none.why(Step::Test, Some(&files("1")), || None).reasons,
             [Reason::First]
         );
+        let kept = |time| {
+            let commit = "0123456".to_owned();
+            move || Some((LastPass { commit, time }, files("3")))
+        };
+        let why = none.why(Step::Test, Some(&files("1")), kept(jiff::Timestamp::MIN));
+        assert_eq!(why.to_string(), "a.rs changed since commit 0123456");
+        let newer = next.why(Step::Test, Some(&files("2")), kept(jiff::Timestamp::MIN));
+        assert_eq!(newer.to_string(), "a.rs changed since commit 4f2a91c");
     }
 }

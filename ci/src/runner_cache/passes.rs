@@ -10,6 +10,7 @@ use super::cache::Cache;
 use super::key::Key;
 use super::pack;
 use super::store::Part;
+use crate::model::inputs::{Inputs, LastPass};
 use crate::model::record::{PriorPass, Record, Status};
 use crate::model::step::Step;
 use common::failure::{Failure, OrFail};
@@ -17,6 +18,9 @@ use common::scratch;
 
 const LOG: &str = "log";
 const OUT: &str = "out";
+const INPUTS: &str = "inputs.json";
+/// Everything that the entry of a pass contains.
+const TOPS: [&str; 3] = [LOG, OUT, INPUTS];
 
 impl Cache {
     /// Finds an earlier pass with this key, and unpacks its output files into a directory. A damaged entry is ignored.
@@ -25,7 +29,7 @@ impl Cache {
         let hex = key.hex();
         let entry = self.store.find(&self.of, part, &hex)?;
         let unpack = || -> eyre::Result<_> {
-            let blob = self.store.blob(entry, &[LOG, OUT])?;
+            let blob = self.store.blob(entry, &TOPS)?;
             let all = scratch::folder()?;
             pack::unpack(&blob, all.path())?;
             let out = scratch::folder()?;
@@ -56,14 +60,34 @@ impl Cache {
         }
     }
 
-    /// Records a pass and its output files until the end of the run, when the log is complete.
+    /// The newest pass of a step, with any key, and what the step was made from then. A damaged entry counts as none.
+    #[must_use]
+    pub fn last_pass(&self, step: Step) -> Option<(LastPass, Inputs)> {
+        let entry = self.store.newest(&self.of, Part::Pass(step))?;
+        let read = || -> eyre::Result<Inputs> {
+            let blob = self.store.blob(entry, &TOPS)?;
+            let all = scratch::folder()?;
+            pack::unpack(&blob, all.path())?;
+            let text = std::fs::read(all.path().join(INPUTS))?;
+            Ok(serde_json::from_slice(&text)?)
+        };
+        let last = LastPass {
+            commit: entry.commit.clone(),
+            time: entry.made,
+        };
+        Some((last, tokio::task::block_in_place(read).ok()?))
+    }
+
+    /// Records a pass, its inputs and its output files until the end of the run, when the log is complete.
     ///
     /// # Errors
-    /// When the output files cannot be copied.
-    pub fn record_pass(&self, key: Key, output: &Path) -> Result<(), Failure> {
+    /// When the files cannot be written.
+    pub fn record_pass(&self, key: Key, inputs: &Inputs, output: &Path) -> Result<(), Failure> {
         let cannot = "cannot copy the step's output";
         let folder = scratch::folder().or_environment(cannot)?;
         copy(output, &folder.path().join(OUT)).or_environment(cannot)?;
+        let inputs = serde_json::to_vec(inputs).or_environment("cannot list the inputs")?;
+        std::fs::write(folder.path().join(INPUTS), inputs).or_environment(cannot)?;
         self.state().now.insert(key.step, (key, folder));
         Ok(())
     }

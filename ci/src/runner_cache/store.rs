@@ -22,7 +22,7 @@ use common::progress::Progress;
 use common::provision;
 
 /// Increases when an older `ci` would misread a newer cache.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 /// The file at the top of the directory that lists the parts.
 pub(crate) const LIST: &str = "cache.json";
 const BLOBS: &str = "blobs";
@@ -259,6 +259,14 @@ impl Store {
     pub(crate) fn find(&self, of: &str, part: Part, key: &str) -> Option<&Entry> {
         let found = |it: &&Entry| it.of == of && it.part == part && it.key == key;
         self.list.parts.iter().find(found)
+    }
+
+    /// The newest entry of the part, with any key.
+    #[must_use]
+    pub(crate) fn newest(&self, of: &str, part: Part) -> Option<&Entry> {
+        let parts = self.list.parts.iter();
+        let parts = parts.filter(|it| it.of == of && it.part == part);
+        parts.max_by_key(|it| it.made)
     }
 
     /// Whether the part exists with another key.
@@ -759,8 +767,8 @@ mod tests {
             ("", "damaged"),
             ("[]", "damaged"),
             (
-                &whole.replace("\"schema\": 2", "\"schema\": 1"),
-                "its schema version is 1, not 2",
+                &whole.replace("\"schema\": 3", "\"schema\": 2"),
+                "its schema version is 2, not 3",
             ),
             (
                 &whole.replace("\"domain\": \"local\"", "\"domain\": \"mine\""),

@@ -255,7 +255,12 @@ fn skips_passed_steps_until_their_inputs_change() {
     // A commit that changes only inputs of the test.
     project.write("NOTES.md", "# Notes\n");
     project.commit("notes");
+    // As on a new runner, only the caches remember the last pass.
+    std::fs::remove_dir_all(project.path().join("target/ci")).unwrap();
     let notes = runner.ci(&project, &[]).run().exits(0);
+    let why = &notes.step("test")["why"];
+    assert_eq!(why["since"]["commit"], commit.as_str());
+    assert_eq!(why["reasons"][0]["first"], json!(["NOTES.md"]));
     for (step, cached) in [
         ("fmt", true),
         ("lint", true),
@@ -476,7 +481,7 @@ fn ignores_damaged_and_forged_caches() {
         .ci(&project, &["fmt"])
         .run()
         .exits(0)
-        .says("its schema version is 99, not 2");
+        .says("its schema version is 99, not 3");
     runner.ci(&project, &["lint"]).run().exits(0);
     let mut index = runner.read_index();
     for entry in index["parts"].as_array_mut().unwrap() {
