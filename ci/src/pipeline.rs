@@ -39,7 +39,7 @@ pub async fn run<K: Kind>(
             let built = run.step_then(Step::Build, input, build::run, async |image| {
                 tokio::join!(
                     run.step(Step::Scan, image.map(|image| (source, image)), scan::run),
-                    run.step(Step::Smoke, image, smoke::run),
+                    run.step(Step::Smoke, image.map(|image| (source, image)), smoke::run),
                 )
             });
             let (image, (scanned, smoked)) = built.await;

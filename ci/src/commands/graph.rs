@@ -1,6 +1,5 @@
 //! `ci graph`: draws the pipeline's steps and their dependencies.
 
-use crate::model::config_file::FILE;
 use crate::model::step::Step;
 use crate::report;
 use crate::settings::{Drawing, Invocation};
@@ -28,7 +27,7 @@ fn project_steps(invocation: &Invocation) -> Result<Vec<Step>, Failure> {
     let root = Checkout::discover(&directory)?.root;
     let project = Project::find(&root, &project::path_below_root(&root, &directory)?)?;
     let folder = root.join(&project.folder);
-    let file = std::fs::read_to_string(folder.join(FILE)).ok();
+    let file = invocation.read_file(&folder)?;
     // --format has the graph's format, which is not valid for a run.
     let settings = invocation.without_format().settings(
         &folder,

@@ -95,8 +95,10 @@ impl std::str::FromStr for Platform {
 /// The configuration of an image, apart from its layers.
 #[derive(Clone, Debug, Default)]
 pub struct ImageConfig {
-    /// The program and its fixed arguments.
+    /// The program.
     pub entrypoint: Vec<String>,
+    /// The default arguments, which can be replaced when a container starts.
+    pub args: Vec<String>,
     /// The environment variables, in order.
     pub env: Vec<(String, String)>,
     /// `uid:gid`, numeric.
@@ -595,6 +597,9 @@ fn configuration(
                 .collect::<Vec<_>>(),
         )
         .exposed_ports(config.exposed_ports.clone());
+    if !config.args.is_empty() {
+        process = process.cmd(config.args.clone());
+    }
     if let Some(user) = &config.user {
         process = process.user(user.clone());
     }
@@ -699,6 +704,7 @@ mod tests {
     fn config() -> ImageConfig {
         ImageConfig {
             entrypoint: vec!["/api".into()],
+            args: Vec::new(),
             env: vec![("PORT".into(), "8000".into())],
             user: Some("65532:65532".into()),
             working_dir: Some("/".into()),

@@ -21,6 +21,8 @@ pub const PREDICATE: &str = "https://slsa.dev/provenance/v1";
 pub const TOOLCHAIN: &str = "toolchain";
 /// The name of the base image in the resolved dependencies.
 pub const BASE: &str = "base";
+/// The internal parameter that lists what `ci.toml` keeps from the gates.
+pub const LEFT_OUT: &str = "left_out";
 
 /// The build type: a link to its description.
 const BUILD_TYPE: &str = concat!(

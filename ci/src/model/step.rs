@@ -107,6 +107,7 @@ impl Step {
             Self::Lint => Definition {
                 name: "lint",
                 does: "clippy, warnings are errors",
+                has_services: true,
                 ..on_sources
             },
             Self::Custom => Definition {
@@ -118,6 +119,7 @@ impl Step {
             Self::Build => Definition {
                 name: "build",
                 does: "release binary, OCI archive",
+                has_services: true,
                 ..on_sources
             },
             Self::Scan => Definition {

@@ -89,6 +89,10 @@ fn notices(report: &Report) -> Vec<String> {
         let names: Vec<_> = report.stand_ins.iter().map(|it| short(&it.name)).collect();
         lines.push(format!("{NOTE}stand-in{NOTE:#} {}", names.join(", ")));
     }
+    if !report.left_out.is_empty() {
+        let text = shown(&report.left_out.join(", "));
+        lines.push(format!("{NOTE}left out{NOTE:#} {text}"));
+    }
     if let Some(cache) = &report.cache {
         lines.extend(cache_summary(cache).lines().map(ToOwned::to_owned));
     }

@@ -108,6 +108,9 @@ pub struct Report {
     pub rust: Option<RustReport>,
     /// Everything that was provisioned on this machine; the times may overlap.
     pub prepared: Vec<Prepared>,
+    /// What `ci.toml` keeps from the gates, as keys with their values; absent if the gates check everything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// The stand-ins that replaced unreachable images and services.
     pub stand_ins: Vec<StandInNote>,
     /// The start of the run.

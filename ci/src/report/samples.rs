@@ -378,6 +378,7 @@ fn report(others: Vec<Record>, code: ExitCode) -> Report {
             start: START + jiff::SignedDuration::from_millis(400),
             duration_ms: 14_200,
         }],
+        left_out: Vec::new(),
         stand_ins: vec![
             StandInNote::provisioned_here("docker.io/library/rust:1.95.0-bookworm", DIGEST),
             StandInNote::provisioned_here("ghcr.io/aquasecurity/trivy:0.74.0", DIGEST),

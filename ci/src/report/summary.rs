@@ -74,6 +74,9 @@ pub(super) fn summary(report: &Report) -> String {
             page.push(&format!("\n{line}\n"));
         }
     }
+    for what in &report.left_out {
+        page.push(&format!("\n⚠️ left out by ci.toml: {}\n", cell(what)));
+    }
     for note in &report.stand_ins {
         let used = cell(&note.used);
         page.push(&format!("\n⚠️ stand-in for `{}`: {used}\n", note.name));

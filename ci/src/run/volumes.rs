@@ -67,7 +67,7 @@ impl<K: Kind> RunContext<K> {
     pub async fn environment(&self, step: Step) -> Result<String, Failure> {
         let digest = self.toolchain_digest().await?;
         let platform = self.platform_of(step).unwrap_or(&self.platforms.engine);
-        let packages = self.settings.packages_of(step).join(" ");
+        let packages = self.settings.compiling_packages_of(step).join(" ");
         let rust = self.rust.identity();
         let sum = Sha256::digest(format!("{digest}\n{rust}\n{packages}\n{platform}"));
         Ok(hex::encode(sum)[..16].to_owned())

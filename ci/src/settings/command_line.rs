@@ -372,6 +372,17 @@ pub struct Options {
         hide_short_help = true
     )]
     pub timeout: Option<String>,
+    /// The settings, a file of the workspace [default: ci.toml]
+    ///
+    /// A workspace with several services has one file for each.
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_CONFIG",
+        value_name = "FILE",
+        hide_short_help = true
+    )]
+    pub config: Option<PathBuf>,
     /// Write what the run spends its time on to this file, for ui.perfetto.dev
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     pub profile: Option<PathBuf>,
@@ -412,7 +423,7 @@ fn ignored(command: &str) -> Vec<&'static str> {
             IMAGE,
             RELEASE,
             RUN,
-            &["event", "engine", "cache_dir", "format"],
+            &["event", "engine", "config", "cache_dir", "format"],
         ],
         "shell" => &[
             RUN,
@@ -424,19 +435,33 @@ fn ignored(command: &str) -> Vec<&'static str> {
             IMAGE,
             RELEASE,
             RUN,
-            &["event", "engine", "workspace", "cache_dir"],
+            &["event", "engine", "workspace", "config", "cache_dir"],
         ],
         "up" | "down" | "prune" => &[
             IMAGE,
             RELEASE,
             RUN,
-            &["event", "engine", "workspace", "cache_dir", "format"],
+            &[
+                "event",
+                "engine",
+                "workspace",
+                "config",
+                "cache_dir",
+                "format",
+            ],
         ],
         "completions" | "man" => &[
             IMAGE,
             RELEASE,
             RUN,
-            &["event", "engine", "workspace", "cache_dir", "format"],
+            &[
+                "event",
+                "engine",
+                "workspace",
+                "config",
+                "cache_dir",
+                "format",
+            ],
             &["verbose", "quiet"],
         ],
         "cache" | "save" | "restore" => &[RUN, &["registry", "cache_dir"]],

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::Resettable;
@@ -13,10 +14,11 @@ use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::cargo::{Cargo, CargoTable, Lint, LintTable, TestTable, Tests};
 use super::command_line::{Cli, Command, Drawing, Format, Options};
 use super::tables::{
     self, Backing, BackingTable, Contents, Gate, GateTable, ImageTable, ScanLimits, ScanTable,
-    Service, ServiceTable, SmokeTable, TestTable, ToolchainTable, Trial,
+    Service, ServiceTable, SmokeTable, ToolchainTable, Trial,
 };
 use crate::engine::choice::Choice;
 use crate::image::archive::Platform;
@@ -69,7 +71,9 @@ struct File {
     /// Backing services of the tests and the smoke test, by their host name.
     services: BTreeMap<String, BackingTable>,
     toolchain: ToolchainTable,
+    cargo: CargoTable,
     test: TestTable,
+    lint: LintTable,
     /// Gates of the project itself.
     gate: Vec<GateTable>,
     scan: ScanTable,
@@ -130,14 +134,18 @@ pub struct Settings {
     pub services: Vec<Backing>,
     /// Debian packages to install in the toolchain's container.
     pub packages: Vec<String>,
-    /// The environment of the tests.
-    pub test_env: BTreeMap<String, String>,
+    /// How test, lint and build call cargo.
+    pub cargo: Cargo,
+    /// How the tests run.
+    pub tests: Tests,
+    /// What the lint checks.
+    pub lint: Lint,
     /// The project's own gates.
     pub gates: Vec<Gate>,
     /// The build scripts of the packages, relative to the root of the sources.
     pub build_scripts: Vec<PathBuf>,
     /// The settings of cargo in the repository.
-    pub cargo: CargoConfig,
+    pub cargo_config: CargoConfig,
     /// The toolchain that the repository asks for.
     pub toolchain: Option<ToolchainFile>,
     /// The thresholds of the vulnerability scan.
@@ -167,18 +175,47 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The Debian packages to install in the toolchain's container for `step`.
+    /// The Debian packages that cargo sees when it compiles in `step`. Build outputs depend on them.
     #[must_use]
-    pub fn packages_of(&self, step: Step) -> Vec<&str> {
+    pub fn compiling_packages_of(&self, step: Step) -> Vec<&str> {
         let mut packages: Vec<_> = self.packages.iter().map(String::as_str).collect();
+        // The commands of gates may compile.
         if step == Step::Custom {
-            for package in self.gates.iter().flat_map(|gate| &gate.packages) {
-                if !packages.contains(&package.as_str()) {
-                    packages.push(package);
-                }
-            }
+            let own = self.gates.iter().flat_map(|gate| &gate.packages);
+            add(&mut packages, own);
         }
         packages
+    }
+
+    /// The Debian packages that `step` needs besides [`Self::compiling_packages_of`].
+    #[must_use]
+    pub fn running_packages_of(&self, step: Step) -> Vec<&str> {
+        let mut packages = self.compiling_packages_of(step);
+        let compiling = packages.len();
+        if step == Step::Test {
+            add(&mut packages, &self.tests.packages);
+        }
+        for service in self.services.iter().filter(|it| it.steps.contains(&step)) {
+            add(&mut packages, &service.packages);
+        }
+        packages.split_off(compiling)
+    }
+
+    /// The environment of the tests.
+    #[must_use]
+    pub fn test_env(&self) -> BTreeMap<String, String> {
+        let mut env = self.cargo.env.clone();
+        env.extend(self.tests.env.clone());
+        env
+    }
+
+    /// What `ci.toml` keeps from the gates, as keys with their values.
+    #[must_use]
+    pub fn narrowings(&self) -> Vec<String> {
+        let mut all = self.tests.narrowings();
+        all.extend(self.lint.narrowings());
+        all.extend(self.scan.narrowings());
+        all
     }
 
     /// Whether this project has the step.
@@ -193,6 +230,21 @@ impl Settings {
             | Step::Scan
             | Step::Smoke
             | Step::Publish => true,
+        }
+    }
+}
+
+/// The date in UTC.
+fn today() -> jiff::civil::Date {
+    let now = jiff::Timestamp::now();
+    jiff::tz::Offset::UTC.to_datetime(now).date()
+}
+
+/// Adds the names that are not in the list yet.
+fn add<'a>(list: &mut Vec<&'a str>, more: impl IntoIterator<Item = &'a String>) {
+    for name in more {
+        if !list.contains(&name.as_str()) {
+            list.push(name);
         }
     }
 }
@@ -283,11 +335,58 @@ impl Invocation {
         format(self.options.format.clone(), github)
     }
 
+    /// Reads the file with the settings, `--config` or `ci.toml`, in the workspace's directory `folder`.
+    ///
+    /// # Errors
+    /// When the file is not in the workspace, cannot be read, or is named and does not exist (exit code 2).
+    pub fn read_file(&self, folder: &Path) -> Result<Option<String>, Failure> {
+        let named = self.options.config.as_deref();
+        let path = named.unwrap_or(Path::new(FILE));
+        let shown = path.display();
+        if !path
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+        {
+            return Err(
+                Failure::usage(format!("--config {shown} is not a path in the workspace"))
+                    .hint("Use a path relative to Cargo.toml, without `..`."),
+            );
+        }
+        match std::fs::read_to_string(folder.join(path)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound && named.is_none() => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::usage(format!(
+                "there is no {shown} among the sources"
+            ))
+            .hint("--config is a path relative to Cargo.toml. ci only reads files that are committed or not ignored.")),
+            Err(error) => Err(Failure::usage(format!("cannot read {shown}")).because(error)),
+        }
+    }
+
     /// The settings of a run on `project`, which is in the directory `root`; `file` is the content of its `ci.toml`.
     ///
     /// # Errors
     /// When a setting is invalid (exit code 2).
     pub fn settings(
+        &self,
+        root: &Path,
+        project: &Project,
+        file: Option<&str>,
+        github: &GitHub,
+    ) -> Result<Settings, Failure> {
+        let settings = self.merge(root, project, file, github);
+        settings.map_err(|mut failure| {
+            // The messages about keys name the file.
+            if let Some(config) = &self.options.config {
+                let config = config.display().to_string();
+                failure.message = failure.message.replace(FILE, &config);
+                failure.hint = failure.hint.map(|hint| hint.replace(FILE, &config));
+            }
+            failure
+        })
+    }
+
+    fn merge(
         &self,
         root: &Path,
         project: &Project,
@@ -303,6 +402,9 @@ impl Invocation {
             })?,
         };
         let service = file.service.resolve(project)?;
+        let cargo = file
+            .cargo
+            .resolve(project, &service.package, &service.binary)?;
         let options = &self.options;
         let merge = |option: &Option<String>, file: Option<String>, default: &str| {
             option
@@ -364,10 +466,12 @@ impl Invocation {
             service,
             services,
             packages: file.toolchain.resolve()?,
-            test_env: file.test.resolve()?,
+            cargo,
+            tests: file.test.resolve(project, today())?,
+            lint: file.lint.resolve(project)?,
             gates: tables::gates(file.gate)?,
             build_scripts: project.build_scripts.clone(),
-            cargo: project.cargo.clone(),
+            cargo_config: project.cargo.clone(),
             toolchain: project.toolchain.clone(),
             scan: file.scan.resolve()?,
             smoke: file.smoke.resolve()?,

@@ -1,6 +1,6 @@
 //! The tables of `ci.toml`: as they are written (`…Table`), and validated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const PACKAGE: &str = "api";
 const USER: &str = "65532:65532";
 /// The variables that `ci` itself sets in the image's environment.
 const OWN_ENV: [&str; 3] = ["APP_BUILD_TIME", "APP_COMMIT", "PORT"];
+
+/// The Debian package that forwards connections to `localhost`.
+const FORWARDER: &str = "socat";
 
 /// The service: `[service]`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -50,6 +53,10 @@ pub struct ImageTable {
     env: BTreeMap<String, String>,
     /// Files and directories of the workspace, and their absolute paths in the image.
     files: BTreeMap<String, String>,
+    /// Arguments of the service, such as `["serve"]`.
+    args: Vec<String>,
+    /// Absolute paths of directories that the service can write to, such as `/tmp`.
+    writable: Vec<String>,
 }
 
 /// A backing service of the tests and the smoke test: `[services.NAME]`.
@@ -63,9 +70,18 @@ pub struct BackingTable {
     /// Environment variables of the service.
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// The steps that can reach the service: `test`, `smoke`. Default: `["test"]`.
+    /// The steps that can reach the service: `test`, `lint`, `build`, `smoke`. Default: `["test"]`.
     #[serde(default = "only_test")]
     steps: Vec<Step>,
+    /// A shell command that prepares the service before each of these steps, such as `sqlx migrate run`. It runs in the workspace, in
+    /// the toolchain's container, with the environment of the step.
+    setup: Option<String>,
+    /// Debian packages that `setup` needs.
+    #[serde(default)]
+    packages: Vec<String>,
+    /// Whether test, lint and build can also reach the service as `localhost`.
+    #[serde(default)]
+    localhost: bool,
 }
 
 fn only_test() -> Vec<Step> {
@@ -78,14 +94,6 @@ fn only_test() -> Vec<Step> {
 pub struct ToolchainTable {
     /// Debian packages that are required to compile or test.
     packages: Vec<String>,
-}
-
-/// The tests: `[test]`.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct TestTable {
-    /// Environment variables of the tests.
-    env: BTreeMap<String, String>,
 }
 
 /// A gate of the project itself: `[[gate]]`.
@@ -126,6 +134,23 @@ pub struct SmokeTable {
     tries: Option<u32>,
     /// The time until the last health request. Default: `20s`.
     within: Option<String>,
+    /// What the service must do to pass. Default: `http`.
+    check: Check,
+    /// The status codes with which the health request passes. Default: `[200]`.
+    statuses: Option<Vec<u16>>,
+    /// Arguments with which the image runs to its end before the service starts, such as `["migrate"]`.
+    setup: Option<Vec<String>>,
+}
+
+/// What a service must do to pass the smoke test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Check {
+    /// Answer the health request.
+    #[default]
+    Http,
+    /// Accept a connection on its port and keep it open.
+    Tcp,
 }
 
 /// How the binary links the C library.
@@ -153,6 +178,21 @@ pub struct Service {
     pub repository: Option<String>,
 }
 
+/// The user of a service; never root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The UID.
+    pub uid: u32,
+    /// The GID.
+    pub gid: u32,
+}
+
+impl std::fmt::Display for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
+}
+
 /// The image's contents besides the binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
@@ -160,12 +200,16 @@ pub struct Contents {
     pub base: Option<Reference>,
     /// How the binary links the C library.
     pub libc: Libc,
-    /// `uid:gid`; never root.
-    pub user: String,
+    /// The user that the service runs as.
+    pub user: User,
     /// The environment variables that the image sets.
     pub env: BTreeMap<String, String>,
     /// Paths relative to the workspace, and their paths relative to the image's root.
     pub files: BTreeMap<PathBuf, PathBuf>,
+    /// The arguments of the service.
+    pub args: Vec<String>,
+    /// The directories that the service can write to, relative to the image's root.
+    pub writable: BTreeSet<PathBuf>,
 }
 
 /// A backing service, such as a database or a cache.
@@ -179,8 +223,14 @@ pub struct Backing {
     pub port: u16,
     /// The environment of the service's container.
     pub env: BTreeMap<String, String>,
-    /// The steps that can reach the service: `test`, `smoke`.
+    /// The steps that can reach the service.
     pub steps: Vec<Step>,
+    /// A command line for `sh` that prepares the service before each step, run in the workspace's directory.
+    pub setup: Option<String>,
+    /// Debian packages that are needed beside the service, for its setup and for `localhost`.
+    pub packages: Vec<String>,
+    /// Whether the service can also be reached as `localhost`.
+    pub localhost: bool,
 }
 
 /// One of the project's own gates.
@@ -216,6 +266,36 @@ pub struct Trial {
     pub tries: u32,
     /// The time of the last request, counted from the container's start.
     pub within: Duration,
+    /// What the service must do to pass.
+    pub check: Check,
+    /// The status codes with which the health request passes.
+    pub statuses: BTreeSet<u16>,
+    /// The arguments with which the image runs to its end before the service starts.
+    pub setup: Option<Vec<String>>,
+}
+
+impl ScanLimits {
+    /// What the scan accepts although it does not by default.
+    #[must_use]
+    pub fn narrowings(&self) -> Vec<String> {
+        let is_narrow = self.severity > Severity::High;
+        let text = || {
+            format!(
+                "scan.severity = {:?}",
+                self.severity.to_string().to_lowercase()
+            )
+        };
+        is_narrow.then(text).into_iter().collect()
+    }
+}
+
+impl Trial {
+    /// The status codes with which the health request passes, in words.
+    #[must_use]
+    pub fn statuses(&self) -> String {
+        let codes: Vec<_> = self.statuses.iter().map(ToString::to_string).collect();
+        codes.join(" or ")
+    }
 }
 
 impl ServiceTable {
@@ -334,8 +414,14 @@ impl ImageTable {
                     .hint("Use an unprivileged user, such as 65532:65532."));
             }
             // Without a group a runtime looks it up in /etc/passwd, which an image from scratch does not have.
-            [Ok(uid)] => format!("{uid}:{uid}"),
-            [Ok(uid), Ok(gid)] => format!("{uid}:{gid}"),
+            [Ok(uid)] => User {
+                uid: *uid,
+                gid: *uid,
+            },
+            [Ok(uid), Ok(gid)] => User {
+                uid: *uid,
+                gid: *gid,
+            },
             _ => {
                 return Err(wrong("image.user", &user, "not a numeric UID or UID:GID")
                     .hint("Use numbers: the image may not define user names."));
@@ -364,21 +450,20 @@ impl ImageTable {
                 return Err(wrong("image.files", &from, "no such file in the sources")
                     .hint("Create the file; git must not ignore it."));
             }
-            let target = Path::new(&to);
-            let parts: Vec<_> = target.components().collect();
-            let plain = matches!(parts.split_first(), Some((Component::RootDir, rest))
-                if !rest.is_empty() && rest.iter().all(|part| matches!(part, Component::Normal(_))));
-            if !plain {
-                return Err(
-                    wrong("image.files", &to, "not an absolute path in the image")
-                        .hint("Use an absolute path, such as /etc/service.toml."),
-                );
-            }
-            let relative: PathBuf = parts[1..].iter().collect();
-            if relative == Path::new(&service.binary) {
-                return Err(wrong("image.files", &to, "conflicts with the binary"));
-            }
+            let relative = path_in_image("image.files", &to, "/etc/service.toml", service)?;
             files.insert(from.into(), relative);
+        }
+        let writable = self.writable.iter();
+        let writable: BTreeSet<_> = writable
+            .map(|path| path_in_image("image.writable", path, "/tmp", service))
+            .collect::<Result<_, _>>()?;
+        if let Some(path) = files.values().find(|it| writable.contains(*it)) {
+            let path = Path::new("/").join(path).display().to_string();
+            return Err(wrong("image.writable", &path, "also in image.files")
+                .hint("Add files to a directory below it, or none."));
+        }
+        if let Some(bad) = self.args.iter().find(|it| it.contains('\0')) {
+            return Err(wrong("image.args", bad, "contains a NUL character"));
         }
         Ok(Contents {
             base,
@@ -386,8 +471,31 @@ impl ImageTable {
             user,
             env: self.env,
             files,
+            args: self.args,
+            writable,
         })
     }
+}
+
+/// An absolute path in the image, relative to the image's root.
+fn path_in_image(
+    key: &str,
+    path: &str,
+    example: &str,
+    service: &Service,
+) -> Result<PathBuf, Failure> {
+    let parts: Vec<_> = Path::new(path).components().collect();
+    let plain = matches!(parts.split_first(), Some((Component::RootDir, rest))
+        if !rest.is_empty() && rest.iter().all(|part| matches!(part, Component::Normal(_))));
+    if !plain {
+        return Err(wrong(key, path, "not an absolute path in the image")
+            .hint(format!("Use an absolute path, such as {example}.")));
+    }
+    let relative: PathBuf = parts[1..].iter().collect();
+    if relative == Path::new(&service.binary) {
+        return Err(wrong(key, path, "conflicts with the binary"));
+    }
+    Ok(relative)
 }
 
 impl BackingTable {
@@ -411,10 +519,21 @@ impl BackingTable {
                 step.name(),
                 "step cannot use backing services",
             )
-            .hint("Use test or smoke."));
+            .hint("Use test, lint, build or smoke."));
         }
         environment(&key("env"), &self.env)?;
+        let mut packages = packages(&key("packages"), self.packages)?;
+        if self.localhost {
+            packages.push(FORWARDER.to_owned());
+        }
+        if let Some(setup) = self.setup.as_ref().filter(|it| is_no_command(it)) {
+            return Err(wrong(&key("setup"), setup, "no command")
+                .hint("Set a shell command line, such as \"sqlx migrate run\"."));
+        }
         Ok(Backing {
+            setup: self.setup,
+            packages,
+            localhost: self.localhost,
             image: reference(&key("image"), &self.image)?,
             port: port(&key("port"), self.port)?,
             env: self.env,
@@ -449,7 +568,7 @@ pub fn gates(tables: Vec<GateTable>) -> Result<Vec<Gate>, Failure> {
         if gates.iter().any(|other| other.name == name) {
             return Err(wrong("gate.name", &name, "duplicate name"));
         }
-        if table.run.trim().is_empty() || table.run.contains('\0') {
+        if is_no_command(&table.run) {
             return Err(wrong(&format!("gate.{name}.run"), &table.run, "no command")
                 .hint("Set a shell command line, such as \"cargo doc --no-deps\"."));
         }
@@ -464,7 +583,11 @@ pub fn gates(tables: Vec<GateTable>) -> Result<Vec<Gate>, Failure> {
     Ok(gates)
 }
 
-fn packages(key: &str, packages: Vec<String>) -> Result<Vec<String>, Failure> {
+fn is_no_command(text: &str) -> bool {
+    text.trim().is_empty() || text.contains('\0')
+}
+
+pub(super) fn packages(key: &str, packages: Vec<String>) -> Result<Vec<String>, Failure> {
     let name = |name: &str| {
         name.len() > 1
             && name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -488,23 +611,6 @@ fn is_label(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
-
-impl TestTable {
-    /// The environment of the tests.
-    ///
-    /// # Errors
-    /// When the name of a variable is invalid, or the variable changes how cargo compiles (exit code 2).
-    pub fn resolve(self) -> Result<BTreeMap<String, String>, Failure> {
-        environment("test.env", &self.env)?;
-        // What is tested would not be what is built.
-        if let Some(flags) = self.env.keys().find(|name| name.ends_with("RUSTFLAGS")) {
-            return Err(wrong("test.env", flags, "would only apply to the tests").hint(
-                "Set build.rustflags in .cargo/config.toml of the repository, which applies to every step.",
-            ));
-        }
-        Ok(self.env)
-    }
 }
 
 impl ScanTable {
@@ -536,10 +642,28 @@ impl SmokeTable {
                 "must be from 1 to 1000",
             ));
         }
+        if self.check == Check::Tcp && self.statuses.is_some() {
+            return Err(Failure::usage(format!(
+                "{FILE}: smoke.statuses has no meaning with smoke.check = \"tcp\""
+            ))
+            .hint("Remove one of the two."));
+        }
+        let statuses = self.statuses.unwrap_or_else(|| vec![200]);
+        let is_status = |status: &u16| (100..600).contains(status);
+        if statuses.is_empty() || !statuses.iter().all(is_status) {
+            let shown = format!("{statuses:?}");
+            return Err(
+                wrong("smoke.statuses", &shown, "must be status codes of HTTP")
+                    .hint("Use a list of numbers from 100 to 599, such as [200, 401]."),
+            );
+        }
         Ok(Trial {
             env: self.env,
             tries,
             within: parse_duration(self.within.as_deref().unwrap_or("20s"))?,
+            check: self.check,
+            statuses: statuses.into_iter().collect(),
+            setup: self.setup,
         })
     }
 }
@@ -581,7 +705,7 @@ fn reference(key: &str, text: &str) -> Result<Reference, Failure> {
     Ok(reference)
 }
 
-fn environment(key: &str, env: &BTreeMap<String, String>) -> Result<(), Failure> {
+pub(super) fn environment(key: &str, env: &BTreeMap<String, String>) -> Result<(), Failure> {
     let name = |name: &str| {
         name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -592,11 +716,11 @@ fn environment(key: &str, env: &BTreeMap<String, String>) -> Result<(), Failure>
     }
 }
 
-fn wrong(key: &str, value: &str, why: &str) -> Failure {
+pub(super) fn wrong(key: &str, value: &str, why: &str) -> Failure {
     Failure::usage(format!("{FILE}: invalid {key} `{value}`: {why}"))
 }
 
-fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+pub(super) fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     let names: Vec<String> = names
         .into_iter()
         .map(|name| name.as_ref().to_owned())
@@ -671,21 +795,7 @@ mod tests {
         let base = contents("base = \"debian:12.1\"\nuser = \"7\"").unwrap();
         assert_eq!(base.libc, Libc::Dynamic);
         assert_eq!(base.base.unwrap().whole(), "docker.io/library/debian:12.1");
-        assert_eq!(base.user, "7:7");
-    }
-
-    #[test]
-    fn flags_of_the_compiler_are_not_for_the_tests_alone() {
-        for (name, is_valid) in [
-            ("RUST_LOG", true),
-            ("RUSTFLAGS", false),
-            ("CARGO_BUILD_RUSTFLAGS", false),
-        ] {
-            let table = TestTable {
-                env: [(name.to_owned(), "x".to_owned())].into(),
-            };
-            assert_eq!(table.resolve().is_ok(), is_valid, "{name}");
-        }
+        assert_eq!(base.user.to_string(), "7:7");
     }
 
     #[test]
@@ -738,7 +848,7 @@ mod tests {
         for (name, more) in [
             ("Data base", "image = \"postgres:17.5\""),
             ("database", "image = \"postgres\""),
-            ("database", "image = \"postgres:17.5\"\nsteps = [\"lint\"]"),
+            ("database", "image = \"postgres:17.5\"\nsteps = [\"scan\"]"),
             (
                 "database",
                 "image = \"postgres:17.5\"\nenv = { \"\" = \"\" }",

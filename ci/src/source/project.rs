@@ -1,5 +1,6 @@
 //! The Cargo workspace in the sources of a run. Its manifests are read directly, so that neither cargo nor an engine is required.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cargo_toml::{Dependency, Manifest, OptionalFile};
@@ -37,6 +38,10 @@ pub struct Package {
     pub repository: Option<String>,
     /// The names of the direct dependencies.
     pub dependencies: Vec<String>,
+    /// The features, and what each enables, including the implicit features of optional dependencies.
+    pub features: BTreeMap<String, Vec<String>>,
+    /// The `required-features` of the binary targets that have some, by the target's name.
+    pub required_features: BTreeMap<String, Vec<String>>,
 }
 
 impl Project {
@@ -172,7 +177,30 @@ fn package(manifest: &Manifest) -> Option<Package> {
         default_run: package.default_run.clone(),
         repository: package.repository().map(ToOwned::to_owned),
         dependencies: manifest.dependencies.keys().cloned().collect(),
+        features: features(manifest),
+        required_features: manifest
+            .bin
+            .iter()
+            .filter(|target| !target.required_features.is_empty())
+            .filter_map(|target| Some((target.name.clone()?, target.required_features.clone())))
+            .collect(),
     })
+}
+
+/// An optional dependency is a feature, unless another feature names it with `dep:`.
+fn features(manifest: &Manifest) -> BTreeMap<String, Vec<String>> {
+    let mut features = manifest.features.clone();
+    let named: Vec<_> = features
+        .values()
+        .flatten()
+        .filter_map(|it| it.strip_prefix("dep:").map(ToOwned::to_owned))
+        .collect();
+    for (name, dependency) in &manifest.dependencies {
+        if dependency.optional() && !named.contains(name) {
+            features.entry(name.clone()).or_default();
+        }
+    }
+    features
 }
 
 fn paths(manifest: &Manifest) -> impl Iterator<Item = &str> {

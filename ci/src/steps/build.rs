@@ -11,6 +11,7 @@ use generativity::{Guard, Id};
 use tracing::{Instrument as _, info_span};
 use walkdir::WalkDir;
 
+use super::services::Services;
 use super::workspace::{self, Hint, MESSAGES, Program, Work};
 use super::{auditable, base};
 use crate::engine::graphql::EngineError;
@@ -21,7 +22,7 @@ use crate::image::provenance::{self, Parameters, ResourceDescriptor};
 use crate::model::rust;
 use crate::run::execution::StepContext;
 use crate::settings::Settings;
-use crate::settings::tables::{Libc, Service};
+use crate::settings::tables::{Libc, Service, User};
 use crate::source::checkout::{Checkout, State};
 use crate::source::snapshot::is_executable;
 use crate::source::sources::Source;
@@ -147,8 +148,9 @@ pub async fn run<'run, 'img, K: Kind>(
     let checkout = source.checkout();
     let config = ImageConfig {
         entrypoint: vec![format!("/{}", settings.service.binary)],
+        args: settings.image.args.clone(),
         env: environment(settings, base.as_ref(), checkout)?,
-        user: Some(settings.image.user.clone()),
+        user: Some(settings.image.user.to_string()),
         working_dir: Some("/".into()),
         labels: labels(
             settings,
@@ -170,6 +172,8 @@ pub async fn run<'run, 'img, K: Kind>(
         name: settings.service.binary.clone(),
         sources: source.snapshot().path().join(&settings.folder),
         files: settings.image.files.clone(),
+        writable: settings.image.writable.clone(),
+        owner: settings.image.user,
         from_scratch: base.is_none(),
     };
     let info = tokio::task::spawn_blocking({
@@ -223,6 +227,14 @@ async fn write_provenance<K: Kind>(
         .await?
         .resolve(step.client())
         .await?;
+    let mut internal = BTreeMap::from([
+        ("event".to_owned(), settings.event.to_string()),
+        (rust::INTERNAL.to_owned(), step.run.rust.name.clone()),
+    ]);
+    let left_out = settings.narrowings();
+    if !left_out.is_empty() {
+        internal.insert(provenance::LEFT_OUT.to_owned(), left_out.join("; "));
+    }
     let statement = provenance::Build {
         subject: (
             format!("{}/{}", settings.registry, settings.repository),
@@ -246,11 +258,7 @@ async fn write_provenance<K: Kind>(
         .chain(base)
         .collect(),
         lockfile: &std::fs::read(&lockfile).or_environment("the sources have no Cargo.lock")?,
-        internal: [
-            ("event".to_owned(), settings.event.to_string()),
-            (rust::INTERNAL.to_owned(), step.run.rust.name.clone()),
-        ]
-        .into(),
+        internal,
         started,
     }
     .statement(|name| std::env::var(name).ok());
@@ -287,11 +295,11 @@ pub(crate) fn env(
     platform: &Platform,
 ) -> Result<BTreeMap<String, String>, Failure> {
     let target = platform.target();
-    settings.cargo.require_target(target)?;
-    let mut env = BTreeMap::new();
+    settings.cargo_config.require_target(target)?;
+    let mut env = settings.cargo.env.clone();
     if settings.image.libc == Libc::Static {
         let flags = "-C target-feature=+crt-static".to_owned();
-        env.insert(settings.cargo.variable_for_static(target)?, flags);
+        env.insert(settings.cargo_config.variable_for_static(target)?, flags);
     }
     Ok(env)
 }
@@ -307,9 +315,11 @@ async fn compile<K: Kind>(
     } = &settings.service;
     let target = step.run.platforms.image.target();
     let auditable = auditable(step).await?;
+    let services = Services::of(step).await?;
+    let features = settings.cargo.service_features.arguments();
     // Nothing here needs quoting: Cargo allows only letters, digits, `-` and `_` in names.
     let script = format!(
-        "using {AUDITABLE} auditable build --release --locked --package {package} --bin {binary} --target {target} {MESSAGES}
+        "using {AUDITABLE} auditable build --release --locked --package {package} --bin {binary}{features} --target {target} {MESSAGES}
 mkdir -p /out
 cp /work/target/{target}/release/{binary} /out/binary
 rustc --version > /out/rustc
@@ -319,12 +329,12 @@ cargo pkgid --locked --package {package} > /out/pkgid"
     let work = Work {
         script: &script,
         env: env(settings, &step.run.platforms.image)?,
-        services: None,
+        services: Some(&services),
         program: Some(auditable),
         writes_out: true,
         failed: "the service does not compile",
         hint: Hint::Reproduce(&format!(
-            "`cargo build --release --locked --package {package}`"
+            "`cargo build --release --locked --package {package}{features}`"
         )),
     };
     workspace::run(step, source, work).await
@@ -359,6 +369,9 @@ struct Layer {
     name: String,
     sources: PathBuf,
     files: BTreeMap<PathBuf, PathBuf>,
+    writable: BTreeSet<PathBuf>,
+    /// The owner of the directories that the service can write to.
+    owner: User,
     from_scratch: bool,
 }
 
@@ -369,7 +382,8 @@ impl Layer {
         tar.append_data(&mut header, &self.name, content)?;
         // An image from scratch needs entries for directories. With a base image they would change the mode of its own.
         let mut folders = BTreeSet::new();
-        for to in self.files.values().filter(|_| self.from_scratch) {
+        let all = self.files.values().chain(&self.writable);
+        for to in all.filter(|_| self.from_scratch) {
             folders.extend(
                 to.ancestors()
                     .skip(1)
@@ -377,7 +391,12 @@ impl Layer {
             );
         }
         for path in folders {
-            folder(tar, path)?;
+            if !self.writable.contains(path) {
+                folder(tar, path)?;
+            }
+        }
+        for path in &self.writable {
+            writable_folder(tar, path, self.owner)?;
         }
         for (from, to) in &self.files {
             let from = self.sources.join(from);
@@ -423,6 +442,25 @@ fn append(
 fn folder(tar: &mut tar::Builder<&mut dyn Write>, path: &Path) -> std::io::Result<()> {
     let mut header = file_tree::header(0, 0o755);
     header.set_entry_type(tar::EntryType::Directory);
+    tar.append_data(&mut header, path, std::io::empty())
+}
+
+/// A directory that its owner can write to, or everybody if it is for temporary files.
+fn writable_folder(
+    tar: &mut tar::Builder<&mut dyn Write>,
+    path: &Path,
+    owner: User,
+) -> std::io::Result<()> {
+    let is_temporary = path == Path::new("tmp") || path == Path::new("var/tmp");
+    let (mode, uid, gid) = if is_temporary {
+        (0o1777, 0, 0)
+    } else {
+        (0o755, owner.uid, owner.gid)
+    };
+    let mut header = file_tree::header(0, mode);
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_uid(uid.into());
+    header.set_gid(gid.into());
     tar.append_data(&mut header, path, std::io::empty())
 }
 

@@ -1,12 +1,13 @@
 //! Runs clippy.
 
-use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use generativity::Id;
 
+use super::services::Services;
 use super::workspace::{self, Hint, MESSAGES, Work};
 use crate::run::execution::StepContext;
+use crate::settings::cargo::Features;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
@@ -26,12 +27,26 @@ pub async fn run<'run, K: Kind>(
     step: &StepContext<'_, K>,
     source: &Source<'run>,
 ) -> Result<Linted<'run, K>, Failure> {
+    let settings = &step.run.settings;
+    let services = Services::of(step).await?;
+    let features = if settings.lint.all_features {
+        Features::All
+    } else {
+        settings.cargo.features.clone()
+    };
+    let selection = &settings.lint.selection;
+    let targets = match selection.targets() {
+        Some(targets) => targets.concat(),
+        None => " --all-targets".to_owned(),
+    };
     let work = Work {
         script: &format!(
-            "using cargo clippy --workspace --all-targets --all-features --locked {MESSAGES} -- --deny warnings"
+            "using cargo clippy --workspace{targets} --locked{}{} {MESSAGES} -- --deny warnings",
+            features.arguments(),
+            selection.packages()
         ),
-        env: BTreeMap::new(),
-        services: None,
+        env: settings.cargo.env.clone(),
+        services: Some(&services),
         program: None,
         writes_out: false,
         failed: "clippy reports warnings or errors",

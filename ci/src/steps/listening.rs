@@ -40,6 +40,8 @@ struct Config {
     #[serde(default)]
     user: String,
     entrypoint: Vec<String>,
+    #[serde(default)]
+    cmd: Vec<String>,
 }
 
 /// A listening socket.
@@ -76,6 +78,7 @@ pub(super) async fn advice<K: Kind>(
         "/image".into(),
     ]);
     command.extend(config.entrypoint);
+    command.extend(config.cmd);
     let examined = workspace::pinned_toolchain(step, None)
         .await
         .ok()?

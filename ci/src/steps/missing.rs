@@ -43,7 +43,12 @@ const MISSING: [(&str, &str); 12] = [
 ];
 
 /// Other messages of linkers and build scripts, and their meaning.
-const AT_BUILD: [(&str, &str); 2] = [
+const AT_BUILD: [(&str, &str); 3] = [
+    (
+        "to use query macros online",
+        "The macros of sqlx need a database or prepared queries. Commit .sqlx (`cargo sqlx prepare`) and set env = { SQLX_OFFLINE = \"true\" } in \
+         the table [cargo] of ci.toml, or give a database to the steps: steps = [\"test\", \"lint\", \"build\"] and setup in [services.NAME].",
+    ),
     (
         "attempted static link of dynamic object",
         "The service links a library that is only available as a shared library, which an image from scratch does not have.",
@@ -64,6 +69,14 @@ fn missing(output: &str) -> Option<String> {
         (!name.is_empty() && name.len() < 40 && name.chars().all(is_name)).then(|| name.to_owned())
     };
     MISSING.iter().find_map(between)
+}
+
+/// A variable that `env!` did not find.
+fn undefined_variable(output: &str) -> Option<&str> {
+    let (before, _) = output.split_once("` not defined at compile time")?;
+    let (_, name) = before.rsplit_once("environment variable `")?;
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    (!name.is_empty() && name.bytes().all(is_name)).then_some(name)
 }
 
 /// Messages of services that fail to start, and their meaning.
@@ -100,6 +113,11 @@ const AT_START: [(&str, &str); 8] = [
 pub(super) fn at_build(output: &str) -> Option<String> {
     if let Some(known) = hint(&AT_BUILD, output) {
         return Some(known);
+    }
+    if let Some(variable) = undefined_variable(output) {
+        return Some(format!(
+            "The compiler gets no variables of this machine. Set {variable} in the table [cargo] of ci.toml: env = {{ {variable} = \"…\" }}."
+        ));
     }
     let name = missing(output)?;
     let bare = name.strip_prefix("lib").unwrap_or(&name);
@@ -183,6 +201,11 @@ mod tests {
                 "{output}: {hint}"
             );
         }
+        let undefined = "error: environment variable `PUBLIC_URL` not defined at compile time";
+        let hint = at_build(undefined).unwrap();
+        assert!(hint.contains("env = { PUBLIC_URL = "), "{hint}");
+        let sqlx = "error: set `DATABASE_URL` to use query macros online, or run `cargo sqlx prepare` to update the query cache";
+        assert!(at_build(sqlx).unwrap().contains("SQLX_OFFLINE"));
         assert_eq!(at_build("error[E0308]: mismatched types"), None);
         assert_eq!(at_start("listening on 8000"), None);
     }

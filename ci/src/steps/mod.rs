@@ -13,6 +13,7 @@ mod missing;
 pub mod publish;
 pub mod scan;
 mod services;
+mod setup;
 pub mod shell;
 pub mod smoke;
 mod sync;

@@ -101,7 +101,8 @@ impl Shell {
         let settings = &step.run.settings;
         let services = Services::of(step).await?;
         let (env, program) = match step.step {
-            Step::Test => (settings.test_env.clone(), None),
+            Step::Test => (settings.test_env(), None),
+            Step::Lint => (settings.cargo.env.clone(), None),
             Step::Build => (
                 build::env(settings, &step.run.platforms.image)?,
                 Some(build::auditable(step).await?),
@@ -135,11 +136,11 @@ impl Shell {
     /// When the image, a backing service or the container does not start (exit code 3).
     pub async fn beside<K: Kind>(
         step: &StepContext<'_, K>,
-        image: &Image<'_, '_, K>,
+        (source, image): (&Source<'_>, &Image<'_, '_, K>),
     ) -> Result<Self, Failure> {
         let settings = &step.run.settings;
         let services = Services::of(step).await?;
-        let started = smoke::service(step, image, &services).await?;
+        let started = smoke::service(step, (source, image), &services).await?;
         let container = workspace::bare_toolchain(step, None)
             .await?
             .with_service_binding(SERVICE, started);

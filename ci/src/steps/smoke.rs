@@ -8,6 +8,7 @@ use dagger_sdk::{
     ServiceStopOpts,
 };
 use generativity::Id;
+use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use super::build::Image;
@@ -15,12 +16,14 @@ use super::environment::with_env;
 use super::listening;
 use super::missing;
 use super::services::Services;
+use super::setup;
 use crate::engine::graphql::EngineError;
 use crate::model::cause::{Cause, CauseKind};
 use crate::run::execution::StepContext;
 use crate::run::toolbox;
 use crate::settings::Settings;
-use crate::settings::tables::{Service, Trial};
+use crate::settings::tables::{Check, Service};
+use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
 
@@ -28,6 +31,8 @@ use common::failure::{Failure, OrFail};
 const FIRST_INTERVAL: Duration = Duration::from_millis(25);
 /// The time limit of one request.
 const TRY_LIMIT: Duration = Duration::from_secs(2);
+/// A connection that is open for this long was accepted by the service.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// How many of the service's last lines are part of the cause of a failure.
 const TAIL: usize = 20;
@@ -45,7 +50,7 @@ pub struct Smoked<'img, K> {
 /// When no request is answered with 200, with the container's output (exit code 1).
 pub async fn run<'img, K: Kind>(
     step: &StepContext<'_, K>,
-    image: &Image<'_, 'img, K>,
+    (source, image): (&Source<'_>, &Image<'_, 'img, K>),
 ) -> Result<Smoked<'img, K>, Failure> {
     let client = step.client();
     let settings = &step.run.settings;
@@ -54,6 +59,7 @@ pub async fn run<'img, K: Kind>(
     let service = as_service(step, &container);
     let engine = |error| EngineError::from(error).into_environment("cannot start the image");
     let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);
+    setup::run(step, source, &services, &container).await?;
     let answered = async {
         service
             .start()
@@ -70,9 +76,8 @@ pub async fn run<'img, K: Kind>(
         let address = tunnel.endpoint().await.map_err(engine)?;
         // The tunnel listens on this machine, but the endpoint may contain a host name.
         let port = address.rsplit(':').next().unwrap_or(&address);
-        let url = format!("http://127.0.0.1:{port}{}", settings.service.health);
         tokio::select! {
-            answered = poll(&url, settings, started) => answered,
+            answered = poll(port, settings, started) => answered,
             failure = wait_for_exit(step) => Err(failure),
         }
     };
@@ -98,11 +103,17 @@ pub async fn run<'img, K: Kind>(
         if hint.is_none() && failure.message.ends_with(&no_connection(*port)) {
             hint = listening::advice(step, image, &container, *port).await;
         }
-        let hint = hint.unwrap_or_else(|| {
-            format!(
-                "Make the service answer GET {health} on port {port} with 200 within {:?}.",
+        let hint = hint.unwrap_or_else(|| match settings.smoke.check {
+            Check::Http => format!(
+                "Make the service answer GET {health} on port {port} with {} within {:?}, or change the table [smoke] in ci.toml. \
+                 Arguments of the service are image.args.",
+                settings.smoke.statuses(),
                 settings.smoke.within
-            )
+            ),
+            Check::Tcp => format!(
+                "Make the service accept connections to port {port} within {:?}. Arguments of the service are image.args in ci.toml.",
+                settings.smoke.within
+            ),
         });
         let lines: Vec<_> = output.trim_end().lines().collect();
         let tail = &lines[lines.len().saturating_sub(TAIL)..];
@@ -123,7 +134,12 @@ pub async fn run<'img, K: Kind>(
 
 /// Waits until the service exits. Only the engine's telemetry reports that.
 async fn wait_for_exit<K: Kind>(step: &StepContext<'_, K>) -> Failure {
-    let command = format!("/{}", step.run.settings.service.binary);
+    let settings = &step.run.settings;
+    let mut command = format!("/{}", settings.service.binary);
+    for argument in &settings.image.args {
+        command += " ";
+        command += argument;
+    }
     loop {
         if let Some(how) = step.exit_message(&command) {
             let code = how.strip_prefix("exit code: ").unwrap_or(&how);
@@ -140,10 +156,11 @@ async fn wait_for_exit<K: Kind>(step: &StepContext<'_, K>) -> Failure {
 /// When the image cannot be uploaded to the engine (exit code 3).
 pub(super) async fn service<K: Kind>(
     step: &StepContext<'_, K>,
-    image: &Image<'_, '_, K>,
+    (source, image): (&Source<'_>, &Image<'_, '_, K>),
     services: &Services,
 ) -> Result<EngineService, Failure> {
     let container = container(step, image, services).await?;
+    setup::run(step, source, services, &container).await?;
     Ok(as_service(step, &container))
 }
 
@@ -185,19 +202,32 @@ fn no_connection(port: u16) -> String {
     format!("no connection to port {port}")
 }
 
-async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Failure> {
+/// Polls the service through its tunnel on this machine's `port`, until it passes.
+///
+/// # Errors
+/// When the service does not pass in time (exit code 1), or this machine has no TLS certificates (exit code 3).
+async fn poll(port: &str, settings: &Settings, started: Instant) -> Result<(), Failure> {
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(TRY_LIMIT)
         .build()
         .or_environment("cannot create an HTTP client")?;
+    let address = format!("127.0.0.1:{port}");
+    let url = format!("http://{address}{}", settings.service.health);
+    let trial = &settings.smoke;
     let mut last = String::new();
-    let Trial { tries, within, .. } = settings.smoke;
-    for at in schedule(tries, within) {
+    for at in schedule(trial.tries, trial.within) {
         tokio::time::sleep_until(started + at).await;
-        match client.get(url).send().await {
-            Ok(response) if response.status() == reqwest::StatusCode::OK => return Ok(()),
+        if trial.check == Check::Tcp {
+            if stays_open(&address).await {
+                return Ok(());
+            }
+            last = no_connection(settings.service.port);
+            continue;
+        }
+        match client.get(&url).send().await {
+            Ok(response) if trial.statuses.contains(&response.status().as_u16()) => return Ok(()),
             Ok(response) => last = format!("status {}", response.status()),
             Err(error) if error.is_timeout() => {
                 last = format!("no response within {} s", TRY_LIMIT.as_secs());
@@ -205,10 +235,30 @@ async fn poll(url: &str, settings: &Settings, started: Instant) -> Result<(), Fa
             Err(_) => last = no_connection(settings.service.port),
         }
     }
+    let what = match trial.check {
+        Check::Http => format!(
+            "GET {} was not answered with {}",
+            settings.service.health,
+            trial.statuses()
+        ),
+        Check::Tcp => format!("port {} did not accept a connection", settings.service.port),
+    };
     Err(Failure::gate(format!(
-        "GET {} was not answered with 200 in {tries} tries within {within:?}; last result: {last}",
-        settings.service.health
+        "{what} in {} tries within {:?}; last result: {last}",
+        trial.tries, trial.within
     )))
+}
+
+/// Whether the service accepts a connection. The tunnel accepts it in any case, and closes it if the service does not.
+async fn stays_open(address: &str) -> bool {
+    let Ok(mut connection) = tokio::net::TcpStream::connect(address).await else {
+        return false;
+    };
+    match tokio::time::timeout(SETTLED, connection.read_u8()).await {
+        // Nothing was sent and nothing was closed.
+        Err(_) => true,
+        Ok(read) => read.is_ok(),
+    }
 }
 
 /// The times of the requests: the first immediately, the second after [`FIRST_INTERVAL`], and the last at the end of `within`.

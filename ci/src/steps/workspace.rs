@@ -8,7 +8,7 @@ use tracing::{Instrument as _, info_span};
 
 use super::environment::with_env;
 use super::missing;
-use super::services::Services;
+use super::services::{Services, failed_setup, setup_failure};
 use super::sync::SYNC;
 use crate::engine::graphql::EngineError;
 use crate::image::archive::Platform;
@@ -62,7 +62,7 @@ used() { cat /proc/[0-9]*/stat 2>/dev/null | sed 's/.*) //' | awk '{ ticks += $1
     fi
     before=$now
   done
-) &
+) 9>&- &
 "#;
 
 /// A program that is mounted in the toolchain's container.
@@ -212,6 +212,16 @@ fn with_packages(container: &Container, packages: &[&str]) -> Container {
         .with_exec(install)
 }
 
+/// Installs the Debian packages of the step.
+pub(super) fn with_packages_of<K: Kind>(
+    step: &StepContext<'_, K>,
+    container: &Container,
+) -> Container {
+    let settings = &step.run.settings;
+    let container = with_packages(container, &settings.compiling_packages_of(step.step));
+    with_packages(&container, &settings.running_packages_of(step.step))
+}
+
 /// Runs `work` on the step's sources; returns a directory with the content of `/out`, if `work` writes to it. Reuses the result
 /// if the run's cache has one for the same work on the same sources.
 ///
@@ -246,6 +256,14 @@ pub async fn run<K: Kind>(
     Ok(left)
 }
 
+/// The Debian packages in the container of the step.
+fn all_packages<'a, K: Kind>(step: &StepContext<'a, K>) -> Vec<&'a str> {
+    let settings = &step.run.settings;
+    let mut packages = settings.compiling_packages_of(step.step);
+    packages.extend(settings.running_packages_of(step.step));
+    packages
+}
+
 /// What `work`'s result depends on, to tell why it ran.
 async fn inputs<K: Kind>(
     step: &StepContext<'_, K>,
@@ -260,10 +278,7 @@ async fn inputs<K: Kind>(
         ..Inputs::default()
     }
     .with("the toolchain", run.toolchain_key(platform).await?)
-    .with(
-        "toolchain.packages",
-        run.settings.packages_of(step.step).join(" "),
-    )
+    .with("the packages", all_packages(step).join(" "))
     .with(
         "the environment",
         sha256(format!("{:?}", work.env).as_bytes()),
@@ -284,7 +299,7 @@ async fn key<K: Kind>(
         return Ok(None);
     };
     // Debian packages have no fixed versions.
-    if run.cache.is_none() || !run.settings.packages_of(step.step).is_empty() {
+    if run.cache.is_none() || !all_packages(step).is_empty() {
         return Ok(None);
     }
     let sources = source.for_step(step.step, &run.settings.paths)?;
@@ -303,7 +318,11 @@ async fn key<K: Kind>(
 fn script(work: &Work<'_>) -> String {
     let prelude = PRELUDE.replace("@waiting@", WAITING);
     let watch = WATCH.replace("@idle@", IDLE);
-    format!("{prelude}\n{watch}\n{USING}\ncd \"$1\"\n{}", work.script)
+    let services = work.services.map_or("", Services::script);
+    format!(
+        "{prelude}\n{watch}\n{USING}\ncd \"$1\"\n{services}{}",
+        work.script
+    )
 }
 
 /// The command that runs `work` in the container of [`prepare`].
@@ -367,7 +386,7 @@ pub async fn prepare<K: Kind>(
         run.restore(Place::Cargo),
         run.restore(Place::Work(step.step))
     );
-    let container = with_packages(&toolchain, &run.settings.packages_of(step.step))
+    let container = with_packages_of(step, &toolchain)
         .with_mounted_directory(
             CHECKOUT,
             client.host().directory(sources.path.display().to_string()),
@@ -438,6 +457,9 @@ async fn to_failure<K: Kind>(
         EngineError::Exec { exit_code, output } => (exit_code, step.complete_log(&output).await),
         other => return other.into_environment(&format!("step {}", step.step)),
     };
+    if let Some(name) = failed_setup(&output) {
+        return setup_failure(name, exit_code).output(output.clone());
+    }
     match environment_failure(&output) {
         Some(cause) => Failure::environment(format!("{}: {cause}", step.step))
             .output(output)
@@ -482,24 +504,34 @@ pub(super) fn reproduce<K: Kind>(step: &StepContext<'_, K>, command: &str) -> St
     let name = step.step;
     let in_test = name == Step::Test;
     let in_gates = name == Step::Custom;
+    let has_services = settings.services.iter().any(|it| it.steps.contains(&name));
     let own = [
         (settings.paths.contains_key(&name), format!("paths.{name}")),
         (
-            !settings.packages_of(name).is_empty(),
+            !settings.packages.is_empty(),
             "toolchain.packages".to_owned(),
         ),
         (
-            in_test && !settings.test_env.is_empty(),
+            in_test && !settings.tests.packages.is_empty(),
+            "test.packages".to_owned(),
+        ),
+        (
+            in_gates && settings.gates.iter().any(|gate| !gate.packages.is_empty()),
+            "gate.packages".to_owned(),
+        ),
+        (
+            !in_gates && !settings.cargo.env.is_empty(),
+            "cargo.env".to_owned(),
+        ),
+        (
+            in_test && !settings.tests.env.is_empty(),
             "test.env".to_owned(),
         ),
         (
             in_gates && settings.gates.iter().any(|gate| !gate.env.is_empty()),
             "gate.env".to_owned(),
         ),
-        (
-            in_test && !settings.services.is_empty(),
-            "services".to_owned(),
-        ),
+        (has_services, "services".to_owned()),
     ];
     let own: Vec<_> = own
         .into_iter()

@@ -72,6 +72,26 @@ fn finds_the_workspace_of_the_current_directory() {
 }
 
 #[test]
+fn another_file_has_the_settings_of_another_service() {
+    let project = Project::new("config");
+    project.write("settings/worker.toml", "repository = \"acme/worker\"\n");
+    let config = ["--config", "settings/worker.toml"];
+    let run = ci(&project, &config).run().finds_no_engine();
+    let image = run.report["image"].as_str().unwrap();
+    assert!(image.starts_with("ghcr.io/acme/worker:"), "{image}");
+    project.write("settings/worker.toml", "[image]\nuser = \"root\"\n");
+    ci(&project, &config)
+        .run()
+        .refuses(2, "settings/worker.toml: invalid image.user `root`");
+    for (name, words) in [
+        ("nothing.toml", "there is no nothing.toml among the sources"),
+        ("../ci.toml", "not a path in the workspace"),
+    ] {
+        ci(&project, &["--config", name]).run().refuses(2, words);
+    }
+}
+
+#[test]
 fn rejects_invalid_service_settings_before_any_work() {
     let project = Project::new("service-settings");
     for (file, words) in [
@@ -86,7 +106,7 @@ fn rejects_invalid_service_settings_before_any_work() {
         ),
         ("[services.db]\nport = 1\n", "missing field `image`"),
         (
-            "[services.db]\nimage = \"postgres:17\"\nport = 1\nsteps = [\"build\"]\n",
+            "[services.db]\nimage = \"postgres:17\"\nport = 1\nsteps = [\"fmt\"]\n",
             "step cannot use backing services",
         ),
         (
@@ -99,6 +119,21 @@ fn rejects_invalid_service_settings_before_any_work() {
             "invalid time limit `old`",
         ),
         ("[smoke]\ntries = 0\n", "1 to 1000"),
+        ("[smoke]\nstatuses = [20]\n", "must be status codes"),
+        (
+            "[smoke]\nstatuses = [200]\ncheck = \"tcp\"\n",
+            "has no meaning",
+        ),
+        ("[image]\nwritable = [\"tmp\"]\n", "not an absolute path"),
+        ("[cargo]\nfeatures = [\"nonsense\"]\n", "has this feature"),
+        (
+            "[cargo]\nenv = { RUSTFLAGS = \"-O\" }\n",
+            "every step alike",
+        ),
+        (
+            "[test]\nexclude = [\"nobody\"]\n",
+            "not a package of the workspace",
+        ),
         ("[smoke]\nwithin = \"0s\"\n", "invalid time limit `0s`"),
         ("[limits]\ntest = \"never\"\n", "invalid time limit `never`"),
         ("[limits]\nlunch = \"1h\"\n", "lunch"),

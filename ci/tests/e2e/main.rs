@@ -32,6 +32,7 @@ mod reports;
 mod reproducible;
 mod runs;
 mod runtimes;
+mod shapes;
 mod shared;
 mod shell;
 mod smoke;

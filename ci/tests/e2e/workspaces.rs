@@ -8,16 +8,16 @@ use crate::image::Image;
 use crate::provisioned::provision;
 use crate::registry::Registry;
 
-const IGNORED: (&str, &str) = (".gitignore", "target\n");
+pub const IGNORED: (&str, &str) = (".gitignore", "target\n");
 
 /// The `Cargo.toml` of a package.
-fn package(name: &str, more: &str) -> String {
+pub fn package(name: &str, more: &str) -> String {
     format!("[package]\nname = \"{name}\"\nversion = \"3.1.4\"\nedition = \"2024\"\n{more}")
 }
 
 /// The source of a service that listens on `port`. `answer` is the body of a function that returns an error if the service is
 /// unhealthy.
-fn service(port: u16, answer: &str) -> String {
+pub fn service(port: u16, answer: &str) -> String {
     format!(
         r#"use std::io::{{Read, Write}};
 use std::net::TcpListener;
@@ -45,7 +45,7 @@ fn answer(request: &str) -> Result<(), String> {{
     )
 }
 
-fn assert_passes_every_gate(run: &Outcome) {
+pub fn assert_passes_every_gate(run: &Outcome) {
     for step in ["test", "fmt", "lint", "build", "scan", "smoke"] {
         assert_eq!(run.status(step), "passed", "{step}");
     }

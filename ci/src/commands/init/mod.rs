@@ -379,11 +379,18 @@ mod tests {
         std::fs::write(folder.path().join("config/production.toml"), "").unwrap();
         let project = Project {
             sources: folder.path().to_owned(),
-            packages: vec![Package {
-                name: "api".into(),
-                programs: vec!["api".into()],
-                ..Package::default()
-            }],
+            packages: vec![
+                Package {
+                    name: "api".into(),
+                    programs: vec!["api".into()],
+                    features: [("postgres".to_owned(), Vec::new())].into(),
+                    ..Package::default()
+                },
+                Package {
+                    name: "legacy".into(),
+                    ..Package::default()
+                },
+            ],
             ..Project::default()
         };
         let github = crate::trust::authority::GitHub::default();
@@ -411,6 +418,7 @@ mod tests {
                     line.starts_with(&format!("{key} = "))
                         || line.trim_start_matches('[').starts_with(&format!("{key}]"))
                         || line.starts_with(&format!("[{key}."))
+                        || line.ends_with(&format!(".{key}]]"))
                 };
                 assert!(all.lines().any(there), "the template lacks {key} of {head}");
             }

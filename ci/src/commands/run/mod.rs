@@ -111,6 +111,7 @@ async fn run_plan(
         engine: None,
         rust: None,
         prepared: Vec::new(),
+        left_out: settings.narrowings(),
         stand_ins: Vec::new(),
         start,
         duration_ms: 0,

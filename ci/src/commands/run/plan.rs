@@ -57,7 +57,7 @@ pub(crate) fn plan(
     let mut settings = invocation.settings(
         &checkout.root.join(&project.folder),
         &project,
-        read(FILE)?.as_deref(),
+        invocation.read_file(&project.sources)?.as_deref(),
         github,
     )?;
     if !invocation.command.steps().is_empty() {

@@ -32,7 +32,7 @@ pub(super) async fn open<K: Kind>(
             .step(Step::Build, Some((&source, this_image)), build::run)
             .await
             .ok_or_else(|| Failure::gate("there is no image to start, because the build failed"))?;
-        Shell::beside(&context, &image).await?
+        Shell::beside(&context, (&source, &image)).await?
     } else {
         let last_run = report::last_end(&run.context.settings.report_dir, step);
         Shell::of(&context, &source, last_run).await?

@@ -118,6 +118,9 @@ pub(super) async fn run(
     if let Some(engine) = &invocation.options.engine {
         build.args(["--engine", engine]);
     }
+    if let Some(config) = &invocation.options.config {
+        build.arg("--config").arg(config);
+    }
     // A channel such as `stable` may have moved on.
     let provenance = image.provenance.as_ref().map(|it| &it.predicate);
     if let Some(toolchain) =

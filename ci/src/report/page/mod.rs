@@ -252,6 +252,9 @@ fn facts(report: &Report) -> Vec<Fact> {
         let engine = format!("{} (Dagger {})", engine.name, engine.version);
         add("Engine", engine, false);
     }
+    for what in &report.left_out {
+        add("Left out by ci.toml", what.clone(), false);
+    }
     let commit = report.ci.commit.as_deref();
     let commit = commit.map_or(String::new(), |it| format!(" ({it:.7})"));
     add("ci", format!("{}{commit}", report.ci.version), false);
