@@ -1,5 +1,6 @@
 //! The subcommands, one per file.
 
+mod accept;
 mod cache;
 mod completions;
 mod doctor;
@@ -44,6 +45,10 @@ pub async fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         }
         Command::Shell { step } => shell::run(&invocation, *step, &stopper, &reporter).await,
         Command::Cache { command } => cache::run(&invocation, command, &stopper, &reporter).await,
+        Command::Scan(options) => match options.acceptance() {
+            Some(acceptance) => accept::run(&acceptance, &invocation, &reporter),
+            None => Ok(run::run(&invocation, &stopper).await),
+        },
         // The whole pipeline or one of its steps.
         _ => Ok(run::run(&invocation, &stopper).await),
     }

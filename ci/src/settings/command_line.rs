@@ -94,8 +94,10 @@ pub enum Command {
         load: bool,
     },
     /// Build the image and scan it with Trivy
-    #[command(after_help = "Example:\n  ci scan --report-dir /tmp/report")]
-    Scan,
+    #[command(
+        after_help = "Example:\n  ci scan --accept CVE-2026-00000 --days 30 --because \"not reachable; ends with hyper 1.8\""
+    )]
+    Scan(ScanOptions),
     /// Build and start the image, then poll its health endpoint
     #[command(after_help = "Example:\n  ci smoke --verbose")]
     Smoke,
@@ -188,7 +190,7 @@ impl Command {
             Self::Lint => Step::Lint,
             Self::Custom => Step::Custom,
             Self::Build { .. } | Self::Shell { step: Step::Smoke } => Step::Build,
-            Self::Scan => Step::Scan,
+            Self::Scan(_) => Step::Scan,
             Self::Smoke => Step::Smoke,
             Self::Verify { .. }
             | Self::Shell { .. }
@@ -392,6 +394,43 @@ pub struct Options {
     /// Print only one line, at the end
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+}
+
+/// The options of `ci scan`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct ScanOptions {
+    /// Do not scan, but accept this vulnerability for a time, in .trivyignore.yaml
+    #[arg(long, value_name = "ID", requires_all = ["days", "because"])]
+    accept: Option<String>,
+    /// For how many days it is accepted
+    #[arg(long, value_name = "N", requires = "accept", value_parser = clap::value_parser!(u16).range(1..=365))]
+    days: Option<u16>,
+    /// Why it is accepted, and what ends the exception
+    #[arg(long, value_name = "TEXT", requires = "accept")]
+    because: Option<String>,
+}
+
+/// A vulnerability to accept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acceptance {
+    /// The vulnerability.
+    pub id: String,
+    /// For how many days it is accepted.
+    pub days: u16,
+    /// Why it is accepted.
+    pub because: String,
+}
+
+impl ScanOptions {
+    /// The vulnerability to accept, if one is named.
+    #[must_use]
+    pub fn acceptance(&self) -> Option<Acceptance> {
+        Some(Acceptance {
+            id: self.accept.clone()?,
+            days: self.days?,
+            because: self.because.clone()?,
+        })
+    }
 }
 
 /// The options of the image, by their fields in [`Options`].

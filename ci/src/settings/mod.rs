@@ -5,7 +5,9 @@ mod command_line;
 mod merged;
 pub mod tables;
 
-pub use command_line::{CacheCommand, Cli, Command, Drawing, EngineCommand, Format, Options};
+pub use command_line::{
+    Acceptance, CacheCommand, Cli, Command, Drawing, EngineCommand, Format, Options,
+};
 #[cfg(test)]
 pub(crate) use merged::keys;
 pub use merged::{Invocation, Settings, cache_dir, schema};

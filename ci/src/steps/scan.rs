@@ -383,7 +383,7 @@ fn judge(report: &Report, findings: &[Finding], limits: &ScanLimits) -> Result<(
     )
     .output(table)
     .hint(format!(
-        "Update the packages (`cargo update`) or the base image, or add an exception with id, statement and expired_at to {IGNORE_FILE}."
+        "Update the packages (`cargo update`) or the base image, or accept one for a time with `ci scan --accept ID --days N --because TEXT`, which adds it to {IGNORE_FILE}."
     )))
 }
 
@@ -480,6 +480,32 @@ struct Exception {
 #[serde(default)]
 struct IgnoreFile {
     vulnerabilities: Vec<Exception>,
+}
+
+/// An exception for a vulnerability.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The vulnerability.
+    pub id: String,
+    /// The day on which the exception ends.
+    pub until: jiff::civil::Date,
+}
+
+/// The complete exceptions in a file.
+///
+/// # Errors
+/// When the file is not valid YAML (exit code 2).
+pub fn accepted(yaml: &str) -> Result<Vec<Accepted>, Failure> {
+    let file: Option<IgnoreFile> = serde_saphyr::from_str(yaml)
+        .map_err(|error| Failure::usage(format!("{IGNORE_FILE}: {error}")))?;
+    let exceptions = file.unwrap_or_default().vulnerabilities.into_iter();
+    let accepted = exceptions.filter_map(|it| {
+        Some(Accepted {
+            until: it.expired_at?.parse().ok()?,
+            id: it.id,
+        })
+    });
+    Ok(accepted.collect())
 }
 
 /// Checks that each exception has an id, a statement and an expiry date.

@@ -533,3 +533,38 @@ fn init_prints_every_key_and_writes_the_default_branch() {
         "{workflow}"
     );
 }
+
+#[test]
+fn scan_accepts_a_vulnerability_for_some_days() {
+    let project = Project::new("accept");
+    let id = "CVE-2026-00000";
+    let accept = [
+        "scan",
+        "--accept",
+        id,
+        "--days",
+        "30",
+        "--because",
+        "not reachable",
+    ];
+    ci(&project, &accept)
+        .run()
+        .exits(0)
+        .says("wrote    .trivyignore.yaml: CVE-2026-00000 is accepted until 2");
+    let file = project.read(".trivyignore.yaml");
+    assert!(file.contains("statement: \"not reachable\""), "{file}");
+    // A run accepts the file.
+    ci(&project, &["scan"]).run().finds_no_engine();
+    ci(&project, &accept)
+        .run()
+        .exits(2)
+        .says("has an exception for CVE-2026-00000 already");
+    for bad in [
+        &["--accept", id][..],
+        &["--accept", id, "--days", "0", "--because", "x"],
+        &["--days", "3"],
+    ] {
+        ci(&project, &[&["scan"], bad].concat()).run().exits(2);
+    }
+    assert_eq!(project.read(".trivyignore.yaml"), file);
+}
