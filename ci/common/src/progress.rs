@@ -11,6 +11,8 @@ pub trait Progress: Send + Sync {
     fn line(&self, line: &str);
     /// Called when the part has succeeded.
     fn done(&self, what: &str, took: Duration);
+    /// Called when the part has ended without success, and something else is tried.
+    fn gave_up(&self, what: &str);
     /// Called with a message that the user should see immediately.
     fn notice(&self, text: &str);
 }
@@ -20,6 +22,7 @@ pub trait Progress: Send + Sync {
 pub struct Silent;
 
 impl Progress for Silent {
+    fn gave_up(&self, _: &str) {}
     fn begin(&self, _: &str) {}
     fn line(&self, _: &str) {}
     fn done(&self, _: &str, _: Duration) {}
@@ -39,6 +42,7 @@ impl LastNotice {
 }
 
 impl Progress for LastNotice {
+    fn gave_up(&self, _: &str) {}
     fn begin(&self, _: &str) {}
     fn line(&self, _: &str) {}
     fn done(&self, _: &str, _: Duration) {}

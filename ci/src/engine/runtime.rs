@@ -316,11 +316,13 @@ impl Runtime {
                     return Ok(());
                 }
                 Ok(Err(failure)) => {
+                    progress.gave_up(&what);
                     let output = failure.output.unwrap_or_default();
                     return Err(format!("cannot pull {image} ({})", error_line(&output)));
                 }
                 Err(_) if watched.limit(begun) > limit => {}
                 Err(_) => {
+                    progress.gave_up(&what);
                     let silence = limit.duration_since(watched.last().unwrap_or(begun));
                     return Err(format!(
                         "cannot pull {image} (no progress for {} s)",
@@ -454,6 +456,10 @@ impl Progress for PullProgress<'_> {
         self.progress.done(what, took);
     }
 
+    fn gave_up(&self, what: &str) {
+        self.progress.gave_up(what);
+    }
+
     fn notice(&self, text: &str) {
         self.progress.notice(text);
     }
@@ -486,6 +492,42 @@ mod tests {
             "Cannot connect to the daemon"
         );
         assert!(!error_line("").is_empty());
+    }
+
+    /// The parts that are in progress.
+    #[derive(Default)]
+    struct Open(Mutex<Vec<String>>);
+
+    impl Open {
+        fn remove(&self, what: &str) {
+            self.0.lock().unwrap().retain(|open| open != what);
+        }
+    }
+
+    impl Progress for Open {
+        fn begin(&self, what: &str) {
+            self.0.lock().unwrap().push(what.to_owned());
+        }
+        fn line(&self, _: &str) {}
+        fn done(&self, what: &str, _: Duration) {
+            self.remove(what);
+        }
+        fn gave_up(&self, what: &str) {
+            self.remove(what);
+        }
+        fn notice(&self, _: &str) {}
+    }
+
+    #[tokio::test]
+    async fn a_pull_that_fails_is_no_longer_shown() {
+        let runtime = Runtime {
+            name: "false",
+            ..RUNTIMES[0]
+        };
+        let open = Open::default();
+        let why = runtime.pull(&open).await.unwrap_err();
+        assert!(why.contains("cannot pull"), "{why}");
+        assert_eq!(*open.0.lock().unwrap(), [""; 0]);
     }
 
     #[test]

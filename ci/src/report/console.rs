@@ -374,6 +374,10 @@ impl Progress for Reporter {
         }
     }
 
+    fn gave_up(&self, what: &str) {
+        lock(&self.screen).end(&Subject::Preparation(what.to_owned()));
+    }
+
     fn done(&self, what: &str, took: Duration) {
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         lock(&self.prepared).push(Prepared {
