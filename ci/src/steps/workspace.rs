@@ -473,6 +473,9 @@ async fn to_failure<K: Kind>(
     }
 }
 
+/// How a program or file that does not exist is reported.
+const NOT_FOUND: &str = "No such file or directory";
+
 /// The hint for a failed gate: what the container lacks, or else the step's own hint, `usual`.
 fn hint_for<K: Kind>(step: &StepContext<'_, K>, output: &str, usual: Hint<'_>) -> String {
     // The output of a test may contain any text.
@@ -488,6 +491,10 @@ fn hint_for<K: Kind>(step: &StepContext<'_, K>, output: &str, usual: Hint<'_>) -
         );
     }
     match usual {
+        Hint::Reproduce(command) if tests_ran && output.contains(NOT_FOUND) => format!(
+            "{} A test that calls a program needs its Debian package in test.packages of {FILE}.",
+            reproduce(step, command)
+        ),
         Hint::Reproduce(command) => reproduce(step, command),
         Hint::Text(text) if step.run.settings.paths.contains_key(&step.step) => format!(
             "{text} This step only has the files that paths.{} in {FILE} selects.",

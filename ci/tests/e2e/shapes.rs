@@ -302,7 +302,10 @@ fn packages_of_the_tests_compile_nothing_again() {
         &project,
         &[("[paths]\n", "[paths]\ntest = [\"**\", \"!ci.toml\"]\n")],
     );
-    let first = run(&project).exits(1).only_fails("test");
+    let first = run(&project)
+        .exits(1)
+        .only_fails("test")
+        .says("needs its Debian package in test.packages of ci.toml");
     assert!(first.report["digest"].is_string());
     set(
         &project,
