@@ -2,9 +2,10 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::settings::cargo::Secret;
 use crate::trust::authority::Credential;
 
-/// The secrets of a run: the token, and the token as it is sent to a registry.
+/// The secrets of a run: the token, the token as it is sent to a registry, and those for cargo.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Redaction {
     secrets: Vec<SecretString>,
@@ -19,6 +20,13 @@ impl Redaction {
     #[must_use]
     pub(super) fn of(credential: Option<Credential>) -> Self {
         Self::new(credential.map_or_else(Vec::new, |it| vec![it.basic(), it.token]))
+    }
+
+    /// Removes these secrets, too.
+    #[must_use]
+    pub(super) fn and(mut self, more: &[Secret]) -> Self {
+        self.secrets.extend(more.iter().map(|it| it.value.clone()));
+        self
     }
 
     /// Replaces the secrets in `text` with `***`.

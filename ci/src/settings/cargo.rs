@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
+use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::tables::{environment, list, packages, wrong};
@@ -31,6 +32,9 @@ pub struct CargoTable {
     default_features: Option<bool>,
     /// Environment variables of test, lint and build, for the compiler, build scripts and macros.
     env: BTreeMap<String, String>,
+    /// The names of environment variables of `ci` that test, lint, build and gates get as secrets, such as
+    /// `CARGO_REGISTRIES_ACME_TOKEN`.
+    secrets: Vec<String>,
 }
 
 /// The tests: `[test]`.
@@ -100,6 +104,39 @@ pub struct Cargo {
     pub service_features: Features,
     /// The environment.
     pub env: BTreeMap<String, String>,
+    /// The names of the environment variables that are secrets.
+    pub secrets: Vec<String>,
+}
+
+/// The value of an environment variable that is a secret.
+#[derive(Clone, Debug)]
+pub struct Secret {
+    /// The name of the variable.
+    pub name: String,
+    /// Its value.
+    pub value: SecretString,
+}
+
+impl Cargo {
+    /// Reads the secrets from the environment of `ci`.
+    ///
+    /// # Errors
+    /// When one is not set (exit code 2).
+    pub fn read_secrets(&self) -> Result<Vec<Secret>, Failure> {
+        let read = |name: &String| {
+            match std::env::var(name) {
+            Ok(value) if !value.is_empty() => Ok(Secret {
+                name: name.clone(),
+                value: value.into(),
+            }),
+            _ => Err(Failure::usage(format!(
+                "{name} is in cargo.secrets of {FILE}, but not in the environment"
+            ))
+            .hint("Set the variable; in a workflow of GitHub, with `env` and a secret of the repository.")),
+        }
+        };
+        self.secrets.iter().map(read).collect()
+    }
 }
 
 /// How the tests run.
@@ -330,6 +367,19 @@ impl CargoTable {
     /// When a feature does not exist, the binary needs another one, or a variable is invalid (exit code 2).
     pub fn resolve(self, project: &Project, package: &str, binary: &str) -> Result<Cargo, Failure> {
         compiler_environment("cargo.env", &self.env)?;
+        let names = self
+            .secrets
+            .iter()
+            .map(|name| (name.clone(), String::new()));
+        compiler_environment("cargo.secrets", &names.collect())?;
+        if let Some(both) = self
+            .secrets
+            .iter()
+            .find(|name| self.env.contains_key(*name))
+        {
+            return Err(wrong("cargo.secrets", both, "also in cargo.env")
+                .hint("A secret does not belong into the repository: remove it from cargo.env."));
+        }
         for name in &self.features {
             check_feature(project, name)?;
         }
@@ -360,6 +410,7 @@ impl CargoTable {
             features,
             service_features,
             env: self.env,
+            secrets: self.secrets,
         })
     }
 }

@@ -14,7 +14,7 @@ use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::cargo::{Cargo, CargoTable, Lint, LintTable, TestTable, Tests};
+use super::cargo::{Cargo, CargoTable, Lint, LintTable, Secret, TestTable, Tests};
 use super::command_line::{Cli, Command, Drawing, Format, Options};
 use super::tables::{
     self, Backing, BackingTable, Contents, Gate, GateTable, ImageTable, ScanLimits, ScanTable,
@@ -136,6 +136,8 @@ pub struct Settings {
     pub packages: Vec<String>,
     /// How test, lint and build call cargo.
     pub cargo: Cargo,
+    /// The secrets for cargo, once a run has read them.
+    pub secrets: Vec<Secret>,
     /// How the tests run.
     pub tests: Tests,
     /// What the lint checks.
@@ -467,6 +469,7 @@ impl Invocation {
             services,
             packages: file.toolchain.resolve()?,
             cargo,
+            secrets: Vec::new(),
             tests: file.test.resolve(project, today())?,
             lint: file.lint.resolve(project)?,
             gates: tables::gates(file.gate)?,

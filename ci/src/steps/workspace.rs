@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dagger_sdk::{Container, File};
+use secrecy::ExposeSecret as _;
 use tracing::{Instrument as _, info_span};
 
 use super::environment::with_env;
@@ -20,6 +21,7 @@ use crate::run::context::RunContext;
 use crate::run::execution::StepContext;
 use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
+use crate::settings::cargo::Secret;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::digest::sha256;
@@ -396,6 +398,14 @@ pub async fn prepare<K: Kind>(
         .with_env_variable("SYNC", SYNC)
         .with_env_variable("BUILD_SCRIPTS", build_scripts(run));
     let mut container = with_env(&container, &work.env);
+    if step.step != Step::Fmt {
+        for Secret { name, value } in &run.settings.secrets {
+            // Not the value, but its name identifies a secret in the engine.
+            let id = format!("{}/{name}", run.settings.repository);
+            let secret = client.set_secret(id, value.expose_secret());
+            container = container.with_secret_variable(name, secret);
+        }
+    }
     if let Some(program) = &work.program {
         container = container.with_mounted_file(program.path, program.file.clone());
     }

@@ -382,3 +382,49 @@ fn a_workspace_that_is_adopted_step_by_step() {
         .only_fails("test")
         .says("the selection in ci.toml contains no test");
 }
+
+#[test]
+fn a_token_for_a_private_registry() {
+    let name = "CARGO_REGISTRIES_ACME_TOKEN";
+    let script = format!(
+        "fn main() {{\n    println!(\"cargo::rerun-if-changed=build.rs\");\n    let token = std::env::var(\"{name}\").expect(\"a token\");\n    \
+         println!(\"cargo::warning=the token is {{token}}\");\n}}\n"
+    );
+    let project = initialized(
+        "secret",
+        "",
+        &service(8000, HEALTHY),
+        &[("build.rs", &script)],
+    );
+    set(&project, &[("# secrets = [", "secrets = [")]);
+    run(&project).exits(2).says(
+        "CARGO_REGISTRIES_ACME_TOKEN is in cargo.secrets of ci.toml, but not in the environment",
+    );
+    let with = |token: &str| {
+        let run = project.ci(&["-v"]).env(name, token).run().exits(0);
+        assert_passes_every_gate(&run);
+        for text in [&run.stdout, &run.stderr] {
+            assert!(!text.contains(token), "{text}");
+        }
+        for entry in walkdir::WalkDir::new(project.path().join("target/ci")) {
+            let path = entry.unwrap().into_path();
+            let content = std::fs::read(&path).unwrap_or_default();
+            let found = content
+                .windows(token.len())
+                .any(|part| part == token.as_bytes());
+            assert!(!found, "{}", path.display());
+        }
+        run
+    };
+    let first = with("acme_token-of-monday");
+    assert_eq!(first.step("build")["cached"], false);
+    assert!(
+        project
+            .read("target/ci/logs/build.log")
+            .contains("the token is ***")
+    );
+    let second = with("acme_token-of-tuesday");
+    for step in ["test", "lint", "build"] {
+        assert_eq!(second.step(step)["cached"], true, "{step}");
+    }
+}

@@ -64,6 +64,10 @@ pub(crate) fn plan(
         // A run that is refused below must not leave the reports of an earlier one.
         report::clear(&settings.report_dir)?;
     }
+    let is_shell = matches!(invocation.command, Command::Shell { .. });
+    if is_shell || !invocation.command.steps().is_empty() {
+        settings.secrets = settings.cargo.read_secrets()?;
+    }
     let checkout = checkout.with_tag_length(settings.tag_length)?;
     if let Command::Cache {
         command: CacheCommand::Save { dir } | CacheCommand::Restore { dir },
