@@ -9,12 +9,14 @@ use crate::image::archive::Platform;
 use crate::image::registry;
 use crate::model::config_file::FILE;
 use crate::model::event::Event;
+use crate::model::step::Step;
 use crate::report;
 use crate::runner_cache::cache;
 use crate::settings::Invocation;
 use crate::settings::tables::Service;
 use crate::source::checkout::Checkout;
 use crate::source::project::{self, Package, Project};
+use crate::source::submodules;
 use crate::source::toolchain::Channel;
 use crate::steps::build;
 use crate::trust::authority::GitHub;
@@ -34,6 +36,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let directory = invocation.directory()?;
     let mut root = directory.clone();
     let mut project = None;
+    let mut snapshot = None;
     match Checkout::discover(&directory) {
         Ok(checkout) => {
             let state = if checkout.is_clean() {
@@ -42,8 +45,9 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 "with uncommitted changes, which cannot be published"
             };
             findings.good("git", format!("commit {}, {state}", checkout.commit.sha));
-            if let Err(failure) = checkout.snapshot(&Silent) {
-                findings.failed("sources", failure);
+            match checkout.snapshot(&Silent) {
+                Ok(taken) => snapshot = Some(taken),
+                Err(failure) => findings.failed("sources", failure),
             }
             let inside = project::path_below_root(&checkout.root, &directory)?;
             match Project::find(&checkout.root, &inside) {
@@ -61,6 +65,12 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
     let known = project.is_some();
     let project = project.unwrap_or_else(placeholder);
     let settings = invocation.settings(&root, &project, file.as_deref(), &github)?;
+    if let Some(snapshot) = &snapshot {
+        let steps: Vec<_> = Step::gates().filter(|step| settings.has(*step)).collect();
+        if let Err(failure) = submodules::require(snapshot.missing(), &steps, &settings.paths) {
+            findings.failed("sources", failure);
+        }
+    }
     if known {
         let Service {
             package,

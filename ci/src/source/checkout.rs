@@ -194,8 +194,8 @@ impl Checkout {
     /// fetched.
     ///
     /// # Errors
-    /// When an object or a file cannot be read (exit code 3), a filter cannot be applied or the tree contains a submodule (exit
-    /// code 2).
+    /// When an object or a file cannot be read (exit code 3), a filter cannot be applied or the tree contains another repository
+    /// (exit code 2).
     pub fn snapshot(&self, progress: &dyn Progress) -> Result<Snapshot, Failure> {
         let of = match self.state {
             State::Clean(_) => Tree::Commit(&self.commit.sha),

@@ -8,4 +8,5 @@ pub mod paths;
 pub mod project;
 pub mod snapshot;
 pub mod sources;
+pub mod submodules;
 pub mod toolchain;

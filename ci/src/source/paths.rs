@@ -61,6 +61,57 @@ impl Paths {
             .find(|(_, pattern)| pattern.matches_path_with(path, OPTIONS))
             .is_some_and(|(keeps, _)| *keeps)
     }
+
+    /// Returns whether the step can get files of the directory at `folder`, whichever files it has.
+    #[must_use]
+    pub fn may_include_below(&self, folder: &Path) -> bool {
+        for (keeps, pattern) in self.0.iter().rev() {
+            match Reach::of(pattern, folder) {
+                Reach::All => return *keeps,
+                Reach::Some if *keeps => return true,
+                Reach::Some | Reach::None => {}
+            }
+        }
+        false
+    }
+}
+
+/// How many of the files of a directory a pattern matches.
+enum Reach {
+    All,
+    /// Some, or perhaps none.
+    Some,
+    None,
+}
+
+impl Reach {
+    fn of(pattern: &Pattern, folder: &Path) -> Self {
+        let mut parts = pattern.as_str().split('/').peekable();
+        for name in folder.components() {
+            match parts.next() {
+                // Every file has a name after all that `**` matches.
+                Some("**") => {
+                    return match parts.next() {
+                        None | Some("*") if parts.peek().is_none() => Self::All,
+                        _ => Self::Some,
+                    };
+                }
+                Some(part) if parts.peek().is_some() => {
+                    let name = name.as_os_str().to_string_lossy();
+                    let matches =
+                        Pattern::new(part).is_ok_and(|part| part.matches_with(&name, OPTIONS));
+                    if !matches {
+                        return Self::None;
+                    }
+                }
+                _ => return Self::None,
+            }
+        }
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("**"), None | Some("*"), None) => Self::All,
+            _ => Self::Some,
+        }
+    }
 }
 
 /// Parses `[paths]` of `ci.toml`.
@@ -119,6 +170,29 @@ mod tests {
         }
         for path in ["README.md", ".github/workflows/ci.yml", "docs/a.md"] {
             assert!(!most.includes(Path::new(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn tells_whether_files_of_a_directory_can_be_included() {
+        for (patterns, may) in [
+            (&["**"][..], true),
+            (&["**/*"], true),
+            (&["**", "!vendor/dep/**"], false),
+            (&["**", "!vendor/**"], false),
+            (&["**", "!vendor/*/**"], false),
+            (&["**", "!**/*.md"], true),
+            (&["**", "!vendor/dep/docs/**"], true),
+            // Only a file of this name is excluded.
+            (&["**", "!vendor/dep"], true),
+            (&["**", "!vendor/other/**"], true),
+            (&["src/**", "Cargo.*", "*"], false),
+            (&["**/*.rs"], true),
+            (&["**", "!vendor/dep/**", "vendor/dep/a.txt"], true),
+            (&["vendor/dep/**", "!**"], false),
+        ] {
+            let found = paths(patterns).may_include_below(Path::new("vendor/dep"));
+            assert_eq!(found, may, "{patterns:?}");
         }
     }
 

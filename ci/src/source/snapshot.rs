@@ -3,7 +3,8 @@
 //! Attributes of the repository that determine a file's content alone (`eol`, `ident`, `working-tree-encoding`) apply, and settings of
 //! this machine do not: the files are the same everywhere. git itself writes them, through a temporary repository that has no
 //! settings and borrows the objects of the real one. The files of a dirty tree pass through its objects too, so that they follow the
-//! same rules.
+//! same rules. The files of submodules are part of the tree: of a clean one, those of the commit that it refers to; of a dirty one,
+//! those on the disk.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
@@ -11,6 +12,7 @@ use std::process::Command;
 
 use super::git::{git, git_command, git_text, output_of};
 use super::lfs::{self, Filtered};
+use super::submodules::{self, Link, Missing};
 use common::failure::{Failure, OrFail};
 use common::progress::Progress;
 use common::scratch;
@@ -28,40 +30,39 @@ pub(super) enum Tree<'a> {
 #[derive(Debug)]
 pub struct Snapshot {
     folder: tempfile::TempDir,
+    missing: Vec<Missing>,
 }
 
 impl Snapshot {
-    /// Writes the files of `tree` in the repository at `root`.
+    /// Writes the files of `tree` in the repository at `root`, and those of its submodules.
     ///
     /// # Errors
-    /// When an object or a file cannot be read (exit code 3), a filter cannot be applied, or the tree contains a submodule or a
-    /// forged path (exit code 2).
+    /// When an object or a file cannot be read (exit code 3), a filter cannot be applied, or the tree contains another repository
+    /// or a forged path (exit code 2).
     pub(super) fn new(
         root: &Path,
         tree: Tree<'_>,
         progress: &dyn Progress,
     ) -> Result<Self, Failure> {
         let folder = temporary_folder()?;
-        let borrower = Borrower::new(root)?;
-        let tree = match tree {
-            Tree::Commit(sha) => sha.to_owned(),
-            Tree::OnDisk => borrower.tree_on_disk()?,
-        };
-        borrower.fetch_missing(&tree, progress)?;
-        let entries = borrower.entries(&tree)?;
-        borrower.write(&tree, folder.path())?;
-        for entry in &entries {
-            entry.set_mode(folder.path())?;
+        let mut missing = Vec::new();
+        write_tree(root, tree, folder.path(), &mut missing, progress)?;
+        for submodule in &mut missing {
+            submodule.make_relative_to(folder.path());
         }
-        let filtered = borrower.filtered(&entries)?;
-        lfs::apply(root, folder.path(), &filtered, progress)?;
-        Ok(Self { folder })
+        Ok(Self { folder, missing })
     }
 
     /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Returns the submodules whose files are missing, because they are not checked out.
+    #[must_use]
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
     }
 
     /// Returns a snapshot of the files for which `keep` returns true; it gets the path relative to the root.
@@ -88,8 +89,54 @@ impl Snapshot {
             Ok(())
         };
         copy().or_environment("cannot copy the sources")?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder,
+            missing: self.missing.clone(),
+        })
     }
+}
+
+/// Writes the files of a tree in the repository at `root`, and those of its submodules, to the directory `to`. Adds the submodules
+/// that are missing, with their paths below `to`.
+fn write_tree(
+    root: &Path,
+    tree: Tree<'_>,
+    to: &Path,
+    missing: &mut Vec<Missing>,
+    progress: &dyn Progress,
+) -> Result<(), Failure> {
+    let borrower = Borrower::new(root)?;
+    let on_disk = matches!(tree, Tree::OnDisk);
+    let tree = match tree {
+        Tree::Commit(sha) => sha.to_owned(),
+        Tree::OnDisk => borrower.tree_on_disk()?,
+    };
+    borrower.fetch_missing(&tree, progress)?;
+    let entries = borrower.entries(&tree)?;
+    borrower.write(&tree, to)?;
+    for entry in &entries {
+        entry.set_mode(to)?;
+    }
+    let filtered = borrower.filtered(&entries)?;
+    lfs::apply(root, to, &filtered, progress)?;
+    for link in entries.into_iter().filter_map(TreeEntry::into_link) {
+        let below = to.join(&link.path);
+        let Some(found) = submodules::find(root, &link, on_disk) else {
+            missing.push(Missing::new(below, root, &link, to));
+            continue;
+        };
+        let tree = if found.in_place {
+            Tree::OnDisk
+        } else {
+            Tree::Commit(&link.commit)
+        };
+        write_tree(&found.repository, tree, &below, missing, progress).map_err(|mut failure| {
+            let name = link.path.display();
+            failure.message = format!("in submodule {name}: {}", failure.message);
+            failure
+        })?;
+    }
+    Ok(())
 }
 
 fn temporary_folder() -> Result<tempfile::TempDir, Failure> {
@@ -170,6 +217,8 @@ impl<'a> Borrower<'a> {
         )?;
         let mut paths = Vec::new();
         let mut assumed = Vec::new();
+        let mut replaced = Vec::new();
+        let mut links = None;
         for line in nul_separated(&listing) {
             let (Some(tag), Some(path)) = (line.first(), line.get(2..)) else {
                 continue;
@@ -189,7 +238,20 @@ impl<'a> Borrower<'a> {
                 .symlink_metadata()
                 .is_ok_and(|data| data.is_dir())
             {
-                return Err(submodule(&relative));
+                // git lists a repository that it does not track with a slash.
+                if path.ends_with(b"/") {
+                    return Err(other_repository(&relative));
+                }
+                let links: &Vec<_> = match &mut links {
+                    Some(links) => links,
+                    none => none.insert(self.links_in_the_index()?),
+                };
+                // A submodule stays, and a file that a directory has replaced goes.
+                if !links.contains(&relative) {
+                    replaced.extend_from_slice(path);
+                    replaced.push(0);
+                }
+                continue;
             }
             paths.extend_from_slice(path);
             paths.push(0);
@@ -197,6 +259,10 @@ impl<'a> Borrower<'a> {
         if !assumed.is_empty() {
             let forget = ["update-index", "--no-assume-unchanged", "-z", "--stdin"];
             self.git(index, self.root, &forget, assumed)?;
+        }
+        if !replaced.is_empty() {
+            let remove = ["update-index", "--force-remove", "-z", "--stdin"];
+            self.git(index, self.root, &remove, replaced)?;
         }
         if !paths.is_empty() {
             let store = [
@@ -216,6 +282,16 @@ impl<'a> Borrower<'a> {
             Vec::new(),
         )?;
         Ok(String::from_utf8_lossy(&tree).trim().to_owned())
+    }
+
+    /// The paths of the submodules in the repository's index.
+    fn links_in_the_index(&self) -> Result<Vec<PathBuf>, Failure> {
+        let staged = git(self.root, ["ls-files", "-z", "--stage"])?;
+        nul_separated(&staged)
+            .filter(|line| line.starts_with(b"160000 "))
+            .filter_map(|line| line.splitn(2, |byte| *byte == b'\t').nth(1))
+            .map(relative_path)
+            .collect()
     }
 
     /// Copies the repository's index, whose times tell git which files are unchanged.
@@ -324,7 +400,8 @@ impl<'a> Borrower<'a> {
     /// The files with an attribute `filter`.
     fn filtered(&self, entries: &[TreeEntry]) -> Result<Vec<Filtered>, Failure> {
         let mut paths = Vec::new();
-        for entry in entries.iter().filter(|entry| entry.kind != Kind::Symlink) {
+        let is_file = |entry: &&TreeEntry| matches!(entry.kind, Kind::File | Kind::Program);
+        for entry in entries.iter().filter(is_file) {
             paths.extend_from_slice(entry.path.as_os_str().as_encoded_bytes());
             paths.push(0);
         }
@@ -378,11 +455,13 @@ fn nul_separated(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|part| !part.is_empty())
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     File,
     Program,
     Symlink,
+    /// A submodule at this commit.
+    Link(String),
 }
 
 struct TreeEntry {
@@ -400,28 +479,37 @@ impl TreeEntry {
             .ok_or_else(invalid)?;
         let head = std::str::from_utf8(&line[..tab]).map_err(|_| invalid())?;
         let path = relative_path(&line[tab + 1..])?;
-        let kind = match head.split(' ').next() {
+        let mut head = head.split(' ');
+        let kind = match head.next() {
             Some("100755") => Kind::Program,
             Some("120000") => Kind::Symlink,
-            Some("160000") => return Err(submodule(&path)),
+            Some("160000") => Kind::Link(head.nth(1).ok_or_else(invalid)?.to_owned()),
             Some(_) => Kind::File,
             None => return Err(invalid()),
         };
         Ok(Self { kind, path })
     }
 
+    /// Returns the submodule, if it is one.
+    fn into_link(self) -> Option<Link> {
+        match self.kind {
+            Kind::Link(commit) => Some(Link {
+                path: self.path,
+                commit,
+            }),
+            Kind::File | Kind::Program | Kind::Symlink => None,
+        }
+    }
+
     /// Sets the modes of the file and its directory, so that the umask has no effect.
     fn set_mode(&self, below: &Path) -> Result<(), Failure> {
-        if self.kind == Kind::Symlink {
-            return Ok(());
-        }
+        let mode = match self.kind {
+            Kind::File => 0o644,
+            Kind::Program | Kind::Link(_) => 0o755,
+            Kind::Symlink => return Ok(()),
+        };
         let file = below.join(&self.path);
         let cannot = || format!("cannot write {}", file.display());
-        let mode = if self.kind == Kind::Program {
-            0o755
-        } else {
-            0o644
-        };
         set_mode(&file, mode).or_environment(cannot())?;
         let folders = self.path.ancestors().skip(1);
         for folder in folders.filter(|folder| !folder.as_os_str().is_empty()) {
@@ -431,9 +519,16 @@ impl TreeEntry {
     }
 }
 
-fn submodule(path: &Path) -> Failure {
-    Failure::usage(format!("{} is a git submodule or another repository", path.display()))
-        .hint("Vendor the files or depend on a released crate. Submodules are not supported, because a commit does not contain their files.")
+fn other_repository(path: &Path) -> Failure {
+    // Git lists it with a slash at its end.
+    let path: PathBuf = path.components().collect();
+    let path = path.display();
+    Failure::usage(format!(
+        "{path} is another git repository, which this one does not track"
+    ))
+    .hint(format!(
+        "Add it to .gitignore, or make it a submodule with `git submodule add URL {path}`."
+    ))
 }
 
 #[cfg(unix)]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ci::source::checkout::Checkout;
+use common::progress::Silent;
 use serde_json::Value;
 
 use crate::harness::{Outcome, Project, git};
@@ -154,25 +156,165 @@ fn ignores_the_git_variables_of_a_hook() {
     is_clean_at(outcome, &head);
 }
 
+/// A project with the submodule `vendor/dep`, which has the submodule `deep` itself, and the folder of their origins.
+fn project_with_submodules(name: &str) -> (Project, tempfile::TempDir) {
+    let origins = tempfile::tempdir().unwrap();
+    let origin = |name: &str| {
+        let folder = origins.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        git(&folder, &["init", "--quiet"]);
+        std::fs::write(folder.join("file.txt"), format!("{name}\n")).unwrap();
+        folder
+    };
+    let commit = |folder: &Path| {
+        git(folder, &["add", "."]);
+        git(folder, &["commit", "--quiet", "--message", "a file"]);
+    };
+    let deep = origin("deep");
+    commit(&deep);
+    let dep = origin("dep");
+    add_submodule(&dep, &deep, "deep");
+    commit(&dep);
+    let project = Project::new(name);
+    add_submodule(project.path(), &dep, "vendor/dep");
+    update_submodules(project.path());
+    project.commit("a submodule");
+    (project, origins)
+}
+
+fn add_submodule(folder: &Path, url: &Path, path: &str) {
+    let url = url.to_str().unwrap();
+    let allow = "protocol.file.allow=always";
+    git(
+        folder,
+        &["-c", allow, "submodule", "--quiet", "add", url, path],
+    );
+}
+
+fn update_submodules(folder: &Path) {
+    let update = ["submodule", "--quiet", "update", "--init", "--recursive"];
+    let allow = ["-c", "protocol.file.allow=always"];
+    git(folder, &[&allow[..], &update].concat());
+}
+
 #[test]
-fn rejects_a_submodule_by_name() {
-    let project = Project::new("submodule");
-    let nested = project.path().join("vendored");
+fn takes_submodules_at_their_commit() {
+    let (project, _origins) = project_with_submodules("submodules");
+    let files = || {
+        let checkout = Checkout::discover(project.path()).unwrap();
+        let snapshot = checkout.snapshot(&Silent).unwrap();
+        assert!(snapshot.missing().is_empty());
+        let read = |name: &str| std::fs::read_to_string(snapshot.path().join(name)).ok();
+        let names = ["file.txt", "deep/file.txt", "new.txt"];
+        let contents = names.map(|name| read(&format!("vendor/dep/{name}")));
+        (
+            checkout.is_clean(),
+            contents.map(Option::unwrap_or_default).join("|"),
+        )
+    };
+    assert_eq!(files(), (true, "dep\n|deep\n|".to_owned()));
+    // A change somewhere else does not change them.
+    project.write("other.txt", "");
+    assert_eq!(files(), (false, "dep\n|deep\n|".to_owned()));
+    std::fs::remove_file(project.path().join("other.txt")).unwrap();
+    // Git does not see this edit, so the files are those of the commit.
+    let dep = project.path().join("vendor/dep");
+    git(&dep, &["update-index", "--assume-unchanged", "file.txt"]);
+    project.write("vendor/dep/file.txt", "edited\n");
+    assert_eq!(files(), (true, "dep\n|deep\n|".to_owned()));
+    // Edits that it sees make the tree dirty, and the files are those on the disk.
+    project.write("vendor/dep/deep/file.txt", "edited\n");
+    project.write("vendor/dep/new.txt", "new\n");
+    assert_eq!(files(), (false, "edited\n|edited\n|new\n".to_owned()));
+    // As is another commit.
+    git(&dep.join("deep"), &["checkout", "--quiet", "."]);
+    git(&dep, &["update-index", "--no-assume-unchanged", "file.txt"]);
+    git(&dep, &["add", "file.txt", "new.txt"]);
+    git(&dep, &["commit", "--quiet", "--message", "another commit"]);
+    assert_eq!(files(), (false, "edited\n|deep\n|new\n".to_owned()));
+}
+
+#[test]
+fn takes_the_submodules_of_a_worktree_from_the_main_one() {
+    let (project, _origins) = project_with_submodules("submodules-of-worktree");
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    let add = ["worktree", "add", "--quiet", "--detach"];
+    project.git(&[&add[..], &[tree.to_str().unwrap()]].concat());
+    assert!(!tree.join("vendor/dep/file.txt").exists());
+    let snapshot = Checkout::discover(&tree)
+        .unwrap()
+        .snapshot(&Silent)
+        .unwrap();
+    let deep = snapshot.path().join("vendor/dep/deep/file.txt");
+    assert_eq!(std::fs::read_to_string(deep).unwrap(), "deep\n");
+}
+
+#[test]
+fn refuses_a_missing_submodule_unless_paths_exclude_it() {
+    let (project, _origins) = project_with_submodules("missing-submodule");
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    clone(&project, &[], &copy);
+    let missing = "submodule vendor/dep is not checked out, and it is part of the sources of";
+    ci_in(&copy, &[])
+        .run()
+        .refuses(2, &format!("{missing} test, fmt, lint, build"))
+        .says("hint: Run `git submodule update --init --recursive`.");
+    let doctor = ci_in(&copy, &["doctor"]).run().exits(3);
+    assert!(doctor.stdout.contains(missing), "{}", doctor.stdout);
+    ci_in(&copy, &["init"])
+        .run()
+        .exits(0)
+        .says(&format!("to do    {missing}"));
+
+    let excluded = r#"["**", "!vendor/**"]"#;
+    let paths = ["test", "fmt", "lint"].map(|step| format!("{step} = {excluded}\n"));
+    let paths = format!("[paths]\n{}", paths.concat());
+    std::fs::write(copy.join("ci.toml"), &paths).unwrap();
+    ci_in(&copy, &["fmt"]).run().finds_no_engine();
+    ci_in(&copy, &[])
+        .run()
+        .refuses(2, &format!("{missing} build\n"))
+        .says("in [paths] of ci.toml: build = [\"**\", \"!vendor/dep/**\"].");
+    std::fs::write(copy.join("ci.toml"), format!("{paths}build = {excluded}\n")).unwrap();
+    ci_in(&copy, &[]).run().finds_no_engine();
+
+    // Without the nested one, only that is missing.
+    let update = ["submodule", "--quiet", "update", "--init"];
+    let allow = ["-c", "protocol.file.allow=always"];
+    git(&copy, &[&allow[..], &update].concat());
+    std::fs::remove_file(copy.join("ci.toml")).unwrap();
+    ci_in(&copy, &[])
+        .run()
+        .refuses(2, "submodule vendor/dep/deep is not checked out");
+    update_submodules(&copy);
+    ci_in(&copy, &[]).run().finds_no_engine();
+}
+
+#[test]
+fn rejects_another_repository_by_name() {
+    let project = Project::new("nested");
+    let nested = project.path().join("nested");
     std::fs::create_dir(&nested).unwrap();
     git(&nested, &["init", "--quiet"]);
     git(
         &nested,
         &["commit", "--quiet", "--allow-empty", "--message", "inner"],
     );
+    ci(&project, &[])
+        .run()
+        .refuses(2, "nested is another git repository")
+        .says("hint: Add it to .gitignore, or make it a submodule");
+    // Git accepts it with a warning, and nobody else gets its files.
     project.commit("a repository in the repository");
-    ci(&project, &[])
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    clone(&project, &[], &copy);
+    ci_in(&copy, &[])
         .run()
-        .refuses(2, "vendored is a git submodule")
-        .says("hint: Vendor the files or depend on a released crate");
-    project.write("new.txt", "and uncommitted changes\n");
-    ci(&project, &[])
-        .run()
-        .refuses(2, "vendored is a git submodule");
+        .refuses(2, "nested is a commit of another repository")
+        .says("git rm --cached nested");
 }
 
 #[test]

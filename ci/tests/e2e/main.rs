@@ -33,6 +33,7 @@ mod reproducible;
 mod runs;
 mod runtimes;
 mod shapes;
+mod shapes_repository;
 mod shared;
 mod shell;
 mod smoke;

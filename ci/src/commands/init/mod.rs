@@ -5,12 +5,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::model::config_file::FILE;
+use crate::model::step::Step;
 use crate::report::{self, Reporter};
 use crate::settings::Invocation;
+use crate::source::checkout::Checkout;
 use crate::source::git::git_text;
 use crate::source::project::{Package, Project};
+use crate::source::submodules;
+use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
 use common::pins;
+use common::progress::Silent;
 
 /// The repository from which other workspaces install `ci`.
 const HOME: &str = env!("CARGO_PKG_REPOSITORY");
@@ -56,7 +61,7 @@ pub(super) fn run(
         &top,
         &crate::source::project::path_below_root(&top, &directory)?,
     )?;
-    let found = Found::examine(&top, &project)?;
+    let mut found = Found::examine(&top, &project)?;
     if print {
         report::data(&found.settings());
         return Ok(ExitCode::Success);
@@ -80,11 +85,33 @@ pub(super) fn run(
             reporter.header(&format!("kept     {name}, which already exists"));
         }
     }
+    if let Err(failure) = check(invocation, &directory, &project) {
+        found.add_task(failure.to_string());
+        if let Some(hint) = failure.hint {
+            found.add_task(hint);
+        }
+    }
     for line in &found.to_do {
         reporter.header(&format!("to do    {line}"));
     }
     reporter.header("then     commit these files and run ci");
     Ok(ExitCode::Success)
+}
+
+/// Checks what a run of all steps would check before it uses an engine, apart from the permission to publish.
+fn check(invocation: &Invocation, directory: &Path, project: &Project) -> Result<(), Failure> {
+    let checkout = Checkout::discover(directory)?;
+    let snapshot = checkout.snapshot(&Silent)?;
+    let file = std::fs::read_to_string(project.sources.join(FILE))
+        .or_environment(format!("cannot read {FILE}"))?;
+    let settings = invocation.settings(
+        &project.sources,
+        project,
+        Some(&file),
+        &GitHub::from_env(invocation.options.release_branch.as_deref()),
+    )?;
+    let steps: Vec<_> = Step::gates().filter(|step| settings.has(*step)).collect();
+    submodules::require(snapshot.missing(), &steps, &settings.paths)
 }
 
 /// The top of the working tree, or the outermost package if there is no git repository.
@@ -393,7 +420,7 @@ mod tests {
             ],
             ..Project::default()
         };
-        let github = crate::trust::authority::GitHub::default();
+        let github = GitHub::default();
         let settings = |text: &str| {
             Invocation::parse(["ci"])
                 .unwrap()

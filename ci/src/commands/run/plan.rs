@@ -9,6 +9,7 @@ use crate::settings::{CacheCommand, Command, Invocation, Settings, cache_dir};
 use crate::source::checkout::Checkout;
 use crate::source::project::{Project, path_below_root};
 use crate::source::snapshot::Snapshot;
+use crate::source::submodules;
 use crate::steps::scan;
 use crate::trust::authority::{self, GitHub, Permit, Purpose};
 use common::failure::Failure;
@@ -127,6 +128,11 @@ pub(crate) fn plan(
                 .hint("Add a [[gate]] with name and run to ci.toml."),
         );
     }
+    let reading = match invocation.command {
+        Command::Shell { step } if step.definition().reads_sources => vec![step],
+        _ => steps.clone(),
+    };
+    submodules::require(snapshot.missing(), &reading, &settings.paths)?;
     Ok(Plan {
         invocation: invocation.command.clone(),
         settings,
