@@ -17,8 +17,8 @@ use serde_json::json;
 use super::cargo::{Cargo, CargoTable, Lint, LintTable, Secret, TestTable, Tests};
 use super::command_line::{Cli, Command, Drawing, Format, Options};
 use super::tables::{
-    self, Backing, BackingTable, Contents, Gate, GateTable, ImageTable, ScanLimits, ScanTable,
-    Service, ServiceTable, SmokeTable, ToolchainTable, Trial,
+    self, Backing, BackingTable, BuildTable, Contents, Gate, GateTable, ImageTable, ScanLimits,
+    ScanTable, Service, ServiceTable, SmokeTable, ToolchainTable, Trial,
 };
 use crate::engine::choice::Choice;
 use crate::image::archive::Platform;
@@ -74,6 +74,7 @@ struct File {
     cargo: CargoTable,
     test: TestTable,
     lint: LintTable,
+    build: BuildTable,
     /// Gates of the project itself.
     gate: Vec<GateTable>,
     scan: ScanTable,
@@ -142,6 +143,10 @@ pub struct Settings {
     pub tests: Tests,
     /// What the lint checks.
     pub lint: Lint,
+    /// Whether build scripts see the SHA and the time of the commit.
+    pub build_commit: bool,
+    /// The packages whose build scripts use the crate `built`.
+    pub built_packages: Vec<String>,
     /// The project's own gates.
     pub gates: Vec<Gate>,
     /// The build scripts of the packages, relative to the root of the sources.
@@ -472,6 +477,8 @@ impl Invocation {
             secrets: Vec::new(),
             tests: file.test.resolve(project, today())?,
             lint: file.lint.resolve(project)?,
+            build_commit: file.build.commit,
+            built_packages: project.packages_built_with("built"),
             gates: tables::gates(file.gate)?,
             build_scripts: project.build_scripts.clone(),
             cargo_config: project.cargo.clone(),

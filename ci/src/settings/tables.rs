@@ -96,6 +96,14 @@ pub struct ToolchainTable {
     packages: Vec<String>,
 }
 
+/// What is built: `[build]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BuildTable {
+    /// Whether build scripts see the SHA and the time of the commit. Each commit then compiles the workspace anew.
+    pub commit: bool,
+}
+
 /// A gate of the project itself: `[[gate]]`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

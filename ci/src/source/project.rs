@@ -42,6 +42,8 @@ pub struct Package {
     pub features: BTreeMap<String, Vec<String>>,
     /// The `required-features` of the binary targets that have some, by the target's name.
     pub required_features: BTreeMap<String, Vec<String>>,
+    /// The names of the direct dependencies of the build script.
+    pub build_dependencies: Vec<String>,
 }
 
 impl Project {
@@ -137,6 +139,14 @@ impl Project {
         Ok(project)
     }
 
+    /// Returns the names of the packages whose build scripts depend on a crate.
+    #[must_use]
+    pub fn packages_built_with(&self, name: &str) -> Vec<String> {
+        let depends = |package: &&Package| package.build_dependencies.iter().any(|it| it == name);
+        let packages = self.packages.iter().filter(depends);
+        packages.map(|package| package.name.clone()).collect()
+    }
+
     /// Returns the package with this name.
     #[must_use]
     pub fn package(&self, name: &str) -> Option<&Package> {
@@ -184,6 +194,7 @@ fn package(manifest: &Manifest) -> Option<Package> {
             .filter(|target| !target.required_features.is_empty())
             .filter_map(|target| Some((target.name.clone()?, target.required_features.clone())))
             .collect(),
+        build_dependencies: manifest.build_dependencies.keys().cloned().collect(),
     })
 }
 

@@ -3,6 +3,7 @@
 mod auditable;
 mod base;
 pub mod build;
+mod commit;
 mod crane;
 pub mod custom;
 mod environment;

@@ -8,7 +8,8 @@
 /// files get the current time if cargo would not notice the change: if a file was added or removed, or is neither Rust source
 /// nor documentation (macros that embed directories, migrations or templates may have read it), if a symbolic link has a new
 /// target, or if a synchronization was interrupted. Links are compared with a list, because saved caches contain no links.
-/// After any other change the build scripts in `BUILD_SCRIPTS` run again, because they may not declare everything that they read.
+/// The same happens if `BUILD_COMMIT`, what build scripts see of the commit, has changed: neither they nor macros declare that they
+/// asked git. After any other change the build scripts in `BUILD_SCRIPTS` run again, because they may not declare everything that they read.
 ///
 /// It is a single process whose memory does not grow with the number of files. Perl is part of every Debian.
 pub(super) const SYNC: &str = r#"
@@ -116,12 +117,20 @@ synchronize("");
 my $before = "";
 if (open(my $file, "<:raw", "/work/links")) { local $/; $before = <$file> }
 $all = 1 if $links ne $before;
+my ($commit, $last) = ($ENV{BUILD_COMMIT} // "", "");
+if (open(my $file, "<:raw", "/work/commit")) { local $/; $last = <$file> // "" }
+$all = 1 if $commit ne $last;
 if ($all) { touch_all("") }
 elsif ($some) { for my $script (split /\n/, $ENV{BUILD_SCRIPTS}) { utime undef, undef, "$to/$script" if -f "$to/$script" } }
 open(my $list, ">:raw", "/work/links.now") or fail("/work/links.now");
 print $list $links;
 close $list or fail("/work/links.now");
 rename "/work/links.now", "/work/links" or fail("/work/links");
+if ($commit ne $last) {
+    open(my $file, ">:raw", "/work/commit") or fail("/work/commit");
+    print $file $commit;
+    close $file or fail("/work/commit");
+}
 unlink "/work/unfinished";
 "#;
 
@@ -156,6 +165,11 @@ mod tests {
         /// Synchronizes after all files got an old time; returns the files with a new time, and asserts that all have the right
         /// content.
         fn run(&self) -> Vec<String> {
+            self.run_at("")
+        }
+
+        /// The same, with what build scripts see of the commit.
+        fn run_at(&self, commit: &str) -> Vec<String> {
             let old = SystemTime::now() - Duration::from_hours(1);
             let files = |top: &Path| -> Vec<_> {
                 let entries = walkdir::WalkDir::new(top).sort_by_file_name().into_iter();
@@ -180,6 +194,7 @@ mod tests {
             let output = std::process::Command::new("perl")
                 .args(["-we", &script])
                 .env("BUILD_SCRIPTS", "build.rs\nnone/build.rs")
+                .env("BUILD_COMMIT", commit)
                 .output()
                 .unwrap();
             let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -250,6 +265,18 @@ mod tests {
         assert_eq!(synced.run().len(), 5, "a file goes");
         std::fs::write(synced.path("work/unfinished"), "").unwrap();
         assert_eq!(synced.run().len(), 5, "an interrupted synchronization");
+        assert_eq!(synced.run(), [""; 0]);
+    }
+
+    #[test]
+    fn another_commit_touches_everything_if_it_is_part_of_the_build() {
+        let synced = Synced::new();
+        synced.write("src/main.rs", "one");
+        assert_eq!(synced.run_at("a").len(), 1);
+        assert_eq!(synced.run_at("a"), [""; 0]);
+        assert_eq!(synced.run_at("b").len(), 1, "another commit");
+        assert_eq!(synced.run_at("b"), [""; 0]);
+        assert_eq!(synced.run().len(), 1, "no commit");
         assert_eq!(synced.run(), [""; 0]);
     }
 

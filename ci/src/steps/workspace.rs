@@ -7,6 +7,7 @@ use dagger_sdk::{Container, File};
 use secrecy::ExposeSecret as _;
 use tracing::{Instrument as _, info_span};
 
+use super::commit::BuildCommit;
 use super::environment::with_env;
 use super::missing;
 use super::services::{Services, failed_setup, setup_failure};
@@ -45,7 +46,7 @@ exec 9>/work/lock
 flock --nonblock 9 || { echo "@waiting@"; flock 9; }
 perl -e "$SYNC"
 # Build scripts must not see these variables.
-unset SYNC BUILD_SCRIPTS
+unset SYNC BUILD_SCRIPTS BUILD_COMMIT
 # For `ci shell`, which does not count as a run.
 [ -n "${CI_SHELL_TOKEN:-}" ] || date +%s > /work/last
 cd /work/src
@@ -285,6 +286,7 @@ async fn inputs<K: Kind>(
         "the environment",
         sha256(format!("{:?}", work.env).as_bytes()),
     )
+    .with("build.commit", commit_in(step, source)?)
     .with("the commands", sha256(script(work).as_bytes()))
     .with("the services", services.unwrap_or_default()))
 }
@@ -309,12 +311,19 @@ async fn key<K: Kind>(
         Key::of(step.step)
             .with("toolchain", run.environment(step.step).await?)
             .with("sources", &sources.digest)
+            .with("commit", commit_in(step, source)?)
             .with("folder", run.settings.folder.display())
             .with("script", script(work))
             .with("env", format_args!("{:?}", work.env))
             .with("program", work.program.as_ref().map_or("", |it| it.version))
             .with("services", services),
     ))
+}
+
+/// What build scripts see of the commit, if the settings ask for it.
+fn commit_in<K: Kind>(step: &StepContext<'_, K>, source: &Source<'_>) -> Result<String, Failure> {
+    let commit = BuildCommit::of(step.step, &step.run.settings, source.checkout())?;
+    Ok(commit.map_or_else(String::new, |commit| commit.identity()))
 }
 
 fn script(work: &Work<'_>) -> String {
@@ -397,6 +406,10 @@ pub async fn prepare<K: Kind>(
         .with_env_variable("CARGO_TARGET_DIR", "/work/target")
         .with_env_variable("SYNC", SYNC)
         .with_env_variable("BUILD_SCRIPTS", build_scripts(run));
+    let container = match BuildCommit::of(step.step, &run.settings, source.checkout())? {
+        Some(commit) => commit.add_to(&container),
+        None => container,
+    };
     let mut container = with_env(&container, &work.env);
     if step.step != Step::Fmt {
         for Secret { name, value } in &run.settings.secrets {
@@ -494,9 +507,14 @@ fn hint_for<K: Kind>(step: &StepContext<'_, K>, output: &str, usual: Hint<'_>) -
         return known;
     }
     if let Some(package) = failed_build_script(output).filter(|_| !tests_ran) {
+        let commit = if step.run.settings.build_commit {
+            "With build.commit, it gets the SHA and the time of the commit, and nothing else of .git."
+        } else {
+            "If it needs the commit, set `commit = true` in [build] of ci.toml."
+        };
         return format!(
             "The build script of `{package}` runs in a container without .git and without this machine's programs and \
-             environment. `ci shell {}` opens a shell there.",
+             environment. {commit} `ci shell {}` opens a shell there.",
             step.step
         );
     }

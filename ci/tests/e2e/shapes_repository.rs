@@ -1,6 +1,6 @@
 //! Services whose repository has something special, taken through `ci init` and `ci run`.
 
-use crate::harness::{Project, git};
+use crate::harness::{Outcome, Project, git};
 
 #[test]
 fn a_service_with_a_submodule_passes_after_init() {
@@ -29,7 +29,57 @@ fn a_service_with_a_submodule_passes_after_init() {
     project.commit("a submodule, and the settings");
     let run = project.ci(&[]).run().exits(0);
     assert_eq!(run.report["clean"], true);
+    assert_passes_every_gate(&run);
+}
+
+fn assert_passes_every_gate(run: &Outcome) {
     for step in ["test", "fmt", "lint", "build", "scan", "smoke"] {
         assert_eq!(run.status(step), "passed", "{step}");
     }
+}
+
+/// A build script that asks git for the commit.
+const DESCRIBE: &str = r#"fn main() {
+    let mut git = std::process::Command::new("git");
+    let output = git.args(["describe", "--always", "--tags", "--dirty"]).output().expect("git");
+    assert!(output.status.success(), "git describe failed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("cargo:rustc-env=GIT_DESCRIBE={}", text.trim());
+}
+"#;
+
+#[test]
+fn a_build_script_that_asks_git_passes_with_the_setting_that_the_hint_names() {
+    let project = Project::new("with-git-describe");
+    project.write("api/build.rs", DESCRIBE);
+    project.extend_test(
+        r#"std::io::Write::write_all(&mut std::io::stderr(), concat!("at ", env!("GIT_DESCRIBE"), "\n").as_bytes()).unwrap();"#,
+    );
+    project.format("");
+    project.ci(&["init"]).run().exits(0);
+    project.commit("a build script, and the settings");
+    project
+        .ci(&["lint"])
+        .run()
+        .exits(1)
+        .says("set `commit = true` in [build] of ci.toml");
+
+    project.edit("ci.toml", "# commit = false", "commit = true");
+    let commit = project.commit("the commit in the build");
+    let run = project.ci(&[]).run().exits(0);
+    assert_passes_every_gate(&run);
+    let tested_at = |commit: &str| {
+        let log = project.read("target/ci/logs/test.log");
+        assert!(log.contains(&format!("at {commit}\n")), "{commit}:\n{log}");
+    };
+    tested_at(&commit[..7]);
+
+    // Cargo would not run the build script again.
+    project.write("README.md", "A service.\n");
+    let commit = project.commit("documentation");
+    project.ci(&["test"]).run().exits(0);
+    tested_at(&commit[..7]);
+    project.write("README.md", "Not committed.\n");
+    project.ci(&["test"]).run().exits(0);
+    tested_at(&format!("{}-dirty", &commit[..7]));
 }
