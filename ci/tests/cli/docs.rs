@@ -313,6 +313,8 @@ fn schema_accepts_the_commented_settings_and_rejects_what_the_program_rejects() 
     let template = include_str!("../../src/commands/init/ci.toml").replace("@source@\n", "");
     let with_all_keys: String = template
         .replace("@base@\n", "# base = \"scratch\"\n")
+        .replace("@packages@\n", "# packages = []\n")
+        .replace("@commit@\n", "# commit = false\n")
         .lines()
         .map(|line| {
             let key = line.strip_prefix("# ").unwrap_or(line);

@@ -181,7 +181,8 @@ fn template_keys() -> BTreeSet<String> {
         }
     }
     // Lines without a key of their own in the template.
-    keys.extend(["source", "image.base"].map(ToOwned::to_owned));
+    let keyless = ["source", "image.base", "toolchain.packages", "build.commit"];
+    keys.extend(keyless.map(ToOwned::to_owned));
     keys
 }
 

@@ -15,6 +15,7 @@ mod completions;
 mod docs;
 mod doctor;
 mod help;
+mod init;
 mod pins;
 mod publish;
 mod report;

@@ -57,15 +57,15 @@ fn a_build_script_that_asks_git_passes_with_the_setting_that_the_hint_names() {
     );
     project.format("");
     project.ci(&["init"]).run().exits(0);
-    project.commit("a build script, and the settings");
+    project.edit("ci.toml", "\ncommit = true\n", "\ncommit = false\n");
     project
         .ci(&["lint"])
         .run()
         .exits(1)
         .says("set `commit = true` in [build] of ci.toml");
 
-    project.edit("ci.toml", "# commit = false", "commit = true");
-    let commit = project.commit("the commit in the build");
+    project.edit("ci.toml", "\ncommit = false\n", "\ncommit = true\n");
+    let commit = project.commit("a build script, and the settings as init has written them");
     let run = project.ci(&[]).run().exits(0);
     assert_passes_every_gate(&run);
     let tested_at = |commit: &str| {

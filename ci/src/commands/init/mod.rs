@@ -1,9 +1,14 @@
 //! `ci init`: writes `ci.toml` and the workflow for the current workspace.
 
+mod needs;
+mod workflow;
+
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use self::needs::Needs;
+use self::workflow::{HOME, Installed};
 use crate::model::config_file::FILE;
 use crate::model::step::Step;
 use crate::report::{self, Reporter};
@@ -17,11 +22,7 @@ use common::failure::{ExitCode, Failure, OrFail};
 use common::pins;
 use common::progress::Silent;
 
-/// The repository from which other workspaces install `ci`.
-const HOME: &str = env!("CARGO_PKG_REPOSITORY");
 const TEMPLATE: &str = include_str!("ci.toml");
-/// This repository's own workflow, which the tests run.
-const WORKFLOW: &str = include_str!("../../../../.github/workflows/docker-builder.yml");
 const WORKFLOW_PATH: &str = ".github/workflows/docker-builder.yml";
 /// A package that depends on one of these is probably a service.
 const FRAMEWORKS: [&str; 10] = [
@@ -69,10 +70,21 @@ pub(super) fn run(
     for line in &found.facts {
         reporter.header(&format!("found    {line}"));
     }
+    let branch = default_branch(&top);
+    reporter.header(&format!(
+        "found    branch {branch}: a push to it publishes on GitHub"
+    ));
+    let installed = Installed::this();
+    if let Some(task) = installed.task() {
+        found.add_task(task);
+    }
     let workflow = top.join(WORKFLOW_PATH);
     for (path, text) in [
         (project.sources.join(FILE), found.settings()),
-        (workflow, workflow_for(&project, &default_branch(&top))),
+        (
+            workflow,
+            workflow::text(&project, &branch, &found.needs, &installed),
+        ),
     ] {
         let name = path
             .strip_prefix(&top)
@@ -145,6 +157,7 @@ struct Found {
     repository: String,
     source: Option<String>,
     needs_base: bool,
+    needs: Needs,
     facts: Vec<String>,
     to_do: Vec<String>,
 }
@@ -182,7 +195,8 @@ impl Found {
             found.binary, found.package
         ));
         found.name(top, package);
-        found.dependencies(project);
+        found.needs = Needs::examine(top, project)?;
+        found.dependencies();
         found.add_task(format!(
             "check service.port and service.health in {FILE}: the smoke test sends GET /health to port 8000 of {}",
             found.binary
@@ -246,11 +260,11 @@ impl Found {
         }
     }
 
-    fn dependencies(&mut self, project: &Project) {
-        let lock = std::fs::read_to_string(project.sources.join("Cargo.lock")).unwrap_or_default();
-        let has = |name: &str| lock.contains(&format!("name = \"{name}\"\n"));
+    fn dependencies(&mut self) {
         for (name, what) in REQUIREMENTS {
-            if has(name) {
+            // Built from source, it becomes part of the binary.
+            let is_part_of_binary = name == "openssl-sys" && self.needs.has("openssl-src");
+            if self.needs.has(name) && !is_part_of_binary {
                 self.report(format!(
                     "{name} in Cargo.lock: the service may need {what} in its image"
                 ));
@@ -263,18 +277,8 @@ impl Found {
                 pins::BASE_IMAGE
             ));
         }
-        for (name, image) in [
-            ("sqlx", "PostgreSQL"),
-            ("tokio-postgres", "PostgreSQL"),
-            ("diesel", "PostgreSQL"),
-            ("redis", "Redis"),
-        ] {
-            if has(name) {
-                self.report(format!(
-                    "{name} in Cargo.lock: tests that need {image} can use [services.…] in {FILE}"
-                ));
-            }
-        }
+        self.facts.append(&mut self.needs.facts);
+        self.to_do.append(&mut self.needs.to_do);
     }
 
     fn settings(&self) -> String {
@@ -287,8 +291,26 @@ impl Found {
         } else {
             "# base = \"scratch\"".to_owned()
         };
+        let packages: Vec<_> = self
+            .needs
+            .packages
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect();
+        let packages = if packages.is_empty() {
+            "# packages = [\"libpq-dev\", \"protobuf-compiler\"]".to_owned()
+        } else {
+            format!("packages = [{}]", packages.join(", "))
+        };
+        let commit = if self.needs.commit {
+            "commit = true"
+        } else {
+            "# commit = false"
+        };
         TEMPLATE
             .replace("@home@", HOME)
+            .replace("@packages@", &packages)
+            .replace("@commit@", commit)
             .replace("@repository@", &self.repository)
             .replace("@source@", &source)
             .replace("@package@", &self.package)
@@ -322,37 +344,6 @@ fn parse_remote(url: &str) -> Option<(String, String)> {
     let path = path.trim_matches('/');
     let path = path.strip_suffix(".git").unwrap_or(path);
     (host.contains('.') && path.contains('/')).then(|| (host.to_owned(), path.to_owned()))
-}
-
-/// This repository's workflow, changed for a workspace that installs `ci` with `cargo install`.
-fn workflow_for(project: &Project, branch: &str) -> String {
-    let folder = project.folder.display().to_string();
-    let (option, target) = if folder.is_empty() {
-        (String::new(), "target".to_owned())
-    } else {
-        (format!(" --workspace {folder}"), format!("{folder}/target"))
-    };
-    WORKFLOW
-        .lines()
-        .map(|line| {
-            let line = line
-                .replace(
-                    "cargo build -p ci --locked",
-                    &format!("cargo install --locked --target-dir {target}/ci-build --git {HOME} ci"),
-                )
-                .replace("cargo run -p ci --locked", &format!("ci run{option}"))
-                .replace("branches: [main]", &format!("branches: [{branch}]"))
-                .replace("target/debug", &format!("{target}/ci-build"))
-                .replace("path: target/", &format!("path: {target}/"))
-                .replace("RUNNER_CACHE: target/", &format!("RUNNER_CACHE: {target}/"))
-                .replace("'Cargo.lock'", &format!("'{}'", project.folder.join("Cargo.lock").display()))
-                .replace(
-                    "# Checks out the repository and runs `ci`. The pipeline itself is defined in ci/src/pipeline.rs only.",
-                    &format!("# Checks out the repository and runs `ci` ({HOME}), which is configured in ci.toml. Add `--rev SHA` to `cargo install` to pin its version."),
-                );
-            line + "\n"
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -450,32 +441,5 @@ mod tests {
                 assert!(all.lines().any(there), "the template lacks {key} of {head}");
             }
         }
-    }
-
-    #[test]
-    fn the_workflow_installs_ci_and_calls_it() {
-        let project = Project {
-            folder: "backend".into(),
-            ..Project::default()
-        };
-        let text = workflow_for(&project, "main");
-        assert!(text.contains(
-            "run: cargo install --locked --target-dir backend/target/ci-build --git https://github.com/"
-        ));
-        assert_eq!(text.matches("run: ci run --workspace backend\n").count(), 2);
-        assert!(!text.contains("-p ci") && !text.contains("pipeline.rs"));
-        for path in [
-            "path: backend/target/ci\n",
-            "path: backend/target/runner-cache\n",
-            "LAB_CI_RUNNER_CACHE: backend/target/runner-cache\n",
-            " backend/target/ci-build\n",
-            "hashFiles('backend/Cargo.lock', ",
-        ] {
-            assert!(text.contains(path), "{path}");
-        }
-        assert!(
-            !text.contains(" target/"),
-            "a path outside of the workspace"
-        );
     }
 }
