@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 use super::history::History;
 use super::stopper::Stopper;
 use super::toolbox::Toolbox;
+use super::turns::Turns;
 use crate::engine::session::Connection;
 use crate::engine::telemetry::Telemetry;
 use crate::image::archive::Platform;
@@ -37,6 +38,8 @@ pub struct RunContext<K: Kind> {
     pub stopper: Stopper,
     /// The caches of an ephemeral runner, if configured.
     pub cache: Option<Cache>,
+    /// The turns of the steps in which cargo compiles.
+    pub turns: Turns,
     /// The passes of earlier runs.
     pub history: History,
     /// The engine of the run.

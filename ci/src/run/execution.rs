@@ -111,6 +111,9 @@ impl<K: Kind> Run<K> {
             self.record(Record::skipped(step, why));
             return (None, next(None).await);
         };
+        // Not part of the step's time, which its limit counts.
+        let turn = async { Ok(self.context.turns.take(step).await) };
+        let turn = self.context.stopper.unless_stopped(turn).await;
         let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
         let span = info_span!(
             "step",
@@ -147,7 +150,11 @@ impl<K: Kind> Run<K> {
             }
         }
         .instrument(span.clone());
-        let result = self.context.stopper.unless_stopped(watched).await;
+        let in_turn = async {
+            let _turn = turn?;
+            watched.await
+        };
+        let result = self.context.stopper.unless_stopped(in_turn).await;
         record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (value, failure) = match result {
             Ok(value) => (Some(value), None),

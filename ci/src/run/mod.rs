@@ -6,4 +6,5 @@ pub(crate) mod history;
 mod step_output;
 pub(crate) mod stopper;
 pub(crate) mod toolbox;
+pub mod turns;
 mod volumes;

@@ -1,5 +1,6 @@
 //! The command line and its help.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
@@ -385,6 +386,24 @@ pub struct Options {
         hide_short_help = true
     )]
     pub config: Option<PathBuf>,
+    /// The number of compilers that each cargo runs at the same time [default: the number of processors]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_JOBS",
+        value_name = "NUMBER",
+        hide_short_help = true
+    )]
+    pub jobs: Option<NonZeroU16>,
+    /// The memory for cargo, such as 4GiB; steps take turns if it is short [default: that of a local engine's machine]
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_MEMORY",
+        value_name = "SIZE",
+        hide_short_help = true
+    )]
+    pub memory: Option<String>,
     /// Write what the run spends its time on to this file, for ui.perfetto.dev
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     pub profile: Option<PathBuf>,
@@ -443,6 +462,8 @@ const RUN: &[&str] = &[
     "fail_fast",
     "keep_going",
     "timeout",
+    "jobs",
+    "memory",
     "profile",
 ];
 

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
+use std::num::NonZeroU16;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::builder::Resettable;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, ValueEnum};
@@ -66,6 +68,10 @@ struct File {
     timeout: Option<String>,
     /// How long a step's command may print nothing and use no CPU before it is reported as stuck. Default: `10m`.
     stuck_after: Option<String>,
+    /// The number of compilers that each cargo runs at the same time. Default: the number of processors.
+    jobs: Option<NonZeroU16>,
+    /// The memory for cargo, such as `4GiB`. Default: that of the engine's machine, if it is this one.
+    memory: Option<String>,
     service: ServiceTable,
     image: ImageTable,
     /// Backing services of the tests and the smoke test, by their host name.
@@ -175,6 +181,10 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// How long the command of a step may print nothing and use no CPU before it is reported as stuck.
     pub stuck_after: Duration,
+    /// The number of compilers that each cargo runs at the same time; `None` is the number of processors.
+    pub jobs: Option<NonZeroU16>,
+    /// The memory for cargo, if it is configured.
+    pub memory: Option<ByteSize>,
     /// The number of `-v` flags.
     pub verbose: u8,
     /// Whether only failures are shown.
@@ -440,6 +450,7 @@ impl Invocation {
             root.join(report_dir)
         };
         let platform = options.platform.clone().or(file.platform);
+        let memory = options.memory.clone().or(file.memory);
         let services = file
             .services
             .into_iter()
@@ -497,6 +508,8 @@ impl Invocation {
                 && (options.fail_fast || file.fail_fast.unwrap_or_default()),
             timeout,
             stuck_after,
+            jobs: options.jobs.or(file.jobs),
+            memory: self.at("memory", memory.as_deref().map(size).transpose())?,
             verbose: options.verbose,
             quiet: options.quiet,
         })
@@ -528,13 +541,14 @@ fn format(configured: Option<String>, github: &GitHub) -> Result<Format, Failure
 }
 
 /// The options whose values are checked after the command line has been parsed.
-const NAMED: [&str; 6] = [
+const NAMED: [&str; 7] = [
     "engine",
     "registry",
     "repository",
     "platform",
     "format",
     "timeout",
+    "memory",
 ];
 
 /// The option or variable from which an option's value comes; `None` if it comes from neither.
@@ -556,6 +570,15 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
             _ => argument,
         })
         .mut_subcommands(without_empty_variables)
+}
+
+fn size(text: &str) -> Result<ByteSize, Failure> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size.as_u64() > 0 => Ok(size),
+        _ => {
+            Err(Failure::usage(format!("`{text}` is not a size")).hint("Use a size such as 4GiB."))
+        }
+    }
 }
 
 fn tag_length(configured: Option<usize>) -> Result<usize, Failure> {
@@ -703,6 +726,8 @@ mod tests {
             &["--format", "xml"],
             &["--timeout", "soon"],
             &["--timeout", "0s"],
+            &["--memory", "much"],
+            &["--memory", "0"],
         ] {
             assert_eq!(settings(bad, None).unwrap_err().code as u8, 2, "{bad:?}");
         }

@@ -422,6 +422,10 @@ pub async fn prepare<K: Kind>(
     if let Some(program) = &work.program {
         container = container.with_mounted_file(program.path, program.file.clone());
     }
+    if let Some(jobs) = run.settings.jobs {
+        // Not part of a key, because it changes no result.
+        container = container.with_env_variable("CARGO_BUILD_JOBS", jobs.to_string());
+    }
     if run.cache.is_some() {
         // Incremental results are not saved for other runners.
         container = container.with_env_variable("CARGO_INCREMENTAL", "0");

@@ -45,10 +45,14 @@ fn ci(project: &Project, arguments: &[&str]) -> Ci {
     ci_in(project.path(), arguments)
 }
 
-/// Runs the call without the caller's `LAB_CI_ENGINE`.
+/// Runs the call without the variables that the harness sets.
 fn run_without_engine_setting(ci: Ci) -> Outcome {
     let mut command = ci.into_command();
-    let output = command.env_remove("LAB_CI_ENGINE").output().unwrap();
+    let output = command
+        .env_remove("LAB_CI_ENGINE")
+        .env_remove("LAB_CI_MEMORY")
+        .output()
+        .unwrap();
     let report = command
         .get_current_dir()
         .unwrap()

@@ -381,7 +381,7 @@ fn refuses_a_shell_that_cannot_be_opened() {
 }
 
 /// The variables that are options too.
-const VARIABLES: [&str; 11] = [
+const VARIABLES: [&str; 13] = [
     "LAB_CI_EVENT",
     "LAB_CI_ENGINE",
     "LAB_CI_WORKSPACE",
@@ -393,6 +393,8 @@ const VARIABLES: [&str; 11] = [
     "LAB_CI_FORMAT",
     "LAB_CI_FAIL_FAST",
     "LAB_CI_TIMEOUT",
+    "LAB_CI_JOBS",
+    "LAB_CI_MEMORY",
 ];
 
 #[test]

@@ -30,6 +30,32 @@ fn a_service_with_a_submodule_passes_after_init() {
     let run = project.ci(&[]).run().exits(0);
     assert_eq!(run.report["clean"], true);
     assert_passes_every_gate(&run);
+
+    // On a small machine, one cargo runs at a time, with one compiler.
+    project.extend_test(r#"assert_eq!(std::env::var("CARGO_BUILD_JOBS").as_deref(), Ok("1"));"#);
+    project.format("");
+    let run = project
+        .ci(&["--keep-going"])
+        .env("LAB_CI_JOBS", "1")
+        .env("LAB_CI_MEMORY", "2GiB")
+        .run()
+        .exits(0)
+        .says("1 of 3 cargos with 1 compiler each: steps take turns");
+    let time = |step: &str| {
+        let steps = run.report["steps"].as_array().unwrap();
+        let record = steps.iter().find(|it| it["name"] == step).unwrap();
+        let start: jiff::Timestamp = record["start"].as_str().unwrap().parse().unwrap();
+        let start = start.as_millisecond();
+        (start, start + record["duration_ms"].as_i64().unwrap())
+    };
+    let mut times = ["test", "lint", "build"].map(time);
+    times.sort_unstable();
+    for pair in times.windows(2) {
+        assert!(
+            pair[0].1 <= pair[1].0 + 1,
+            "two at the same time: {times:?}"
+        );
+    }
 }
 
 fn assert_passes_every_gate(run: &Outcome) {

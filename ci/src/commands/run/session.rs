@@ -25,8 +25,9 @@ use crate::run::execution::Run;
 use crate::run::history::History;
 use crate::run::stopper::{Stop, Stopper};
 use crate::run::toolbox::{self, AnyToolbox, Toolbox};
+use crate::run::turns::{Machine, Turns};
 use crate::runner_cache::cache::Cache;
-use crate::settings::{CacheCommand, Command};
+use crate::settings::{CacheCommand, Command, Settings};
 use crate::source::sources::Source;
 use crate::source::toolchain::ToolchainFile;
 use crate::standin::StandIns;
@@ -247,8 +248,19 @@ impl InSession<'_> {
                 .header(&format!("toolchain {} ({})", rust.name, rust.from));
         }
         let history = History::load(&plan.settings.report_dir);
+        let machine = if self.engine.is_on_this_machine() {
+            Machine::here()
+        } else {
+            None
+        };
+        let Settings { jobs, memory, .. } = plan.settings;
+        let turns = Turns::new(&plan.steps, jobs, memory, machine);
+        if let Some(notice) = turns.notice() {
+            self.reporter.notice(notice);
+        }
         let context = RunContext {
             rust,
+            turns,
             settings: plan.settings,
             toolbox,
             platforms,
