@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -97,6 +97,23 @@ pub fn digests(folder: &Path) -> io::Result<BTreeMap<String, String>> {
         digests.insert(path.display().to_string(), digest[..16].to_owned());
     }
     Ok(digests)
+}
+
+/// Writes a file, readable by everybody or with the permissions that it had: readers see the whole file, or the one before.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(text)?;
+    // Temporary files are only readable by their owner.
+    let permissions = match fs::metadata(path) {
+        Ok(known) => known.permissions(),
+        Err(_) => fs::Permissions::from_mode(0o644),
+    };
+    file.as_file().set_permissions(permissions)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// Appends everything below a directory to a tar archive, sorted by name, owned by root and without times.

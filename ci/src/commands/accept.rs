@@ -1,13 +1,13 @@
 //! `ci scan --accept`: adds an exception to `.trivyignore.yaml`.
 
-use std::path::Path;
-
+use crate::model::time::today;
 use crate::report::Reporter;
 use crate::settings::{Acceptance, Invocation};
 use crate::source::checkout::Checkout;
 use crate::source::project::{Project, path_below_root};
 use crate::steps::scan::{IGNORE_FILE, accepted, check_exceptions};
 use common::failure::{ExitCode, Failure, OrFail};
+use common::file_tree;
 
 /// The key below which the exceptions are.
 const LIST: &str = "vulnerabilities:";
@@ -32,14 +32,12 @@ pub(super) fn run(
             return Err(error).or_environment(format!("cannot read {}", path.display()));
         }
     };
-    let today = jiff::tz::Offset::UTC
-        .to_datetime(jiff::Timestamp::now())
-        .date();
-    let until = today
+    let until = today()
         .checked_add(jiff::Span::new().days(i64::from(acceptance.days)))
         .map_err(|error| Failure::usage("--days is too large").because(error))?;
     let text = with_exception(&before, &acceptance.id, &acceptance.because, until)?;
-    write(&path, &text).or_environment(format!("cannot write {}", path.display()))?;
+    file_tree::write_whole(&path, text.as_bytes())
+        .or_environment(format!("cannot write {}", path.display()))?;
     reporter.header(&format!(
         "wrote    {IGNORE_FILE}: {} is accepted until {until}",
         acceptance.id
@@ -115,20 +113,6 @@ fn with_exception(
                 .hint("Add the entry above by hand."),
         )
     }
-}
-
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut file, text.as_bytes())?;
-    // Temporary files are only readable by their owner.
-    let permissions = match std::fs::metadata(path) {
-        Ok(known) => known.permissions(),
-        Err(_) => std::os::unix::fs::PermissionsExt::from_mode(0o644),
-    };
-    file.as_file().set_permissions(permissions)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]

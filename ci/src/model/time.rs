@@ -1,4 +1,4 @@
-//! How reports write a point in time.
+//! How reports write a point in time, and the date.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -17,4 +17,11 @@ impl JsonSchema for Time {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "format": "date-time" })
     }
+}
+
+/// The date in UTC.
+#[must_use]
+pub(crate) fn today() -> jiff::civil::Date {
+    let now = jiff::Timestamp::now();
+    jiff::tz::Offset::UTC.to_datetime(now).date()
 }

@@ -1,12 +1,13 @@
 //! The report directory: checks, before any work, that a run can write its results, and keeps the files of different runs apart.
 
 use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::previous::{PREVIOUS, Previous, REPORT};
 use crate::model::step::Step;
 use common::failure::{Failure, OrFail};
+use common::file_tree;
 
 /// The other files of a run in its report directory, apart from the logs. The image stays, because a build without changes reuses
 /// its layer.
@@ -100,15 +101,7 @@ pub fn clear(directory: &Path) -> Result<(), Failure> {
 /// When the file cannot be written (exit code 3).
 pub(super) fn write(directory: &Path, name: &str, text: &str) -> Result<(), Failure> {
     let path = directory.join(name);
-    let written = tempfile::Builder::new()
-        .permissions_if_unix()
-        .tempfile_in(directory)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            Ok(file.persist(&path)?)
-        });
-    written
-        .map(drop)
+    file_tree::write_whole(&path, text.as_bytes())
         .or_environment(format!("cannot write {}", path.display()))
 }
 
@@ -131,22 +124,4 @@ fn check_appendable(file: &Path) -> std::io::Result<()> {
 
 fn check_writable(directory: &Path) -> std::io::Result<()> {
     tempfile::tempfile_in(directory).map(drop)
-}
-
-/// Makes a report readable by everybody; temporary files are only readable by their owner.
-trait ReadableByAll {
-    fn permissions_if_unix(&mut self) -> &mut Self;
-}
-
-impl ReadableByAll for tempfile::Builder<'_, '_> {
-    #[cfg(unix)]
-    fn permissions_if_unix(&mut self) -> &mut Self {
-        use std::os::unix::fs::PermissionsExt;
-        self.permissions(std::fs::Permissions::from_mode(0o644))
-    }
-
-    #[cfg(not(unix))]
-    fn permissions_if_unix(&mut self) -> &mut Self {
-        self
-    }
 }

@@ -10,6 +10,7 @@ use crate::model::inputs::{Inputs, LastPass, Reason, Why};
 use crate::model::step::Step;
 use common::digest::sha256;
 use common::failure::{Failure, OrFail};
+use common::file_tree;
 
 /// The name of the file.
 const FILE: &str = "passes.json";
@@ -117,12 +118,8 @@ impl History {
             );
         }
         let text = serde_json::to_vec(&stored).or_environment("cannot serialize the passes")?;
-        let cannot = || format!("cannot write {}", self.path.display());
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).or_environment(cannot())?;
-        std::io::Write::write_all(&mut file, &text).or_environment(cannot())?;
-        file.persist(&self.path).or_environment(cannot())?;
-        Ok(())
+        file_tree::write_whole(&self.path, &text)
+            .or_environment(format!("cannot write {}", self.path.display()))
     }
 }
 

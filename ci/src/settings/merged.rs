@@ -28,6 +28,7 @@ use crate::model::config_file::{FILE, parse_duration};
 use crate::model::event::Event;
 use crate::model::image_name::{Registry, Repository, Tag};
 use crate::model::step::Step;
+use crate::model::time::today;
 use crate::source::cargo_config::CargoConfig;
 use crate::source::paths::{self, Paths};
 use crate::source::project::Project;
@@ -249,12 +250,6 @@ impl Settings {
             | Step::Publish => true,
         }
     }
-}
-
-/// The date in UTC.
-fn today() -> jiff::civil::Date {
-    let now = jiff::Timestamp::now();
-    jiff::tz::Offset::UTC.to_datetime(now).date()
 }
 
 /// Adds the names that are not in the list yet.

@@ -8,7 +8,6 @@ use super::workspace;
 use crate::engine::graphql::EngineError;
 use crate::model::config_file::FILE;
 use crate::run::execution::StepContext;
-use crate::settings::tables::Backing;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
@@ -27,8 +26,11 @@ pub(super) async fn run<K: Kind>(
     container: &Container,
 ) -> Result<(), Failure> {
     let settings = &step.run.settings;
-    let needs_setup = |it: &&Backing| it.setup.is_some() && it.steps.contains(&step.step);
-    let to_set_up: Vec<_> = settings.services.iter().filter(needs_setup).collect();
+    let services_here = settings.services.iter();
+    let services_here = services_here.filter(|it| it.steps.contains(&step.step));
+    let to_set_up: Vec<_> = services_here
+        .filter_map(|it| Some((it.name.as_str(), it.setup.as_deref()?)))
+        .collect();
     if to_set_up.is_empty() && settings.smoke.setup.is_none() {
         return Ok(());
     }
@@ -42,11 +44,10 @@ async fn set_up<K: Kind>(
     source: &Source<'_>,
     services: &Services,
     container: &Container,
-    to_set_up: &[&Backing],
+    to_set_up: &[(&str, &str)],
 ) -> Result<(), Failure> {
     let settings = &step.run.settings;
-    for service in to_set_up {
-        let setup = service.setup.as_deref().unwrap_or_default();
+    for (name, setup) in to_set_up {
         let sources = source.for_step(step.step, &settings.paths)?;
         let directory = step.client().host();
         let directory = directory.directory(sources.path.display().to_string());
@@ -58,8 +59,8 @@ async fn set_up<K: Kind>(
             // Each run has services of its own.
             .with_env_variable("RUN_ID", &step.run.id);
         let tools = services.bind(&with_env(&tools, &settings.smoke.env));
-        let done = tools.with_exec(vec!["sh", "-c", setup]);
-        finish(step, &done, |code| setup_failure(&service.name, code)).await?;
+        let done = tools.with_exec(vec!["sh", "-c", *setup]);
+        finish(step, &done, |code| setup_failure(name, code)).await?;
     }
     if let Some(arguments) = &settings.smoke.setup {
         let done = container

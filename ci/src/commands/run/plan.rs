@@ -61,12 +61,12 @@ pub(crate) fn plan(
         invocation.read_file(&project.sources)?.as_deref(),
         github,
     )?;
-    if !invocation.command.steps().is_empty() {
+    let is_run = !invocation.command.steps().is_empty();
+    if is_run {
         // A run that is refused below must not leave the reports of an earlier one.
         report::clear(&settings.report_dir)?;
     }
-    let is_shell = matches!(invocation.command, Command::Shell { .. });
-    if is_shell || !invocation.command.steps().is_empty() {
+    if is_run || matches!(invocation.command, Command::Shell { .. }) {
         settings.secrets = settings.cargo.read_secrets()?;
     }
     let checkout = checkout.with_tag_length(settings.tag_length)?;
