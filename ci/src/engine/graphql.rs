@@ -169,8 +169,9 @@ impl From<DaggerError> for EngineError {
                     stdout,
                     stderr,
                     ..
-                } => Some((exit_code, stdout, stderr)),
-                GraphQlExtension::Other => None,
+                    // A negative code stands for a command that the engine could not start.
+                } if exit_code >= 0 => Some((exit_code, stdout, stderr)),
+                GraphQlExtension::ExecError { .. } | GraphQlExtension::Other => None,
             });
         match exec {
             Some((exit_code, stdout, stderr)) => Self::Exec {
@@ -227,6 +228,18 @@ mod tests {
         assert!(
             matches!(error, EngineError::Exec { exit_code: 3, output } if output == "out\nerr")
         );
+    }
+
+    #[test]
+    fn a_command_that_did_not_start_is_an_error_of_the_engine() {
+        let error = decoded(json!([{
+            "message": "failed to mount /run/agent.sock",
+            "path": ["container", 0],
+            "extensions": {
+                "_type": "EXEC_ERROR", "cmd": ["sh"], "exitCode": -1, "stdout": "", "stderr": "",
+            },
+        }]));
+        assert!(matches!(error, EngineError::Query(text) if text.contains("/run/agent.sock")));
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Reporter {
     pub fn new(settings: &Settings, credential: Option<Credential>) -> Self {
         Self {
             directory: Some(settings.report_dir.clone()),
-            redaction: Redaction::of(credential).and(&settings.secrets),
+            redaction: Redaction::of(credential).and(&settings.access),
             ..Self::of(settings.format, settings.quiet, settings.verbose > 0)
         }
     }

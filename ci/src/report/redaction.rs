@@ -2,10 +2,10 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::settings::cargo::Secret;
+use crate::settings::access::Access;
 use crate::trust::authority::Credential;
 
-/// The secrets of a run: the token, the token as it is sent to a registry, and those for cargo.
+/// The secrets of a run: the token, the token as it is sent to a registry, and those of the containers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Redaction {
     secrets: Vec<SecretString>,
@@ -24,8 +24,8 @@ impl Redaction {
 
     /// Removes these secrets, too.
     #[must_use]
-    pub(super) fn and(mut self, more: &[Secret]) -> Self {
-        self.secrets.extend(more.iter().map(|it| it.value.clone()));
+    pub(super) fn and(mut self, more: &Access) -> Self {
+        self.secrets.extend(more.hidden().cloned());
         self
     }
 

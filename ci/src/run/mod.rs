@@ -3,6 +3,7 @@
 pub(crate) mod context;
 pub mod execution;
 pub(crate) mod history;
+mod network;
 mod step_output;
 pub(crate) mod stopper;
 pub(crate) mod toolbox;

@@ -176,11 +176,9 @@ async fn volume_container<K: Kind>(
     place: Place,
 ) -> Result<Container, Failure> {
     let volume = client.cache_volume(run.volume_of(place).await?);
+    let container = run.toolbox.rust().await?.container(client, None)?;
     Ok(run
-        .toolbox
-        .rust()
-        .await?
-        .container(client, None)?
+        .connected(client, container)
         .with_exec(vec![
             "sh",
             "-c",

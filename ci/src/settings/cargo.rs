@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::tables::{environment, list, packages, wrong};
@@ -35,6 +34,11 @@ pub struct CargoTable {
     /// The names of environment variables of `ci` that test, lint, build and gates get as secrets, such as
     /// `CARGO_REGISTRIES_ACME_TOKEN`.
     secrets: Vec<String>,
+    /// The hosts of private git dependencies, each with the name of the environment variable of `ci` that holds a token for it, or
+    /// `USER:PASSWORD`.
+    git_credentials: BTreeMap<String, String>,
+    /// Whether cargo may use the SSH agent of the user who runs `ci`.
+    ssh_agent: bool,
 }
 
 /// The tests: `[test]`.
@@ -106,37 +110,10 @@ pub struct Cargo {
     pub env: BTreeMap<String, String>,
     /// The names of the environment variables that are secrets.
     pub secrets: Vec<String>,
-}
-
-/// The value of an environment variable that is a secret.
-#[derive(Clone, Debug)]
-pub struct Secret {
-    /// The name of the variable.
-    pub name: String,
-    /// Its value.
-    pub value: SecretString,
-}
-
-impl Cargo {
-    /// Reads the secrets from the environment of `ci`.
-    ///
-    /// # Errors
-    /// When one is not set (exit code 2).
-    pub fn read_secrets(&self) -> Result<Vec<Secret>, Failure> {
-        let read = |name: &String| {
-            match std::env::var(name) {
-            Ok(value) if !value.is_empty() => Ok(Secret {
-                name: name.clone(),
-                value: value.into(),
-            }),
-            _ => Err(Failure::usage(format!(
-                "{name} is in cargo.secrets of {FILE}, but not in the environment"
-            ))
-            .hint("Set the variable; in a workflow of GitHub, with `env` and a secret of the repository.")),
-        }
-        };
-        self.secrets.iter().map(read).collect()
-    }
+    /// The hosts with git credentials, each with the name of the environment variable that holds them.
+    pub git_credentials: BTreeMap<String, String>,
+    /// Whether cargo may use the SSH agent of the user.
+    pub ssh_agent: bool,
 }
 
 /// How the tests run.
@@ -380,6 +357,14 @@ impl CargoTable {
             return Err(wrong("cargo.secrets", both, "also in cargo.env")
                 .hint("A secret does not belong into the repository: remove it from cargo.env."));
         }
+        let names = self.git_credentials.values();
+        let names = names.map(|name| (name.clone(), String::new())).collect();
+        compiler_environment("cargo.git-credentials", &names)?;
+        if let Some(bad) = self.git_credentials.keys().find(|host| !is_host(host)) {
+            return Err(wrong("cargo.git-credentials", bad, "not a host").hint(
+                "Use a host and the name of a variable: { \"git.example.com\" = \"GIT_TOKEN\" }.",
+            ));
+        }
         for name in &self.features {
             check_feature(project, name)?;
         }
@@ -411,6 +396,8 @@ impl CargoTable {
             service_features,
             env: self.env,
             secrets: self.secrets,
+            git_credentials: self.git_credentials,
+            ssh_agent: self.ssh_agent,
         })
     }
 }
@@ -563,6 +550,18 @@ fn selection(
     })
 }
 
+/// Whether this is a host name, with an optional port.
+fn is_host(text: &str) -> bool {
+    reqwest::Url::parse(&format!("https://{text}")).is_ok_and(|url| {
+        let rest = url.as_str().trim_start_matches("https://");
+        rest.trim_end_matches('/') == text.to_lowercase()
+            && url.username().is_empty()
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+    })
+}
+
 /// Validates variables of a container in which cargo compiles.
 fn compiler_environment(key: &str, env: &BTreeMap<String, String>) -> Result<(), Failure> {
     environment(key, env)?;
@@ -692,6 +691,27 @@ mod tests {
             };
             let cargo = cargo.resolve(&project(), "web", "web");
             assert_eq!(cargo.is_ok(), is_valid, "{name}");
+        }
+    }
+
+    #[test]
+    fn hosts_have_neither_scheme_nor_user_nor_path() {
+        for good in [
+            "github.com",
+            "git.acme.example:8443",
+            "10.0.0.7",
+            "[::1]:80",
+        ] {
+            assert!(is_host(good), "{good}");
+        }
+        for bad in [
+            "https://github.com",
+            "github.com/acme",
+            "me@github.com",
+            "",
+            "a b",
+        ] {
+            assert!(!is_host(bad), "{bad}");
         }
     }
 

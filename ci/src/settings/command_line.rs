@@ -404,6 +404,15 @@ pub struct Options {
         hide_short_help = true
     )]
     pub memory: Option<String>,
+    /// Let the containers use HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE of the environment
+    #[arg(
+        long,
+        global = true,
+        env = "LAB_CI_PROXY",
+        value_parser = BoolishValueParser::new(),
+        hide_short_help = true
+    )]
+    pub proxy: bool,
     /// Write what the run spends its time on to this file, for ui.perfetto.dev
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     pub profile: Option<PathBuf>,
@@ -464,6 +473,7 @@ const RUN: &[&str] = &[
     "timeout",
     "jobs",
     "memory",
+    "proxy",
     "profile",
 ];
 

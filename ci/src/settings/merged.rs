@@ -16,7 +16,8 @@ use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::cargo::{Cargo, CargoTable, Lint, LintTable, Secret, TestTable, Tests};
+use super::access::Access;
+use super::cargo::{Cargo, CargoTable, Lint, LintTable, TestTable, Tests};
 use super::command_line::{Cli, Command, Drawing, Format, Options};
 use super::tables::{
     self, Backing, BackingTable, BuildTable, Contents, Gate, GateTable, ImageTable, ScanLimits,
@@ -73,6 +74,8 @@ struct File {
     jobs: Option<NonZeroU16>,
     /// The memory for cargo, such as `4GiB`. Default: that of the engine's machine, if it is this one.
     memory: Option<String>,
+    /// Whether the containers get HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE of the environment of `ci`.
+    proxy: bool,
     service: ServiceTable,
     image: ImageTable,
     /// Backing services of the tests and the smoke test, by their host name.
@@ -144,8 +147,10 @@ pub struct Settings {
     pub packages: Vec<String>,
     /// How test, lint and build call cargo.
     pub cargo: Cargo,
-    /// The secrets for cargo, once a run has read them.
-    pub secrets: Vec<Secret>,
+    /// Whether the containers use the proxy and the CA certificates in the environment of `ci`.
+    pub proxy: bool,
+    /// What the containers may use of the environment of `ci`, once a run has read it.
+    pub access: Access,
     /// How the tests run.
     pub tests: Tests,
     /// What the lint checks.
@@ -217,6 +222,16 @@ impl Settings {
             add(&mut packages, &service.packages);
         }
         packages.split_off(compiling)
+    }
+
+    /// Reads what the containers may use of the environment of `ci`.
+    ///
+    /// # Errors
+    /// When a variable is not set, or its value is invalid (exit code 2).
+    pub fn read_access(&mut self) -> Result<(), Failure> {
+        let services: Vec<_> = self.services.iter().map(|it| it.name.as_str()).collect();
+        self.access = Access::read(&self.cargo, self.proxy, &services)?;
+        Ok(())
     }
 
     /// The environment of the tests.
@@ -480,7 +495,8 @@ impl Invocation {
             services,
             packages: file.toolchain.resolve()?,
             cargo,
-            secrets: Vec::new(),
+            proxy: options.proxy || file.proxy,
+            access: Access::default(),
             tests: file.test.resolve(project, today())?,
             lint: file.lint.resolve(project)?,
             build_commit: file.build.commit,

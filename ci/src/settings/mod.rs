@@ -1,5 +1,6 @@
 //! The settings of a run: command line, environment and `ci.toml`, merged and validated.
 
+pub mod access;
 pub mod cargo;
 mod command_line;
 mod merged;

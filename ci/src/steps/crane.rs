@@ -72,6 +72,8 @@ pub(super) async fn container<K: Kind>(
                 .into_environment(&format!("the engine cannot reach the registry {registry}"))
         })?;
         container = container.with_service_binding(LOOPBACK_ALIAS, service);
+    } else {
+        container = step.run.connected(client, container);
     }
     Ok(Crane {
         container,

@@ -42,8 +42,24 @@ const MISSING: [(&str, &str); 12] = [
     ("failed to find tool \"", "\""),
 ];
 
+/// What to do about a registry that wants a token.
+const TOKEN: &str = "The registry wants a token. Set cargo.secrets in ci.toml to the name of its variable, such as CARGO_REGISTRIES_ACME_TOKEN, \
+                     and the variable to the token.";
+/// What to do about a git server that refuses.
+const GIT: &str =
+    "The git server wants credentials. Check cargo.git-credentials and cargo.ssh-agent in ci.toml.";
+/// What to do about an unknown CA.
+pub(super) const UNKNOWN_CA: &str = "The server's certificate is of a CA that the container does not know. With `proxy = true` in ci.toml, it uses those in \
+                                     SSL_CERT_FILE.";
+
 /// Other messages of linkers and build scripts, and their meaning.
-const AT_BUILD: [(&str, &str); 3] = [
+const AT_BUILD: [(&str, &str); 9] = [
+    ("require a credential-provider to be configured", TOKEN),
+    ("no token found for `", TOKEN),
+    ("token rejected for `", TOKEN),
+    ("failed to authenticate when downloading repository", GIT),
+    ("no authentication methods succeeded", GIT),
+    ("fatal: Authentication failed for", GIT),
     (
         "to use query macros online",
         "The macros of sqlx need a database or prepared queries. Commit .sqlx (`cargo sqlx prepare`) and set env = { SQLX_OFFLINE = \"true\" } in \

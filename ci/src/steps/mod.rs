@@ -5,6 +5,7 @@ mod base;
 pub mod build;
 mod commit;
 mod crane;
+mod credentials;
 pub mod custom;
 mod environment;
 pub mod fmt;

@@ -405,8 +405,9 @@ async fn database<K: Kind>(step: &StepContext<'_, K>) -> Result<Directory, Failu
     step.run.restore(Place::Database).await;
     let volume = client.cache_volume(step.run.volume_of(Place::Database).await?);
     let now = jiff::Timestamp::now();
-    let directory = trivy
-        .container(client, None)?
+    let directory = step
+        .run
+        .connected(client, trivy.container(client, None)?)
         .with_mounted_cache("/downloaded", volume)
         // A new database is published every six hours; Trivy itself skips the download if it has the newest one.
         .with_env_variable(

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dagger_sdk::{Container, File};
-use secrecy::ExposeSecret as _;
 use tracing::{Instrument as _, info_span};
 
 use super::commit::BuildCommit;
+use super::credentials::with_credentials;
 use super::environment::with_env;
 use super::missing;
 use super::services::{Services, failed_setup, setup_failure};
@@ -22,7 +22,6 @@ use crate::run::context::RunContext;
 use crate::run::execution::StepContext;
 use crate::runner_cache::key::Key;
 use crate::runner_cache::place::Place;
-use crate::settings::cargo::Secret;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::digest::sha256;
@@ -193,8 +192,10 @@ pub async fn pinned_toolchain<K: Kind>(
     let image = step
         .waiting("the toolchain's image", step.run.toolbox.rust())
         .await?;
-    Ok(image
-        .container(step.client(), platform)?
+    let container = image.container(step.client(), platform)?;
+    Ok(step
+        .run
+        .connected(step.client(), container)
         .with_env_variable("CARGO_TERM_COLOR", "never")
         .with_env_variable("RUSTUP_TOOLCHAIN", pins::RUST))
 }
@@ -412,12 +413,7 @@ pub async fn prepare<K: Kind>(
     };
     let mut container = with_env(&container, &work.env);
     if step.step != Step::Fmt {
-        for Secret { name, value } in &run.settings.secrets {
-            // Not the value, but its name identifies a secret in the engine.
-            let id = format!("{}/{name}", run.settings.repository);
-            let secret = client.set_secret(id, value.expose_secret());
-            container = container.with_secret_variable(name, secret);
-        }
+        container = with_credentials(client, &run.settings, container);
     }
     if let Some(program) = &work.program {
         container = container.with_mounted_file(program.path, program.file.clone());
@@ -444,7 +440,7 @@ fn build_scripts<K: Kind>(run: &RunContext<K>) -> String {
 }
 
 /// Messages of failures outside of the code, and their causes.
-const ENVIRONMENT_FAILURES: [(&str, &str); 8] = [
+const ENVIRONMENT_FAILURES: [(&str, &str); 9] = [
     ("No space left on device", "the engine's disk is full"),
     ("database or disk is full", "the engine's disk is full"),
     ("Could not resolve host", "the network failed"),
@@ -452,6 +448,10 @@ const ENVIRONMENT_FAILURES: [(&str, &str); 8] = [
     ("download of config.json failed", "the network failed"),
     ("failed to download from", "the network failed"),
     ("spurious network error", "the network failed"),
+    (
+        "network failure seems to have happened",
+        "the network failed",
+    ),
     (
         "runc run failed",
         "the engine could not start its container",
@@ -472,6 +472,18 @@ fn environment_failure(output: &str) -> Option<&'static str> {
     (!CODE_FAILURES.iter().any(|sign| output.contains(sign))).then_some(cause)
 }
 
+/// What to do about a failure outside of the code.
+fn network_hint<K: Kind>(step: &StepContext<'_, K>, output: &str) -> &'static str {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if output.contains("SSL certificate problem") {
+        missing::UNKNOWN_CA
+    } else if !step.run.settings.proxy && ["HTTPS_PROXY", "https_proxy"].into_iter().any(is_set) {
+        "The environment has a proxy that the containers do not use: set `proxy = true` in ci.toml, or --proxy."
+    } else {
+        "Fix the cause and run again; `ci doctor` checks this machine's setup."
+    }
+}
+
 /// A failed command fails the gate (exit code 1), unless its output shows that something outside of the code failed (exit
 /// code 3).
 async fn to_failure<K: Kind>(
@@ -489,8 +501,8 @@ async fn to_failure<K: Kind>(
     }
     match environment_failure(&output) {
         Some(cause) => Failure::environment(format!("{}: {cause}", step.step))
-            .output(output)
-            .hint("Fix the cause and run again; `ci doctor` checks this machine's setup."),
+            .hint(network_hint(step, &output))
+            .output(output),
         None => Failure::new(
             ExitCode::GateFailed,
             format!("{failed} (exit code {exit_code})"),

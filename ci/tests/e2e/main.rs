@@ -10,6 +10,7 @@
 
 #[expect(dead_code, reason = "the tests of `api` use all of it")]
 mod browser;
+mod company;
 mod harness;
 mod image;
 mod installed;
@@ -25,6 +26,7 @@ mod forges;
 mod gates;
 mod interrupts;
 mod output;
+mod private;
 mod provisioned;
 mod publishing;
 mod races;

@@ -10,7 +10,7 @@ use crate::workspaces::{IGNORED, assert_passes_every_gate, package, service};
 const TEST: &str = "\n#[cfg(test)]\nmod tests {\n    #[test]\n    fn adds() {\n        assert_eq!(1 + 1, 2);\n    }\n}\n";
 
 /// A crate called `shop` after `ci init`. `more` are further lines of its Cargo.toml.
-fn initialized(name: &str, more: &str, main: &str, files: &[(&str, &str)]) -> Project {
+pub fn initialized(name: &str, more: &str, main: &str, files: &[(&str, &str)]) -> Project {
     let manifest = package("shop", more);
     let main = format!("{main}{TEST}");
     let lockfile = "version = 4\n\n[[package]]\nname = \"shop\"\nversion = \"3.1.4\"\n";
@@ -28,7 +28,7 @@ fn initialized(name: &str, more: &str, main: &str, files: &[(&str, &str)]) -> Pr
 }
 
 /// Replaces commented lines of `ci.toml`, which must exist.
-fn set(project: &Project, edits: &[(&str, &str)]) {
+pub fn set(project: &Project, edits: &[(&str, &str)]) {
     for (from, to) in edits {
         project.edit("ci.toml", from, to);
     }
@@ -40,7 +40,7 @@ fn run(project: &Project) -> Outcome {
 }
 
 /// The body of a function that answers every request.
-const HEALTHY: &str = "    if request.is_empty() {\n        return Err(\"an empty request\".to_owned());\n    }\n    Ok(())";
+pub const HEALTHY: &str = "    if request.is_empty() {\n        return Err(\"an empty request\".to_owned());\n    }\n    Ok(())";
 
 #[test]
 fn a_binary_with_required_features() {

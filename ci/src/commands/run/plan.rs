@@ -67,7 +67,7 @@ pub(crate) fn plan(
         report::clear(&settings.report_dir)?;
     }
     if is_run || matches!(invocation.command, Command::Shell { .. }) {
-        settings.secrets = settings.cargo.read_secrets()?;
+        settings.read_access()?;
     }
     let checkout = checkout.with_tag_length(settings.tag_length)?;
     if let Command::Cache {

@@ -27,6 +27,13 @@ mount -t tmpfs -o mode=0700 lab-engine /var/lib/cni
 home=/run/lab-engine
 mkdir -p $home/bin $home/cni $home/content $home/etc $home/work $home/usr-bin $home/usr-bin-work /run/lock
 
+# The engine creates sockets in its temporary directory, whose path must be shorter than that of the state: Linux allows 107 bytes.
+if [ -n "${TMPDIR-}" ]; then
+	mkdir $home/tmp
+	mount --bind "$TMPDIR" $home/tmp
+	export TMPDIR=$home/tmp
+fi
+
 # Hides the certificates: the engine would copy them into every container, which costs a second for each step.
 if [ -d /usr/local/share/ca-certificates ]; then
 	mount -t tmpfs lab-engine /usr/local/share/ca-certificates
