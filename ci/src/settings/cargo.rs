@@ -286,35 +286,37 @@ impl Features {
         }
     }
 
-    /// Whether cargo enables `wanted` of `package` with this selection.
-    fn enable(&self, package: &Package, wanted: &str) -> bool {
-        let Self::Some {
-            names,
-            with_default,
-        } = self
-        else {
-            return true;
+    /// What cargo enables in `package` with this selection: its features, and what they name (`dep:NAME`, `NAME/FEATURE`,
+    /// `NAME?/FEATURE`).
+    pub(crate) fn enabled(&self, package: &Package) -> BTreeSet<String> {
+        let mut open = match self {
+            Self::All => package.features.keys().cloned().collect(),
+            Self::Some {
+                names,
+                with_default,
+            } => {
+                let own = |name: &String| match name.split_once('/') {
+                    Some((of, own)) if of == package.name => own.to_owned(),
+                    _ => name.clone(),
+                };
+                let mut open: Vec<_> = names.iter().map(own).collect();
+                open.extend(with_default.then(|| "default".to_owned()));
+                open
+            }
         };
-        let own = |name: &String| match name.split_once('/') {
-            Some((of, name)) => (of == package.name).then(|| name.to_owned()),
-            None => Some(name.clone()),
-        };
-        let mut open: Vec<_> = names.iter().filter_map(own).collect();
-        open.extend(with_default.then(|| "default".to_owned()));
-        let mut seen = BTreeSet::new();
+        let mut enabled = BTreeSet::new();
         while let Some(name) = open.pop() {
-            if name == wanted {
-                return true;
+            if enabled.contains(&name) {
+                continue;
             }
-            if let Some(more) = package.features.get(&name)
-                && seen.insert(name)
-            {
-                // `sqlx/postgres` enables the optional dependency sqlx, and `sqlx?/postgres` does not.
-                let names = more.iter().filter_map(|it| it.split('/').next());
-                open.extend(names.map(ToOwned::to_owned));
-            }
+            open.extend(package.features.get(&name).into_iter().flatten().cloned());
+            // `sqlx/postgres` enables the optional dependency sqlx, and `sqlx?/postgres` does not.
+            let dependency = name.split_once('/').map(|(dependency, _)| dependency);
+            let dependency = dependency.filter(|it| package.features.contains_key(*it));
+            open.extend(dependency.map(ToOwned::to_owned));
+            enabled.insert(name);
         }
-        false
+        enabled
     }
 
     /// The part of the selection that a package knows.
@@ -436,16 +438,12 @@ fn check_feature(project: &Project, name: &str) -> Result<(), Failure> {
 
 /// Cargo silently leaves out a binary whose features are not enabled, or fails in the middle of a run.
 fn check_required(package: &Package, binary: &str, features: &Features) -> Result<(), Failure> {
-    let required = package.required_features.get(binary);
-    let missing: Vec<_> = required
-        .into_iter()
-        .flatten()
-        .filter(|name| !features.enable(package, name))
-        .collect();
+    let missing = missing(package, binary, features);
     if missing.is_empty() {
         return Ok(());
     }
-    let quoted: Vec<_> = missing.iter().map(|name| format!("{name:?}")).collect();
+    let needed = needed_features(package, binary, features);
+    let quoted: Vec<_> = needed.iter().map(|name| format!("{name:?}")).collect();
     Err(Failure::usage(format!(
         "binary {binary} of package {} requires features that are not enabled: {}",
         package.name,
@@ -455,6 +453,32 @@ fn check_required(package: &Package, binary: &str, features: &Features) -> Resul
         "Set features = [{}] in the table [cargo] of {FILE}.",
         quoted.join(", ")
     )))
+}
+
+/// The features that `binary` requires and that are not enabled.
+fn missing(package: &Package, binary: &str, features: &Features) -> Vec<String> {
+    let enabled = features.enabled(package);
+    let required = package.required_features.get(binary).into_iter().flatten();
+    let missing = required.filter(|_| *features != Features::All);
+    let missing = missing.filter(|name| !enabled.contains(*name));
+    missing.cloned().collect()
+}
+
+/// The fewest features that enable, in addition to `features`, all that `binary` requires.
+pub(crate) fn needed_features(package: &Package, binary: &str, features: &Features) -> Vec<String> {
+    let mut needed = missing(package, binary, features);
+    let all = needed.clone();
+    for name in &all {
+        let others: Vec<_> = needed.iter().filter(|it| *it != name).cloned().collect();
+        let enough = Features::Some {
+            names: others.clone(),
+            with_default: false,
+        };
+        if enough.enabled(package).contains(name) {
+            needed = others;
+        }
+    }
+    needed
 }
 
 impl TestTable {

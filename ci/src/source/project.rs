@@ -44,6 +44,21 @@ pub struct Package {
     pub required_features: BTreeMap<String, Vec<String>>,
     /// The names of the direct dependencies of the build script.
     pub build_dependencies: Vec<String>,
+    /// The direct dependencies of the package and of its tests, with their features.
+    pub uses: Vec<Use>,
+}
+
+/// A direct dependency of a package or of its tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Use {
+    /// The name in the manifest.
+    pub name: String,
+    /// The crate, whose name differs if the manifest renames it.
+    pub of: String,
+    /// The features that the dependency's table enables.
+    pub features: Vec<String>,
+    /// Whether the dependency is only there with a feature of the package.
+    pub is_optional: bool,
 }
 
 impl Project {
@@ -195,6 +210,17 @@ fn package(manifest: &Manifest) -> Option<Package> {
             .filter_map(|target| Some((target.name.clone()?, target.required_features.clone())))
             .collect(),
         build_dependencies: manifest.build_dependencies.keys().cloned().collect(),
+        uses: manifest
+            .dependencies
+            .iter()
+            .chain(&manifest.dev_dependencies)
+            .map(|(name, dependency)| Use {
+                name: name.clone(),
+                of: dependency.package().unwrap_or(name).to_owned(),
+                features: dependency.req_features().to_vec(),
+                is_optional: dependency.optional(),
+            })
+            .collect(),
     })
 }
 

@@ -120,26 +120,129 @@ fn proposes_no_packages_for_what_crates_bring_themselves() {
     ));
 }
 
+/// A manifest with these dependencies, and a lock file with the clients of all databases, as sqlx has it.
+fn depends_on(dependencies: &str) -> [(&'static str, String); 2] {
+    let locked = lock(&[
+        ("shop", &["sqlx"]),
+        ("redis", &[]),
+        ("sqlx", &["sqlx-macros", "sqlx-mysql", "sqlx-postgres"]),
+        ("sqlx-macros", &[]),
+        ("sqlx-mysql", &[]),
+        ("sqlx-postgres", &[]),
+    ]);
+    let manifest = manifest(&format!("[dependencies]\n{dependencies}"));
+    [("Cargo.toml", manifest), ("Cargo.lock", locked)]
+}
+
+fn proposed_with(name: &str, dependencies: &str, files: &[(&str, &str)]) -> String {
+    let own = depends_on(dependencies);
+    let own: Vec<_> = own.iter().map(|(path, it)| (*path, &**it)).collect();
+    proposed(name, &[&own, files].concat())
+}
+
+const POSTGRES: &str = "sqlx = { version = \"1\", features = [\"postgres\"] }\n";
+const MIGRATION: (&str, &str) = (
+    "migrations/1_orders.sql",
+    "create table orders (id bigint);\n",
+);
+/// A query that sqlx checks when it compiles.
+const CHECKED: (&str, &str) = (
+    "src/orders.rs",
+    "pub fn ids() { sqlx::query!(\"select id from orders\"); }\n",
+);
+
 #[test]
-fn names_databases_and_what_sqlx_needs() {
-    let files = [
-        ("Cargo.toml", &*manifest("[dependencies]\nsqlx = \"1\"\n")),
-        (
-            "Cargo.lock",
-            &lock(&[
-                ("redis", &[]),
-                ("sqlx", &[]),
-                ("sqlx-macros", &[]),
-                ("sqlx-postgres", &[]),
-            ]),
-        ),
-        ("migrations/1.sql", "select 1;\n"),
-    ];
-    assert_proposed!(proposed("init-sqlx", &files));
-    let offline = [&files[..], &[(".sqlx/query-1.json", "{}")]].concat();
-    let said = proposed("init-sqlx-offline", &offline);
-    assert!(said.contains("found    .sqlx: "), "{said}");
-    assert!(!said.contains("cargo sqlx prepare"), "{said}");
+fn proposes_databases_for_tests_and_smoke_test() {
+    assert_proposed!(proposed_with(
+        "init-databases",
+        &format!("{POSTGRES}redis = \"1\"\n"),
+        &[
+            MIGRATION,
+            (
+                "src/db.rs",
+                "pub fn url() { std::env::var(\"DATABASE_URL\"); }\n"
+            ),
+            (".env.example", "REDIS_URL=redis://:secret@localhost\n"),
+        ],
+    ));
+}
+
+#[test]
+fn proposes_a_database_with_tables_to_compile_the_macros_of_sqlx() {
+    assert_proposed!(proposed_with(
+        "init-sqlx-macros",
+        POSTGRES,
+        &[MIGRATION, CHECKED]
+    ));
+}
+
+#[test]
+fn proposes_a_database_whose_tables_a_service_with_migrations_accepts() {
+    let migrates = (
+        "src/start.rs",
+        "pub fn start() { sqlx::migrate!().run(&pool); }\n",
+    );
+    assert_proposed!(proposed_with(
+        "init-sqlx-migrates",
+        POSTGRES,
+        &[MIGRATION, CHECKED, migrates]
+    ));
+}
+
+#[test]
+fn proposes_offline_data_of_sqlx_instead_of_a_database_to_compile() {
+    let offline = (".sqlx/query-1.json", "{}");
+    assert_proposed!(proposed_with(
+        "init-sqlx-offline",
+        POSTGRES,
+        &[MIGRATION, CHECKED, offline]
+    ));
+}
+
+#[test]
+fn names_what_is_left_to_do_for_a_database() {
+    let unknown = proposed_with("init-no-variable", "tokio-postgres = \"1\"\n", &[]);
+    assert!(
+        unknown.contains("to do    let the service and its tests find PostgreSQL"),
+        "{unknown}"
+    );
+    let no_tables = proposed_with("init-no-migrations", POSTGRES, &[CHECKED]);
+    assert!(
+        no_tables.contains("to do    set services.database.setup in ci.toml"),
+        "{no_tables}"
+    );
+    let sqlite = "sqlx = { version = \"1\", features = [\"sqlite\"] }\n";
+    let sqlite = proposed_with("init-sqlite", sqlite, &[CHECKED]);
+    assert!(sqlite.contains("cargo sqlx prepare"), "{sqlite}");
+    assert!(!sqlite.contains("[services."), "{sqlite}");
+}
+
+#[test]
+fn proposes_no_database_for_clients_that_nothing_uses() {
+    let plain = proposed_with(
+        "init-unused",
+        "redis = { version = \"1\", optional = true }\nsqlx = { version = \"1\", features = [\"sqlite\"] }\n",
+        &[],
+    );
+    for word in ["[services", "env = ", "PostgreSQL", "MySQL", "Redis"] {
+        assert!(!plain.contains(word), "{word}: {plain}");
+    }
+}
+
+#[test]
+fn proposes_the_features_that_the_binary_requires() {
+    let manifest = manifest(
+        "[features]\ndefault = [\"metrics\"]\nmetrics = []\nserver = [\"postgres\"]\npostgres = [\"dep:sqlx\", \"sqlx/postgres\"]\n\n\
+         [dependencies]\nsqlx = { version = \"1\", optional = true }\n\n\
+         [[bin]]\nname = \"shop\"\nrequired-features = [\"metrics\", \"postgres\", \"server\"]\n",
+    );
+    assert_proposed!(proposed(
+        "init-features",
+        &[
+            ("Cargo.toml", &manifest),
+            ("Cargo.lock", &lock(&[("shop", &["sqlx"])]))
+        ],
+    ));
 }
 
 #[test]

@@ -1,18 +1,23 @@
 //! `ci init`: writes `ci.toml` and the workflow for the current workspace.
 
+mod databases;
 mod needs;
+mod sources;
 mod workflow;
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use self::databases::Databases;
 use self::needs::Needs;
 use self::workflow::{HOME, Installed};
 use crate::model::config_file::FILE;
 use crate::model::step::Step;
 use crate::report::{self, Reporter};
 use crate::settings::Invocation;
+use crate::settings::cargo::{Features, needed_features};
 use crate::source::checkout::Checkout;
 use crate::source::git::git_text;
 use crate::source::project::{Package, Project};
@@ -158,6 +163,9 @@ struct Found {
     source: Option<String>,
     needs_base: bool,
     needs: Needs,
+    /// The features for `cargo.features`.
+    features: Vec<String>,
+    databases: Databases,
     facts: Vec<String>,
     to_do: Vec<String>,
 }
@@ -195,8 +203,10 @@ impl Found {
             found.binary, found.package
         ));
         found.name(top, package);
+        found.enable(project, package);
         found.needs = Needs::examine(top, project)?;
         found.dependencies();
+        found.databases(project);
         found.add_task(format!(
             "check service.port and service.health in {FILE}: the smoke test sends GET /health to port 8000 of {}",
             found.binary
@@ -281,6 +291,38 @@ impl Found {
         self.to_do.append(&mut self.needs.to_do);
     }
 
+    /// Enables the features that the binary requires.
+    fn enable(&mut self, project: &Project, package: &Package) {
+        let needed = needed_features(package, &self.binary, &Features::default());
+        if needed.is_empty() {
+            return;
+        }
+        self.report(format!(
+            "binary {} requires features that are not enabled by default: cargo.features has {}",
+            self.binary,
+            needed.join(", ")
+        ));
+        let others = || project.packages.iter().filter(|it| it.name != package.name);
+        let qualified = |name: String| {
+            if others().any(|other| other.features.contains_key(&name)) {
+                format!("{}/{name}", package.name)
+            } else {
+                name
+            }
+        };
+        self.features = needed.into_iter().map(qualified).collect();
+    }
+
+    fn databases(&mut self, project: &Project) {
+        let features = Features::Some {
+            names: self.features.clone(),
+            with_default: true,
+        };
+        self.databases = Databases::examine(project, &features);
+        self.facts.append(&mut self.databases.facts);
+        self.to_do.append(&mut self.databases.to_do);
+    }
+
     fn settings(&self) -> String {
         let source = match &self.source {
             Some(url) => format!("source = \"{url}\""),
@@ -307,7 +349,8 @@ impl Found {
         } else {
             "# commit = false"
         };
-        TEMPLATE
+        let databases = &self.databases;
+        let mut text = with_services(&databases.tables)
             .replace("@home@", HOME)
             .replace("@packages@", &packages)
             .replace("@commit@", commit)
@@ -316,8 +359,66 @@ impl Found {
             .replace("@package@", &self.package)
             .replace("@binary@", &self.binary)
             .replace("@base@", &base)
-            .replace("@postgres@", pins::POSTGRES_IMAGE)
+            .replace("@postgres@", pins::POSTGRES_IMAGE);
+        for (table, line) in [
+            ("cargo", list("features", &self.features)),
+            ("cargo", env(&databases.cargo_env)),
+            ("test", env(&databases.test_env)),
+            ("smoke", env(&databases.smoke_env)),
+        ] {
+            if let Some(line) = line {
+                text = with_line(&text, table, &line);
+            }
+        }
+        text
     }
+}
+
+/// The template with these tables instead of the example of a backing service.
+fn with_services(tables: &str) -> String {
+    if tables.is_empty() {
+        return TEMPLATE.to_owned();
+    }
+    let paragraph = |text: &str| match text.split_once("\n# [services.") {
+        Some((comment, _)) => format!("{comment}\n{}", tables.trim_end()),
+        None => text.to_owned(),
+    };
+    let paragraphs: Vec<_> = TEMPLATE.split("\n\n").map(paragraph).collect();
+    paragraphs.join("\n\n")
+}
+
+/// Replaces the comment with the same key in the table.
+fn with_line(text: &str, table: &str, line: &str) -> String {
+    let key = line.split(" = ").next().unwrap_or_default();
+    let example = format!("# {key} = ");
+    let mut is_open = false;
+    let lines = text.lines().map(|old| {
+        if old.starts_with('[') {
+            is_open = old == format!("[{table}]");
+        }
+        if is_open && old.starts_with(&example) {
+            is_open = false;
+            format!("{line}\n")
+        } else {
+            format!("{old}\n")
+        }
+    });
+    lines.collect()
+}
+
+/// A key whose value is a list; `None` if the list is empty.
+fn list(key: &str, values: &[String]) -> Option<String> {
+    let values: Vec<_> = values.iter().map(|it| format!("\"{it}\"")).collect();
+    (!values.is_empty()).then(|| format!("{key} = [{}]", values.join(", ")))
+}
+
+/// The variables of a table; `None` if there are none.
+fn env(values: &BTreeMap<String, String>) -> Option<String> {
+    let values: Vec<_> = values
+        .iter()
+        .map(|(name, value)| format!("{name} = \"{value}\""))
+        .collect();
+    (!values.is_empty()).then(|| format!("env = {{ {} }}", values.join(", ")))
 }
 
 /// The host and path of the remote `origin`.

@@ -1,4 +1,4 @@
-//! What the files of a workspace say about its needs: dependencies with C libraries, generated code, databases, and how its
+//! What the files of a workspace say about its needs: dependencies with C libraries, generated code, and how its
 //! repository is checked out.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,7 +119,6 @@ impl Needs {
             it.name == "vergen" && major.is_some_and(|it| it.parse().is_ok_and(|it: u32| it < 9))
         };
         needs.commit(top, project, lock.package.iter().any(is_old));
-        needs.databases(project);
         needs.git_dependencies(&lock);
         needs.repository(top);
         Ok(needs)
@@ -205,41 +204,6 @@ impl Needs {
                 self.facts
                     .push(format!("{script} calls git: build.commit is set"));
                 self.commit = true;
-            }
-        }
-    }
-
-    fn databases(&mut self, project: &Project) {
-        for (name, image) in [
-            ("sqlx-postgres", "PostgreSQL"),
-            ("tokio-postgres", "PostgreSQL"),
-            ("pq-sys", "PostgreSQL"),
-            ("sqlx-mysql", "MySQL"),
-            ("mysqlclient-sys", "MySQL"),
-            ("redis", "Redis"),
-        ] {
-            if self.has(name) {
-                self.facts.push(format!(
-                    "{name} in Cargo.lock: tests that need {image} can use [services.…]"
-                ));
-            }
-        }
-        let is_there = |name: &str| project.sources.join(name).is_dir();
-        if is_there("migrations") {
-            self.facts.push(
-                "migrations: a database of [services.…] is empty until the tests or the service apply them".to_owned(),
-            );
-        }
-        if self.has("sqlx-macros") {
-            if is_there(".sqlx") {
-                self.facts.push(
-                    ".sqlx: the macros of sqlx need no database as long as DATABASE_URL is not set"
-                        .to_owned(),
-                );
-            } else {
-                self.to_do.push(
-                    "if the code uses query!() or similar macros of sqlx, run `cargo sqlx prepare --workspace` and commit .sqlx: lint and build reach no database".to_owned(),
-                );
             }
         }
     }
