@@ -7,10 +7,10 @@ use crate::engine::find;
 use crate::engine::runtime::{self, Readiness};
 use crate::image::archive::Platform;
 use crate::image::registry;
-use crate::model::config_file::FILE;
 use crate::model::event::Event;
 use crate::model::step::Step;
 use crate::report;
+use crate::run::turns::{Machine, Turns};
 use crate::runner_cache::cache;
 use crate::settings::Invocation;
 use crate::settings::tables::Service;
@@ -60,16 +60,16 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         }
         Err(failure) => findings.failed("git", failure),
     }
-    let file = std::fs::read_to_string(root.join(FILE)).ok();
+    let file = invocation.read_file(&root)?;
     // Without a workspace everything but the service can still be checked.
     let known = project.is_some();
     let project = project.unwrap_or_else(placeholder);
     let settings = invocation.settings(&root, &project, file.as_deref(), &github)?;
-    if let Some(snapshot) = &snapshot {
-        let steps: Vec<_> = Step::gates().filter(|step| settings.has(*step)).collect();
-        if let Err(failure) = submodules::require(snapshot.missing(), &steps, &settings.paths) {
-            findings.failed("sources", failure);
-        }
+    let steps: Vec<_> = Step::gates().filter(|step| settings.has(*step)).collect();
+    if let Some(snapshot) = &snapshot
+        && let Err(failure) = submodules::require(snapshot.missing(), &steps, &settings.paths)
+    {
+        findings.failed("sources", failure);
     }
     if known {
         let Service {
@@ -132,6 +132,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         Choice::Auto => find::from_environment(),
         Choice::Docker | Choice::Embedded => None,
     };
+    let is_here = named.as_deref().is_none_or(find::is_on_this_machine);
     match (&settings.engine, named) {
         (_, Some(name)) => match find::check_url(&name).await {
             Ok(()) => findings.good("engine", name),
@@ -154,6 +155,9 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
             (_, Err(why)) => findings.embedded(&format!(" ({why})")),
         },
     }
+    let machine = is_here.then(Machine::here).flatten();
+    let turns = Turns::new(&steps, settings.jobs, settings.memory, machine);
+    findings.good("memory", turns.description().to_owned());
     match provision::cache_root() {
         Ok(cache) => findings.good("cache", cache.display().to_string()),
         Err(failure) => findings.failed("cache", failure),

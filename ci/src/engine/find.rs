@@ -26,14 +26,18 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Whether the engine uses the processors and the memory of this machine, as far as its name tells: an open session may be
-    /// one of any engine, and container runtimes outside of Linux have a machine of their own.
+    /// Whether the engine uses the processors and the memory of this machine.
     #[must_use]
     pub(crate) fn is_on_this_machine(&self) -> bool {
-        let is_elsewhere = self.name == "session"
-            || (self.name.contains("://") && !self.name.starts_with("unix://"));
-        cfg!(target_os = "linux") && !is_elsewhere
+        is_on_this_machine(&self.name)
     }
+}
+
+/// Whether the engine with this name uses the processors and the memory of this machine, as far as its name tells: an open session
+/// may be one of any engine, and container runtimes outside of Linux have a machine of their own.
+pub(crate) fn is_on_this_machine(name: &str) -> bool {
+    let is_elsewhere = name == "session" || (name.contains("://") && !name.starts_with("unix://"));
+    cfg!(target_os = "linux") && !is_elsewhere
 }
 
 /// Finds the engine that `choice` selects, and builds or starts it if necessary.

@@ -47,7 +47,7 @@ fn total_memory(text: &str) -> Option<u64> {
 pub struct Turns {
     /// `None` if all of them run at once.
     slots: Option<Semaphore>,
-    notice: Option<String>,
+    description: String,
 }
 
 impl Turns {
@@ -59,40 +59,54 @@ impl Turns {
         memory: Option<ByteSize>,
         machine: Option<Machine>,
     ) -> Self {
-        let all_at_once = Self {
-            slots: None,
-            notice: None,
-        };
-        let cargos = steps.iter().filter(|it| it.definition().compiles).count();
+        let cargos: Vec<_> = steps.iter().filter(|it| it.definition().compiles).collect();
         let jobs = jobs.map(|it| u64::from(it.get()));
         let (Some(jobs), Some(memory)) = (
             jobs.or(machine.map(|it| it.cpus)),
             memory.map(|it| it.as_u64()).or(machine.map(|it| it.memory)),
         ) else {
-            return all_at_once;
+            return Self {
+                slots: None,
+                description: "unknown, because the engine is not on this machine: all steps run at the same time (see `memory` in ci.toml)"
+                    .to_owned(),
+            };
         };
         let slots = slots(memory, jobs);
-        if cargos <= slots {
-            return all_at_once;
-        }
         let each = if jobs == 1 {
             "1 compiler".to_owned()
         } else {
             format!("{jobs} compilers")
         };
+        let memory = ByteSize::b(memory);
+        if cargos.len() <= slots {
+            let names: Vec<_> = cargos.iter().map(|step| step.name()).collect();
+            return Self {
+                slots: None,
+                description: format!(
+                    "{memory} for cargos with {each} each: {} run at the same time",
+                    names.join(", ")
+                ),
+            };
+        }
         Self {
             slots: Some(Semaphore::new(slots)),
-            notice: Some(format!(
-                "{} of memory are enough for {slots} of {cargos} cargos with {each} each: steps take turns (see `jobs` and `memory` in ci.toml)",
-                ByteSize::b(memory)
-            )),
+            description: format!(
+                "{memory} of memory are enough for {slots} of {} cargos with {each} each: steps take turns (see `jobs` and `memory` in ci.toml)",
+                cargos.len()
+            ),
         }
+    }
+
+    /// Says whether steps take turns, and why.
+    #[must_use]
+    pub fn description(&self) -> &str {
+        &self.description
     }
 
     /// Says that steps take turns, if they do.
     #[must_use]
     pub fn notice(&self) -> Option<&str> {
-        self.notice.as_deref()
+        self.slots.as_ref().map(|_| self.description())
     }
 
     /// Waits for the turn of `step`, which lasts as long as the returned value. A step in which nothing is compiled does not wait.
@@ -125,6 +139,10 @@ mod tests {
             machine,
         );
         assert_eq!(turns.notice().is_some(), turns.slots.is_some());
+        assert_eq!(
+            turns.description().contains("at the same time"),
+            turns.slots.is_none()
+        );
         turns.slots.map(|slots| slots.available_permits())
     }
 

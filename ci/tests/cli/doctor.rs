@@ -56,7 +56,7 @@ fn examines_everything_that_a_run_uses() {
     let (outcome, _home) = run_doctor(&project);
     let lines = checked_lines(&outcome);
     for about in [
-        "git", "service", "publish", "registry", "engine", "cache", "disk",
+        "git", "service", "publish", "registry", "engine", "memory", "cache", "disk",
     ] {
         assert!(
             lines
@@ -125,6 +125,48 @@ fn reports_a_directory_outside_a_repository() {
     assert!(
         lines.iter().any(|line| line.starts_with("problem  git")),
         "{lines:#?}"
+    );
+}
+
+#[test]
+fn reads_the_file_that_config_names() {
+    let project = Project::new("doctor-config");
+    project.write("ci-worker.toml", "[service]\nport = 9090\n");
+    let with = |file: &str| {
+        let (doctor, cache) = with_empty_cache(ci(&project, &["doctor", "--config", file]));
+        (doctor.run(), cache)
+    };
+    let (outcome, _cache) = with("ci-worker.toml");
+    let lines = checked_lines(&outcome);
+    assert!(
+        lines.iter().any(|line| line.ends_with("on port 9090")),
+        "{lines:#?}"
+    );
+    with("ci-wroker.toml")
+        .0
+        .exits(2)
+        .says("there is no ci-wroker.toml");
+}
+
+#[test]
+fn says_whether_steps_take_turns() {
+    let project = Project::new("doctor-memory");
+    let with = |memory: &str| {
+        let (doctor, _cache) = with_empty_cache(ci(&project, &["doctor", "--jobs", "1"]));
+        let outcome = doctor.env("LAB_CI_MEMORY", memory).run();
+        let lines = checked_lines(&outcome);
+        let line = lines.iter().find(|line| line.contains(" memory "));
+        (*line.unwrap()).to_owned()
+    };
+    let small = with("2GiB");
+    assert!(
+        small.contains("enough for 1 of 3 cargos with 1 compiler each: steps take turns"),
+        "{small}"
+    );
+    let large = with("64GiB");
+    assert!(
+        large.ends_with("test, lint, build run at the same time"),
+        "{large}"
     );
 }
 
