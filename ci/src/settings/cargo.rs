@@ -151,6 +151,29 @@ pub struct Skip {
     pub until: jiff::civil::Date,
 }
 
+/// The targets of one call of cargo, which tests documentation in a call of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// All that `cargo test` tests.
+    All,
+    /// Targets that cargo compiles before it runs them: its arguments, each after a space.
+    Compiled(String),
+    /// The examples in the documentation, which are compiled when they run.
+    Doc,
+}
+
+impl Targets {
+    /// The arguments of cargo, each after a space.
+    #[must_use]
+    pub fn arguments(&self) -> &str {
+        match self {
+            Self::All => "",
+            Self::Compiled(arguments) => arguments,
+            Self::Doc => " --doc",
+        }
+    }
+}
+
 /// A part of the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -181,19 +204,17 @@ impl Selection {
         exclude.map(|name| format!(" --exclude {name}")).collect()
     }
 
-    /// The arguments of cargo that select the targets, each after a space, for each call: cargo tests documentation in a call of its
-    /// own. `None` if all targets are selected.
+    /// The calls of cargo that together select the targets; `None` if all targets are selected.
     #[must_use]
-    pub fn targets(&self) -> Option<Vec<String>> {
+    pub fn targets(&self) -> Option<Vec<Targets>> {
         let targets = self.targets.as_ref()?;
-        let (doc, others): (Vec<_>, Vec<_>) = targets.iter().partition(|it| **it == Target::Doc);
-        let arguments = |targets: Vec<&Target>| {
-            let arguments = targets.into_iter();
-            let arguments = arguments.map(|target| format!(" --{}", target.name()));
-            arguments.collect::<String>()
-        };
-        let calls = [others, doc].map(arguments).into_iter();
-        Some(calls.filter(|call| !call.is_empty()).collect())
+        let (doc, compiled): (Vec<&Target>, Vec<&Target>) =
+            targets.iter().partition(|it| **it == Target::Doc);
+        let compiled = compiled.into_iter();
+        let compiled: String = compiled.map(|it| format!(" --{}", it.name())).collect();
+        let compiled = (!compiled.is_empty()).then_some(Targets::Compiled(compiled));
+        let doc = (!doc.is_empty()).then_some(Targets::Doc);
+        Some(compiled.into_iter().chain(doc).collect())
     }
 
     /// What the selection leaves out, as keys of the table `table` with their values.
@@ -758,7 +779,8 @@ mod tests {
         .unwrap();
         assert_eq!(narrowed.selection.packages(), " --exclude store");
         let calls = narrowed.selection.targets().unwrap();
-        assert_eq!(calls, [" --lib --tests", " --doc"]);
+        let compiled = Targets::Compiled(" --lib --tests".to_owned());
+        assert_eq!(calls, [compiled, Targets::Doc]);
         assert_eq!(
             narrowed.narrowings(),
             [

@@ -7,7 +7,7 @@ use generativity::Id;
 use super::services::Services;
 use super::workspace::{self, Hint, MESSAGES, Work};
 use crate::run::execution::StepContext;
-use crate::settings::cargo::Features;
+use crate::settings::cargo::{Features, Targets};
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::Failure;
@@ -36,7 +36,7 @@ pub async fn run<'run, K: Kind>(
     };
     let selection = &settings.lint.selection;
     let targets = match selection.targets() {
-        Some(targets) => targets.concat(),
+        Some(calls) => calls.iter().map(Targets::arguments).collect(),
         None => " --all-targets".to_owned(),
     };
     let work = Work {

@@ -8,6 +8,7 @@ use super::services::Services;
 use super::workspace::{self, Hint, MESSAGES, Work};
 use crate::run::execution::StepContext;
 use crate::settings::Settings;
+use crate::settings::cargo::Targets;
 use crate::source::sources::Source;
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
@@ -73,8 +74,7 @@ struct Commands {
 /// A call of cargo.
 struct Call {
     cargo: String,
-    /// Whether the call only tests documentation, which cargo does not compile in advance.
-    is_doc: bool,
+    targets: Targets,
     /// The arguments of the test binaries.
     arguments: String,
 }
@@ -97,10 +97,10 @@ impl Commands {
             arguments += &format!(" --skip {name}");
         }
         let targets = tests.selection.targets();
-        let targets = targets.unwrap_or_else(|| vec![String::new()]);
-        let call = |targets: String| Call {
-            is_doc: targets == " --doc",
-            cargo: format!("{cargo}{targets}"),
+        let targets = targets.unwrap_or_else(|| vec![Targets::All]);
+        let call = |targets: Targets| Call {
+            cargo: format!("{cargo}{}", targets.arguments()),
+            targets,
             arguments: arguments.clone(),
         };
         Ok(Self {
@@ -114,12 +114,12 @@ impl Commands {
         let mut script = String::from("code=0 listed=0\n");
         for Call {
             cargo,
-            is_doc,
+            targets,
             arguments,
         } in &self.calls
         {
             // Compiled separately, because the tests' output must not be mixed with cargo's JSON messages.
-            if !is_doc {
+            if *targets != Targets::Doc {
                 script += &format!("using {cargo} --no-run {MESSAGES}\n");
             }
             if self.is_narrowed {
@@ -162,19 +162,22 @@ mod tests {
 
     #[test]
     fn every_call_runs_and_a_narrowed_one_needs_a_test() {
-        let call = |is_doc, arguments: &str| Call {
+        let call = |targets, arguments: &str| Call {
             cargo: "cargo test".to_owned(),
-            is_doc,
+            targets,
             arguments: arguments.to_owned(),
         };
         let all = Commands {
-            calls: vec![call(false, "")],
+            calls: vec![call(Targets::All, "")],
             is_narrowed: false,
         };
         assert!(!all.script().contains("--list"), "{}", all.script());
         assert_eq!(all.shown(), "`cargo test`");
         let some = Commands {
-            calls: vec![call(false, " --exact --skip 'a b'"), call(true, "")],
+            calls: vec![
+                call(Targets::All, " --exact --skip 'a b'"),
+                call(Targets::Doc, ""),
+            ],
             is_narrowed: true,
         };
         let script = some.script();
