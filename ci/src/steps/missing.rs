@@ -52,14 +52,20 @@ const GIT: &str =
 pub(super) const UNKNOWN_CA: &str = "The server's certificate is of a CA that the container does not know. With `proxy = true` in ci.toml, it uses those in \
                                      SSL_CERT_FILE.";
 
+/// The hint for the messages of gix and libgit2 with which a build script ends.
+const READS_GIT: &str = "A build script looks for .git, which no container has. Set `commit = true` in [build] of ci.toml, so that vergen and built get the \
+     commit in variables. vergen-gix and vergen-git2 only read them without `fail_on_error()`: remove it, or use vergen-gitcl.";
+
 /// Other messages of linkers and build scripts, and their meaning.
-const AT_BUILD: [(&str, &str); 9] = [
+const AT_BUILD: [(&str, &str); 11] = [
     ("require a credential-provider to be configured", TOKEN),
     ("no token found for `", TOKEN),
     ("token rejected for `", TOKEN),
     ("failed to authenticate when downloading repository", GIT),
     ("no authentication methods succeeded", GIT),
     ("fatal: Authentication failed for", GIT),
+    ("Error: Could not find a git repository in", READS_GIT),
+    ("Error: could not find repository ", READS_GIT),
     (
         "to use query macros online",
         "The macros of sqlx need a database or prepared queries. Commit .sqlx (`cargo sqlx prepare`) and set env = { SQLX_OFFLINE = \"true\" } in \
@@ -222,6 +228,16 @@ mod tests {
         assert!(hint.contains("env = { PUBLIC_URL = "), "{hint}");
         let sqlx = "error: set `DATABASE_URL` to use query macros online, or run `cargo sqlx prepare` to update the query cache";
         assert!(at_build(sqlx).unwrap().contains("SQLX_OFFLINE"));
+        for reads_git in [
+            "Error: Could not find a git repository in '/work/src' or in any of its parents",
+            "Error: could not find repository at '/work/src'",
+        ] {
+            let hint = at_build(reads_git).unwrap();
+            assert!(
+                hint.contains("commit = true") && hint.contains("vergen-gitcl"),
+                "{hint}"
+            );
+        }
         assert_eq!(at_build("error[E0308]: mismatched types"), None);
         assert_eq!(at_start("listening on 8000"), None);
     }

@@ -1,6 +1,7 @@
 //! Services whose repository has something special, taken through `ci init` and `ci run`.
 
 use crate::harness::{Outcome, Project, git};
+use crate::workspaces::{IGNORED, package, service};
 
 #[test]
 fn a_service_with_a_submodule_passes_after_init() {
@@ -108,4 +109,77 @@ fn a_build_script_that_asks_git_passes_with_the_setting_that_the_hint_names() {
     project.write("README.md", "Not committed.\n");
     project.ci(&["test"]).run().exits(0);
     tested_at(&format!("{}-dirty", &commit[..7]));
+}
+
+/// The newest releases that compile with the pinned toolchain. Of the features that let `built` know the commit, `git2` needs the
+/// fewest crates; neither it nor libgit2 finds a repository in the containers.
+const COMMIT_READERS: &str = r#"
+[dependencies]
+shadow-rs = { version = "=2.0.0", default-features = false }
+
+[build-dependencies]
+built = { version = "=0.8.1", default-features = false, features = ["git2"] }
+shadow-rs = { version = "=2.0.0", default-features = false, features = ["build"] }
+vergen-gitcl = { version = "=9.1.0", default-features = false }
+"#;
+
+/// As the documentation of the three crates says.
+const READ_COMMIT: &str = r#"fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let git = vergen_gitcl::GitclBuilder::all_git()?;
+    vergen_gitcl::Emitter::default().add_instructions(&git)?.emit()?;
+    built::write_built_file()?;
+    shadow_rs::ShadowBuilder::builder().build()?;
+    Ok(())
+}
+"#;
+
+const COMMITS: &str = r#"
+shadow_rs::shadow!(build);
+
+#[allow(dead_code)]
+mod built {
+    include!(concat!(env!("OUT_DIR"), "/built.rs"));
+}
+
+/// What each crate says, and how long its SHA is.
+fn commits() -> [(&'static str, usize); 7] {
+    [
+        (env!("VERGEN_GIT_SHA"), 40),
+        (env!("VERGEN_GIT_DESCRIBE"), 7),
+        (built::GIT_COMMIT_HASH.unwrap_or("none"), 40),
+        (built::GIT_COMMIT_HASH_SHORT.unwrap_or("none"), 7),
+        (built::GIT_VERSION.unwrap_or("none"), 7),
+        (build::COMMIT_HASH, 40),
+        (build::SHORT_COMMIT, 7),
+    ]
+}
+"#;
+
+/// An image has its commit in its environment, without the help of these crates.
+const ARE_THAT_OF_THE_IMAGE: &str = r#"    let commit = std::env::var("APP_COMMIT").map_err(|error| error.to_string())?;
+    let is_right = |(sha, length): &(&str, usize)| commit.get(..*length) == Some(*sha);
+    if request.is_empty() || !commits().iter().all(is_right) {
+        return Err(format!("{:?} in the image of {commit}", commits()));
+    }
+    Ok(())"#;
+
+/// Only the steps that start the service: in each step that compiles, a new commit also compiles libgit2 anew, because the crate `cc`
+/// depends on `SOURCE_DATE_EPOCH`. The volume of the previous run has another commit, which none of the crates may keep.
+#[test]
+fn a_service_knows_its_commit_from_vergen_built_and_shadow() {
+    let main = format!("{}{COMMITS}", service(8000, ARE_THAT_OF_THE_IMAGE));
+    let files = [
+        IGNORED,
+        ("Cargo.toml", &package("shop", COMMIT_READERS)),
+        ("build.rs", READ_COMMIT),
+        ("src/main.rs", &main),
+    ];
+    let project = Project::of("with-commit-readers", &files);
+    project.lock("");
+    project.ci(&["init"]).run().exits(0);
+    let commit = project.commit("the settings as init has written them");
+    let run = project.ci(&["smoke"]).run().exits(0);
+    assert_eq!(run.report["clean"], true);
+    assert_eq!(run.report["commit"], commit);
+    assert_eq!(run.status("smoke"), "passed");
 }
