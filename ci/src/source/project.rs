@@ -356,6 +356,45 @@ mod tests {
     }
 
     #[test]
+    fn lists_the_dependencies_of_packages_and_their_tests() {
+        let sources = sources(&[
+            (
+                "Cargo.toml",
+                "[workspace]\nmembers = [\"web\"]\n[workspace.dependencies]\nsqlx = { version = \"1\", features = [\"postgres\"] }\n",
+            ),
+            ("Cargo.lock", ""),
+            (
+                "web/Cargo.toml",
+                &manifest(
+                    "web",
+                    "[dependencies]\nsqlx = { workspace = true, features = [\"macros\"] }\nstore = { package = \"redis\", version = \"1\", optional = true }\n\
+                     [dev-dependencies]\ninsta = \"1\"\n",
+                ),
+            ),
+            ("web/src/main.rs", "fn main() {}"),
+        ]);
+        let project = Project::find(sources.path(), Path::new("web")).unwrap();
+        let uses = |name: &str, of: &str, features: &[&str], is_optional| Use {
+            name: name.to_owned(),
+            of: of.to_owned(),
+            features: features.iter().map(|it| (*it).to_owned()).collect(),
+            is_optional,
+        };
+        let mut found = project.packages[0].uses.clone();
+        for it in &mut found {
+            it.features.sort();
+        }
+        assert_eq!(
+            found,
+            [
+                uses("sqlx", "sqlx", &["macros", "postgres"], false),
+                uses("store", "redis", &[], true),
+                uses("insta", "insta", &[], false),
+            ]
+        );
+    }
+
+    #[test]
     fn rejects_missing_and_invalid_files() {
         let find = |files: &[(&str, &str)]| {
             let failure = Project::find(sources(files).path(), Path::new("")).unwrap_err();

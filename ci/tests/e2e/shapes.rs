@@ -280,6 +280,44 @@ fn a_database_that_is_needed_to_compile() {
         .says("Check services.cache.setup in ci.toml");
 }
 
+/// A test that needs PostgreSQL, by its URL and as `localhost`.
+const COUNTS: &str = r#"use postgres::{Client, NoTls};
+
+#[test]
+fn counts() {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL");
+    for url in [url.replace("@database:", "@localhost:"), url] {
+        let mut client = Client::connect(&url, NoTls).expect("a database");
+        let row = client.query_one("SELECT 42::BIGINT", &[]).expect("a row");
+        assert_eq!(row.get::<_, i64>(0), 42);
+    }
+}
+"#;
+
+#[test]
+fn a_database_that_init_proposes() {
+    let main = service(
+        8000,
+        r#"    let url = std::env::var("DATABASE_URL").map_err(|error| error.to_string())?;
+    let host = url.split(['@', '/']).nth(3).ok_or("a URL without a host")?;
+    std::net::TcpStream::connect(host).map_err(|error| format!("{host}: {error}"))?;
+    if request.starts_with("GET /health ") { Ok(()) } else { Err(request.to_owned()) }"#,
+    );
+    let manifest = package("shop", "\n[dev-dependencies]\npostgres = \"0.19\"\n");
+    let files = [
+        IGNORED,
+        ("Cargo.toml", &*manifest),
+        ("src/main.rs", &*main),
+        ("tests/database.rs", COUNTS),
+    ];
+    let project = Project::of("proposed-database", &files);
+    project.lock("");
+    project.format("");
+    project.ci(&["init"]).run().exits(0);
+    project.commit("ci init");
+    assert_passes_every_gate(&run(&project).exits(0));
+}
+
 #[test]
 fn packages_of_the_tests_compile_nothing_again() {
     let main = format!(
