@@ -6,6 +6,7 @@ pub(crate) mod disk;
 pub(crate) mod embedded;
 pub(crate) mod find;
 pub(crate) mod graphql;
+pub(crate) mod http;
 pub(crate) mod runtime;
 pub mod session;
 pub mod telemetry;

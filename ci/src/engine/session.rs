@@ -16,6 +16,7 @@ use tokio::process::Child;
 use tokio::task::JoinHandle;
 
 use super::graphql::{self, Address};
+use super::http::on_loopback;
 use super::telemetry::{Telemetry, TraceContext};
 use super::version::unsupported;
 use common::failure::{Failure, OrFail};
@@ -86,8 +87,7 @@ impl Session {
     /// # Errors
     /// When the CLI does not start or the engine does not answer in time; the failure carries the end of the CLI's output.
     pub async fn open(endpoint: &Endpoint, telemetry: &Telemetry) -> Result<Self, Failure> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
+        let http = on_loopback()
             // The server is on this machine. A query is silent for as long as a build takes, and must survive a machine that was
             // suspended meanwhile.
             .tcp_keepalive(None)

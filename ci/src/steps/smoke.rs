@@ -18,6 +18,7 @@ use super::missing;
 use super::services::Services;
 use super::setup;
 use crate::engine::graphql::EngineError;
+use crate::engine::http::on_loopback;
 use crate::model::cause::{Cause, CauseKind};
 use crate::run::execution::StepContext;
 use crate::run::toolbox;
@@ -82,16 +83,13 @@ pub async fn run<'img, K: Kind>(
         }
     };
     let answered = services.run_with(answered).await;
-    let kill = || ServiceStopOpts { kill: Some(true) };
-    // Stopping fails if the service has exited.
-    let stopped = tunnel
-        .stop_opts(kill())
-        .await
-        .and(service.stop_opts(kill()).await);
-    if let Err(error) = stopped {
-        tracing::debug!("cannot stop the service: {error}");
-    }
+    // Removing the container's network takes a quarter of a second, which nothing but a complete log has to wait for. The end of the
+    // session stops whatever is left.
+    let stopped = tokio::spawn(stop(tunnel, service));
     if let Err(failure) = answered {
+        if let Err(error) = stopped.await {
+            tracing::debug!("cannot wait for the end of the service: {error}");
+        }
         let log = step.log(Duration::from_secs(3)).await;
         let output = if log.trim().is_empty() {
             "(no output from the container)".to_owned()
@@ -130,6 +128,18 @@ pub async fn run<'img, K: Kind>(
         _image: image.id(),
         _kind: PhantomData,
     })
+}
+
+async fn stop(tunnel: dagger_sdk::Service, service: dagger_sdk::Service) {
+    let kill = || ServiceStopOpts { kill: Some(true) };
+    // Stopping fails if the service has exited.
+    let stopped = tunnel
+        .stop_opts(kill())
+        .await
+        .and(service.stop_opts(kill()).await);
+    if let Err(error) = stopped {
+        tracing::debug!("cannot stop the service: {error}");
+    }
 }
 
 /// Waits until the service exits. Only the engine's telemetry reports that.
@@ -207,8 +217,7 @@ fn no_connection(port: u16) -> String {
 /// # Errors
 /// When the service does not pass in time (exit code 1), or this machine has no TLS certificates (exit code 3).
 async fn poll(port: &str, settings: &Settings, started: Instant) -> Result<(), Failure> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
+    let client = on_loopback()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(TRY_LIMIT)
         .build()
