@@ -4,7 +4,6 @@ use reqwest::{Certificate, Client, ClientBuilder};
 
 /// Builds a client for plain HTTP to this machine: without a proxy, and without the CA certificates of the system, whose parsing
 /// costs as much as the whole session's queries.
-#[must_use]
 pub(crate) fn on_loopback() -> ClientBuilder {
     Client::builder()
         .no_proxy()
