@@ -71,17 +71,6 @@ const STREAMS: usize = 2;
 /// Is called with each piece of output of a step's containers.
 pub type Listener = Arc<dyn Fn(Piece<'_>) + Send + Sync>;
 
-/// How an API call that runs a command in a container has gone so far.
-#[derive(Clone, Copy, Debug, Default)]
-struct Exec {
-    /// The engine returned an earlier result.
-    cached: bool,
-    /// The command ran and has exited.
-    exited: bool,
-    /// The number of the command's output streams that are complete.
-    closed_streams: usize,
-}
-
 #[derive(Default)]
 struct Trace {
     /// The step, or what else the queries are for.
@@ -97,8 +86,13 @@ struct Trace {
     streams: HashMap<(Vec<u8>, i64), Splitter>,
     /// The output streams that have begun and not ended, by span.
     open_streams: HashSet<(Vec<u8>, i64)>,
-    /// The calls of `Container.withExec`, by span.
-    execs: HashMap<Vec<u8>, Exec>,
+    /// The number of output streams that have ended, by span.
+    closed_streams: HashMap<Vec<u8>, usize>,
+    /// Whether the engine answered a call of `Container.withExec` with an earlier result, by the call's span.
+    execs: HashMap<Vec<u8>, bool>,
+    /// The commands that ran and have exited, each as the spans of its calls: several queries can ask for the same command, whose
+    /// output then belongs to one of them.
+    ran: Vec<Vec<Vec<u8>>>,
     /// The status messages of the commands that have exited; empty after success.
     exited: HashMap<String, String>,
 }
@@ -117,8 +111,14 @@ impl Trace {
 
     /// Whether everything has arrived that the engine reports about the answered queries.
     fn is_complete(&self) -> bool {
-        let complete = |exec: &Exec| exec.cached || !exec.exited || exec.closed_streams >= STREAMS;
-        self.reported >= self.answered && self.execs.values().all(complete)
+        let complete = |calls: &Vec<Vec<u8>>| {
+            let closed = calls
+                .iter()
+                .filter_map(|call| self.closed_streams.get(call));
+            let is_cached = |call| self.execs.get(call).is_some_and(|cached| *cached);
+            closed.sum::<usize>() >= STREAMS || calls.iter().any(is_cached)
+        };
+        self.reported >= self.answered && self.ran.iter().all(complete)
     }
 }
 
@@ -206,7 +206,7 @@ impl Telemetry {
             .traces()
             .get(&context.trace)
             .is_some_and(|trace| {
-                !trace.execs.is_empty() && trace.execs.values().all(|exec| exec.cached)
+                !trace.execs.is_empty() && trace.execs.values().all(|cached| *cached)
             })
     }
 
@@ -308,9 +308,7 @@ async fn logs(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         let key = (record.span_id, stream);
         if end {
             trace.open_streams.remove(&key);
-            if let Some(exec) = trace.execs.get_mut(&key.0) {
-                exec.closed_streams += 1;
-            }
+            *trace.closed_streams.entry(key.0.clone()).or_default() += 1;
         } else {
             trace.open_streams.insert(key.clone());
         }
@@ -365,14 +363,13 @@ async fn spans(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
         let ended = span.end_time_unix_nano > 0;
         match &*span.name {
             EXEC => {
-                let exec = trace.execs.entry(span.span_id).or_default();
-                exec.cached |= is_true(&span.attributes, "dagger.io/dag.cached");
+                let cached = trace.execs.entry(span.span_id).or_default();
+                *cached |= is_true(&span.attributes, "dagger.io/dag.cached");
             }
             // The call itself returns immediately. This span covers the execution, and links to the span of the call.
             RESUMED_EXEC if ended => {
-                for link in span.links {
-                    trace.execs.entry(link.span_id).or_default().exited = true;
-                }
+                let calls = span.links.into_iter().map(|link| link.span_id);
+                trace.ran.push(calls.collect());
             }
             QUERY if ended => trace.reported += 1,
             _ => {}
@@ -437,6 +434,21 @@ mod tests {
         trace.write((vec![1], 1), "", true);
         let expected = ["Line(\"other\")", "Line(\"one line\")", "Line(\"two\")"];
         assert_eq!(*lines.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_command_that_two_queries_ask_for_has_its_output_once() {
+        let mut trace = Trace {
+            ran: vec![vec![vec![1], vec![2]]],
+            ..Trace::default()
+        };
+        assert!(!trace.is_complete());
+        trace.closed_streams.insert(vec![2], STREAMS);
+        assert!(trace.is_complete());
+        trace.ran.push(vec![vec![3]]);
+        assert!(!trace.is_complete());
+        trace.execs.insert(vec![3], true);
+        assert!(trace.is_complete());
     }
 
     #[test]

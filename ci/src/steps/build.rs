@@ -88,6 +88,18 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
     /// # Errors
     /// When the file has changed since the build (exit code 1), or cannot be uploaded (exit code 3).
     pub async fn upload(&self, step: &StepContext<'_, K>) -> Result<EngineFile, Failure> {
+        self.uploaded(step, async |file| Ok(file)).await
+    }
+
+    /// Runs `work` on the archive in the engine. Meanwhile, this verifies that the engine has the bytes that were built.
+    ///
+    /// # Errors
+    /// Those of `work`; before them, when the file has changed since the build (exit code 1), or cannot be uploaded (exit code 3).
+    pub async fn uploaded<T>(
+        &self,
+        step: &StepContext<'_, K>,
+        work: impl AsyncFnOnce(EngineFile) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let archive = self.archive.clone();
         // The engine uploads a file once in a session, so it would not notice a later change.
         let digest = tokio::task::spawn_blocking(move || digest::sha256_of_file(&archive))
@@ -99,10 +111,16 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
             .client()
             .host()
             .file(self.archive.display().to_string());
+        let (done, verified) = tokio::join!(work(file.clone()), self.verify(step, file));
+        verified?;
+        done
+    }
+
+    async fn verify(&self, step: &StepContext<'_, K>, file: EngineFile) -> Result<(), Failure> {
         // The engine's File.digest covers more than the content, even without the metadata.
         let sum = workspace::toolchain(step)
             .await?
-            .with_mounted_file("/image.tar", file.clone())
+            .with_mounted_file("/image.tar", file)
             // Into a file, to keep the digest out of the log.
             .with_exec(vec!["sh", "-c", "sha256sum /image.tar > /sum"])
             .file("/sum")
@@ -112,8 +130,7 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
                 EngineError::from(error).into_environment("cannot upload the image to the engine")
             })?;
         let digest = format!("sha256:{}", sum.split(' ').next().unwrap_or_default());
-        self.require_digest(&digest)?;
-        Ok(file)
+        self.require_digest(&digest)
     }
 
     fn require_digest(&self, digest: &str) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
-use dagger_sdk::{Container, Directory};
+use dagger_sdk::{Container, Directory, File};
 use generativity::Id;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -220,8 +220,17 @@ pub async fn run<'img, K: Kind>(
     step: &StepContext<'_, K>,
     (source, image): (&Source<'_>, &Image<'_, 'img, K>),
 ) -> Result<Scanned<'img, K>, Failure> {
+    let scan = async |archive| examine(step, source, image, archive).await;
+    image.uploaded(step, scan).await
+}
+
+async fn examine<'img, K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    image: &Image<'_, 'img, K>,
+    archive: File,
+) -> Result<Scanned<'img, K>, Failure> {
     let client = step.client();
-    let archive = image.upload(step).await?;
     let database = step
         .waiting("the vulnerability database", database(step))
         .await?;
@@ -268,22 +277,23 @@ pub async fn run<'img, K: Kind>(
         container = container.with_mounted_file("/trivyignore.yaml", exceptions);
         arguments.extend(["--ignorefile", "/trivyignore.yaml"]);
     }
-    let mut inputs = Inputs::default()
-        .with("the image", &image.info().digest)
-        .with(
-            "the vulnerability database",
-            database
-                .digest()
-                .await
-                .map_err(|error| failed(error.into()))?,
-        )
-        .with("Trivy", pins::TRIVY)
-        .with("the date", jiff::Timestamp::now().strftime("%F"));
-    if ignore.exists() {
-        let exceptions = std::fs::read(&ignore).or_environment("cannot read the exceptions")?;
-        inputs = inputs.with(IGNORE_FILE, sha256(&exceptions));
-    }
-    step.set_inputs(inputs);
+    let inputs = async {
+        let digest = database.digest().await;
+        let mut inputs = Inputs::default()
+            .with("the image", &image.info().digest)
+            .with(
+                "the vulnerability database",
+                digest.map_err(|error| failed(error.into()))?,
+            )
+            .with("Trivy", pins::TRIVY)
+            .with("the date", jiff::Timestamp::now().strftime("%F"));
+        if ignore.exists() {
+            let exceptions = std::fs::read(&ignore).or_environment("cannot read the exceptions")?;
+            inputs = inputs.with(IGNORE_FILE, sha256(&exceptions));
+        }
+        step.set_inputs(inputs);
+        Ok(())
+    };
     let scanned = container.with_exec(arguments);
     let read = async |scanned: &Container, name: &str| {
         let content = scanned.file(format!("/out/{name}")).contents().await;
@@ -293,8 +303,6 @@ pub async fn run<'img, K: Kind>(
         let path = settings.report_dir.join(name);
         std::fs::write(&path, content).or_environment(format!("cannot write {}", path.display()))
     };
-    let trivy_report = read(&scanned, "trivy.json").await?;
-    save("trivy.json", &trivy_report)?;
     let convert = |format: &str, output: &str| {
         let output = format!("/out/{output}");
         let arguments = ["trivy", "convert", "--format", format, "--output", &output];
@@ -306,9 +314,14 @@ pub async fn run<'img, K: Kind>(
         convert("cyclonedx", "sbom.cdx.json"),
         convert("sarif", "trivy.sarif"),
     ];
-    let sbom = read(&bom, "sbom.cdx.json").await?;
+    let ((), trivy_report, sbom, sarif_log) = tokio::try_join!(
+        inputs,
+        read(&scanned, "trivy.json"),
+        read(&bom, "sbom.cdx.json"),
+        read(&sarif, "trivy.sarif"),
+    )?;
+    save("trivy.json", &trivy_report)?;
     save("sbom.cdx.json", &sbom)?;
-    let sarif_log = read(&sarif, "trivy.sarif").await?;
     for container in [&scanned, &bom, &sarif] {
         let output = container.combined_output().await;
         step.add_output(&output.map_err(|error| failed(error.into()))?);

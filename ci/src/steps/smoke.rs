@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use dagger_sdk::{
-    Container, ContainerAsServiceOpts, ContainerWithExposedPortOpts, Service as EngineService,
-    ServiceStopOpts,
+    Container, ContainerAsServiceOpts, ContainerWithExposedPortOpts, File,
+    Service as EngineService, ServiceStopOpts,
 };
 use generativity::Id;
 use tokio::io::AsyncReadExt as _;
@@ -53,10 +53,20 @@ pub async fn run<'img, K: Kind>(
     step: &StepContext<'_, K>,
     (source, image): (&Source<'_>, &Image<'_, 'img, K>),
 ) -> Result<Smoked<'img, K>, Failure> {
+    let start = async |archive| try_out(step, source, image, archive).await;
+    image.uploaded(step, start).await
+}
+
+async fn try_out<'img, K: Kind>(
+    step: &StepContext<'_, K>,
+    source: &Source<'_>,
+    image: &Image<'_, 'img, K>,
+    archive: File,
+) -> Result<Smoked<'img, K>, Failure> {
     let client = step.client();
     let settings = &step.run.settings;
     let services = Services::of(step).await?;
-    let container = container(step, image, &services).await?;
+    let container = container(step, archive, &services);
     let service = as_service(step, &container);
     let engine = |error| EngineError::from(error).into_environment("cannot start the image");
     let tunnel = client.host().tunnel(service.id().await.map_err(engine)?);
@@ -169,20 +179,15 @@ pub(super) async fn service<K: Kind>(
     (source, image): (&Source<'_>, &Image<'_, '_, K>),
     services: &Services,
 ) -> Result<EngineService, Failure> {
-    let container = container(step, image, services).await?;
+    let container = container(step, image.upload(step).await?, services);
     setup::run(step, source, services, &container).await?;
     Ok(as_service(step, &container))
 }
 
 /// The image, with its environment for the smoke test and access to the backing services.
-async fn container<K: Kind>(
-    step: &StepContext<'_, K>,
-    image: &Image<'_, '_, K>,
-    services: &Services,
-) -> Result<Container, Failure> {
-    let archive = image.upload(step).await?;
+fn container<K: Kind>(step: &StepContext<'_, K>, archive: File, services: &Services) -> Container {
     let container = toolbox::container(step.client(), step.run.foreign_platform()).import(archive);
-    Ok(services.bind(&with_env(&container, &step.run.settings.smoke.env)))
+    services.bind(&with_env(&container, &step.run.settings.smoke.env))
 }
 
 fn as_service<K: Kind>(step: &StepContext<'_, K>, container: &Container) -> EngineService {
