@@ -16,6 +16,7 @@ use crate::settings::Invocation;
 use crate::settings::tables::Service;
 use crate::source::checkout::Checkout;
 use crate::source::project::{self, Package, Project};
+use crate::source::snapshot::Place;
 use crate::source::submodules;
 use crate::source::toolchain::Channel;
 use crate::steps::build;
@@ -45,7 +46,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
                 "with uncommitted changes, which cannot be published"
             };
             findings.good("git", format!("commit {}, {state}", checkout.commit.sha));
-            match checkout.snapshot(&Silent) {
+            match checkout.snapshot(Place::Temporary, &Silent) {
                 Ok(taken) => snapshot = Some(taken),
                 Err(failure) => findings.failed("sources", failure),
             }

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::git::{git, git_text};
-use super::snapshot::{Snapshot, Tree};
+use super::snapshot::{Place, Snapshot, Tree};
 use crate::model::image_name::{DirtyTag, Tag};
 use common::failure::{ExitCode, Failure, OrFail};
 use common::progress::Progress;
@@ -190,18 +190,18 @@ impl Checkout {
         Self { state, ..self }
     }
 
-    /// Copies the sources to a temporary directory, which is removed when the returned value is dropped. `progress` shows what is
+    /// Copies the sources to a directory, which no other run uses before the returned value is dropped. `progress` shows what is
     /// fetched.
     ///
     /// # Errors
     /// When an object or a file cannot be read (exit code 3), a filter cannot be applied or the tree contains another repository
     /// (exit code 2).
-    pub fn snapshot(&self, progress: &dyn Progress) -> Result<Snapshot, Failure> {
+    pub fn snapshot(&self, place: Place, progress: &dyn Progress) -> Result<Snapshot, Failure> {
         let of = match self.state {
             State::Clean(_) => Tree::Commit(&self.commit.sha),
             State::Dirty(_) => Tree::OnDisk,
         };
-        Snapshot::new(&self.root, of, progress)
+        Snapshot::new(&self.root, of, place, progress)
     }
 
     /// Requires that a branch of a configured remote contains the commit. Fetches from the remotes if this clone lacks it.

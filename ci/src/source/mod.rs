@@ -3,6 +3,7 @@
 pub mod cargo_config;
 pub mod checkout;
 pub(crate) mod git;
+mod kept;
 mod lfs;
 pub mod paths;
 pub mod project;

@@ -1,4 +1,4 @@
-//! The files of a run in a temporary directory, as git writes them with its default configuration.
+//! The files of a run in a directory of their own, as git writes them with its default configuration.
 //!
 //! Attributes of the repository that determine a file's content alone (`eol`, `ident`, `working-tree-encoding`) apply, and settings of
 //! this machine do not: the files are the same everywhere. git itself writes them, through a temporary repository that has no
@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use super::git::{git, git_command, git_text, output_of};
+use super::kept::Kept;
 use super::lfs::{self, Filtered};
 use super::submodules::{self, Link, Missing};
 use common::failure::{Failure, OrFail};
@@ -26,10 +27,25 @@ pub(super) enum Tree<'a> {
     OnDisk,
 }
 
-/// A copy of the sources in a temporary directory.
+/// Where the files of a snapshot are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a directory of this run.
+    Temporary,
+    /// Where the previous run of the same working tree has left them, if no other run uses them.
+    Kept,
+}
+
+#[derive(Debug)]
+enum Folder {
+    Temporary(tempfile::TempDir),
+    Kept { files: PathBuf, _kept: Kept },
+}
+
+/// A copy of the sources.
 #[derive(Debug)]
 pub struct Snapshot {
-    folder: tempfile::TempDir,
+    folder: Folder,
     missing: Vec<Missing>,
 }
 
@@ -42,21 +58,46 @@ impl Snapshot {
     pub(super) fn new(
         root: &Path,
         tree: Tree<'_>,
+        place: Place,
         progress: &dyn Progress,
     ) -> Result<Self, Failure> {
+        if place == Place::Kept
+            && let Some(kept) = Kept::of(root)
+        {
+            match update(root, tree, &kept, progress) {
+                Ok(true) => {
+                    let files = kept.files();
+                    return Ok(Self {
+                        folder: Folder::Kept { files, _kept: kept },
+                        missing: Vec::new(),
+                    });
+                }
+                Ok(false) => {}
+                Err(failure) => {
+                    tracing::debug!("cannot update the kept sources: {failure}");
+                    kept.clear();
+                }
+            }
+        }
         let folder = temporary_folder()?;
         let mut missing = Vec::new();
         write_tree(root, tree, folder.path(), &mut missing, progress)?;
         for submodule in &mut missing {
             submodule.make_relative_to(folder.path());
         }
-        Ok(Self { folder, missing })
+        Ok(Self {
+            folder: Folder::Temporary(folder),
+            missing,
+        })
     }
 
     /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        match &self.folder {
+            Folder::Temporary(folder) => folder.path(),
+            Folder::Kept { files, .. } => files,
+        }
     }
 
     /// Returns the submodules whose files are missing, because they are not checked out.
@@ -84,16 +125,56 @@ impl Snapshot {
                     std::fs::create_dir_all(parent)?;
                 }
                 // Hard links are safe because snapshots are read-only.
-                std::fs::hard_link(entry.path(), to)?;
+                if std::fs::hard_link(entry.path(), &to).is_err() {
+                    // On another file system.
+                    copy_file(&entry, &to)?;
+                }
             }
             Ok(())
         };
         copy().or_environment("cannot copy the sources")?;
         Ok(Self {
-            folder,
+            folder: Folder::Temporary(folder),
             missing: self.missing.clone(),
         })
     }
+}
+
+/// Copies a file or a symbolic link.
+fn copy_file(from: &walkdir::DirEntry, to: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    if from.path_is_symlink() {
+        return std::os::unix::fs::symlink(std::fs::read_link(from.path())?, to);
+    }
+    std::fs::copy(from.path(), to).map(drop)
+}
+
+/// Makes the kept files those of a tree in the repository at `root`. Returns false if the tree has submodules, whose files only
+/// [`write_tree`] can write.
+fn update(
+    root: &Path,
+    tree: Tree<'_>,
+    kept: &Kept,
+    progress: &dyn Progress,
+) -> Result<bool, Failure> {
+    let borrower = Borrower::new(root)?;
+    let tree = borrower.resolve(tree)?;
+    borrower.fetch_missing(&tree, progress)?;
+    let entries = borrower.entries(&tree)?;
+    if entries.iter().any(|it| matches!(it.kind, Kind::Link(_))) {
+        return Ok(false);
+    }
+    let (files, index) = (kept.files(), kept.index().display().to_string());
+    borrower.write(&index, &tree, &files)?;
+    // Files without an entry in the index.
+    let clean = ["clean", "-ffdx", "--quiet"];
+    borrower.git(&index, &files, &clean, Vec::new())?;
+    for entry in &entries {
+        entry.set_mode(&files)?;
+    }
+    let filtered = borrower.filtered(&index, &entries)?;
+    lfs::apply(root, &files, &filtered, progress)?;
+    Ok(true)
 }
 
 /// Writes the files of a tree in the repository at `root`, and those of its submodules, to the directory `to`. Adds the submodules
@@ -107,17 +188,14 @@ fn write_tree(
 ) -> Result<(), Failure> {
     let borrower = Borrower::new(root)?;
     let on_disk = matches!(tree, Tree::OnDisk);
-    let tree = match tree {
-        Tree::Commit(sha) => sha.to_owned(),
-        Tree::OnDisk => borrower.tree_on_disk()?,
-    };
+    let tree = borrower.resolve(tree)?;
     borrower.fetch_missing(&tree, progress)?;
     let entries = borrower.entries(&tree)?;
-    borrower.write(&tree, to)?;
+    borrower.write(WRITTEN, &tree, to)?;
     for entry in &entries {
         entry.set_mode(to)?;
     }
-    let filtered = borrower.filtered(&entries)?;
+    let filtered = borrower.filtered(WRITTEN, &entries)?;
     lfs::apply(root, to, &filtered, progress)?;
     for link in entries.into_iter().filter_map(TreeEntry::into_link) {
         let below = to.join(&link.path);
@@ -198,6 +276,14 @@ impl<'a> Borrower<'a> {
             .env("GIT_INDEX_FILE", self.git_dir().join(index));
         without_settings(&mut command);
         output_of(command, input)
+    }
+
+    /// The commit or tree of git that has these files.
+    fn resolve(&self, tree: Tree<'_>) -> Result<String, Failure> {
+        match tree {
+            Tree::Commit(sha) => Ok(sha.to_owned()),
+            Tree::OnDisk => self.tree_on_disk(),
+        }
     }
 
     /// Stores the files of the working tree, and returns their tree.
@@ -385,10 +471,18 @@ impl<'a> Borrower<'a> {
         nul_separated(&listing).map(TreeEntry::parse).collect()
     }
 
-    /// Writes the files to a new directory.
-    fn write(&self, tree: &str, to: &Path) -> Result<(), Failure> {
-        let write = ["read-tree", "--reset", "-u", tree];
-        self.git(WRITTEN, to, &write, Vec::new())
+    /// Writes the files to a directory, except for those that `index` describes as they are.
+    fn write(&self, index: &str, tree: &str, to: &Path) -> Result<(), Failure> {
+        // The change of a mode or a hard link is no change of the content.
+        let write = [
+            "-c",
+            "core.trustctime=false",
+            "read-tree",
+            "--reset",
+            "-u",
+            tree,
+        ];
+        self.git(index, to, &write, Vec::new())
             .map(drop)
             .map_err(|failure| {
                 Failure::environment("git cannot write the files of the sources")
@@ -398,7 +492,7 @@ impl<'a> Borrower<'a> {
     }
 
     /// The files with an attribute `filter`.
-    fn filtered(&self, entries: &[TreeEntry]) -> Result<Vec<Filtered>, Failure> {
+    fn filtered(&self, index: &str, entries: &[TreeEntry]) -> Result<Vec<Filtered>, Failure> {
         let mut paths = Vec::new();
         let is_file = |entry: &&TreeEntry| matches!(entry.kind, Kind::File | Kind::Program);
         for entry in entries.iter().filter(is_file) {
@@ -409,7 +503,7 @@ impl<'a> Borrower<'a> {
             return Ok(Vec::new());
         }
         let check = ["check-attr", "--cached", "-z", "--stdin", "filter"];
-        let answers = self.git(WRITTEN, self.folder.path(), &check, paths)?;
+        let answers = self.git(index, self.folder.path(), &check, paths)?;
         let mut fields = nul_separated(&answers);
         let mut filtered = Vec::new();
         while let (Some(path), Some(_), Some(value)) = (fields.next(), fields.next(), fields.next())

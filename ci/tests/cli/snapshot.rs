@@ -1,10 +1,11 @@
 //! The files of a run, in all kinds of checkouts: the same on every machine, whether the tree is clean or dirty.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use ci::source::checkout::Checkout;
+use ci::source::snapshot::{Place, Snapshot};
 use common::failure::{ExitCode, Failure};
 use common::progress::{LastNotice, Silent};
 
@@ -12,9 +13,20 @@ use crate::harness::{Project, git};
 
 type Files = BTreeMap<String, (u32, Vec<u8>)>;
 
-/// The files of the checkout in `folder`, with mode and content.
+/// The files of the checkout in `folder`, with mode and content: the same whether or not an earlier run has left some.
 fn files(folder: &Path) -> Result<Files, Failure> {
-    let snapshot = Checkout::discover(folder)?.snapshot(&Silent)?;
+    let checkout = Checkout::discover(folder)?;
+    let files = |place| checkout.snapshot(place, &Silent).map(|it| read(&it));
+    let (temporary, kept) = (files(Place::Temporary), files(Place::Kept));
+    let message = |failure: &Failure| failure.message.clone();
+    assert_eq!(
+        temporary.as_ref().map_err(message),
+        kept.as_ref().map_err(message)
+    );
+    temporary
+}
+
+fn read(snapshot: &Snapshot) -> Files {
     let mut files = Files::new();
     for entry in walkdir::WalkDir::new(snapshot.path()) {
         let entry = entry.unwrap();
@@ -31,7 +43,7 @@ fn files(folder: &Path) -> Result<Files, Failure> {
         let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
         files.insert(name.to_str().unwrap().to_owned(), (mode, content));
     }
-    Ok(files)
+    files
 }
 
 /// The files of a project, which must be the same from git's objects and, apart from a new file, from the disk.
@@ -242,7 +254,7 @@ fn fetches_the_missing_objects_of_a_partial_clone_at_once() {
         let notice = LastNotice::default();
         let checkout = Checkout::discover(&clone).unwrap();
         assert!(checkout.is_clean());
-        checkout.snapshot(&notice).unwrap();
+        checkout.snapshot(Place::Temporary, &notice).unwrap();
         let notice = notice.into_text();
         assert!(
             notice.contains("partial: fetching ") && notice.ends_with("from origin"),
@@ -298,4 +310,51 @@ fn notices_an_edit_in_the_second_of_the_commit() {
         let dirty = files(project.path()).unwrap();
         assert_eq!(text(&dirty, "file.txt"), format!("edited {number:02}\n"));
     }
+}
+
+#[test]
+fn kept_files_are_corrected_and_otherwise_not_touched() {
+    let project = Project::new("kept");
+    for name in ["same", "edited", "gone", "changed"] {
+        project.write(name, "old");
+    }
+    project.commit("files");
+    let snapshot = || {
+        let checkout = Checkout::discover(project.path()).unwrap();
+        checkout.snapshot(Place::Kept, &Silent).unwrap()
+    };
+    let first = snapshot();
+    let folder = first.path().to_owned();
+    let inode = |name: &str| std::fs::metadata(folder.join(name)).unwrap().ino();
+    // Another run at the same time has files of its own.
+    let other = snapshot();
+    assert_ne!(other.path(), folder);
+    assert_eq!(read(&other), read(&first));
+    drop((first, other));
+
+    let before = inode("same");
+    std::fs::write(folder.join("edited"), "odd").unwrap();
+    std::fs::write(folder.join("more"), "odd").unwrap();
+    std::fs::remove_file(folder.join("gone")).unwrap();
+    project.write("changed", "new");
+    project.commit("a change");
+    let second = snapshot();
+    assert_eq!(second.path(), folder);
+    assert_eq!(inode("same"), before);
+    let files = read(&second);
+    for (name, content) in [
+        ("same", "old"),
+        ("edited", "old"),
+        ("gone", "old"),
+        ("changed", "new"),
+    ] {
+        assert_eq!(text(&files, name), content, "{name}");
+    }
+    assert!(!files.contains_key("more"));
+    drop(second);
+
+    // What a killed run has left.
+    std::fs::write(folder.parent().unwrap().join("index.lock"), "").unwrap();
+    std::fs::write(folder.parent().unwrap().join("index"), "not an index").unwrap();
+    assert_eq!(read(&snapshot()), files);
 }

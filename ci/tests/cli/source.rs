@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ci::source::checkout::Checkout;
+use ci::source::snapshot::Place;
 use common::progress::Silent;
 use serde_json::Value;
 
@@ -202,7 +203,7 @@ fn takes_submodules_at_their_commit() {
     let (project, _origins) = project_with_submodules("submodules");
     let files = || {
         let checkout = Checkout::discover(project.path()).unwrap();
-        let snapshot = checkout.snapshot(&Silent).unwrap();
+        let snapshot = checkout.snapshot(Place::Temporary, &Silent).unwrap();
         assert!(snapshot.missing().is_empty());
         let read = |name: &str| std::fs::read_to_string(snapshot.path().join(name)).ok();
         let names = ["file.txt", "deep/file.txt", "new.txt"];
@@ -244,7 +245,7 @@ fn takes_the_submodules_of_a_worktree_from_the_main_one() {
     assert!(!tree.join("vendor/dep/file.txt").exists());
     let snapshot = Checkout::discover(&tree)
         .unwrap()
-        .snapshot(&Silent)
+        .snapshot(Place::Temporary, &Silent)
         .unwrap();
     let deep = snapshot.path().join("vendor/dep/deep/file.txt");
     assert_eq!(std::fs::read_to_string(deep).unwrap(), "deep\n");

@@ -13,6 +13,7 @@ pub use packages::{
 };
 pub use process::{SECRETS, Tail, UNSHARE_ARGUMENTS, command, find_program, output, run};
 pub use requirement::{Consent, Requirement};
-pub use store::{build_once, cache_root, lock, remove_unfinished, remove_unused, size_of};
-#[cfg(target_os = "linux")]
-pub use store::{create_private, discard};
+pub use store::{
+    SOURCES, build_once, cache_root, create_private, discard, lock, remove_unfinished,
+    remove_unused, size_of, try_hold,
+};

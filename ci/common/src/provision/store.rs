@@ -12,6 +12,8 @@ use crate::progress::Progress;
 
 /// The environment variable that sets the cache directory: an absolute path.
 const OVERRIDE: &str = "LAB_CI_CACHE_DIR";
+/// The directory, in the cache directory, with the sources that runs keep for the next run of the same working tree.
+pub const SOURCES: &str = "sources";
 /// Part of the name of an unfinished build's directory.
 const UNFINISHED: &str = ".unfinished-";
 
@@ -146,15 +148,27 @@ where
 /// # Errors
 /// When `dest` cannot be locked or removed.
 pub fn remove_unused(dest: &Path) -> std::io::Result<Option<u64>> {
+    match try_hold(dest)? {
+        None => Ok(None),
+        Some(_lock) => discard(dest).map(Some),
+    }
+}
+
+/// Protects `dest` from other processes that use it, and from its removal, until the returned lock is dropped. `None` if another process
+/// uses it.
+///
+/// # Errors
+/// When the lock cannot be created.
+pub fn try_hold(dest: &Path) -> std::io::Result<Option<File>> {
     let Some(at) = Place::of(dest) else {
         return Ok(None);
     };
-    match File::create(&at.lock)?.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => return Ok(None),
-        Err(fs::TryLockError::Error(error)) => return Err(error),
-        Ok(()) => {}
+    let lock = File::create(&at.lock)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
     }
-    discard(dest).map(Some)
 }
 
 /// Removes a file or directory atomically: after an interruption, `path` is complete or does not exist. Returns the number of

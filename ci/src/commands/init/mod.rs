@@ -21,6 +21,7 @@ use crate::settings::cargo::{Features, needed_features};
 use crate::source::checkout::Checkout;
 use crate::source::git::git_text;
 use crate::source::project::{Package, Project};
+use crate::source::snapshot::Place;
 use crate::source::submodules;
 use crate::trust::authority::GitHub;
 use common::failure::{ExitCode, Failure, OrFail};
@@ -118,7 +119,7 @@ pub(super) fn run(
 /// Checks what a run of all steps would check before it uses an engine, apart from the permission to publish.
 fn check(invocation: &Invocation, directory: &Path, project: &Project) -> Result<(), Failure> {
     let checkout = Checkout::discover(directory)?;
-    let snapshot = checkout.snapshot(&Silent)?;
+    let snapshot = checkout.snapshot(Place::Temporary, &Silent)?;
     let file = std::fs::read_to_string(project.sources.join(FILE))
         .or_environment(format!("cannot read {FILE}"))?;
     let settings = invocation.settings(

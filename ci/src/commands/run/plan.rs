@@ -1,6 +1,7 @@
 //! Plans a run, and validates as much as possible before an engine is used.
 
 use crate::model::config_file::FILE;
+use crate::model::event::Event;
 use crate::model::image_name::Registry;
 use crate::model::step::Step;
 use crate::report;
@@ -8,7 +9,7 @@ use crate::runner_cache::store::LIST;
 use crate::settings::{CacheCommand, Command, Invocation, Settings, cache_dir};
 use crate::source::checkout::Checkout;
 use crate::source::project::{Project, path_below_root};
-use crate::source::snapshot::Snapshot;
+use crate::source::snapshot::{Place, Snapshot};
 use crate::source::submodules;
 use crate::steps::scan;
 use crate::trust::authority::{self, GitHub, Permit, Purpose};
@@ -45,7 +46,15 @@ pub(crate) fn plan(
         // --fix formats the working tree, whatever its git state is.
         checkout = checkout.as_on_disk();
     }
-    let snapshot = checkout.snapshot(progress)?;
+    let event = invocation.options.event.unwrap_or_else(|| github.event());
+    let may_publish = event == Event::Push || matches!(invocation.command, Command::Publish);
+    // What is published depends on nothing that an earlier run has left.
+    let place = if may_publish {
+        Place::Temporary
+    } else {
+        Place::Kept
+    };
+    let snapshot = checkout.snapshot(place, progress)?;
     let project = Project::find(
         snapshot.path(),
         &path_below_root(&checkout.root, &directory)?,

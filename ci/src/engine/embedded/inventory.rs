@@ -40,7 +40,7 @@ pub(super) fn all(root: &Path) -> Vec<Kept> {
         .collect()
 }
 
-/// Removes everything except engines that a newer version has replaced, and the remains of interrupted builds.
+/// Removes everything except engines that a newer version has replaced, kept sources, and the remains of interrupted builds.
 pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Failure> {
     let removed = blocking(move || {
         let mut removed = Pruned::default();
@@ -63,6 +63,16 @@ pub(super) async fn prune(root: PathBuf, pruned: &mut Pruned) -> Result<(), Fail
                     }
                     None => removed.in_use.push(format!("{name}: in use")),
                 }
+            }
+        }
+        for path in entries(&root.join(provision::SOURCES)) {
+            if !path.is_dir() {
+                continue;
+            }
+            let name = name(&root, &path);
+            match provision::remove_unused(&path)? {
+                Some(bytes) => removed.freed.push(Freed { name, bytes }),
+                None => removed.in_use.push(format!("{name}: in use")),
             }
         }
         let mut folders = entries(&root);
