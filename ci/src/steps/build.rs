@@ -111,7 +111,9 @@ impl<'img, K: Kind> Image<'_, 'img, K> {
             .client()
             .host()
             .file(self.archive.display().to_string());
-        let (done, verified) = tokio::join!(work(file.clone()), self.verify(step, file));
+        // Boxed, because the compiler limits how deep futures can be nested.
+        let work = Box::pin(work(file.clone()));
+        let (done, verified) = tokio::join!(work, self.verify(step, file));
         verified?;
         done
     }

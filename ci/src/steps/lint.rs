@@ -41,7 +41,7 @@ pub async fn run<'run, K: Kind>(
     };
     let work = Work {
         script: &format!(
-            "using cargo clippy --workspace{targets} --locked{}{} {MESSAGES} -- --deny warnings",
+            "using nice cargo clippy --workspace{targets} --locked{}{} {MESSAGES} -- --deny warnings",
             features.arguments(),
             selection.packages()
         ),

@@ -106,7 +106,7 @@ async fn layout<K: Kind>(
     step: &StepContext<'_, K>,
     image: &Image<'_, '_, K>,
 ) -> Result<Directory, Failure> {
-    let archive = image.upload(step).await?;
+    let archive = Box::pin(image.upload(step)).await?;
     Ok(workspace::toolchain(step)
         .await?
         .with_mounted_file("/image.tar", archive)

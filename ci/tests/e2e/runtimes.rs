@@ -503,7 +503,8 @@ fn runs_the_engine_in_docker_when_possible() {
     assert_eq!(run.report["engine"]["name"], "docker");
     let running = docker.run(&["ps", "--format", "{{.Names}} {{.Image}}"]);
     assert_eq!(running.trim(), format!("{} {IMAGE}", container_name()));
-    assert_eq!(entry_names(cache.path()), ["engine-config", "stand-ins"]);
+    let entries = entry_names(cache.path());
+    assert_eq!(entries, ["engine-config", "sources", "stand-ins"]);
 
     let settings = docker.run(&[
         "inspect",
@@ -643,5 +644,6 @@ fn runs_the_engine_in_podman_when_docker_cannot() {
         .exits(0);
     let run = run.says(&format!("engine podman (Dagger {})", common::pins::DAGGER));
     assert_eq!(run.report["engine"]["name"], "podman");
-    assert_eq!(entry_names(cache.path()), ["engine-config", "stand-ins"]);
+    let entries = entry_names(cache.path());
+    assert_eq!(entries, ["engine-config", "sources", "stand-ins"]);
 }

@@ -173,6 +173,13 @@ impl Drop for Engine<'_> {
         // The process is unshare, so its namespaces end with it.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // The next engine would otherwise seem to listen already.
+        let begun = Instant::now();
+        while std::net::TcpStream::connect("198.18.0.2:1234").is_ok()
+            && begun.elapsed() < Duration::from_secs(20)
+        {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         // Leftovers would prevent the next engine from starting.
         let _ = std::fs::remove_dir_all(self.machines.disk.path().join("state/net"));
         let _ = sh(&format!(
