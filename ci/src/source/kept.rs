@@ -87,7 +87,7 @@ fn sweep(all: &Path, own: &str) {
         let age = age.ok().and_then(|time| time.elapsed().ok());
         let is_unused = age.is_some_and(|age| age > UNUSED);
         if (is_unused || !path_of(root).is_dir())
-            && let Err(error) = provision::remove_unused(&folder)
+            && let Err(error) = provision::forget(&folder)
         {
             tracing::debug!("cannot remove {}: {error}", folder.display());
         }

@@ -14,6 +14,6 @@ pub use packages::{
 pub use process::{SECRETS, Tail, UNSHARE_ARGUMENTS, command, find_program, output, run};
 pub use requirement::{Consent, Requirement};
 pub use store::{
-    SOURCES, build_once, cache_root, create_private, discard, lock, remove_unfinished,
+    SOURCES, build_once, cache_root, create_private, discard, forget, lock, remove_unfinished,
     remove_unused, size_of, try_hold,
 };

@@ -165,10 +165,37 @@ pub fn try_hold(dest: &Path) -> std::io::Result<Option<File>> {
     };
     let lock = File::create(&at.lock)?;
     match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
+        // Another process may have removed the file meanwhile, as `forget` does.
+        Ok(()) => Ok(is_at(&lock, &at.lock).then_some(lock)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Removes `dest` with its lock, for one that is not used again. Does nothing if a process uses it.
+///
+/// # Errors
+/// When `dest` cannot be locked or removed.
+pub fn forget(dest: &Path) -> std::io::Result<()> {
+    let (Some(at), Some(_lock)) = (Place::of(dest), try_hold(dest)?) else {
+        return Ok(());
+    };
+    discard(dest)?;
+    fs::remove_file(at.lock)
+}
+
+/// Whether this is the file at `path`.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |data: fs::Metadata| (data.dev(), data.ino());
+    let (opened, there) = (file.metadata().map(id), fs::metadata(path).map(id));
+    matches!((opened, there), (Ok(opened), Ok(there)) if opened == there)
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
 }
 
 /// Removes a file or directory atomically: after an interruption, `path` is complete or does not exist. Returns the number of
@@ -509,5 +536,22 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             assert!(check_owner(Path::new("/")).is_err(), "root's");
         }
+    }
+
+    #[test]
+    fn a_lock_that_was_removed_protects_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let dest = folder.path().join("dest");
+        fs::create_dir(&dest).unwrap();
+        let held = try_hold(&dest).unwrap();
+        assert!(held.is_some() && try_hold(&dest).unwrap().is_none());
+        forget(&dest).unwrap();
+        assert!(dest.exists());
+        let lock = held.unwrap();
+        let at = folder.path().join(".dest.lock");
+        assert!(is_at(&lock, &at));
+        drop(lock);
+        forget(&dest).unwrap();
+        assert!(!dest.exists() && !at.exists());
     }
 }

@@ -217,7 +217,7 @@ impl Needs {
             .collect();
         for url in urls {
             self.facts.push(format!(
-                "git dependency {url}: the steps clone it without credentials"
+                "git dependency {url}: a private one needs cargo.git-credentials or cargo.ssh-agent"
             ));
         }
     }
