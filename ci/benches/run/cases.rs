@@ -9,7 +9,7 @@ pub const TOLERANCE: f64 = 1.2;
 /// A part of the benchmark, which sets up its projects itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// A project of one file, with 10,000 more, and small commands: about ten minutes
+    /// A project of one file, with 10,000 more, and small commands: about three minutes
     Quick,
     /// This repository: about 45 minutes
     Repository,
