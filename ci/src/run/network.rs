@@ -1,6 +1,6 @@
 //! The way of the containers to the network: a company's proxy and its CA certificates.
 
-use dagger_sdk::{Container, DaggerConn, DirectoryWithNewFileOpts};
+use dagger_sdk::{Container, DaggerConn, DirectoryWithNewFileOpts, Secret};
 
 use super::context::RunContext;
 use crate::settings::access::Proxy;
@@ -47,6 +47,12 @@ impl<K: Kind> RunContext<K> {
         container
     }
 
+    /// A secret of the engine, which identifies it by its name and this repository, not by its value.
+    #[must_use]
+    pub fn secret(&self, client: &DaggerConn, name: &str, value: &str) -> Secret {
+        client.set_secret(format!("{}/{name}", self.settings.repository), value)
+    }
+
     fn with_proxy(&self, client: &DaggerConn, container: Container, proxy: &Proxy) -> Container {
         let url = proxy.url.as_str().trim_end_matches('/');
         if !proxy.is_secret() {
@@ -54,8 +60,7 @@ impl<K: Kind> RunContext<K> {
                 container.with_env_variable(name, url)
             });
         }
-        let id = format!("{}/{}", self.settings.repository, proxy.variable);
-        let secret = client.set_secret(id, url);
+        let secret = self.secret(client, proxy.variable, url);
         with_both(container, proxy.variable, |container, name| {
             container.with_secret_variable(name, secret.clone())
         })

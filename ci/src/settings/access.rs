@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
-use base64::Engine as _;
 use reqwest::Url;
 use secrecy::SecretString;
 
 use super::cargo::Cargo;
 use crate::model::config_file::FILE;
+use crate::trust::authority::basic;
 use common::failure::{Failure, OrFail};
 
 /// The user name that belongs to a bare token: GitHub documents this one, and other forges accept any.
@@ -251,14 +251,6 @@ fn certificates(path: &str) -> Result<String, Failure> {
         return Err(wrong("has no certificate"));
     }
     Ok(text)
-}
-
-/// The credential as the `Basic` scheme sends it.
-fn basic(user: &str, password: &str) -> SecretString {
-    let text = format!("{user}:{password}");
-    base64::engine::general_purpose::STANDARD
-        .encode(text)
-        .into()
 }
 
 #[cfg(test)]

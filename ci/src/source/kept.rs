@@ -15,7 +15,8 @@ const UNUSED: Duration = Duration::from_hours(24 * 30);
 /// The kept sources of one working tree. No other process can use them until this is dropped.
 #[derive(Debug)]
 pub(super) struct Kept {
-    folder: PathBuf,
+    files: PathBuf,
+    index: PathBuf,
     _lock: File,
 }
 
@@ -43,31 +44,33 @@ impl Kept {
         let Some(lock) = provision::try_hold(&folder).or_environment(cannot())? else {
             return Ok(None);
         };
-        provision::create_private(&folder.join("files"))?;
+        let files = folder.join("files");
+        provision::create_private(&files)?;
         let root = root.as_os_str().as_encoded_bytes();
         fs::write(folder.join("root"), root).or_environment(cannot())?;
         // A killed run has left it.
         let _ = fs::remove_file(folder.join("index.lock"));
         Ok(Some(Self {
-            folder,
+            files,
+            index: folder.join("index"),
             _lock: lock,
         }))
     }
 
     /// The directory of the files.
-    pub(super) fn files(&self) -> PathBuf {
-        self.folder.join("files")
+    pub(super) fn files(&self) -> &Path {
+        &self.files
     }
 
     /// The index of git that lists the files.
-    pub(super) fn index(&self) -> PathBuf {
-        self.folder.join("index")
+    pub(super) fn index(&self) -> &Path {
+        &self.index
     }
 
     /// Removes the files.
     pub(super) fn clear(&self) {
         for path in [self.files(), self.index()] {
-            if let Err(error) = provision::discard(&path) {
+            if let Err(error) = provision::discard(path) {
                 tracing::debug!("cannot remove {}: {error}", path.display());
             }
         }

@@ -39,7 +39,7 @@ pub enum Place {
 #[derive(Debug)]
 enum Folder {
     Temporary(tempfile::TempDir),
-    Kept { files: PathBuf, _kept: Kept },
+    Kept(Kept),
 }
 
 /// A copy of the sources.
@@ -66,9 +66,8 @@ impl Snapshot {
         {
             match update(root, tree, &kept, progress) {
                 Ok(true) => {
-                    let files = kept.files();
                     return Ok(Self {
-                        folder: Folder::Kept { files, _kept: kept },
+                        folder: Folder::Kept(kept),
                         missing: Vec::new(),
                     });
                 }
@@ -96,7 +95,7 @@ impl Snapshot {
     pub fn path(&self) -> &Path {
         match &self.folder {
             Folder::Temporary(folder) => folder.path(),
-            Folder::Kept { files, .. } => files,
+            Folder::Kept(kept) => kept.files(),
         }
     }
 
@@ -158,22 +157,15 @@ fn update(
     progress: &dyn Progress,
 ) -> Result<bool, Failure> {
     let borrower = Borrower::new(root)?;
-    let tree = borrower.resolve(tree)?;
-    borrower.fetch_missing(&tree, progress)?;
-    let entries = borrower.entries(&tree)?;
+    let (tree, entries) = borrower.list(tree, progress)?;
     if entries.iter().any(|it| matches!(it.kind, Kind::Link(_))) {
         return Ok(false);
     }
     let (files, index) = (kept.files(), kept.index().display().to_string());
-    borrower.write(&index, &tree, &files)?;
+    borrower.write(&index, &tree, &entries, files, progress)?;
     // Files without an entry in the index.
     let clean = ["clean", "-ffdx", "--quiet"];
-    borrower.git(&index, &files, &clean, Vec::new())?;
-    for entry in &entries {
-        entry.set_mode(&files)?;
-    }
-    let filtered = borrower.filtered(&index, &entries)?;
-    lfs::apply(root, &files, &filtered, progress)?;
+    borrower.git(&index, files, &clean, Vec::new())?;
     Ok(true)
 }
 
@@ -188,15 +180,8 @@ fn write_tree(
 ) -> Result<(), Failure> {
     let borrower = Borrower::new(root)?;
     let on_disk = matches!(tree, Tree::OnDisk);
-    let tree = borrower.resolve(tree)?;
-    borrower.fetch_missing(&tree, progress)?;
-    let entries = borrower.entries(&tree)?;
-    borrower.write(WRITTEN, &tree, to)?;
-    for entry in &entries {
-        entry.set_mode(to)?;
-    }
-    let filtered = borrower.filtered(WRITTEN, &entries)?;
-    lfs::apply(root, to, &filtered, progress)?;
+    let (tree, entries) = borrower.list(tree, progress)?;
+    borrower.write(WRITTEN, &tree, &entries, to, progress)?;
     for link in entries.into_iter().filter_map(TreeEntry::into_link) {
         let below = to.join(&link.path);
         let Some(found) = submodules::find(root, &link, on_disk) else {
@@ -278,12 +263,19 @@ impl<'a> Borrower<'a> {
         output_of(command, input)
     }
 
-    /// The commit or tree of git that has these files.
-    fn resolve(&self, tree: Tree<'_>) -> Result<String, Failure> {
-        match tree {
-            Tree::Commit(sha) => Ok(sha.to_owned()),
-            Tree::OnDisk => self.tree_on_disk(),
-        }
+    /// The commit or tree of git that has these files, and its entries.
+    fn list(
+        &self,
+        tree: Tree<'_>,
+        progress: &dyn Progress,
+    ) -> Result<(String, Vec<TreeEntry>), Failure> {
+        let tree = match tree {
+            Tree::Commit(sha) => sha.to_owned(),
+            Tree::OnDisk => self.tree_on_disk()?,
+        };
+        self.fetch_missing(&tree, progress)?;
+        let entries = self.entries(&tree)?;
+        Ok((tree, entries))
     }
 
     /// Stores the files of the working tree, and returns their tree.
@@ -472,7 +464,14 @@ impl<'a> Borrower<'a> {
     }
 
     /// Writes the files to a directory, except for those that `index` describes as they are.
-    fn write(&self, index: &str, tree: &str, to: &Path) -> Result<(), Failure> {
+    fn write(
+        &self,
+        index: &str,
+        tree: &str,
+        entries: &[TreeEntry],
+        to: &Path,
+        progress: &dyn Progress,
+    ) -> Result<(), Failure> {
         // The change of a mode or a hard link is no change of the content.
         let write = [
             "-c",
@@ -482,13 +481,16 @@ impl<'a> Borrower<'a> {
             "-u",
             tree,
         ];
-        self.git(index, to, &write, Vec::new())
-            .map(drop)
-            .map_err(|failure| {
-                Failure::environment("git cannot write the files of the sources")
-                    .output(failure.output.unwrap_or(failure.message))
-                    .hint("Run `git fsck` to find damaged objects, and free some disk space.")
-            })
+        self.git(index, to, &write, Vec::new()).map_err(|failure| {
+            Failure::environment("git cannot write the files of the sources")
+                .output(failure.output.unwrap_or(failure.message))
+                .hint("Run `git fsck` to find damaged objects, and free some disk space.")
+        })?;
+        for entry in entries {
+            entry.set_mode(to)?;
+        }
+        let filtered = self.filtered(index, entries)?;
+        lfs::apply(self.root, to, &filtered, progress)
     }
 
     /// The files with an attribute `filter`.

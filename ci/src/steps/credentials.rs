@@ -4,8 +4,9 @@
 use dagger_sdk::{Container, DaggerConn};
 use secrecy::ExposeSecret as _;
 
-use crate::settings::Settings;
+use crate::run::context::RunContext;
 use crate::settings::access::Secret;
+use crate::trust::kind::Kind;
 
 /// The file of git-credential-store in the containers.
 const STORE: &str = "/run/secrets/git-credentials";
@@ -21,17 +22,15 @@ const AGENT: &str = "/run/ssh-agent.sock";
 
 /// Adds the credentials that the settings name.
 #[must_use]
-pub(super) fn with_credentials(
+pub(super) fn with_credentials<K: Kind>(
     client: &DaggerConn,
-    settings: &Settings,
+    run: &RunContext<K>,
     container: Container,
 ) -> Container {
-    let access = &settings.access;
-    // Not the value, but its name identifies a secret in the engine.
-    let id = |name: &str| format!("{}/{name}", settings.repository);
+    let access = &run.settings.access;
     let mut container = container;
     for Secret { name, value } in &access.secrets {
-        let secret = client.set_secret(id(name), value.expose_secret());
+        let secret = run.secret(client, name, value.expose_secret());
         container = container.with_secret_variable(name, secret);
         if name.starts_with("CARGO_REGISTRIES_") && name.ends_with("_TOKEN") {
             // Without a provider, cargo does not send tokens to a registry that wants them for downloads.
@@ -39,7 +38,7 @@ pub(super) fn with_credentials(
         }
     }
     if let Some(store) = &access.git_credentials {
-        let secret = client.set_secret(id("git-credentials"), store.expose_secret());
+        let secret = run.secret(client, "git-credentials", store.expose_secret());
         container = container
             .with_mounted_secret(STORE, secret)
             .with_new_file("/etc/gitconfig", SETTINGS.replace("@store@", STORE));

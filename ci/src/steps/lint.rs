@@ -19,7 +19,7 @@ pub struct Linted<'run, K> {
     _kind: PhantomData<K>,
 }
 
-/// Runs `cargo clippy` on all targets with all features; warnings are errors.
+/// Runs `cargo clippy` on the targets and with the features of the settings; warnings are errors.
 ///
 /// # Errors
 /// When clippy reports a warning, or the code does not compile (exit code 1).
@@ -40,6 +40,7 @@ pub async fn run<'run, K: Kind>(
         None => " --all-targets".to_owned(),
     };
     let work = Work {
+        // With less priority: nothing waits for lint, and a scan waits for build.
         script: &format!(
             "using nice cargo clippy --workspace{targets} --locked{}{} {MESSAGES} -- --deny warnings",
             features.arguments(),

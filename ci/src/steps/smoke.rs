@@ -93,7 +93,7 @@ async fn try_out<'img, K: Kind>(
         }
     };
     let answered = services.run_with(answered).await;
-    // Removing the container's network takes a quarter of a second, which nothing but a complete log has to wait for. The end of the
+    // Only a failure waits, for the complete log: removing the container's network takes up to a quarter of a second. The end of the
     // session stops whatever is left.
     let stopped = tokio::spawn(stop(tunnel, service));
     if let Err(failure) = answered {
@@ -140,7 +140,7 @@ async fn try_out<'img, K: Kind>(
     })
 }
 
-async fn stop(tunnel: dagger_sdk::Service, service: dagger_sdk::Service) {
+async fn stop(tunnel: EngineService, service: EngineService) {
     let kill = || ServiceStopOpts { kill: Some(true) };
     // Stopping fails if the service has exited.
     let stopped = tunnel
@@ -220,7 +220,7 @@ fn no_connection(port: u16) -> String {
 /// Polls the service through its tunnel on this machine's `port`, until it passes.
 ///
 /// # Errors
-/// When the service does not pass in time (exit code 1), or this machine has no TLS certificates (exit code 3).
+/// When the service does not pass in time (exit code 1), or there can be no HTTP client (exit code 3).
 async fn poll(port: &str, settings: &Settings, started: Instant) -> Result<(), Failure> {
     let client = on_loopback()
         .redirect(reqwest::redirect::Policy::none())

@@ -413,7 +413,7 @@ pub async fn prepare<K: Kind>(
     };
     let mut container = with_env(&container, &work.env);
     if step.step != Step::Fmt {
-        container = with_credentials(client, &run.settings, container);
+        container = with_credentials(client, run, container);
     }
     if let Some(program) = &work.program {
         container = container.with_mounted_file(program.path, program.file.clone());

@@ -124,11 +124,17 @@ impl Credential {
     /// Returns the base64-encoded `user:token` of the `Basic` scheme.
     #[must_use]
     pub fn basic(&self) -> SecretString {
-        let text = format!("{}:{}", self.user, self.token.expose_secret());
-        base64::engine::general_purpose::STANDARD
-            .encode(text)
-            .into()
+        basic(&self.user, self.token.expose_secret())
     }
+}
+
+/// The base64-encoded `user:password` of the [`Basic` scheme](https://www.rfc-editor.org/rfc/rfc7617).
+#[must_use]
+pub fn basic(user: &str, password: &str) -> SecretString {
+    let text = format!("{user}:{password}");
+    base64::engine::general_purpose::STANDARD
+        .encode(text)
+        .into()
 }
 
 /// The permission to publish the image of one commit to one registry. Only [`permit`] creates it.

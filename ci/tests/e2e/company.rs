@@ -12,7 +12,7 @@ use common::provision::{Package, Probe};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::harness::{KillOnDrop, Lock, Project, git, lock_named};
+use crate::harness::{KillOnDrop, Lock, Project, git, lock_named, with_own_mounts};
 use crate::installed::{install, run};
 
 const PACKAGES: [Package; 3] = [
@@ -42,8 +42,8 @@ const PROXY_LOGIN: [&str; 2] = ["me", "hunter2-of-acme"];
 /// Names that only the proxy knows.
 const CRATES: &str = "crates.acme.test";
 const GIT: &str = "git.acme.test";
-/// The address of the proxy and of the SSH server, of the range for benchmarks ([RFC 2544](https://www.rfc-editor.org/rfc/rfc2544)), which no real
-/// network uses. The containers of an engine on this machine reach it.
+/// The address of the proxy and of the SSH server, of the range for benchmarks
+/// ([RFC 2544](https://www.rfc-editor.org/rfc/rfc2544)), which no real network uses. The containers of an engine on this machine reach it.
 const ADDRESS: &str = "198.18.77.1";
 
 const MODULES: [&str; 17] = [
@@ -502,18 +502,8 @@ fn in_own_mounts(script: &str, top: &Path) -> Child {
         .append(true)
         .open(log("output.log"))
         .unwrap();
-    Command::new("unshare")
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ])
+    with_own_mounts(script)
         .arg(top)
-        .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())
         .stderr(output)
         .spawn()

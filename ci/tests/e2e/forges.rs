@@ -2,13 +2,12 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::provision::{Package, Probe, UTIL_LINUX};
 use serde_json::Value;
 
-use crate::harness::{KillOnDrop, git};
+use crate::harness::{KillOnDrop, git, with_own_mounts};
 use crate::installed::install;
 use crate::workflow::{Forge, cargo_home, runner_environment};
 
@@ -84,19 +83,9 @@ pub fn check_main_with_cron(forge: &Forge) {
     std::fs::write(&login, permits.concat()).unwrap();
     let started = "set -e; mount -t tmpfs none /run; mount --bind \"$1\" /var/spool/cron/crontabs
         mount --bind \"$2\" /etc/pam.d/cron; exec cron -f";
-    let cron = Command::new("unshare")
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            started,
-            "sh",
-        ])
+    let cron = with_own_mounts(started)
         .arg(&tabs)
         .arg(&login)
-        .stdin(Stdio::null())
         .spawn()
         .unwrap();
     let mut cron = KillOnDrop(cron);

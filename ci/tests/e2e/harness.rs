@@ -263,6 +263,16 @@ impl Project {
     }
 }
 
+/// A shell that runs `script` with mounts that no other process sees.
+pub fn with_own_mounts(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private"])
+        .args(["sh", "-c", script, "sh"])
+        .stdin(Stdio::null());
+    command
+}
+
 /// Runs git with a test identity and without the caller's configuration.
 pub fn git(directory: &Path, arguments: &[&str]) -> String {
     git_with(directory, arguments, &[])
