@@ -16,9 +16,9 @@ use crate::model::step::Step;
 
 /// The time between two redraws.
 const REDRAW: Duration = Duration::from_millis(100);
-/// Without a terminal, a line about a running step is printed after this time, and then every minute.
-const FIRST_LINE: Duration = Duration::from_secs(30);
-const NEXT_LINES: Duration = Duration::from_mins(1);
+/// Without a terminal, a line about something that is running is printed after so much time without any other line. With the
+/// second until the next look, it is at most ten seconds.
+const QUIET: Duration = Duration::from_secs(9);
 
 /// Something that is happening.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +33,8 @@ struct Row {
     subject: Subject,
     since: Instant,
     activity: Activity,
-    /// When the next line is due.
-    due: Duration,
+    /// When a line was printed about it.
+    mentioned: Instant,
 }
 
 enum View {
@@ -50,6 +50,8 @@ enum View {
 pub(super) struct Screen {
     rows: Vec<Row>,
     view: View,
+    /// When the last line was printed.
+    printed: Instant,
 }
 
 impl Screen {
@@ -58,6 +60,7 @@ impl Screen {
         Self {
             rows: Vec::new(),
             view: View::Off,
+            printed: Instant::now(),
         }
     }
 
@@ -75,6 +78,7 @@ impl Screen {
         Self {
             rows: Vec::new(),
             view,
+            printed: Instant::now(),
         }
     }
 
@@ -110,11 +114,12 @@ impl Screen {
 
     /// Adds something that is happening.
     pub(super) fn begin(&mut self, subject: Subject) {
+        let now = Instant::now();
         self.rows.push(Row {
             subject,
-            since: Instant::now(),
+            since: now,
             activity: Activity::default(),
-            due: FIRST_LINE,
+            mentioned: now,
         });
     }
 
@@ -150,13 +155,14 @@ impl Screen {
             painter.draw(&[]);
         }
         eprintln!("{text}");
+        self.printed = Instant::now();
     }
 
     fn tick(&mut self, now: Instant) {
         match &mut self.view {
             View::Off => {}
             View::Plain => {
-                for line in self.due_lines(now) {
+                if let Some(line) = self.due_line(now) {
                     eprintln!("{DIM}{line}{DIM:#}");
                 }
             }
@@ -179,24 +185,15 @@ impl Screen {
         }
     }
 
-    /// The lines about steps and preparations that take long.
-    fn due_lines(&mut self, now: Instant) -> Vec<String> {
-        let mut lines = Vec::new();
-        for row in &mut self.rows {
-            let elapsed = now.saturating_duration_since(row.since);
-            if elapsed < row.due {
-                continue;
-            }
-            while row.due <= elapsed {
-                row.due = if row.due < NEXT_LINES {
-                    NEXT_LINES
-                } else {
-                    row.due + NEXT_LINES
-                };
-            }
-            lines.push(row.text('…', now));
+    /// After a silence, a line about what was not mentioned for the longest time.
+    fn due_line(&mut self, now: Instant) -> Option<String> {
+        if now.saturating_duration_since(self.printed) < QUIET {
+            return None;
         }
-        lines
+        let row = self.rows.iter_mut().min_by_key(|row| row.mentioned)?;
+        row.mentioned = now;
+        self.printed = now;
+        Some(row.text('…', now))
     }
 }
 
@@ -289,14 +286,16 @@ mod tests {
         Screen {
             rows: Vec::new(),
             view: View::Plain,
+            printed: Instant::now(),
         }
     }
 
     #[test]
-    fn mentions_a_long_step_after_half_a_minute_and_then_every_minute() {
+    fn mentions_what_runs_in_turn_after_ten_seconds_of_silence() {
         let mut screen = plain();
-        let test = Subject::Step(Step::Test);
+        let [test, build] = [Step::Test, Step::Build].map(Subject::Step);
         screen.begin(test.clone());
+        screen.begin(build.clone());
         screen.update(
             &test,
             Activity {
@@ -305,23 +304,36 @@ mod tests {
                 ..Activity::default()
             },
         );
-        let since = screen.rows[0].since;
-        let mut at = Vec::new();
-        let mut last = Vec::new();
-        for second in 0..=200 {
-            let lines = screen.due_lines(since + Duration::from_secs(second));
-            if !lines.is_empty() {
-                at.push(second);
-                last = lines;
-            }
-        }
-        assert_eq!(at, [30, 60, 120, 180]);
+        let since = screen.rows[1].since;
+        screen.printed = since;
+        let lines = |screen: &mut Screen, seconds: std::ops::Range<u64>| -> Vec<_> {
+            let at = |second| (second, since + Duration::from_secs(second));
+            let due = |(second, now)| Some((second, screen.due_line(now)?));
+            seconds.map(at).filter_map(due).collect()
+        };
+        let line = |text: &str| text.to_owned();
         assert_eq!(
-            last,
-            ["  … test       3m 00s  4 of 12 crates · Compiling serde v1.0.0"]
+            lines(&mut screen, 0..30),
+            [
+                (
+                    9,
+                    line("  … test         9.0s  4 of 12 crates · Compiling serde v1.0.0")
+                ),
+                (18, line("  … build       18.0s")),
+                (
+                    27,
+                    line("  … test        27.0s  4 of 12 crates · Compiling serde v1.0.0")
+                ),
+            ]
         );
+        screen.printed = since + Duration::from_secs(30);
         screen.end(&test);
-        assert!(screen.due_lines(since + Duration::from_hours(1)).is_empty());
+        assert_eq!(
+            lines(&mut screen, 31..45),
+            [(39, line("  … build       39.0s"))]
+        );
+        screen.end(&build);
+        assert_eq!(lines(&mut screen, 45..3600), []);
     }
 
     #[test]
