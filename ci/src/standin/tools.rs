@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::made::{StandIn, blocking, ca_bundle, is_kept, keep, key_of, write_bundle};
 use common::failure::Failure;
@@ -14,6 +14,8 @@ use common::provision::{self, GoModule};
 
 /// The path of Trivy in its stand-in, and also in the real image.
 const TRIVY_PATH: &str = "/usr/local/bin/trivy";
+/// The path of the shell in Trivy's stand-in.
+const SHELL_PATH: &str = "/usr/local/bin/sh";
 /// The path of crane in its stand-in. In the real image it is the entrypoint, `/ko-app/crane`.
 pub(crate) const CRANE_PATH: &str = "/usr/local/bin/crane";
 
@@ -27,6 +29,8 @@ pub(super) const TRIVY: GoModule = GoModule {
     packages: &[
         "github.com/aquasecurity/trivy/cmd/trivy",
         "github.com/aquasecurity/trivy-db/cmd/trivy-db",
+        // The real image has a shell, too.
+        "mvdan.cc/sh/v3/cmd/gosh",
     ],
     ldflags: "-s -w -X github.com/aquasecurity/trivy/pkg/version/app.ver=VERSION",
     env: &[("GOEXPERIMENT", "jsonv2")],
@@ -46,12 +50,13 @@ const CRANE: GoModule = GoModule {
     build_time: "less than a minute",
 };
 
-/// Builds the stand-in for [`pins::TRIVY_IMAGE`].
+/// Builds the stand-in for [`pins::TRIVY_IMAGE`]: Trivy and a shell.
 ///
 /// # Errors
 /// When Trivy cannot be built (exit code 3).
 pub(super) async fn trivy(progress: &dyn Progress) -> Result<StandIn, Failure> {
-    tool("trivy", TRIVY, TRIVY_PATH, progress).await
+    let programs = [("trivy", TRIVY_PATH), ("gosh", SHELL_PATH)];
+    tool("trivy", TRIVY, &programs, progress).await
 }
 
 /// Builds the stand-in for [`pins::CRANE_IMAGE`].
@@ -59,13 +64,13 @@ pub(super) async fn trivy(progress: &dyn Progress) -> Result<StandIn, Failure> {
 /// # Errors
 /// When crane cannot be built (exit code 3).
 pub(super) async fn crane(progress: &dyn Progress) -> Result<StandIn, Failure> {
-    tool("crane", CRANE, CRANE_PATH, progress).await
+    tool("crane", CRANE, &[("crane", CRANE_PATH)], progress).await
 }
 
 async fn tool(
     name: &'static str,
     module: GoModule,
-    path: &'static str,
+    programs: &[(&'static str, &'static str)],
     progress: &dyn Progress,
 ) -> Result<StandIn, Failure> {
     let certificates = ca_bundle()?;
@@ -88,10 +93,10 @@ async fn tool(
         &[("PATH", "/usr/local/bin")],
         progress,
         |root| async move {
-            let program = provision::build_go_tools(&module, progress)
-                .await?
-                .join(name);
-            blocking(move || complete(&root, path, &program, &certificates)).await
+            let built = provision::build_go_tools(&module, progress).await?;
+            let programs = programs.iter().map(|(name, to)| (built.join(name), *to));
+            let programs: Vec<_> = programs.collect();
+            blocking(move || complete(&root, &programs, &certificates)).await
         },
     )
     .await
@@ -105,7 +110,8 @@ pub(super) fn build_key(module: &GoModule) -> Result<String, Failure> {
     Ok(folder.unwrap_or_default().to_string_lossy().into_owned())
 }
 
-fn complete(root: &Path, path: &str, program: &Path, certificates: &[u8]) -> io::Result<()> {
+/// Completes an image with these programs, each with its path in the image.
+fn complete(root: &Path, programs: &[(PathBuf, &str)], certificates: &[u8]) -> io::Result<()> {
     for folder in ["root", "tmp", "usr/local/bin"] {
         fs::create_dir_all(root.join(folder))?;
     }
@@ -115,7 +121,9 @@ fn complete(root: &Path, path: &str, program: &Path, certificates: &[u8]) -> io:
         root.join("etc/passwd"),
         "root:x:0:0:root:/root:/sbin/nologin\n",
     )?;
-    fs::copy(program, root.join(path.trim_start_matches('/')))?;
+    for (program, to) in programs {
+        fs::copy(program, root.join(to.trim_start_matches('/')))?;
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ go 1.26.3
 tool (
 	github.com/aquasecurity/trivy-db/cmd/trivy-db
 	github.com/aquasecurity/trivy/cmd/trivy
+	mvdan.cc/sh/v3/cmd/gosh
 )
 
 require (
