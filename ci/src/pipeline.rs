@@ -35,14 +35,13 @@ pub async fn run<K: Kind>(
             }
         },
         async {
-            let input = Some((source, this_image));
-            let built = run.step_then(Step::Build, input, build::run, async |image| {
-                tokio::join!(
-                    run.step(Step::Scan, image.map(|image| (source, image)), scan::run),
-                    run.step(Step::Smoke, image.map(|image| (source, image)), smoke::run),
-                )
-            });
-            let (image, (scanned, smoked)) = built.await;
+            let image = run.step(Step::Build, Some((source, this_image)), build::run);
+            let image = image.await;
+            let input = || image.as_ref().map(|image| (source, image));
+            let (scanned, smoked) = tokio::join!(
+                run.step(Step::Scan, input(), scan::run),
+                run.step(Step::Smoke, input(), smoke::run),
+            );
             (image, scanned, smoked)
         },
     );

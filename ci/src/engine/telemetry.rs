@@ -231,6 +231,22 @@ impl Telemetry {
             .and_then(|trace| trace.exited.get(command).cloned())
     }
 
+    /// Whether the engine has reported everything about the queries of a step that it has answered.
+    #[must_use]
+    pub fn is_settled(&self, context: TraceContext) -> bool {
+        !self.shared.connected.load(Ordering::Relaxed)
+            || self
+                .shared
+                .traces()
+                .get(&context.trace)
+                .is_none_or(Trace::is_complete)
+    }
+
+    /// Waits for the next reports that arrive after this call.
+    pub fn changed(&self) -> impl Future<Output = ()> {
+        self.shared.changed.notified()
+    }
+
     /// Waits until the engine has reported everything about the queries of a step that it has answered, but at most for `limit`.
     pub async fn settle(&self, context: TraceContext, limit: Duration) {
         let complete = self.wait_until(context, Trace::is_complete);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dagger_sdk::DaggerConn;
+use tokio::sync::Notify;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span, info_span};
 
@@ -31,7 +32,23 @@ pub struct Run<K: Kind> {
     pub context: RunContext<K>,
     selected: Vec<Step>,
     records: Mutex<BTreeMap<Step, Record>>,
+    /// The steps that have ended and are not shown yet.
+    ended: Mutex<Vec<Ended>>,
+    /// Notified when a step has ended.
+    changed: Notify,
     outputs: Mutex<Vec<EndedOutput>>,
+}
+
+/// A step that has ended, until the engine has reported everything about it.
+struct Ended {
+    record: Record,
+    failure: Option<Failure>,
+    trace: TraceContext,
+    output: Arc<StepOutput>,
+    notes: Notes,
+    span: Span,
+    /// When it is shown even if reports are missing.
+    by: tokio::time::Instant,
 }
 
 /// The output of a step that has ended. The last reports of the engine may still add to it.
@@ -57,6 +74,8 @@ impl<K: Kind> Run<K> {
             context,
             selected,
             records: Mutex::default(),
+            ended: Mutex::default(),
+            changed: Notify::new(),
             outputs: Mutex::default(),
         }
     }
@@ -81,35 +100,18 @@ impl<K: Kind> Run<K> {
     }
 
     /// Runs a step, if it is selected, the steps that it needs have passed and the run is not stopped. Without `input`, the step
-    /// is recorded as skipped.
+    /// is recorded as skipped. [`show_ended`](Self::show_ended) shows the result.
     pub async fn step<I, T, F>(&self, step: Step, input: Option<I>, work: F) -> Option<T>
     where
         F: AsyncFnOnce(&StepContext<'_, K>, I) -> Result<T, Failure>,
     {
-        let nothing = async |_: Option<&T>| ();
-        self.step_then(step, input, work, nothing).await.0
-    }
-
-    /// As [`step`](Self::step), followed by `next`, which gets the step's result. The engine reports on the step, and the report is
-    /// shown, while `next` runs.
-    pub async fn step_then<I, T, R, F, N>(
-        &self,
-        step: Step,
-        input: Option<I>,
-        work: F,
-        next: N,
-    ) -> (Option<T>, R)
-    where
-        F: AsyncFnOnce(&StepContext<'_, K>, I) -> Result<T, Failure>,
-        N: AsyncFnOnce(Option<&T>) -> R,
-    {
         if !self.selected.contains(&step) {
-            return (None, next(None).await);
+            return None;
         }
         let (Some(input), None) = (input, self.unmet(step)) else {
             let why = self.unmet(step).unwrap_or_else(|| "nothing to do".into());
             self.record(Record::skipped(step, why));
-            return (None, next(None).await);
+            return None;
         };
         // Not part of the step's time, which its limit counts.
         let turn = async { Ok(self.context.turns.take(step).await) };
@@ -163,13 +165,22 @@ impl<K: Kind> Run<K> {
                 (None, Some(failure))
             }
         };
+        let StepContext { output, notes, .. } = context;
+        let mut notes = notes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        record.reused = notes.reused.take();
         // What needs this step looks at its record.
         self.record(record.clone());
-        let (after, ()) = tokio::join!(
-            next(value.as_ref()),
-            self.close(record, context, failure.as_ref(), &span),
-        );
-        (value, after)
+        lock(&self.ended).push(Ended {
+            record,
+            failure,
+            trace,
+            output,
+            notes,
+            span,
+            by: tokio::time::Instant::now() + SETTLE,
+        });
+        self.changed.notify_one();
+        value
     }
 
     fn fail(&self, record: &mut Record, failure: &Failure) {
@@ -190,59 +201,98 @@ impl<K: Kind> Run<K> {
         }
     }
 
-    /// Completes the record of a step with what the engine reports, and shows it.
-    async fn close(
-        &self,
-        mut record: Record,
-        context: StepContext<'_, K>,
-        failure: Option<&Failure>,
-        span: &Span,
-    ) {
-        let StepContext {
-            step,
+    /// Shows each step that has ended, as soon as the engine has reported everything about it. Never returns.
+    pub async fn show_ended(&self) -> Infallible {
+        loop {
+            let reports = self.context.telemetry.changed();
+            self.show(|ended| self.is_reported(ended));
+            let deadline = lock(&self.ended).iter().map(|ended| ended.by).min();
+            let deadline = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.changed.notified() => (),
+                () = reports => (),
+                () = deadline => (),
+            }
+        }
+    }
+
+    /// Shows the failed steps that have ended. The others can wait until the session is closed, which brings the rest of the
+    /// engine's reports.
+    pub async fn show_failed(&self) {
+        let failed = || {
+            let ended = lock(&self.ended);
+            let failed = ended.iter().find(|it| it.failure.is_some());
+            failed.map(|it| (it.trace, it.by))
+        };
+        while let Some((trace, by)) = failed() {
+            let left = by.saturating_duration_since(tokio::time::Instant::now());
+            self.context.telemetry.settle(trace, left).await;
+            self.show(|ended| ended.trace == trace);
+        }
+    }
+
+    /// Whether there is no reason to wait for reports about a step that has ended. The engine reports up to a tenth of a second after
+    /// it answers. Where nothing depends on it, `finish` gets the rest.
+    fn is_reported(&self, ended: &Ended) -> bool {
+        let waits = ended.record.name.definition().cacheable || ended.failure.is_some();
+        !waits
+            || self.context.telemetry.is_settled(ended.trace)
+            || ended.by <= tokio::time::Instant::now()
+    }
+
+    /// Completes the records of the steps that have ended and are `ready`, and shows them.
+    fn show(&self, ready: impl Fn(&Ended) -> bool) {
+        let (now, later) = std::mem::take(&mut *lock(&self.ended))
+            .into_iter()
+            .partition::<Vec<_>, _>(ready);
+        lock(&self.ended).extend(later);
+        for ended in now {
+            self.complete(ended);
+        }
+    }
+
+    /// Completes the record of a step with what the engine has reported, and shows it.
+    fn complete(&self, ended: Ended) {
+        let Ended {
+            mut record,
+            failure,
             trace,
             output,
+            notes,
+            span,
             ..
-        } = context;
-        let telemetry = &self.context.telemetry;
-        let cacheable = step.definition().cacheable;
-        // The engine reports up to a tenth of a second after it answers. Where nothing depends on it, `finish` gets the rest.
-        if cacheable || failure.is_some() {
-            telemetry
-                .settle(trace, SETTLE)
-                .instrument(info_span!("settle", track = step.name()))
-                .await;
-        }
-        output.fill(&lock(&context.fetched));
-        if let Some(stored) = lock(&context.stored).take() {
+        } = ended;
+        let step = record.name;
+        output.fill(&notes.fetched);
+        if let Some(stored) = notes.stored {
             output.complete(&stored);
         }
-        let reused = lock(&context.reused).take();
-        if let Some(passed) = &reused {
+        if let Some(passed) = &record.reused {
             output.fill(&passed.log);
         }
         let found = output.finish();
-        if record.status == Status::Passed {
-            record.cached = cacheable && (reused.is_some() || telemetry.cached(trace));
-            record.reused = reused;
-        }
+        record.cached = is_cached(&self.context, &record, trace);
         if record.status == Status::Failed {
-            record.causes = std::mem::take(&mut *lock(&context.causes));
+            record.causes = notes.causes;
             record.causes.extend(found.causes);
             if record.causes.is_empty() {
-                record.causes.extend(failure.and_then(last_lines));
+                record.causes.extend(failure.as_ref().and_then(last_lines));
             }
         }
         record.parts = found.parts;
-        record.digest = lock(&context.digest).take();
-        record.findings = std::mem::take(&mut *lock(&context.findings));
+        record.digest = notes.digest;
+        record.findings = notes.findings;
         record.test_counts = (!found.tests.is_empty()).then(|| TestCounts::of(&found.tests));
         record.tests = found.tests;
-        let inputs = lock(&context.inputs).take();
         if !record.cached {
             let cache = self.context.cache.as_ref();
             let kept = || cache.and_then(|cache| cache.last_pass(step));
-            record.why = Some(self.context.history.why(step, inputs.as_ref(), kept));
+            record.why = Some(self.context.history.why(step, notes.inputs.as_ref(), kept));
         }
         span.record("cached", record.cached);
         if let Some(error) = &record.error {
@@ -251,14 +301,14 @@ impl<K: Kind> Run<K> {
         }
         let log = output.log();
         record.log = self.context.reporter.write_log(step, &log);
-        self.context.reporter.ended(&record, failure, &log);
+        self.context.reporter.ended(&record, failure.as_ref(), &log);
         self.record(record);
         lock(&self.outputs).push(EndedOutput {
             step,
             trace,
             output,
             written: log.len(),
-            inputs,
+            inputs: notes.inputs,
         });
     }
 
@@ -301,13 +351,7 @@ impl<K: Kind> Run<K> {
             trace,
             client: self.context.connection.client(trace),
             output,
-            fetched: Mutex::default(),
-            stored: Mutex::default(),
-            digest: Mutex::default(),
-            causes: Mutex::default(),
-            findings: Mutex::default(),
-            inputs: Mutex::default(),
-            reused: Mutex::default(),
+            notes: Mutex::default(),
         }
     }
 
@@ -341,6 +385,7 @@ impl<K: Kind> Run<K> {
     /// Writes the logs and the caches, and returns the records. Call this after the session is closed, when the engine has
     /// reported everything.
     pub async fn finish(self) -> (Vec<Record>, Option<CacheReport>) {
+        self.show(|_| true);
         let mut records = self
             .records
             .into_inner()
@@ -364,9 +409,7 @@ impl<K: Kind> Run<K> {
                 if log.len() > written {
                     record.log = self.context.reporter.write_log(step, &log);
                 }
-                record.cached = step.definition().cacheable
-                    && record.status == Status::Passed
-                    && (record.reused.is_some() || self.context.telemetry.cached(trace));
+                record.cached = is_cached(&self.context, record, trace);
                 if record.cached {
                     record.why = None;
                 }
@@ -391,6 +434,13 @@ impl<K: Kind> Run<K> {
         };
         (records.into_values().collect(), cache)
     }
+}
+
+/// Whether a step has passed without running, as far as the engine has reported.
+fn is_cached<K: Kind>(context: &RunContext<K>, record: &Record, trace: TraceContext) -> bool {
+    record.status == Status::Passed
+        && record.name.definition().cacheable
+        && (record.reused.is_some() || context.telemetry.cached(trace))
 }
 
 /// The last lines of a failure's output as its cause.
@@ -423,15 +473,21 @@ pub struct StepContext<'a, K: Kind> {
     trace: TraceContext,
     client: DaggerConn,
     output: Arc<StepOutput>,
+    notes: Mutex<Notes>,
+}
+
+/// What a step has recorded about itself.
+#[derive(Default)]
+struct Notes {
     /// The output of commands that the engine may not have reported.
-    fetched: Mutex<String>,
+    fetched: String,
     /// The output of the step's only command, as the engine has stored it.
-    stored: Mutex<Option<String>>,
-    digest: Mutex<Option<String>>,
-    causes: Mutex<Vec<Cause>>,
-    findings: Mutex<Vec<Finding>>,
-    inputs: Mutex<Option<Inputs>>,
-    reused: Mutex<Option<PriorPass>>,
+    stored: Option<String>,
+    digest: Option<String>,
+    causes: Vec<Cause>,
+    findings: Vec<Finding>,
+    inputs: Option<Inputs>,
+    reused: Option<PriorPass>,
 }
 
 impl<K: Kind> StepContext<'_, K> {
@@ -443,28 +499,28 @@ impl<K: Kind> StepContext<'_, K> {
 
     /// Records the digest of the image that this step processed.
     pub fn set_digest(&self, digest: &str) {
-        *lock(&self.digest) = Some(digest.to_owned());
+        lock(&self.notes).digest = Some(digest.to_owned());
     }
 
     /// Records the output of a command of this step, which the engine does not report if the result came from its cache.
     pub fn add_output(&self, output: &str) {
-        lock(&self.fetched).push_str(output);
+        lock(&self.notes).fetched.push_str(output);
     }
 
     /// Records a cause of the step's failure that its output does not name.
     pub fn add_cause(&self, cause: Cause) {
-        lock(&self.causes).push(cause);
+        lock(&self.notes).causes.push(cause);
     }
 
     /// Records what the step's result depends on, before its command runs.
     pub fn set_inputs(&self, inputs: Inputs) {
         let engine = self.run.engine.clone();
-        *lock(&self.inputs) = Some(Inputs { engine, ..inputs });
+        lock(&self.notes).inputs = Some(Inputs { engine, ..inputs });
     }
 
     /// Records all vulnerabilities that the step found.
     pub fn set_findings(&self, findings: Vec<Finding>) {
-        *lock(&self.findings) = findings;
+        lock(&self.notes).findings = findings;
     }
 
     /// Runs `work`, and shows meanwhile that the step waits for `what`.
@@ -482,7 +538,7 @@ impl<K: Kind> StepContext<'_, K> {
 
     /// Records the output of the step's only command as the engine has stored it.
     pub fn store_output(&self, stored: String) {
-        *lock(&self.stored) = Some(stored);
+        lock(&self.notes).stored = Some(stored);
     }
 
     /// The log of a step with a single command, which has exited; `stored` is the command's output as the engine returned it.
@@ -495,7 +551,7 @@ impl<K: Kind> StepContext<'_, K> {
     /// Returns the output files of an earlier pass with the same key, if the cache contains one.
     pub async fn passed_before(&self, key: Option<&Key>) -> Option<tempfile::TempDir> {
         let (passed, output) = self.run.cache.as_ref()?.passed_before(key?).await?;
-        *lock(&self.reused) = Some(passed);
+        lock(&self.notes).reused = Some(passed);
         Some(output)
     }
 
@@ -506,7 +562,7 @@ impl<K: Kind> StepContext<'_, K> {
     pub fn record_pass(&self, key: Key, output: &Path) -> Result<(), Failure> {
         match &self.run.cache {
             Some(cache) => {
-                let inputs = lock(&self.inputs).clone().unwrap_or_default();
+                let inputs = lock(&self.notes).inputs.clone().unwrap_or_default();
                 cache.record_pass(key, &inputs, output)
             }
             None => Ok(()),

@@ -93,13 +93,9 @@ async fn try_out<'img, K: Kind>(
         }
     };
     let answered = services.run_with(answered).await;
-    // Only a failure waits, for the complete log: removing the container's network takes up to a quarter of a second. The end of the
-    // session stops whatever is left.
-    let stopped = tokio::spawn(stop(tunnel, service));
+    // After success, the end of the session stops the service.
     if let Err(failure) = answered {
-        if let Err(error) = stopped.await {
-            tracing::debug!("cannot wait for the end of the service: {error}");
-        }
+        stop(tunnel, service).await;
         let log = step.log(Duration::from_secs(3)).await;
         let output = if log.trim().is_empty() {
             "(no output from the container)".to_owned()

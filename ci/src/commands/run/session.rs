@@ -276,37 +276,48 @@ impl InSession<'_> {
             toolchain: OnceCell::new(),
         };
         let run = Run::new(context, plan.steps);
-        let mut published = None;
-        match plan.invocation {
-            Command::Fmt { fix: true } => {
-                make_guard!(this_run);
-                let source = Source::new(this_run, plan.checkout, plan.snapshot);
-                if let Some(changed) = run.step(Step::Fmt, Some(&source), fmt::fix).await {
-                    for file in changed {
-                        self.reporter
-                            .header(&format!("    formatted {}", file.display()));
+        let work = async {
+            match plan.invocation {
+                Command::Fmt { fix: true } => {
+                    make_guard!(this_run);
+                    let source = Source::new(this_run, plan.checkout, plan.snapshot);
+                    if let Some(changed) = run.step(Step::Fmt, Some(&source), fmt::fix).await {
+                        for file in changed {
+                            self.reporter
+                                .header(&format!("    formatted {}", file.display()));
+                        }
                     }
                 }
-            }
-            Command::Cache {
-                command: CacheCommand::Restore { .. },
-            } => {
-                for place in run.context.places() {
-                    run.context.restore(place).await;
+                Command::Cache {
+                    command: CacheCommand::Restore { .. },
+                } => {
+                    for place in run.context.places() {
+                        run.context.restore(place).await;
+                    }
+                }
+                Command::Cache {
+                    command: CacheCommand::Save { .. },
+                } => run.context.save(&run.context.places(), &lockfile).await,
+                Command::Shell { step } => {
+                    // Boxed, because the compiler limits how deep futures can be nested.
+                    let open = Box::pin(shell::open(&run, step, plan.checkout, plan.snapshot));
+                    self.stopper.unless_stopped(open).await?;
+                }
+                _ => {
+                    let steps = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit);
+                    let published = steps.await;
+                    run.context.save(&run.worked_in(), &lockfile).await;
+                    return Ok(published);
                 }
             }
-            Command::Cache {
-                command: CacheCommand::Save { .. },
-            } => run.context.save(&run.context.places(), &lockfile).await,
-            Command::Shell { step } => {
-                let open = shell::open(&run, step, plan.checkout, plan.snapshot);
-                self.stopper.unless_stopped(open).await?;
-            }
-            _ => {
-                published = crate::pipeline::run(&run, plan.checkout, plan.snapshot, permit).await;
-                run.context.save(&run.worked_in(), &lockfile).await;
-            }
-        }
+            Ok(None)
+        };
+        let published = tokio::select! {
+            done = work => done,
+            never = run.show_ended() => match never {},
+        };
+        run.show_failed().await;
+        let published = published?;
         Ok(Box::pin(async move {
             let rust = RustReport {
                 toolchain: run.context.rust.name.clone(),
