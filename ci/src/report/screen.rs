@@ -185,7 +185,7 @@ impl Screen {
         }
     }
 
-    /// After a silence, a line about what was not mentioned for the longest time.
+    /// After a silence, a line about the row that was mentioned longest ago.
     fn due_line(&mut self, now: Instant) -> Option<String> {
         if now.saturating_duration_since(self.printed) < QUIET {
             return None;
