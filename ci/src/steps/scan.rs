@@ -31,11 +31,10 @@ pub const IGNORE_FILE: &str = ".trivyignore.yaml";
 /// Trivy's result type for a Rust binary with an embedded dependency list.
 const RUST_BINARY: &str = "rustbinary";
 
-/// Scans the archive, with the script's arguments as more options, and converts the report. One command, because each container
-/// takes a tenth of a second to start.
+/// Scans the archive and converts the report. One command, because each container takes a tenth of a second to start.
 const SCAN: &str = r#"
 trivy image --input /image.tar --cache-dir /cache --skip-db-update --skip-java-db-update --skip-version-check --offline-scan \
-  --scanners vuln --pkg-types os,library --list-all-pkgs --format json --output /out/trivy.json "$@" || exit
+  --scanners vuln --pkg-types os,library --list-all-pkgs --format json --output /out/trivy.json || exit
 trivy convert --format cyclonedx --output /out/sbom.cdx.json /out/trivy.json &
 sbom=$!
 trivy convert --format sarif --output /out/trivy.sarif /out/trivy.json || exit
@@ -245,7 +244,6 @@ async fn examine<'img, K: Kind>(
     let database = step
         .waiting("the vulnerability database", database(step))
         .await?;
-    let mut arguments = vec!["sh", "-c", SCAN, "scan"];
     let trivy = step.waiting("Trivy", step.run.toolbox.trivy()).await?;
     let mut container = trivy
         .container(client, None)?
@@ -265,8 +263,10 @@ async fn examine<'img, K: Kind>(
         .join(IGNORE_FILE);
     if ignore.exists() {
         let exceptions = client.host().file(ignore.display().to_string());
-        container = container.with_mounted_file("/trivyignore.yaml", exceptions);
-        arguments.extend(["--ignorefile", "/trivyignore.yaml"]);
+        container = container
+            .with_mounted_file("/trivyignore.yaml", exceptions)
+            // As --ignorefile.
+            .with_env_variable("TRIVY_IGNOREFILE", "/trivyignore.yaml");
     }
     let inputs = async {
         let digest = database.digest().await;
@@ -285,7 +285,7 @@ async fn examine<'img, K: Kind>(
         step.set_inputs(inputs);
         Ok(())
     };
-    let scanned = container.with_exec(arguments);
+    let scanned = container.with_exec(vec!["sh", "-c", SCAN]);
     let read = async |name: &str| {
         let content = scanned.file(format!("/out/{name}")).contents().await;
         content.map_err(|error| failed(error.into()))

@@ -327,6 +327,8 @@ cat /proc/sys/net/ipv4/ip_forward >$3/during
 kill -9 $(cut -d' ' -f1 "$4/run/process" | head -n 1)
 "$CI" engine up
 "$CI" engine down
+# The kernel removes network namespaces, with their links, when it has time.
+for try in $(seq 50); do ip -oneline link | grep -q ': veth' || break; sleep 0.1; done
 picture >$3/after
 "#;
 

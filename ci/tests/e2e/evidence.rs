@@ -125,7 +125,9 @@ fn compile(file: &str, libraries: &BTreeMap<String, Utf8PathBuf>) -> String {
     let lines = regex::Regex::new(r"(-->|:::) (ci/\S+?):\d+:\d+").unwrap();
     let elsewhere = regex::Regex::new(r"(-->|:::) /\S+").unwrap();
     let errors = lines.replace_all(&errors, "$1 $2");
-    elsewhere.replace_all(&errors, "$1 another crate").into_owned()
+    elsewhere
+        .replace_all(&errors, "$1 another crate")
+        .into_owned()
 }
 
 /// Compiles, and so proves that an image with all evidence can be published.
