@@ -22,8 +22,9 @@ const SMALLEST: ByteSize = ByteSize::gb(3);
 /// The part of the limit that the engine counts, in percent. It does not count the compressed layers of the images that it has
 /// pulled: 0.4 GB for the stand-ins.
 const COUNTED: u64 = 85;
-/// The part of the disk that the engine leaves free, in percent.
-const FREE: u64 = 10;
+/// The space that the engine leaves free, unless [`DEFAULT_SHARE`] of the disk is less. On a large disk that is almost full, a
+/// share alone would remove the whole cache after each run.
+const FREE: ByteSize = ByteSize::gb(10);
 
 /// The size of a disk, in bytes.
 pub(crate) struct Space {
@@ -77,9 +78,7 @@ impl DiskLimit {
     /// # Errors
     /// When the size of the disk cannot be read (exit code 3).
     pub(crate) fn bytes(self, folder: &Path) -> Result<u64, Failure> {
-        let space = Space::of(folder)
-            .or_environment(format!("cannot read the disk size of {}", folder.display()))?;
-        Ok(self.of_disk(space.total))
+        Ok(self.of_disk(total(folder)?))
     }
 
     fn is_allowed(self) -> bool {
@@ -104,19 +103,36 @@ impl DiskLimit {
     /// # Errors
     /// When the size of the disk cannot be read (exit code 3).
     pub(super) fn engine_json(self, folder: &Path) -> Result<String, Failure> {
-        Ok(settings(self.bytes(folder)? / 100 * COUNTED))
+        let total = total(folder)?;
+        Ok(settings(
+            self.of_disk(total) / 100 * COUNTED,
+            free_on(total),
+        ))
     }
 }
 
+/// The size of the disk of `folder`, in bytes.
+fn total(folder: &Path) -> Result<u64, Failure> {
+    let space = Space::of(folder);
+    let space =
+        space.or_environment(format!("cannot read the disk size of {}", folder.display()))?;
+    Ok(space.total)
+}
+
+/// The space to leave free on a disk of this size, in bytes.
+fn free_on(total: u64) -> u64 {
+    (total / 100 * DEFAULT_SHARE).min(FREE.as_u64())
+}
+
 /// One policy for everything. The engine's default policies would also remove cache volumes that were not used for two days.
-fn settings(max_used: u64) -> String {
+fn settings(max_used: u64, min_free: u64) -> String {
     let settings = json!({
         "logLevel": "warn",
         "gc": {
             "policies": [{
                 "all": true,
                 "maxUsedSpace": max_used,
-                "minFreeSpace": format!("{FREE}%"),
+                "minFreeSpace": min_free,
             }],
         },
     });
@@ -201,6 +217,12 @@ mod tests {
         let default = DiskLimit::Default;
         assert_eq!(default.of_disk(50_000_000_000), 10_000_000_000);
         assert_eq!(default.of_disk(500_000_000_000), 50_000_000_000);
+    }
+
+    #[test]
+    fn at_most_ten_gigabytes_stay_free() {
+        assert_eq!(free_on(50_000_000_000), 5_000_000_000);
+        assert_eq!(free_on(500_000_000_000), 10_000_000_000);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use ci::engine::session::{Endpoint, Session};
 use ci::engine::telemetry::Telemetry;
+use ci::image::archive;
+use common::pins;
 use dagger_sdk::{Container, DaggerConn};
 use nix::sys::statvfs::statvfs;
 
@@ -24,8 +26,8 @@ pub struct Provisioned {
 /// Provisions this machine unless that has been done before.
 pub fn provision() -> Provisioned {
     let _lock = lock_named("provisioned");
-    // The suite needs less than the default, which is a tenth of the disk.
-    let up = Ci::new(Path::new("/"), &["engine", "up"]).env("LAB_CI_ENGINE_DISK", "15GB");
+    // With less, the suite would evict what its next run needs, such as the volumes of this repository.
+    let up = Ci::new(Path::new("/"), &["engine", "up"]).env("LAB_CI_ENGINE_DISK", "25GB");
     let engine = up.run().exits(0).stdout.trim().to_owned();
     let socket = Path::new(engine.strip_prefix("unix://").expect("a socket"));
     let folder = socket.ancestors().nth(2).unwrap().to_owned();
@@ -38,16 +40,18 @@ pub fn provision() -> Provisioned {
     if !is_provisioned {
         let project = Project::new("provisioned");
         let registry = Registry::open();
-        project
-            .ci(&[
-                "publish",
-                "--engine",
-                &engine,
-                "--registry",
-                &registry.address(),
-            ])
-            .run()
-            .exits(0);
+        let publish = project.ci(&[
+            "publish",
+            "--engine",
+            &engine,
+            "--registry",
+            &registry.address(),
+        ]);
+        let report = publish.run().exits(0).report;
+        let used = report["stand_ins"].as_array().into_iter().flatten();
+        let toolchain = used.filter(|it| it["name"] == pins::RUST_IMAGE);
+        let toolchain: String = toolchain.filter_map(|it| it["used"].as_str()).collect();
+        std::fs::write(toolchain_note(), toolchain).unwrap();
         // There are no stand-ins if the real images can be pulled.
         std::fs::create_dir_all(&stand_ins).unwrap();
         std::fs::write(stamp, "").unwrap();
@@ -146,14 +150,25 @@ impl Provisioned {
     }
 }
 
-/// The archive of the newest stand-in for the toolchain, if there is one.
-fn toolchain_in(stand_ins: &Path) -> Option<PathBuf> {
+/// The file with the digest of the toolchain's stand-in.
+fn toolchain_note() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("toolchain")
+}
+
+/// The archive of the stand-in for the toolchain, if there is one. Tests with a CA of their own have another one.
+pub fn toolchain_in(stand_ins: &Path) -> Option<PathBuf> {
+    let note = std::fs::read_to_string(toolchain_note()).unwrap_or_default();
+    let is_used = |folder: &Path| {
+        let digest = archive::read_digest(&folder.join("image.tar"));
+        digest.is_ok_and(|digest| note.contains(&digest))
+    };
     let entries = std::fs::read_dir(stand_ins).unwrap();
-    let newest = entries
+    let found = entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rust-"))
-        .max_by_key(|entry| entry.metadata().unwrap().modified().unwrap())?;
-    Some(newest.path().join("image.tar").canonicalize().unwrap())
+        .map(|entry| entry.path())
+        .max_by_key(|path| (is_used(path), path.metadata().unwrap().modified().unwrap()))?;
+    Some(found.join("image.tar").canonicalize().unwrap())
 }
 
 /// Runs containers of the toolchain's stand-in on an engine.
