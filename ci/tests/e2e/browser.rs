@@ -40,6 +40,26 @@ pub struct Browser {
     _profile: TempDir,
 }
 
+/// Starts chromedriver on a free port, which it takes for IPv4 and then for IPv6. `None` if another program has that one.
+fn start_driver() -> Option<(Child, u16)> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+    let port = lines.by_ref().map(Result::unwrap).find_map(|line| {
+        let (_, port) = line.split_once("started successfully on port ")?;
+        port.trim_end_matches('.').parse::<u16>().ok()
+    });
+    let Some(port) = port else {
+        driver.wait().unwrap();
+        return None;
+    };
+    thread::spawn(move || lines.for_each(drop));
+    Some((driver, port))
+}
+
 impl Browser {
     pub fn start() -> Self {
         install(&[
@@ -48,12 +68,9 @@ impl Browser {
         ]);
         // Fails if another test has already installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let (driver, port) = (0..5)
+            .find_map(|_| start_driver())
+            .expect("chromedriver starts");
         let profile = tempfile::tempdir().unwrap();
         let mut browser = Self {
             driver,
@@ -69,15 +86,6 @@ impl Browser {
             session: String::new(),
             _profile: profile,
         };
-        let port = lines
-            .by_ref()
-            .map(Result::unwrap)
-            .find_map(|line| {
-                let (_, port) = line.split_once("started successfully on port ")?;
-                port.trim_end_matches('.').parse::<u16>().ok()
-            })
-            .expect("chromedriver prints its port");
-        thread::spawn(move || lines.for_each(drop));
         let base = format!("http://127.0.0.1:{port}/session");
         let capabilities = json!({
             "goog:chromeOptions": {"args": [

@@ -421,8 +421,10 @@ fn a_workspace_that_is_adopted_step_by_step() {
 #[test]
 fn a_token_for_a_private_registry() {
     let name = "CARGO_REGISTRIES_ACME_TOKEN";
+    // Without the time, the engine could have the results of an earlier test run.
+    let now = jiff::Timestamp::now();
     let script = format!(
-        "fn main() {{\n    println!(\"cargo::rerun-if-changed=build.rs\");\n    let token = std::env::var(\"{name}\").expect(\"a token\");\n    \
+        "// {now}\nfn main() {{\n    println!(\"cargo::rerun-if-changed=build.rs\");\n    let token = std::env::var(\"{name}\").expect(\"a token\");\n    \
          println!(\"cargo::warning=the token is {{token}}\");\n}}\n"
     );
     let project = initialized(
