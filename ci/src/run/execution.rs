@@ -224,12 +224,21 @@ impl<K: Kind> Run<K> {
     /// Shows the failed steps that have ended. The others can wait until the session is closed, which brings the rest of the
     /// engine's reports.
     pub async fn show_failed(&self) {
-        let failed = || {
+        self.show_each(|ended| ended.failure.is_some()).await;
+    }
+
+    /// Shows all steps that have ended, before something else is printed.
+    pub async fn show_all(&self) {
+        self.show_each(|_| true).await;
+    }
+
+    async fn show_each(&self, wanted: impl Fn(&Ended) -> bool) {
+        let next = || {
             let ended = lock(&self.ended);
-            let failed = ended.iter().find(|it| it.failure.is_some());
-            failed.map(|it| (it.trace, it.by))
+            let next = ended.iter().find(|ended| wanted(ended));
+            next.map(|it| (it.trace, it.by))
         };
-        while let Some((trace, by)) = failed() {
+        while let Some((trace, by)) = next() {
             let left = by.saturating_duration_since(tokio::time::Instant::now());
             self.context.telemetry.settle(trace, left).await;
             self.show(|ended| ended.trace == trace);

@@ -282,6 +282,7 @@ impl InSession<'_> {
                     make_guard!(this_run);
                     let source = Source::new(this_run, plan.checkout, plan.snapshot);
                     if let Some(changed) = run.step(Step::Fmt, Some(&source), fmt::fix).await {
+                        run.show_all().await;
                         for file in changed {
                             self.reporter
                                 .header(&format!("    formatted {}", file.display()));
