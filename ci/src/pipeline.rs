@@ -35,8 +35,9 @@ pub async fn run<K: Kind>(
             }
         },
         async {
-            let image = run.step(Step::Build, Some((source, this_image)), build::run);
-            let image = image.await;
+            let image = run
+                .step(Step::Build, Some((source, this_image)), build::run)
+                .await;
             let input = || image.as_ref().map(|image| (source, image));
             let (scanned, smoked) = tokio::join!(
                 run.step(Step::Scan, input(), scan::run),

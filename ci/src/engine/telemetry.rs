@@ -234,12 +234,7 @@ impl Telemetry {
     /// Whether the engine has reported everything about the queries of a step that it has answered.
     #[must_use]
     pub fn is_settled(&self, context: TraceContext) -> bool {
-        !self.shared.connected.load(Ordering::Relaxed)
-            || self
-                .shared
-                .traces()
-                .get(&context.trace)
-                .is_none_or(Trace::is_complete)
+        self.has_reached(context, Trace::is_complete)
     }
 
     /// Waits for the next reports that arrive after this call.
@@ -262,10 +257,7 @@ impl Telemetry {
         let drained = async {
             self.wait_until(context, |trace| trace.open_streams.is_empty())
                 .await;
-            while tokio::time::timeout(quiet, self.shared.changed.notified())
-                .await
-                .is_ok()
-            {}
+            while tokio::time::timeout(quiet, self.changed()).await.is_ok() {}
         };
         if tokio::time::timeout(limit, drained).await.is_err() {
             tracing::debug!("the output of a service was incomplete after {limit:?}");
@@ -273,24 +265,20 @@ impl Telemetry {
     }
 
     async fn wait_until(&self, context: TraceContext, reached: impl Fn(&Trace) -> bool) {
-        if !self.shared.connected.load(Ordering::Relaxed) {
-            return;
-        }
         loop {
-            let changed = self.shared.changed.notified();
-            let mut changed = std::pin::pin!(changed);
             // Before the check, so that no report between the two is missed.
-            changed.as_mut().enable();
-            if self
-                .shared
-                .traces()
-                .get(&context.trace)
-                .is_none_or(&reached)
-            {
+            let changed = self.changed();
+            if self.has_reached(context, &reached) {
                 return;
             }
             changed.await;
         }
+    }
+
+    /// Whether a trace has reached a state, or cannot, because nothing is reported about it to this receiver.
+    fn has_reached(&self, context: TraceContext, reached: impl Fn(&Trace) -> bool) -> bool {
+        !self.shared.connected.load(Ordering::Relaxed)
+            || self.shared.traces().get(&context.trace).is_none_or(reached)
     }
 }
 

@@ -16,8 +16,8 @@ use crate::model::step::Step;
 
 /// The time between two redraws.
 const REDRAW: Duration = Duration::from_millis(100);
-/// Without a terminal, a line about something that is running is printed after so much time without any other line. With the
-/// second until the next look, it is at most ten seconds.
+/// Without a terminal, a line about something that is running is printed after this time without any line. It is checked every
+/// second, so that a silence lasts at most ten seconds.
 const QUIET: Duration = Duration::from_secs(9);
 
 /// Something that is happening.
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn mentions_what_runs_in_turn_after_ten_seconds_of_silence() {
+    fn after_a_silence_mentions_the_running_steps_in_turn() {
         let mut screen = plain();
         let [test, build] = [Step::Test, Step::Build].map(Subject::Step);
         screen.begin(test.clone());

@@ -35,7 +35,7 @@ pub struct Run<K: Kind> {
     /// The steps that have ended and are not shown yet.
     ended: Mutex<Vec<Ended>>,
     /// Notified when a step has ended.
-    changed: Notify,
+    step_ended: Notify,
     outputs: Mutex<Vec<EndedOutput>>,
 }
 
@@ -75,7 +75,7 @@ impl<K: Kind> Run<K> {
             selected,
             records: Mutex::default(),
             ended: Mutex::default(),
-            changed: Notify::new(),
+            step_ended: Notify::new(),
             outputs: Mutex::default(),
         }
     }
@@ -179,7 +179,7 @@ impl<K: Kind> Run<K> {
             span,
             by: tokio::time::Instant::now() + SETTLE,
         });
-        self.changed.notify_one();
+        self.step_ended.notify_one();
         value
     }
 
@@ -214,7 +214,7 @@ impl<K: Kind> Run<K> {
                 }
             };
             tokio::select! {
-                () = self.changed.notified() => (),
+                () = self.step_ended.notified() => (),
                 () = reports => (),
                 () = deadline => (),
             }

@@ -93,7 +93,7 @@ async fn try_out<'img, K: Kind>(
         }
     };
     let answered = services.run_with(answered).await;
-    // After success, the end of the session stops the service.
+    // After success, the end of the session stops the service. A task that still queried the engine then would panic in the SDK.
     if let Err(failure) = answered {
         stop(tunnel, service).await;
         let log = step.log(Duration::from_secs(3)).await;

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{Ci, Outcome, Project, TEST_RUNS, lock_machine, sleep};
-use crate::provisioned::{Toolchain, provision, toolchain_in};
+use crate::provisioned::{Toolchain, provision, toolchain_folder};
 
 /// A separate cache directory with the programs and stand-ins that were built before. Its engine is stopped on drop.
 pub struct Machine {
@@ -66,14 +66,11 @@ impl Machine {
         let shared = std::fs::read_link(&own).unwrap();
         std::fs::remove_file(&own).unwrap();
         std::fs::create_dir(&own).unwrap();
-        let toolchain = toolchain_in(&shared);
+        let toolchain = toolchain_folder(&shared);
         for entry in std::fs::read_dir(shared).unwrap().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            // One of them would count as replaced by the other.
-            let is_another = name.starts_with("rust-")
-                && toolchain
-                    .as_ref()
-                    .is_some_and(|used| !used.starts_with(entry.path()));
+            // A newer one would count as the replacement of the one that is used.
+            let is_another = name.starts_with("rust-") && toolchain != Some(entry.path());
             // Stand-ins are read-only, so links are sufficient.
             if !name.starts_with('.') && !is_another {
                 symlink(entry.path(), own.join(entry.file_name())).unwrap();

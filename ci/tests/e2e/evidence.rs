@@ -45,8 +45,8 @@ fn bypassing_a_gate_does_not_compile() {
     });
 }
 
-/// The libraries of this test run by crate name, so that nothing is compiled again. trybuild compiles all dependencies in a directory
-/// of its own.
+/// The libraries of this test run, by crate name. With them, nothing is compiled again, whereas trybuild would compile all
+/// dependencies in a directory of its own.
 fn libraries() -> BTreeMap<String, Utf8PathBuf> {
     let mut cargo = Command::new(env!("CARGO"));
     // The arguments of `just test`.
@@ -110,8 +110,9 @@ fn compile(file: &str, libraries: &BTreeMap<String, Utf8PathBuf>) -> String {
         "-Awarnings",
     ]);
     rustc.args(["--out-dir", env!("CARGO_TARGET_TMPDIR"), file]);
-    let folder = libraries["serde"].parent().unwrap();
-    rustc.arg(format!("-Ldependency={}", folder.as_str()));
+    // The libraries of the workspace itself are one folder above.
+    let dependencies = libraries["serde"].parent().unwrap();
+    rustc.arg(format!("-Ldependency={dependencies}"));
     for name in ["ci", "common", "generativity", "serde", "serde_json"] {
         rustc.arg(format!("--extern={name}={}", libraries[name]));
     }

@@ -150,25 +150,30 @@ impl Provisioned {
     }
 }
 
-/// The file with the digest of the toolchain's stand-in.
+/// The file that has the digest of the toolchain's stand-in.
 fn toolchain_note() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("toolchain")
 }
 
-/// The archive of the stand-in for the toolchain, if there is one. Tests with a CA of their own have another one.
-pub fn toolchain_in(stand_ins: &Path) -> Option<PathBuf> {
+/// The folder of the stand-in for the toolchain, if there is one. Tests with a CA of their own have another one.
+pub fn toolchain_folder(stand_ins: &Path) -> Option<PathBuf> {
     let note = std::fs::read_to_string(toolchain_note()).unwrap_or_default();
     let is_used = |folder: &Path| {
         let digest = archive::read_digest(&folder.join("image.tar"));
         digest.is_ok_and(|digest| note.contains(&digest))
     };
     let entries = std::fs::read_dir(stand_ins).unwrap();
-    let found = entries
+    entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("rust-"))
         .map(|entry| entry.path())
-        .max_by_key(|path| (is_used(path), path.metadata().unwrap().modified().unwrap()))?;
-    Some(found.join("image.tar").canonicalize().unwrap())
+        .max_by_key(|path| (is_used(path), path.metadata().unwrap().modified().unwrap()))
+}
+
+/// The archive of the stand-in for the toolchain, if there is one.
+fn toolchain_in(stand_ins: &Path) -> Option<PathBuf> {
+    let folder = toolchain_folder(stand_ins)?;
+    Some(folder.join("image.tar").canonicalize().unwrap())
 }
 
 /// Runs containers of the toolchain's stand-in on an engine.

@@ -37,6 +37,7 @@ pub(super) async fn open<K: Kind>(
         let last_run = report::last_end(&run.context.settings.report_dir, step);
         Shell::of(&context, &source, last_run).await?
     };
+    // Their lines must not appear in the shell.
     run.show_all().await;
     let ended = report::attach(shell.port(), shell.token()).await;
     shell.close().await;
