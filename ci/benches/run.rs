@@ -155,9 +155,9 @@ fn warn_about_machine(load: f64) {
     let disk = nix::sys::statvfs::statvfs(PLACE).unwrap();
     let bytes = |blocks: u64| blocks * disk.fragment_size() / 1_000_000_000;
     let (free, all) = (bytes(disk.blocks_available()), bytes(disk.blocks()));
-    if free < all / 10 + 15 {
+    if free < (all / 10).min(10) + 15 {
         note(&format!(
-            "warning: {free} of {all} GB are free; an engine evicts its cache if less than a tenth of the disk is free"
+            "warning: {free} of {all} GB are free; an engine evicts its cache if less than 10 GB or a tenth of the disk are free"
         ));
     }
 }
