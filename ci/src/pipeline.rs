@@ -24,15 +24,17 @@ pub async fn run<K: Kind>(
     make_guard!(this_image);
     let source = &Source::new(this_run, checkout, snapshot);
 
-    let (tested, formatted, linted, gated, (image, scanned, smoked)) = tokio::join!(
+    let (tested, formatted, (linted, gated), (image, scanned, smoked)) = tokio::join!(
         run.step(Step::Test, Some(source), test::run),
         run.step(Step::Fmt, Some(source), fmt::run),
-        run.step(Step::Lint, Some(source), lint::run),
         async {
-            match custom::without_gates(&run.context, source) {
+            let linted = run.step(Step::Lint, Some(source), lint::run).await;
+            // Afterwards, because the commands of gates use what clippy compiled.
+            let gated = match custom::without_gates(&run.context, source) {
                 Some(none) => Some(none),
                 None => run.step(Step::Custom, Some(source), custom::run).await,
-            }
+            };
+            (linted, gated)
         },
         async {
             let image = run

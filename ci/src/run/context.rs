@@ -78,12 +78,25 @@ impl<K: Kind> RunContext<K> {
         self.foreign_platform().filter(|_| step == Step::Build)
     }
 
+    /// The volume that `step` works in. Gates work in that of `lint`, unless they see other files or have other packages: cargo
+    /// then checks dependencies only once.
+    #[must_use]
+    pub fn place_of(&self, step: Step) -> Place {
+        Place::Work(
+            if step == Step::Custom && self.settings.gates_work_as_lint() {
+                Step::Lint
+            } else {
+                step
+            },
+        )
+    }
+
     /// The volumes of the steps that this project has, and those that all steps share.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         let mut places = Place::all();
         places.retain(|place| match place {
-            Place::Work(step) => self.settings.has(*step),
+            Place::Work(step) => self.settings.has(*step) && self.place_of(*step) == *place,
             Place::Cargo | Place::Database => true,
         });
         places

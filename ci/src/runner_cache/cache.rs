@@ -251,13 +251,12 @@ impl Cache {
         let cold = self.store.cold(&self.of).cloned();
         let was_cold = {
             let state = self.state();
-            let mut compiling = Step::compiling().filter(|step| is_expected(*step, records));
+            let works = state.places.iter();
+            let mut works = works.filter(
+                |(place, _)| matches!(place, Place::Work(step) if step.definition().compiles),
+            );
             state.before.is_empty()
-                && compiling.all(|step| {
-                    let place = state.places.get(&Place::Work(step));
-                    let found = place.and_then(|it| it.get().copied());
-                    found == Some(Found::Empty)
-                })
+                && works.all(|(_, found)| found.get().copied() == Some(Found::Empty))
         };
         let mut written = Written::default();
         if self.store.read_only_reason().is_none() {

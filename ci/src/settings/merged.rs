@@ -210,6 +210,13 @@ impl Settings {
         packages
     }
 
+    /// Whether gates see the same files as `lint` and have the same packages.
+    #[must_use]
+    pub fn gates_work_as_lint(&self) -> bool {
+        self.paths.get(&Step::Custom) == self.paths.get(&Step::Lint)
+            && self.compiling_packages_of(Step::Custom) == self.compiling_packages_of(Step::Lint)
+    }
+
     /// The Debian packages that `step` needs besides [`Self::compiling_packages_of`].
     #[must_use]
     pub fn running_packages_of(&self, step: Step) -> Vec<&str> {

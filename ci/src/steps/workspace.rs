@@ -392,12 +392,10 @@ pub async fn prepare<K: Kind>(
     let run = step.run;
     let client = step.client();
     let sources = source.for_step(step.step, &run.settings.paths)?;
-    let volume = run.volume_of(Place::Work(step.step)).await?;
+    let place = run.place_of(step.step);
+    let volume = run.volume_of(place).await?;
     let toolchain = toolchain_for(step, run.platform_of(step.step)).await?;
-    tokio::join!(
-        run.restore(Place::Cargo),
-        run.restore(Place::Work(step.step))
-    );
+    tokio::join!(run.restore(Place::Cargo), run.restore(place));
     let container = with_packages_of(step, &toolchain)
         .with_mounted_directory(
             CHECKOUT,

@@ -1,5 +1,7 @@
 //! Each gate fails on a real defect and reports the cause.
 
+use std::time::SystemTime;
+
 use serde_json::json;
 
 use crate::harness::Project;
@@ -131,6 +133,33 @@ fn publishes_nothing_when_a_custom_gate_fails() {
         .run()
         .exits(2)
         .says("configures nothing for this command");
+}
+
+#[test]
+fn gates_use_the_dependencies_that_clippy_has_checked() {
+    let project = Project::new("gates-after-lint");
+    project.add_dependency("itoa = \"1.0.1\"");
+    let gate = "[[gate]]\nname = \"docs\"\nrun = \"cargo doc --no-deps --locked\"\n";
+    // The volumes are new in each run of this test.
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+    let logs = |settings: &str| {
+        project.write("ci.toml", &format!("{gate}{settings}"));
+        project.commit("settings");
+        let run = project.ci(&["run"]);
+        run.env("LAB_CI_REPOSITORY", &format!("gates/{now}"))
+            .run()
+            .exits(0);
+        ["lint", "custom"].map(|step| project.read(&format!("target/ci/logs/{step}.log")))
+    };
+
+    let [lint, custom] = logs("");
+    assert!(lint.contains("Checking itoa"), "{lint}");
+    assert!(custom.contains("Documenting api"), "{custom}");
+    assert!(!custom.contains("Checking itoa"), "{custom}");
+
+    // With other files, gates have a volume of their own.
+    let [_, custom] = logs("[paths]\ncustom = [\"**\", \"!*.md\"]\n");
+    assert!(custom.contains("Checking itoa"), "{custom}");
 }
 
 #[test]

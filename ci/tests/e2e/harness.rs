@@ -394,8 +394,8 @@ fn span(record: &Value) -> Option<(i64, i64)> {
     Some((start, start + record["duration_ms"].as_i64()?))
 }
 
-/// Asserts that each step started after all the steps that it needs had passed, and that steps without needs did not wait for
-/// others unless they take turns.
+/// Asserts that each step started after all the steps that it needs had passed, that gates ran after lint, and that other steps
+/// without needs did not wait unless they take turns.
 fn assert_step_order(report: &Value, take_turns: bool) {
     let record = |step: Step| {
         let mut records = report["steps"].as_array().into_iter().flatten();
@@ -407,7 +407,13 @@ fn assert_step_order(report: &Value, take_turns: bool) {
             continue;
         };
         let needs = step.needs();
-        if needs.is_empty() {
+        if *step == Step::Custom {
+            let lint = record(Step::Lint).and_then(span);
+            assert!(
+                lint.is_none_or(|(_, end)| end <= start),
+                "the gates did not wait for lint: {report:#}"
+            );
+        } else if needs.is_empty() {
             roots.push((start, end));
         }
         for (need, record) in needs.iter().filter_map(|need| Some((need, record(*need)?))) {
