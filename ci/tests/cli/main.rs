@@ -26,6 +26,8 @@ mod words;
 mod workflow;
 mod workspace;
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 
 use harness::{Ci, Outcome, Project};
@@ -39,6 +41,23 @@ fn ci_in(directory: &Path, arguments: &[&str]) -> Ci {
         directory,
         &[arguments, &["--engine", MISSING_ENGINE]].concat(),
     )
+}
+
+/// The address of a registry that refuses every request. One that does not listen would be tried again for seconds.
+fn refusing_registry() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let answer =
+                b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            let mut line = String::new();
+            let mut request = BufReader::new(stream.try_clone().unwrap());
+            while request.read_line(&mut line).is_ok_and(|read| read > 2) {}
+            let _ = stream.write_all(answer);
+        }
+    });
+    address
 }
 
 fn ci(project: &Project, arguments: &[&str]) -> Ci {

@@ -8,7 +8,7 @@ use ci::model::step::Step;
 use serde_json::Value;
 
 use crate::harness::{Ci, Outcome, Project};
-use crate::{Assertions, ci, ci_in, run_without_engine_setting};
+use crate::{Assertions, ci, ci_in, refusing_registry, run_without_engine_setting};
 
 #[test]
 fn rejects_invalid_options_before_any_work() {
@@ -498,7 +498,8 @@ fn a_push_that_publishes_nothing_says_why() {
     );
     assert_eq!(other.report["event"], "local");
     // Without write access to a registry, the run ends before any work; but it is a push.
-    let release = push("trunk", &["--registry", "127.0.0.1:1"]);
+    let registry = refusing_registry();
+    let release = push("trunk", &["--registry", &registry]);
     assert!(
         !release.stderr.contains("publishes nothing"),
         "{}",
@@ -506,7 +507,7 @@ fn a_push_that_publishes_nothing_says_why() {
     );
     let named = push(
         "stable",
-        &["--registry", "127.0.0.1:1", "--release-branch", "stable"],
+        &["--registry", &registry, "--release-branch", "stable"],
     );
     assert!(
         !named.stderr.contains("publishes nothing"),

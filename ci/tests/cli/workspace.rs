@@ -1,7 +1,7 @@
 //! Finding the workspace and the service, and `ci init`.
 
 use crate::harness::{Ci, Project};
-use crate::{Assertions, MISSING_ENGINE, ci, ci_in};
+use crate::{Assertions, MISSING_ENGINE, ci, ci_in, refusing_registry};
 
 /// A repository with a workspace in `backend` that has two binaries.
 fn project_with_two_binaries(name: &str) -> Project {
@@ -172,8 +172,8 @@ fn requires_a_base_image_digest_only_for_publishing() {
         project.write("ci.toml", &format!("[image]\nbase = \"{name}\"\n"));
         project.commit(name)
     };
-    // Nothing listens on this port.
-    let publish = ["publish", "--registry", "127.0.0.1:1"];
+    let registry = refusing_registry();
+    let publish = ["publish", "--registry", &registry];
     let sha = base("debian:12.1");
     let on_github = || Ci::new(project.path(), &["--engine", MISSING_ENGINE]);
     let pushes = on_github().push_to_main(&sha, "ghs_token").run();
@@ -185,12 +185,9 @@ fn requires_a_base_image_digest_only_for_publishing() {
         .says("hint: Run `ci build` to get the line with the current digest.");
     }
     ci(&project, &["run"]).run().finds_no_engine();
-    // With a digest, only the registry is missing.
+    // With a digest, only the access to the registry is missing.
     base(&format!("debian:12.1@sha256:{}", "0".repeat(64)));
-    ci(&project, &publish)
-        .run()
-        .exits(3)
-        .says("cannot reach the registry");
+    ci(&project, &publish).run().exits(4).says(&registry);
 }
 
 #[test]

@@ -152,7 +152,8 @@ impl Project {
         for (path, content) in files {
             project.write(path, content);
         }
-        project.git(&["init", "--quiet", "--initial-branch=main"]);
+        // Without the samples of hooks, which are most of the files.
+        project.git(&["init", "--quiet", "--initial-branch=main", "--template="]);
         project.commit("all of it");
         project
     }
@@ -289,6 +290,9 @@ fn git_with(directory: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Strin
             "user.email=test@example.com",
             "-c",
             "commit.gpgsign=false",
+            // Each commit would start two more processes.
+            "-c",
+            "maintenance.auto=false",
         ])
         .args(arguments)
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
