@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+use ci::engine::disk::free_on;
 use clap::Parser;
 use common::pins;
 use serde_json::Value;
@@ -153,11 +154,12 @@ fn warn_about_machine(load: f64) {
         ));
     }
     let disk = nix::sys::statvfs::statvfs(PLACE).unwrap();
-    let bytes = |blocks: u64| blocks * disk.fragment_size() / 1_000_000_000;
-    let (free, all) = (bytes(disk.blocks_available()), bytes(disk.blocks()));
-    if free < (all / 10).min(10) + 15 {
+    let gb = |bytes: u64| bytes / 1_000_000_000;
+    let free = gb(disk.blocks_available() * disk.fragment_size());
+    let needed = gb(free_on(disk.blocks() * disk.fragment_size()));
+    if free < needed + 15 {
         note(&format!(
-            "warning: {free} of {all} GB are free; an engine evicts its cache if less than 10 GB or a tenth of the disk are free"
+            "warning: {free} GB of the disk are free; an engine evicts its cache below {needed} GB"
         ));
     }
 }

@@ -29,7 +29,7 @@ pub async fn run<K: Kind>(
         run.step(Step::Fmt, Some(source), fmt::run),
         async {
             let linted = run.step(Step::Lint, Some(source), lint::run).await;
-            // Afterwards, because the commands of gates use what clippy compiled.
+            // Gates come second, because they use what clippy has compiled.
             let gated = match custom::without_gates(&run.context, source) {
                 Some(none) => Some(none),
                 None => run.step(Step::Custom, Some(source), custom::run).await,

@@ -119,8 +119,9 @@ fn total(folder: &Path) -> Result<u64, Failure> {
     Ok(space.total)
 }
 
-/// The space to leave free on a disk of this size, in bytes.
-fn free_on(total: u64) -> u64 {
+/// The space that an engine leaves free on a disk of this size, in bytes.
+#[must_use]
+pub fn free_on(total: u64) -> u64 {
     (total / 100 * DEFAULT_SHARE).min(FREE.as_u64())
 }
 

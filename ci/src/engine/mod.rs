@@ -2,7 +2,7 @@
 
 pub(crate) mod choice;
 mod cli;
-pub(crate) mod disk;
+pub mod disk;
 pub(crate) mod embedded;
 pub(crate) mod find;
 pub(crate) mod graphql;

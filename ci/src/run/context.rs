@@ -78,8 +78,8 @@ impl<K: Kind> RunContext<K> {
         self.foreign_platform().filter(|_| step == Step::Build)
     }
 
-    /// The volume that `step` works in. Gates work in that of `lint`, unless they see other files or have other packages: cargo
-    /// then checks dependencies only once.
+    /// The volume that `step` works in. Gates work in that of `lint`, where they find the dependencies that clippy has checked,
+    /// unless they see other files or have other packages.
     #[must_use]
     pub fn place_of(&self, step: Step) -> Place {
         Place::Work(

@@ -251,12 +251,11 @@ impl Cache {
         let cold = self.store.cold(&self.of).cloned();
         let was_cold = {
             let state = self.state();
-            let works = state.places.iter();
-            let mut works = works.filter(
-                |(place, _)| matches!(place, Place::Work(step) if step.definition().compiles),
-            );
+            let is_compiled_in =
+                |place: &Place| matches!(place, Place::Work(step) if step.definition().compiles);
+            let mut compiled_in = state.places.iter().filter(|(it, _)| is_compiled_in(it));
             state.before.is_empty()
-                && works.all(|(_, found)| found.get().copied() == Some(Found::Empty))
+                && compiled_in.all(|(_, found)| found.get() == Some(&Found::Empty))
         };
         let mut written = Written::default();
         if self.store.read_only_reason().is_none() {

@@ -1,10 +1,9 @@
 //! `ci doctor`, in an environment without the caller's settings.
 
-use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use crate::harness::{Ci, Outcome, Project};
-use crate::{MISSING_ENGINE, ci, run_without_engine_setting};
+use crate::{MISSING_ENGINE, ci, run_without_engine_setting, server};
 
 /// A registry that does not respond, so that `ci doctor` contacts no other machine.
 const REGISTRY: [&str; 2] = ["LAB_CI_REGISTRY", "127.0.0.1:1"];
@@ -204,15 +203,7 @@ fn run_and_doctor_reject_an_address_without_a_listener() {
 #[test]
 fn run_and_doctor_reject_a_listener_that_is_not_an_engine() {
     for answer in ["", "HTTP/1.1 400 Bad Request\r\n\r\n"] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("tcp://{}", listener.local_addr().unwrap());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let _ = stream.read(&mut [0; 64]);
-                stream.write_all(answer.as_bytes()).unwrap();
-            }
-        });
+        let url = format!("tcp://{}", server(answer));
         run_and_doctor_reject(&url, &format!("the server at {url} is not a Dagger engine"));
     }
 }

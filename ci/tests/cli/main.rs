@@ -43,21 +43,25 @@ fn ci_in(directory: &Path, arguments: &[&str]) -> Ci {
     )
 }
 
-/// The address of a registry that refuses every request. One that does not listen would be tried again for seconds.
-fn refusing_registry() -> String {
+/// The address of a server that reads the head of each request and answers with `response`.
+fn server(response: &'static str) -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let answer =
-                b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            let mut line = String::new();
-            let mut request = BufReader::new(stream.try_clone().unwrap());
-            while request.read_line(&mut line).is_ok_and(|read| read > 2) {}
-            let _ = stream.write_all(answer);
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            // The client may have closed the connection.
+            let _ = stream.write_all(response.as_bytes());
         }
     });
     address
+}
+
+/// The address of a registry that refuses every request. `ci` would try again for seconds to reach one that does not listen.
+fn refusing_registry() -> String {
+    server("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
 
 fn ci(project: &Project, arguments: &[&str]) -> Ci {

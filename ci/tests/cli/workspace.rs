@@ -187,7 +187,9 @@ fn requires_a_base_image_digest_only_for_publishing() {
     ci(&project, &["run"]).run().finds_no_engine();
     // With a digest, only the access to the registry is missing.
     base(&format!("debian:12.1@sha256:{}", "0".repeat(64)));
-    ci(&project, &publish).run().exits(4).says(&registry);
+    ci(&project, &publish).run().exits(4).says(&format!(
+        "cannot write to {registry}/upwind1647/status-api: 403 Forbidden"
+    ));
 }
 
 #[test]

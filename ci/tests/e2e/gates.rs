@@ -1,7 +1,5 @@
 //! Each gate fails on a real defect and reports the cause.
 
-use std::time::SystemTime;
-
 use serde_json::json;
 
 use crate::harness::Project;
@@ -137,18 +135,15 @@ fn publishes_nothing_when_a_custom_gate_fails() {
 
 #[test]
 fn gates_use_the_dependencies_that_clippy_has_checked() {
-    let project = Project::new("gates-after-lint");
+    // The volumes are new in each run of this test.
+    let now = jiff::Timestamp::now().as_nanosecond();
+    let project = Project::new(&format!("gates-after-lint-{now}"));
     project.add_dependency("itoa = \"1.0.1\"");
     let gate = "[[gate]]\nname = \"docs\"\nrun = \"cargo doc --no-deps --locked\"\n";
-    // The volumes are new in each run of this test.
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
     let logs = |settings: &str| {
         project.write("ci.toml", &format!("{gate}{settings}"));
         project.commit("settings");
-        let run = project.ci(&["run"]);
-        run.env("LAB_CI_REPOSITORY", &format!("gates/{now}"))
-            .run()
-            .exits(0);
+        project.ci(&["run"]).run().exits(0);
         ["lint", "custom"].map(|step| project.read(&format!("target/ci/logs/{step}.log")))
     };
 
