@@ -452,6 +452,10 @@ impl Progress for PullProgress<'_> {
         self.progress.line(line);
     }
 
+    fn line_of(&self, what: &str, line: &str) {
+        self.progress.line_of(what, line);
+    }
+
     fn done(&self, what: &str, took: Duration) {
         self.progress.done(what, took);
     }
@@ -509,6 +513,7 @@ mod tests {
             self.0.lock().unwrap().push(what.to_owned());
         }
         fn line(&self, _: &str) {}
+        fn line_of(&self, _: &str, _: &str) {}
         fn done(&self, what: &str, _: Duration) {
             self.remove(what);
         }

@@ -130,11 +130,13 @@ impl Screen {
         }
     }
 
-    /// Adds a line of output to the preparation that began last.
-    pub(super) fn last_line(&mut self, line: &str) {
-        let last = self.rows.iter_mut().rev();
-        let mut preparations = last.filter(|row| matches!(row.subject, Subject::Preparation(_)));
-        if let Some(row) = preparations.next() {
+    /// Adds a line of output to the preparation `what`, or to the one that began last.
+    pub(super) fn last_line(&mut self, what: Option<&str>, line: &str) {
+        let row = self.rows.iter_mut().rev().find(|row| match &row.subject {
+            Subject::Preparation(of) => what.is_none_or(|what| what == of),
+            Subject::Step(_) => false,
+        });
+        if let Some(row) = row {
             line.clone_into(&mut row.activity.last_line);
         }
     }
@@ -288,6 +290,20 @@ mod tests {
             view: View::Plain,
             printed: Instant::now(),
         }
+    }
+
+    #[test]
+    fn a_line_belongs_to_its_preparation_or_to_the_last_one() {
+        let mut screen = plain();
+        let [engine, image] = ["engine", "image"].map(|what| Subject::Preparation(what.to_owned()));
+        screen.begin(engine);
+        screen.begin(image);
+        screen.begin(Subject::Step(Step::Test));
+        screen.last_line(Some("engine"), "go build");
+        screen.last_line(None, "debootstrap");
+        screen.last_line(Some("an unknown one"), "nothing");
+        let lines = screen.rows.iter().map(|row| &*row.activity.last_line);
+        assert_eq!(lines.collect::<Vec<_>>(), ["go build", "debootstrap", ""]);
     }
 
     #[test]

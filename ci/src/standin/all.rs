@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::advisories::{self, AdvisoryDb};
 use super::base::{self, BaseLayout};
@@ -11,7 +11,7 @@ use super::servers::{self, Server};
 use super::toolchain;
 use super::tools;
 use common::failure::Failure;
-use common::progress::Progress;
+use common::progress::{Branch, Progress};
 use common::provision::Consent;
 
 /// The stand-ins of one run. Each is built once, when it is first used.
@@ -20,6 +20,8 @@ pub struct StandIns {
     progress: Arc<dyn Progress>,
     rust: OnceCell<StandIn>,
     trivy: OnceCell<StandIn>,
+    /// Held while Trivy's programs are built, which [`StandIns::trivy`] and [`StandIns::advisories`] both need.
+    trivy_programs: Mutex<()>,
     crane: OnceCell<StandIn>,
     servers: OnceCell<StandIn>,
     advisories: OnceCell<AdvisoryDb>,
@@ -34,6 +36,7 @@ impl StandIns {
             progress,
             rust: OnceCell::new(),
             trivy: OnceCell::new(),
+            trivy_programs: Mutex::new(()),
             crane: OnceCell::new(),
             servers: OnceCell::new(),
             advisories: OnceCell::new(),
@@ -41,29 +44,42 @@ impl StandIns {
         }
     }
 
+    /// Builds what `cell` lacks, maybe while others are built.
+    async fn once<'a, T>(
+        &self,
+        cell: &'a OnceCell<T>,
+        build: impl AsyncFnOnce(&dyn Progress) -> Result<T, Failure>,
+    ) -> Result<&'a T, Failure> {
+        let branch = Branch::of(&*self.progress);
+        // Boxed, because the compiler limits how deep futures can be nested.
+        cell.get_or_try_init(|| Box::pin(build(&branch))).await
+    }
+
     /// The Rust toolchain.
     ///
     /// # Errors
     /// When the stand-in cannot be built (exit code 3).
     pub async fn rust(&self) -> Result<&StandIn, Failure> {
-        self.rust
-            .get_or_try_init(|| toolchain::toolchain(self.consent, &*self.progress))
-            .await
+        self.once(&self.rust, async |progress| {
+            toolchain::toolchain(self.consent, progress).await
+        })
+        .await
     }
 
     /// # Errors
     /// When the stand-in cannot be built (exit code 3).
     pub async fn trivy(&self) -> Result<&StandIn, Failure> {
-        self.trivy
-            .get_or_try_init(|| tools::trivy(&*self.progress))
-            .await
+        self.once(&self.trivy, async |progress| {
+            let _alone = self.trivy_programs.lock().await;
+            tools::trivy(progress).await
+        })
+        .await
     }
 
     /// # Errors
     /// When the stand-in cannot be built (exit code 3).
     pub async fn crane(&self) -> Result<&StandIn, Failure> {
-        self.crane
-            .get_or_try_init(|| tools::crane(&*self.progress))
+        self.once(&self.crane, async |progress| tools::crane(progress).await)
             .await
     }
 
@@ -72,9 +88,11 @@ impl StandIns {
     /// # Errors
     /// When the database cannot be built (exit code 3).
     pub async fn advisories(&self) -> Result<&AdvisoryDb, Failure> {
-        self.advisories
-            .get_or_try_init(|| advisories::advisories(&*self.progress))
-            .await
+        self.once(&self.advisories, async |progress| {
+            let _alone = self.trivy_programs.lock().await;
+            advisories::advisories(progress).await
+        })
+        .await
     }
 
     /// The stand-in for any base image.
@@ -82,9 +100,10 @@ impl StandIns {
     /// # Errors
     /// When the image cannot be built (exit code 3).
     pub async fn base(&self) -> Result<&BaseLayout, Failure> {
-        self.base
-            .get_or_try_init(|| base::layout(self.consent, &*self.progress))
-            .await
+        self.once(&self.base, async |progress| {
+            base::layout(self.consent, progress).await
+        })
+        .await
     }
 
     /// The server that replaces the released image `image`, or `None` if that image has no stand-in.
@@ -96,8 +115,9 @@ impl StandIns {
             return Ok(None);
         };
         let image = self
-            .servers
-            .get_or_try_init(|| servers::image(self.consent, &*self.progress))
+            .once(&self.servers, async |progress| {
+                servers::image(self.consent, progress).await
+            })
             .await?;
         Ok(Some(Server {
             image: image.clone(),

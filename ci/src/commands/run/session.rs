@@ -35,7 +35,7 @@ use crate::steps::{build, fmt};
 use crate::trust::kind::Kind;
 use common::failure::{Failure, OrFail};
 use common::pins;
-use common::progress::Progress;
+use common::progress::{Branch, Progress};
 
 /// The outcome of a run, successful or not.
 pub(crate) struct Outcome<T = Results> {
@@ -112,7 +112,8 @@ async fn on_engine(
     prefetch: &Prefetch,
 ) -> Outcome {
     let opened = stopper.unless_stopped(async {
-        let engine = find::find(&plan.settings.engine, &report::confirm, &**reporter)
+        let branch = Branch::of(&**reporter);
+        let engine = find::find(&plan.settings.engine, &report::confirm, &branch)
             .instrument(info_span!("find the engine"))
             .await?;
         let telemetry = Telemetry::start().await?;
