@@ -116,28 +116,29 @@ impl Checkout {
             .hint("Run ci in a git checkout. ci names images after the commit.")
         })?;
         let root = PathBuf::from(root);
-        let sha = git_text(&root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).map_err(
-            |_| {
-                Failure::usage(format!(
-                    "the repository at {} has no commit yet",
-                    root.display()
-                ))
-                .hint("Create a commit first: `git add . && git commit`.")
-            },
-        )?;
-        let tag = Tag::of_commit(&sha, Tag::LENGTH)?;
-        let time = git_text(
-            &root,
-            [
-                "show",
-                "--no-patch",
-                "--no-show-signature",
-                "--format=%ct",
-                &sha,
-            ],
-        )?
-        .parse()
-        .or_environment("git printed a commit time that is not a number")?;
+        let describe = [
+            "show",
+            "--no-patch",
+            "--no-show-signature",
+            "--format=%H %ct",
+            "HEAD",
+            "--",
+        ];
+        let described = git_text(&root, describe).map_err(|failure| {
+            if git(&root, ["rev-parse", "--verify", "--quiet", "HEAD"]).is_ok() {
+                return failure;
+            }
+            Failure::usage(format!(
+                "the repository at {} has no commit yet",
+                root.display()
+            ))
+            .hint("Create a commit first: `git add . && git commit`.")
+        })?;
+        let (sha, time) = described.split_once(' ').unwrap_or((&described, ""));
+        let tag = Tag::of_commit(sha, Tag::LENGTH)?;
+        let time = time
+            .parse()
+            .or_environment("git printed a commit time that is not a number")?;
         let changes = git(
             &root,
             [
@@ -155,7 +156,10 @@ impl Checkout {
         };
         Ok(Self {
             root,
-            commit: Commit { sha, time },
+            commit: Commit {
+                sha: sha.to_owned(),
+                time,
+            },
             state,
             changes: first_changes(&changes),
         })

@@ -215,8 +215,11 @@ struct Borrower<'a> {
 impl<'a> Borrower<'a> {
     fn new(root: &'a Path) -> Result<Self, Failure> {
         let folder = temporary_folder()?;
-        let format = git_text(root, ["rev-parse", "--show-object-format"])?;
-        let objects = git_text(root, ["rev-parse", "--git-path", "objects"])?;
+        let describe = ["rev-parse", "--show-object-format", "--git-path", "objects"];
+        let described = git_text(root, describe)?;
+        let (format, objects) = described
+            .split_once('\n')
+            .ok_or_else(|| Failure::environment("git did not print the path of its objects"))?;
         let borrower = Self { root, folder };
         let mut init = git_command(
             borrower.folder.path(),
@@ -495,6 +498,12 @@ impl<'a> Borrower<'a> {
 
     /// The files with an attribute `filter`.
     fn filtered(&self, index: &str, entries: &[TreeEntry]) -> Result<Vec<Filtered>, Failure> {
+        let has_attributes = entries
+            .iter()
+            .any(|entry| entry.path.file_name() == Some(OsStr::new(".gitattributes")));
+        if !has_attributes {
+            return Ok(Vec::new());
+        }
         let mut paths = Vec::new();
         let is_file = |entry: &&TreeEntry| matches!(entry.kind, Kind::File | Kind::Program);
         for entry in entries.iter().filter(is_file) {

@@ -199,6 +199,18 @@ fn sees_files_that_are_not_checked_out() {
 }
 
 #[test]
+fn ignored_files_are_never_uploaded() {
+    let project = Project::new("ignored");
+    let before = files_of(&project);
+    for number in 0..100 {
+        project.write(&format!("target/{number}"), "ignored\n");
+    }
+    project.write(".git/info/exclude", "*.log\n");
+    project.write("api/service.log", "ignored\n");
+    assert_eq!(files_of(&project), before);
+}
+
+#[test]
 fn sees_the_disk_whatever_the_index_says() {
     let project = Project::new("index");
     project.write("assumed.txt", "before\n");

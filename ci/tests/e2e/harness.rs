@@ -35,6 +35,21 @@ pub const SERVICE: &str = include_str!("service.rs");
 pub const TEST_RUNS: &str =
     r#"std::io::Write::write_all(&mut std::io::stderr(), b"the test runs\n").unwrap();"#;
 
+/// The place of temporary files, for the tests and the calls of `ci`. That of `cli` is in memory, if there is enough: on ext4, a new
+/// file takes long after thousands were removed. The images of the other suites are too large for it.
+static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let memory = Path::new("/dev/shm");
+    let is_free = || {
+        let disk = nix::sys::statvfs::statvfs(memory).ok()?;
+        Some(disk.blocks_available() * disk.fragment_size() >= 1 << 30)
+    };
+    if env!("CARGO_CRATE_NAME") == "cli" && is_free() == Some(true) {
+        // Fails if a test has chosen another place.
+        let _ = tempfile::env::override_temp_dir(memory);
+    }
+    tempfile::env::temp_dir()
+});
+
 /// A process that is killed on drop.
 pub struct KillOnDrop(pub std::process::Child);
 
@@ -145,15 +160,14 @@ impl Project {
         let project = Self {
             folder: tempfile::Builder::new()
                 .prefix("ci test ")
-                .tempdir()
+                .tempdir_in(&*PLACE)
                 .unwrap(),
             repository: format!("e2e/{name}"),
         };
         for (path, content) in files {
             project.write(path, content);
         }
-        // Without the samples of hooks, which are most of the files.
-        project.git(&["init", "--quiet", "--initial-branch=main", "--template="]);
+        init(project.path());
         project.commit("all of it");
         project
     }
@@ -250,7 +264,18 @@ impl Project {
         self.git(&["add", "--all"]);
         let arguments = ["commit", "--quiet", "--allow-empty", "--message", message];
         git_with(self.path(), &arguments, env);
-        self.git(&["rev-parse", "HEAD"])
+        self.head()
+    }
+
+    /// The SHA of HEAD. Most often it is in the file of the branch, and needs no process.
+    fn head(&self) -> String {
+        let folder = self.path().join(".git");
+        let read = |path: &str| std::fs::read_to_string(folder.join(path)).ok();
+        let branch = read("HEAD").and_then(|head| read(head.strip_prefix("ref: ")?.trim()));
+        match branch {
+            Some(sha) => sha.trim().to_owned(),
+            None => self.git(&["rev-parse", "HEAD"]),
+        }
     }
 
     /// A call of `ci` in this project, with its repository.
@@ -272,6 +297,20 @@ pub fn with_own_mounts(script: &str) -> Command {
         .args(["sh", "-c", script, "sh"])
         .stdin(Stdio::null());
     command
+}
+
+/// Makes `folder` a repository with the branch `main`, as `git init` does, but without a process, and without the samples of hooks.
+fn init(folder: &Path) {
+    let git = folder.join(".git");
+    for name in ["objects", "refs/heads"] {
+        std::fs::create_dir_all(git.join(name)).unwrap();
+    }
+    std::fs::write(git.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+    std::fs::write(
+        git.join("config"),
+        "[core]\n\trepositoryformatversion = 0\n\tbare = false\n\tlogallrefupdates = true\n",
+    )
+    .unwrap();
 }
 
 /// Runs git with a test identity and without the caller's configuration.
@@ -326,6 +365,7 @@ impl Ci {
             .env("LAB_CI_ENGINE", "embedded")
             // On every machine, steps run at the same time unless a test changes it.
             .env("LAB_CI_MEMORY", "1TiB")
+            .env("TMPDIR", &*PLACE)
             .stdin(Stdio::null());
         for name in INHERITED {
             if let Some(value) = std::env::var_os(name) {
