@@ -210,40 +210,47 @@ async fn closes_the_connection_after_a_large_second_head() {
     assert_eq!(to_the_end(&mut socket).await, "");
 }
 
+async fn does_not_wait_for_body(address: SocketAddr, headers: &str) {
+    let mut socket = connect(address).await;
+    let head = format!("POST /health HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = read_response(&mut socket).await;
+    // "100 Continue" may arrive separately.
+    if !answer.contains("HTTP/1.1 405") {
+        answer = read_response(&mut socket).await;
+    }
+    assert!(answer.contains("HTTP/1.1 405"), "{headers}: {answer}");
+    // Then the body arrives slowly.
+    let (mut reads, mut writes) = socket.split();
+    let trickle = async {
+        while writes.write_all(b"1\r\nx\r\n").await.is_ok() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut rest = Vec::new();
+    tokio::select! {
+        () = trickle => {}
+        end = reads.read_to_end(&mut rest) => if let Err(error) = end {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{headers}");
+        },
+        () = sleep(LONG) => panic!("{headers}: still connected"),
+    }
+    assert!(!String::from_utf8_lossy(&rest).contains("HTTP/1.1"));
+}
+
 #[actix_web::test]
 async fn does_not_wait_for_bodies() {
     let address = start(None);
-    for headers in [
-        "Content-Length: 1000000000",
-        "Transfer-Encoding: chunked",
-        "Expect: 100-continue\r\nContent-Length: 1000000000",
-    ] {
-        let mut socket = connect(address).await;
-        let head = format!("POST /health HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
-        socket.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = read_response(&mut socket).await;
-        // "100 Continue" may arrive separately.
-        if !answer.contains("HTTP/1.1 405") {
-            answer = read_response(&mut socket).await;
-        }
-        assert!(answer.contains("HTTP/1.1 405"), "{headers}: {answer}");
-        // Then the body arrives slowly.
-        let (mut reads, mut writes) = socket.split();
-        let trickle = async {
-            while writes.write_all(b"1\r\nx\r\n").await.is_ok() {
-                sleep(Duration::from_millis(100)).await;
-            }
-        };
-        let mut rest = Vec::new();
-        tokio::select! {
-            () = trickle => {}
-            end = reads.read_to_end(&mut rest) => if let Err(error) = end {
-                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{headers}");
-            },
-            () = sleep(LONG) => panic!("{headers}: still connected"),
-        }
-        assert!(!String::from_utf8_lossy(&rest).contains("HTTP/1.1"));
-    }
+    // The service keeps each connection open for a while, so they wait together.
+    futures_util::future::join_all(
+        [
+            "Content-Length: 1000000000",
+            "Transfer-Encoding: chunked",
+            "Expect: 100-continue\r\nContent-Length: 1000000000",
+        ]
+        .map(|headers| does_not_wait_for_body(address, headers)),
+    )
+    .await;
     // A large body at once.
     let answer = exchange(
         address,

@@ -150,19 +150,20 @@ fn second_signal_exits_immediately() {
 
 #[actix_web::test]
 async fn logs_requests_without_their_query_and_probes_at_debug_level() {
-    for (level, probes) in [("info", 0), ("debug", 1)] {
+    let services = [("info", 0), ("debug", 1)].map(|(level, probes)| {
         let service = Service::start(&[("RUST_LOG", level)]);
-        crate::client()
-            .get(service.url("/health"))
-            .send()
-            .await
-            .unwrap();
-        crate::client()
-            .get(service.url("/?secret=1"))
-            .send()
-            .await
-            .unwrap();
+        (service, probes)
+    });
+    for (service, _) in &services {
+        for path in ["/health", "/?secret=1"] {
+            crate::client().get(service.url(path)).send().await.unwrap();
+        }
+    }
+    // Each waits for its clients, so all end at the same time.
+    for (service, _) in &services {
         service.signal(Signal::SIGTERM);
+    }
+    for (service, probes) in services {
         let (_, log) = service.wait();
         let requests = |path| {
             log.iter()

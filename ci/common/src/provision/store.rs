@@ -464,7 +464,7 @@ mod tests {
     #[tokio::test]
     async fn build_that_is_dropped_while_it_is_saved_is_complete_or_absent() {
         const FILES: usize = 200;
-        for _ in 0..20 {
+        for _ in 0..5 {
             let folder = tempfile::tempdir().expect("a folder");
             let dest = folder.path().join("thing");
             let built = tokio::sync::Notify::new();
