@@ -51,7 +51,7 @@ use engine::{Engine, copy};
 use harness::{Ci, git, lock_named};
 use host::{Host, Trivy};
 use process::{Interrupted, seconds, usage, watch};
-use projects::{DEPENDENCIES, FILES, ONE_FILE, Project, REPOSITORY, append, replace};
+use projects::{DEPENDENCIES, FILES, HUNDRED, ONE_FILE, Project, REPOSITORY, TEN, append, replace};
 use results::{IDLE, Results, Round};
 
 /// Measure what a run costs.
@@ -85,6 +85,7 @@ fn main() -> ExitCode {
             Part::Repository,
             Part::Dependencies,
             Part::Many,
+            Part::Growth,
         ],
     };
     if arguments.first && !parts.contains(&Part::First) {
@@ -129,6 +130,10 @@ fn measure(parts: &[Part], results: &mut Results) {
                 Part::Repository => project(&bench, results, &REPOSITORY, 3),
                 Part::Dependencies => project(&bench, results, &DEPENDENCIES, 3),
                 Part::Many => many(&bench, results),
+                Part::Growth => {
+                    project(&bench, results, &TEN, 3);
+                    project(&bench, results, &HUNDRED, 3);
+                }
                 Part::First => {}
             }
         }

@@ -17,6 +17,8 @@ pub enum Part {
     Dependencies,
     /// Ten runs on one engine
     Many,
+    /// Ten times as many crates, tests and files: about ten minutes
+    Growth,
     /// First runs, with an empty cache directory: about an hour
     First,
 }
@@ -141,6 +143,14 @@ pub const CASES: &[Case] = &[
     case("dependencies/dependency", "300 dependencies, one of them updated", &[of(Usual, 0.9)]),
     case("many/warm", "ten runs at once, nothing to compile", &[of(Sequence, 0.6)]),
     case("many/cold", "ten runs at once, cold", &[of(Sequence, 1.0)]),
+    case("ten/cold", "10 crates, 100 tests, 1,000 files, cold", &[]),
+    case("ten/nothing", "10 crates, nothing changed", &[]),
+    case("ten/documentation", "10 crates, documentation changed", &[]),
+    case("ten/line", "10 crates, one line changed", &[]),
+    case("hundred/cold", "100 crates, 1,000 tests, 10,000 files, cold", &[]),
+    case("hundred/nothing", "100 crates, nothing changed", &[]),
+    case("hundred/documentation", "100 crates, documentation changed", &[]),
+    case("hundred/line", "100 crates, one line changed", &[]),
     case("first/one-file", "first run on an empty machine, one file", &[at_most(720.0)]),
     case("first/one-file-silence", "… longest time without a sign of life", &[at_most(10.0)]),
     case("first/repository", "first run on an empty machine, this repository", &[at_most(1200.0)]),

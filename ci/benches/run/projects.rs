@@ -62,6 +62,20 @@ pub const DEPENDENCIES: Project = Project {
     gate: None,
 };
 
+/// A workspace of 10 crates with 10 tests and 100 files each.
+pub const TEN: Project = Project {
+    name: "ten",
+    create: |folder| create_workspace(folder, 10),
+    ..ONE_FILE
+};
+
+/// Ten times as many crates, tests and files.
+pub const HUNDRED: Project = Project {
+    name: "hundred",
+    create: |folder| create_workspace(folder, 100),
+    ..ONE_FILE
+};
+
 impl Project {
     /// Creates the project in `folder`, with one commit.
     pub fn create(&self, folder: &Path) {
@@ -145,10 +159,53 @@ fn create_one_file(folder: &Path) {
 
 fn create_files(folder: &Path) {
     create_one_file(folder);
-    for number in 0..10_000 {
+    write_files(folder, 10_000);
+}
+
+fn write_files(folder: &Path, files: usize) {
+    for number in 0..files {
         let path = format!("assets/{}/{}.txt", number / 100, number % 100);
         write(folder, &path, &format!("File {number}.\n"));
     }
+}
+
+/// The service of one file, which depends on all other crates of the workspace.
+fn create_workspace(folder: &Path, crates: usize) {
+    create_one_file(folder);
+    let members = "[workspace]\nmembers = [\"api\", \"crates/*\"]\nresolver = \"3\"\n";
+    write(folder, "Cargo.toml", members);
+    let mut dependencies = String::from("\n[dependencies]\n");
+    let mut calls = String::new();
+    for number in 1..crates {
+        let name = format!("part{number}");
+        writeln!(dependencies, "{name} = {{ path = \"../crates/{name}\" }}").unwrap();
+        writeln!(calls, "    assert!({name}::twice(1) == 2);").unwrap();
+        let manifest =
+            format!("[package]\nname = \"{name}\"\nversion = \"1.2.3\"\nedition = \"2024\"\n");
+        write(folder, &format!("crates/{name}/Cargo.toml"), &manifest);
+        let source = "pub fn twice(number: u64) -> u64 {\n    number * 2\n}\n";
+        let source = source.to_owned() + &ten_tests("super::twice(1) == 2");
+        write(folder, &format!("crates/{name}/src/lib.rs"), &source);
+    }
+    let manifest = std::fs::read_to_string(folder.join("api/Cargo.toml")).unwrap();
+    write(folder, "api/Cargo.toml", &(manifest + &dependencies));
+    let service = std::fs::read_to_string(folder.join("api/src/main.rs")).unwrap();
+    let service = service.replace("fn main() {\n", &format!("fn main() {{\n{calls}"));
+    write(folder, "api/src/main.rs", &service);
+    write_files(folder, crates * 100);
+    lock(folder);
+}
+
+fn ten_tests(assertion: &str) -> String {
+    let mut source = String::from("\n#[cfg(test)]\nmod tests {\n");
+    for number in 0..10 {
+        write!(
+            source,
+            "#[test]\nfn test_{number}() {{\nassert!({assertion});\n}}\n"
+        )
+        .unwrap();
+    }
+    source + "}\n"
 }
 
 fn create_dependencies(folder: &Path) {
