@@ -157,7 +157,7 @@ pub(super) async fn run(invocation: &Invocation) -> Result<ExitCode, Failure> {
         },
     }
     let machine = is_here.then(Machine::here).flatten();
-    let turns = Turns::new(&steps, settings.jobs, settings.memory, machine);
+    let turns = Turns::new(&steps, settings.jobs, settings.memory, machine, |_| false);
     findings.good("memory", turns.description().to_owned());
     match provision::cache_root() {
         Ok(cache) => findings.good("cache", cache.display().to_string()),

@@ -32,6 +32,7 @@ pub(super) struct Cargo {
     /// An error of cargo itself, and the lines after it.
     open: Option<(String, Vec<String>)>,
     crates: Option<Crates>,
+    has_compiled: bool,
 }
 
 impl Cargo {
@@ -41,10 +42,14 @@ impl Cargo {
             return None;
         }
         let message: Message = serde_json::from_str(line).ok()?;
-        let Message::CompilerMessage(message) = message else {
-            return Some(Vec::new());
+        let message = match message {
+            Message::CompilerMessage(message) => message.message,
+            Message::BuildFinished(_) => {
+                self.has_compiled = true;
+                return Some(Vec::new());
+            }
+            _ => return Some(Vec::new()),
         };
-        let message = message.message;
         let rendered = message.rendered.clone().unwrap_or_default();
         if !self.seen.insert(rendered.clone()) {
             return Some(Vec::new());
@@ -94,6 +99,11 @@ impl Cargo {
         {
             self.crates = Some(Crates { done, all });
         }
+    }
+
+    /// Whether cargo has said that it has compiled everything.
+    pub(super) fn has_compiled(&self) -> bool {
+        self.has_compiled
     }
 
     pub(super) fn crates(&self) -> Option<Crates> {

@@ -122,6 +122,15 @@ impl Reader {
         &self.activity
     }
 
+    /// Whether cargo has compiled everything.
+    #[must_use]
+    pub(crate) fn has_compiled(&self) -> bool {
+        match &self.parser {
+            Parser::Test(cargo, _) | Parser::Cargo(cargo) => cargo.has_compiled(),
+            Parser::Format(_) | Parser::Gates(_) | Parser::Other => false,
+        }
+    }
+
     /// How long the command has printed nothing and used almost no CPU.
     #[must_use]
     pub(crate) fn idle(&self) -> Duration {

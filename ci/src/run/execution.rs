@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use dagger_sdk::DaggerConn;
@@ -116,7 +116,12 @@ impl<K: Kind> Run<K> {
         // Not part of the step's time, which its limit counts.
         let turn = async { Ok(self.context.turns.take(step).await) };
         let turn = self.context.stopper.unless_stopped(turn).await;
-        let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
+        let held = match &turn {
+            Ok(Some(turn)) => Arc::downgrade(turn),
+            _ => Weak::new(),
+        };
+        let folder = &self.context.settings.folder;
+        let output = StepOutput::new(step, folder, &self.context.reporter, held);
         let span = info_span!(
             "step",
             track = step.name(),
@@ -340,7 +345,8 @@ impl<K: Kind> Run<K> {
     /// The context of a step that is not part of the run: nothing is recorded or shown.
     #[must_use]
     pub fn detached(&self, step: Step) -> StepContext<'_, K> {
-        let output = StepOutput::new(step, &self.context.settings.folder, &self.context.reporter);
+        let folder = &self.context.settings.folder;
+        let output = StepOutput::new(step, folder, &self.context.reporter, Weak::new());
         self.context_of(
             step,
             self.context.telemetry.trace(step.name(), None),
@@ -405,6 +411,7 @@ impl<K: Kind> Run<K> {
             .unwrap_or_else(PoisonError::into_inner);
         let mut logs = BTreeMap::new();
         let mut passes = Vec::new();
+        let mut compiled = Vec::new();
         for EndedOutput {
             step,
             trace,
@@ -422,6 +429,10 @@ impl<K: Kind> Run<K> {
                 if record.cached {
                     record.why = None;
                 }
+                let has_ended = matches!(record.status, Status::Passed | Status::Failed);
+                if has_ended && record.reused.is_none() && inputs.is_some() {
+                    compiled.push(step);
+                }
                 if let (Status::Passed, Some(time), Some(inputs)) =
                     (record.status, record.start, inputs)
                 {
@@ -431,7 +442,11 @@ impl<K: Kind> Run<K> {
                 logs.insert(step, self.context.reporter.redact(&log));
             }
         }
-        if let Err(failure) = self.context.history.save(passes) {
+        let mut history = self.context.history;
+        for step in compiled {
+            history.add_compiled(step, self.context.dependencies.clone());
+        }
+        if let Err(failure) = history.save(passes) {
             self.context.reporter.notice(&failure.to_string());
         }
         let cache = match self.context.cache {

@@ -20,6 +20,18 @@ const FILE: &str = "passes.json";
 pub struct History {
     path: PathBuf,
     passes: BTreeMap<Step, (LastPass, Inputs)>,
+    compiled: BTreeMap<Step, Dependencies>,
+}
+
+/// What decides whether the dependencies of a workspace must be compiled anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Dependencies {
+    /// The digest of `Cargo.lock`.
+    pub lock: String,
+    /// The name of the toolchain.
+    pub toolchain: String,
+    /// The engine, which has the compiled dependencies.
+    pub engine: String,
 }
 
 /// The content of the file. Steps with the same files share their list.
@@ -27,6 +39,9 @@ pub struct History {
 struct Stored {
     passes: BTreeMap<Step, StoredPass>,
     files: BTreeMap<String, Arc<BTreeMap<String, String>>>,
+    /// The dependencies that each step has compiled, whether or not it passed.
+    #[serde(default)]
+    compiled: BTreeMap<Step, Dependencies>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -38,6 +53,26 @@ struct StoredPass {
     engine: String,
 }
 
+/// From so many dependencies on, compiling them takes long.
+const MANY: usize = 20;
+
+/// Whether compiling the dependencies of a `Cargo.lock` takes long. An invalid file counts as one without dependencies.
+#[must_use]
+pub(crate) fn has_many_dependencies(lockfile: &str) -> bool {
+    #[derive(Default, Deserialize)]
+    struct Lockfile {
+        #[serde(default)]
+        package: Vec<Package>,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        source: Option<String>,
+    }
+    let lockfile: Lockfile = toml::from_str(lockfile).unwrap_or_default();
+    let packages = lockfile.package.iter();
+    packages.filter(|it| it.source.is_some()).count() >= MANY
+}
+
 impl History {
     /// Reads the passes of earlier runs; an unreadable file counts as none.
     #[must_use]
@@ -47,7 +82,11 @@ impl History {
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
-        let Stored { passes, files } = stored;
+        let Stored {
+            passes,
+            files,
+            compiled,
+        } = stored;
         let pass = |(step, pass): (Step, StoredPass)| {
             let inputs = Inputs {
                 files: Arc::clone(files.get(&pass.files)?),
@@ -58,8 +97,20 @@ impl History {
         };
         Self {
             passes: passes.into_iter().filter_map(pass).collect(),
+            compiled,
             path,
         }
+    }
+
+    /// Whether an earlier run has compiled these dependencies in `step`. The engine may have evicted them since.
+    #[must_use]
+    pub fn has_compiled(&self, step: Step, dependencies: &Dependencies) -> bool {
+        self.compiled.get(&step) == Some(dependencies)
+    }
+
+    /// Adds dependencies that `step` has compiled in this run.
+    pub fn add_compiled(&mut self, step: Step, dependencies: Dependencies) {
+        self.compiled.insert(step, dependencies);
     }
 
     /// Why a step with these inputs did not reuse an earlier result. `kept` returns the last pass that the runner's cache knows, for
@@ -101,7 +152,10 @@ impl History {
         for (step, last, inputs) in passes {
             self.passes.insert(step, (last, inputs));
         }
-        let mut stored = Stored::default();
+        let mut stored = Stored {
+            compiled: self.compiled,
+            ..Stored::default()
+        };
         for (step, (last, inputs)) in self.passes {
             let list =
                 serde_json::to_vec(&*inputs.files).or_environment("cannot list the files")?;
@@ -126,6 +180,18 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packages_of_the_workspace_are_no_dependencies() {
+        let lockfile = |others: usize| {
+            let own = "[[package]]\nname = \"own\"\nversion = \"1.2.3\"\n";
+            let other = own.to_owned() + "source = \"registry\"\n";
+            own.repeat(MANY) + &other.repeat(others)
+        };
+        assert!(!has_many_dependencies(&lockfile(MANY - 1)));
+        assert!(has_many_dependencies(&lockfile(MANY)));
+        assert!(!has_many_dependencies("damaged"));
+    }
 
     #[test]
     fn a_pass_is_known_in_the_next_run() {
@@ -159,6 +225,19 @@ mod tests {
             next.why(Step::Smoke, None, || None).reasons,
             [Reason::Always]
         );
+        assert!(!next.has_compiled(Step::Test, &Dependencies::default()));
+        let mut third = History::load(folder.path());
+        third.add_compiled(Step::Test, Dependencies::default());
+        third.save([]).unwrap();
+        let fourth = History::load(folder.path());
+        assert!(fourth.has_compiled(Step::Test, &Dependencies::default()));
+        assert!(!fourth.has_compiled(Step::Lint, &Dependencies::default()));
+        let lock = "another".to_owned();
+        let others = Dependencies {
+            lock,
+            ..Dependencies::default()
+        };
+        assert!(!fourth.has_compiled(Step::Test, &others));
         // The other steps keep their passes.
         History::load(folder.path()).save([]).unwrap();
         let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();

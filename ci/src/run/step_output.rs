@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use super::turns::Turn;
 use crate::engine::telemetry::Listener;
 use crate::model::cause::Activity;
 use crate::model::step::Step;
@@ -19,6 +20,7 @@ pub(super) struct StepOutput {
     step: Step,
     folder: PathBuf,
     reporter: Arc<Reporter>,
+    turn: Weak<Turn>,
     inner: Mutex<Inner>,
 }
 
@@ -30,10 +32,16 @@ struct Inner {
 }
 
 impl StepOutput {
-    /// The empty output of a step on the workspace in `folder`.
-    pub(super) fn new(step: Step, folder: &Path, reporter: &Arc<Reporter>) -> Arc<Self> {
+    /// The empty output of a step on the workspace in `folder`, which tells `turn` when everything is compiled.
+    pub(super) fn new(
+        step: Step,
+        folder: &Path,
+        reporter: &Arc<Reporter>,
+        turn: Weak<Turn>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             step,
+            turn,
             folder: folder.to_owned(),
             reporter: Arc::clone(reporter),
             inner: Mutex::new(Inner {
@@ -59,7 +67,11 @@ impl StepOutput {
             inner.log.push('\n');
         }
         let activity = inner.activity();
+        let has_compiled = inner.reader.has_compiled();
         drop(inner);
+        if has_compiled && let Some(turn) = self.turn.upgrade() {
+            turn.compiled();
+        }
         for line in &lines {
             self.reporter.line_of(self.step, line);
         }

@@ -1,14 +1,20 @@
-//! Limits how many of the steps in which cargo compiles run at the same time, by the memory of the engine's machine.
+//! Limits how many of the steps in which cargo compiles run at the same time, by the memory and the processors of the engine's
+//! machine.
 
 use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytesize::ByteSize;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::step::Step;
 
 /// What each compiler that cargo runs at the same time may need, in bytes.
 const PER_JOB: u64 = 2 * bytesize::GIB;
+
+/// Up to so many processors, compilers of several cargos hinder one another: on two, a cold test, lint and build of a service with
+/// 300 dependencies took 334 s at once, and 290 s one after another. On more, a single cargo leaves some idle.
+const FEW_CPUS: u64 = 2;
 
 /// The machine that an engine runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,18 +52,43 @@ fn total_memory(text: &str) -> Option<u64> {
 #[derive(Debug)]
 pub struct Turns {
     /// `None` if all of them run at once.
-    slots: Option<Semaphore>,
+    slots: Option<Arc<Semaphore>>,
+    /// Whether a turn ends as soon as everything is compiled, because it is the processors that are short and not the memory.
+    until_compiled: bool,
     description: String,
+}
+
+/// The turn of a step, until it is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    until_compiled: bool,
+}
+
+impl Turn {
+    /// Ends the turn if nothing but compilers must wait for it: tests may wait themselves, and leave processors idle.
+    pub fn compiled(&self) {
+        if self.until_compiled {
+            drop(
+                self.permit
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take(),
+            );
+        }
+    }
 }
 
 impl Turns {
     /// The turns of `steps`. Each of the two defaults to that of the machine; if it is not known either, all run at once.
+    /// `is_cold` returns whether a step must compile all dependencies.
     #[must_use]
     pub fn new(
         steps: &[Step],
         jobs: Option<NonZeroU16>,
         memory: Option<ByteSize>,
         machine: Option<Machine>,
+        is_cold: impl Fn(Step) -> bool,
     ) -> Self {
         let mut cargos: Vec<_> = steps.iter().filter(|it| it.definition().compiles).collect();
         // Gates run after lint.
@@ -71,6 +102,7 @@ impl Turns {
         ) else {
             return Self {
                 slots: None,
+                until_compiled: false,
                 description: "unknown, because the engine is not on this machine: all steps run at the same time (see `memory` in ci.toml)"
                     .to_owned(),
             };
@@ -84,8 +116,11 @@ impl Turns {
         let memory = ByteSize::b(memory);
         if cargos.len() <= slots {
             let names: Vec<_> = cargos.iter().map(|step| step.name()).collect();
+            let has_few = machine.is_some_and(|it| it.cpus <= FEW_CPUS);
+            let cold = cargos.iter().filter(|step| is_cold(***step)).count();
             return Self {
-                slots: None,
+                slots: (has_few && cold > 1).then(|| Arc::new(Semaphore::new(1))),
+                until_compiled: true,
                 description: format!(
                     "{memory} for cargos with {each} each: {} run at the same time",
                     names.join(", ")
@@ -93,7 +128,8 @@ impl Turns {
             };
         }
         Self {
-            slots: Some(Semaphore::new(slots)),
+            slots: Some(Arc::new(Semaphore::new(slots))),
+            until_compiled: false,
             description: format!(
                 "{memory} of memory are enough for {slots} of {} cargos with {each} each: steps take turns (see `jobs` and `memory` in ci.toml)",
                 cargos.len()
@@ -110,17 +146,26 @@ impl Turns {
     /// Says that steps take turns, if they do.
     #[must_use]
     pub fn notice(&self) -> Option<&str> {
-        self.slots.as_ref().map(|_| self.description())
+        self.slots.as_ref()?;
+        Some(if self.until_compiled {
+            "compiling the dependencies, one step after another, because there are few processors"
+        } else {
+            self.description()
+        })
     }
 
     /// Waits for the turn of `step`, which lasts as long as the returned value. A step in which nothing is compiled does not wait.
-    pub async fn take(&self, step: Step) -> Option<SemaphorePermit<'_>> {
-        let slots = self.slots.as_ref()?;
+    pub async fn take(&self, step: Step) -> Option<Arc<Turn>> {
+        let slots = Arc::clone(self.slots.as_ref()?);
         if !step.definition().compiles {
             return None;
         }
         // It is never closed.
-        slots.acquire().await.ok()
+        let permit = slots.acquire_owned().await.ok();
+        Some(Arc::new(Turn {
+            permit: Mutex::new(permit),
+            until_compiled: self.until_compiled,
+        }))
     }
 }
 
@@ -141,6 +186,7 @@ mod tests {
             jobs.and_then(NonZeroU16::new),
             memory.map(ByteSize::gib),
             machine,
+            |_| false,
         );
         assert_eq!(turns.notice().is_some(), turns.slots.is_some());
         assert_eq!(
@@ -177,8 +223,30 @@ mod tests {
             cpus: 8,
             memory: bytesize::GIB,
         });
-        let single = Turns::new(&[Step::Fmt, Step::Test], None, None, small);
+        let single = Turns::new(&[Step::Fmt, Step::Test], None, None, small, |_| true);
         assert!(single.slots.is_none());
+    }
+
+    #[tokio::test]
+    async fn with_few_processors_cold_steps_compile_one_after_another() {
+        let cold = |cpus, is_cold: fn(Step) -> bool| {
+            let memory = 64 * bytesize::GIB;
+            let machine = Some(Machine { cpus, memory });
+            Turns::new(Step::all(), None, None, machine, is_cold)
+        };
+        assert!(cold(4, |_| true).notice().is_none());
+        assert!(cold(2, |step| step == Step::Test).notice().is_none());
+        let turns = cold(2, |_| true);
+        let notice = turns.notice().expect("a notice");
+        assert!(notice.contains("few processors"), "{notice}");
+        assert!(turns.description().contains("at the same time"));
+        let first = turns.take(Step::Test).await.expect("a turn");
+        let short = std::time::Duration::from_millis(10);
+        let waiting = tokio::time::timeout(short, turns.take(Step::Lint));
+        assert!(waiting.await.is_err());
+        // The tests run while the next step compiles.
+        first.compiled();
+        assert!(turns.take(Step::Lint).await.is_some());
     }
 
     #[tokio::test]
@@ -188,6 +256,7 @@ mod tests {
             NonZeroU16::new(1),
             Some(ByteSize::gib(2)),
             None,
+            |_| false,
         );
         assert!(
             turns
@@ -195,9 +264,10 @@ mod tests {
                 .unwrap()
                 .contains("1 of 3 cargos with 1 compiler each")
         );
-        let first = turns.take(Step::Test).await;
-        assert!(first.is_some());
+        let first = turns.take(Step::Test).await.expect("a turn");
         assert!(turns.take(Step::Fmt).await.is_none());
+        // Its tests may need as much memory as its compilers.
+        first.compiled();
         let waiting =
             tokio::time::timeout(std::time::Duration::from_millis(10), turns.take(Step::Lint));
         assert!(waiting.await.is_err());

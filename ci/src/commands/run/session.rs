@@ -1,5 +1,6 @@
 //! Runs a plan in a session with the engine. One scope opens and closes the session, however the run ends.
 
+use std::cell::LazyCell;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use crate::model::step::Step;
 use crate::report::{self, EngineReport, Reporter, RustReport};
 use crate::run::context::{Platforms, RunContext, new_id};
 use crate::run::execution::Run;
-use crate::run::history::History;
+use crate::run::history::{Dependencies, History, has_many_dependencies};
 use crate::run::stopper::{Stop, Stopper};
 use crate::run::toolbox::{self, AnyToolbox, Toolbox};
 use crate::run::turns::{Machine, Turns};
@@ -33,6 +34,7 @@ use crate::source::toolchain::ToolchainFile;
 use crate::standin::StandIns;
 use crate::steps::{build, fmt};
 use crate::trust::kind::Kind;
+use common::digest::sha256;
 use common::failure::{Failure, OrFail};
 use common::pins;
 use common::progress::{Branch, Progress};
@@ -255,7 +257,14 @@ impl InSession<'_> {
             None
         };
         let Settings { jobs, memory, .. } = plan.settings;
-        let turns = Turns::new(&plan.steps, jobs, memory, machine);
+        let dependencies = Dependencies {
+            lock: sha256(lockfile.as_bytes()),
+            toolchain: rust.name.clone(),
+            engine: self.engine.name.clone(),
+        };
+        let are_many = LazyCell::new(|| has_many_dependencies(&lockfile));
+        let is_cold = |step| !history.has_compiled(step, &dependencies) && *are_many;
+        let turns = Turns::new(&plan.steps, jobs, memory, machine, is_cold);
         if let Some(notice) = turns.notice() {
             self.reporter.notice(notice);
         }
@@ -271,6 +280,7 @@ impl InSession<'_> {
             stopper: self.stopper.clone(),
             cache,
             history,
+            dependencies,
             engine: self.engine.name.clone(),
             commit: plan.checkout.commit.sha.clone(),
             id: new_id(),
