@@ -46,9 +46,6 @@ use crate::{
     problem::{PROBLEM_JSON, Problem},
 };
 
-/// How long a client may take to send a request, and how long an idle connection is kept.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long a client may leave sent data unacknowledged.
 const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -100,7 +97,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<ClientSocket>>> = const { RefCell::new(None) };
 }
 
-/// Limits the number of open connections.
+/// Limits the number of open connections, and how long they may be idle.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter(Arc<Inner>);
 
@@ -108,6 +105,7 @@ pub struct ConnectionLimiter(Arc<Inner>);
 struct Inner {
     connections: usize,
     workers: usize,
+    request_timeout: Duration,
     permits: Arc<Semaphore>,
     /// Permits for connections with a large request head or a slow client.
     large: Arc<Semaphore>,
@@ -117,9 +115,9 @@ struct Inner {
 
 impl ConnectionLimiter {
     /// Limits connections to `configured`, or to the number that the memory and the maximum of open files allow. Raises the limit
-    /// of open files to its hard limit.
+    /// of open files to its hard limit. A client may take `request_timeout` to send a request, or to be idle.
     #[must_use]
-    pub fn new(configured: Option<usize>) -> Self {
+    pub fn new(configured: Option<usize>, request_timeout: Duration) -> Self {
         let memory = memory::limit();
         let files = raise_open_files();
         let connections = configured.unwrap_or_else(|| fitting(memory, files));
@@ -135,6 +133,7 @@ impl ConnectionLimiter {
         Self(Arc::new(Inner {
             connections,
             workers: workers.min(MAX_WORKERS),
+            request_timeout,
             permits: semaphore(connections),
             large: semaphore(large.clamp(16, 4096) as usize),
             leaving: semaphore(leaving(connections)),
@@ -276,7 +275,7 @@ where
             let drain = drain.clone();
             async move { drain.notified().await }
         })
-        .keep_alive(KeepAlive::Timeout(REQUEST_TIMEOUT))
+        .keep_alive(KeepAlive::Timeout(limiter.0.request_timeout))
         // The timeout of actix-http applies only to the first request; `Connection` has its own.
         .client_request_timeout(Duration::ZERO)
         .client_disconnect_timeout(CLOSE_TIMEOUT)
@@ -431,7 +430,7 @@ impl<H: Future<Output = Result<(), E>>, E> Future for Connection<H> {
                 }
                 ready!(
                     timer
-                        .get_or_insert_with(|| Box::pin(sleep(REQUEST_TIMEOUT)))
+                        .get_or_insert_with(|| Box::pin(sleep(client.limiter.0.request_timeout)))
                         .as_mut()
                         .poll(cx)
                 );

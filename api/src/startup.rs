@@ -102,7 +102,7 @@ impl Application {
         let hangup = signal(SignalKind::hangup()).map_err(Error::Server)?;
         let configured = settings.address;
         let (watch, fixed) = (settings.watch, settings.fixed());
-        let connections = settings.connections;
+        let (connections, request_timeout) = (settings.connections, settings.request_timeout);
         let authorities = env::var_os(AUTHORITIES).filter(|path| !path.is_empty());
         let clients =
             Clients::new(authorities.as_deref().map(Path::new)).map_err(Error::Authorities)?;
@@ -115,7 +115,7 @@ impl Application {
         let listener = connections::listen(configured).map_err(listen)?;
         // The configured port may be 0, which selects any free port.
         let address = listener.local_addr().map_err(listen)?;
-        let limiter = ConnectionLimiter::new(connections);
+        let limiter = ConnectionLimiter::new(connections, request_timeout);
         let server = Server::build()
             .workers(limiter.workers())
             .max_concurrent_connections(limiter.each_worker())

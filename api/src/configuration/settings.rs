@@ -31,6 +31,8 @@ pub struct Settings {
     pub data: Option<PathBuf>,
     /// How many connections may be open at once; without a value, the available memory determines the number.
     pub connections: Option<usize>,
+    /// How long a client may take to send a request, and how long an idle connection is kept. Tests shorten it.
+    pub request_timeout: Duration,
     /// How many event streams may be open at once.
     pub streams: usize,
     /// How long the service keeps serving after SIGTERM, so that load balancers notice that it is about to stop.
@@ -74,6 +76,7 @@ impl Default for Settings {
             checks: Vec::new(),
             data: None,
             connections: None,
+            request_timeout: Duration::from_secs(5),
             streams: 100,
             drain: Duration::from_secs(2),
             watch: false,
