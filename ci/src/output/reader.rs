@@ -340,6 +340,19 @@ Caused by:
     }
 
     #[test]
+    fn knows_when_cargo_has_compiled_everything() {
+        let mut reader = Reader::new(Step::Test, Path::new(""));
+        for (line, has_compiled) in [
+            ("   Compiling api v1.2.3 (/work/src/api)", false),
+            (r#"{"reason":"build-finished","success":true}"#, true),
+            ("running 2 tests", true),
+        ] {
+            reader.read(Piece::Line(line));
+            assert_eq!(reader.has_compiled(), has_compiled, "{line}");
+        }
+    }
+
+    #[test]
     fn reads_errors_of_the_compiler_from_json() {
         let message = serde_json::json!({
             "package_id": "path+file:///work/src/api#1.2.3",
