@@ -17,7 +17,7 @@ pub enum Part {
     Dependencies,
     /// Ten runs on one engine
     Many,
-    /// Ten times as many crates, tests and files: about ten minutes
+    /// Ten times as many crates, tests and files: about four minutes
     Growth,
     /// First runs, with an empty cache directory: about an hour
     First,
