@@ -7,10 +7,8 @@ use std::time::Duration;
 pub trait Progress: Send + Sync {
     /// Called when a part begins. `what` describes it and states its usual duration.
     fn begin(&self, what: &str);
-    /// Called for each line of output of the current tool, which belongs to the part that began last.
-    fn line(&self, line: &str);
-    /// Called for a line of output that belongs to the part `what`.
-    fn line_of(&self, what: &str, line: &str);
+    /// Called for each line of output of the current tool. It belongs to the part `what`, or else to the one that began last.
+    fn line(&self, what: Option<&str>, line: &str);
     /// Called when the part has succeeded.
     fn done(&self, what: &str, took: Duration);
     /// Called when the part has ended without success, and something else is tried.
@@ -26,8 +24,7 @@ pub struct Silent;
 impl Progress for Silent {
     fn gave_up(&self, _: &str) {}
     fn begin(&self, _: &str) {}
-    fn line(&self, _: &str) {}
-    fn line_of(&self, _: &str, _: &str) {}
+    fn line(&self, _: Option<&str>, _: &str) {}
     fn done(&self, _: &str, _: Duration) {}
     fn notice(&self, _: &str) {}
 }
@@ -47,8 +44,7 @@ impl LastNotice {
 impl Progress for LastNotice {
     fn gave_up(&self, _: &str) {}
     fn begin(&self, _: &str) {}
-    fn line(&self, _: &str) {}
-    fn line_of(&self, _: &str, _: &str) {}
+    fn line(&self, _: Option<&str>, _: &str) {}
     fn done(&self, _: &str, _: Duration) {}
     fn notice(&self, text: &str) {
         text.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
@@ -80,16 +76,9 @@ impl Progress for Branch<'_> {
         self.progress.begin(what);
     }
 
-    fn line(&self, line: &str) {
+    fn line(&self, what: Option<&str>, line: &str) {
         let last = self.open().last().cloned();
-        match last {
-            Some(what) => self.progress.line_of(&what, line),
-            None => self.progress.line(line),
-        }
-    }
-
-    fn line_of(&self, what: &str, line: &str) {
-        self.progress.line_of(what, line);
+        self.progress.line(what.or(last.as_deref()), line);
     }
 
     fn done(&self, what: &str, took: Duration) {
@@ -117,10 +106,8 @@ mod tests {
 
     impl Progress for Lines {
         fn begin(&self, _: &str) {}
-        fn line(&self, line: &str) {
-            self.line_of("?", line);
-        }
-        fn line_of(&self, what: &str, line: &str) {
+        fn line(&self, what: Option<&str>, line: &str) {
+            let what = what.unwrap_or("?");
             let mut lines = self.0.lock().expect("no panic");
             lines.push(format!("{what}: {line}"));
         }
@@ -133,14 +120,14 @@ mod tests {
     fn lines_of_two_branches_belong_to_their_own_parts() {
         let lines = Lines::default();
         let (engine, image) = (Branch::of(&lines), Branch::of(&lines));
-        engine.line("too early");
+        engine.line(None, "too early");
         engine.begin("engine");
         image.begin("image");
-        engine.line("go build");
+        engine.line(None, "go build");
         image.begin("packages");
-        image.line("apt-get");
+        image.line(None, "apt-get");
         image.done("packages", Duration::ZERO);
-        image.line("debootstrap");
+        image.line(None, "debootstrap");
         assert_eq!(
             *lines.0.lock().expect("no panic"),
             [

@@ -445,15 +445,11 @@ impl Progress for PullProgress<'_> {
         self.progress.begin(what);
     }
 
-    fn line(&self, line: &str) {
+    fn line(&self, what: Option<&str>, line: &str) {
         if !is_attempt(line) {
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        self.progress.line(line);
-    }
-
-    fn line_of(&self, what: &str, line: &str) {
-        self.progress.line_of(what, line);
+        self.progress.line(what, line);
     }
 
     fn done(&self, what: &str, took: Duration) {
@@ -512,8 +508,7 @@ mod tests {
         fn begin(&self, what: &str) {
             self.0.lock().unwrap().push(what.to_owned());
         }
-        fn line(&self, _: &str) {}
-        fn line_of(&self, _: &str, _: &str) {}
+        fn line(&self, _: Option<&str>, _: &str) {}
         fn done(&self, what: &str, _: Duration) {
             self.remove(what);
         }

@@ -6,6 +6,7 @@ pub mod event;
 pub mod finding;
 pub mod image_name;
 pub mod inputs;
+pub(crate) mod lockfile;
 pub mod record;
 pub mod rust;
 pub mod step;

@@ -118,14 +118,6 @@ impl Reporter {
         screen.begin(subject);
     }
 
-    fn line_of_preparation(&self, what: Option<&str>, line: &str) {
-        if self.verbose {
-            self.print(&format!("{DIM}    {}{DIM:#}", shown(line)));
-        } else if !self.quiet {
-            lock(&self.screen).last_line(what, &self.redact(line));
-        }
-    }
-
     /// Everything that has been provisioned so far.
     #[must_use]
     pub fn prepared(&self) -> Vec<Prepared> {
@@ -374,12 +366,12 @@ impl Progress for Reporter {
         self.begin_subject(Subject::Preparation(what.to_owned()), what);
     }
 
-    fn line(&self, line: &str) {
-        self.line_of_preparation(None, line);
-    }
-
-    fn line_of(&self, what: &str, line: &str) {
-        self.line_of_preparation(Some(what), line);
+    fn line(&self, what: Option<&str>, line: &str) {
+        if self.verbose {
+            self.print(&format!("{DIM}    {}{DIM:#}", shown(line)));
+        } else if !self.quiet {
+            lock(&self.screen).last_line(what, &self.redact(line));
+        }
     }
 
     fn gave_up(&self, what: &str) {

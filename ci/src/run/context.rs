@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dagger_sdk::DaggerConn;
 use tokio::sync::OnceCell;
 
-use super::history::{Dependencies, History};
+use super::history::History;
 use super::stopper::Stopper;
 use super::toolbox::Toolbox;
 use super::turns::Turns;
@@ -42,8 +42,6 @@ pub struct RunContext<K: Kind> {
     pub turns: Turns,
     /// The passes of earlier runs.
     pub history: History,
-    /// The dependencies of this run.
-    pub dependencies: Dependencies,
     /// The engine of the run.
     pub engine: String,
     /// The full SHA of HEAD.

@@ -442,11 +442,7 @@ impl<K: Kind> Run<K> {
                 logs.insert(step, self.context.reporter.redact(&log));
             }
         }
-        let mut history = self.context.history;
-        for step in compiled {
-            history.add_compiled(step, self.context.dependencies.clone());
-        }
-        if let Err(failure) = history.save(passes) {
+        if let Err(failure) = self.context.history.save(passes, compiled) {
             self.context.reporter.notice(&failure.to_string());
         }
         let cache = match self.context.cache {

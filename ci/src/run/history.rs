@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::inputs::{Inputs, LastPass, Reason, Why};
+use crate::model::lockfile::Lockfile;
 use crate::model::step::Step;
 use common::digest::sha256;
 use common::failure::{Failure, OrFail};
@@ -21,6 +22,8 @@ pub struct History {
     path: PathBuf,
     passes: BTreeMap<Step, (LastPass, Inputs)>,
     compiled: BTreeMap<Step, Dependencies>,
+    /// The dependencies of this run.
+    dependencies: Dependencies,
 }
 
 /// What decides whether the dependencies of a workspace must be compiled anew.
@@ -59,24 +62,15 @@ const MANY: usize = 20;
 /// Whether compiling the dependencies of a `Cargo.lock` takes long. An invalid file counts as one without dependencies.
 #[must_use]
 pub(crate) fn has_many_dependencies(lockfile: &str) -> bool {
-    #[derive(Default, Deserialize)]
-    struct Lockfile {
-        #[serde(default)]
-        package: Vec<Package>,
-    }
-    #[derive(Deserialize)]
-    struct Package {
-        source: Option<String>,
-    }
-    let lockfile: Lockfile = toml::from_str(lockfile).unwrap_or_default();
-    let packages = lockfile.package.iter();
+    let lockfile = Lockfile::parse(lockfile).unwrap_or_default();
+    let packages = lockfile.packages.iter();
     packages.filter(|it| it.source.is_some()).count() >= MANY
 }
 
 impl History {
-    /// Reads the passes of earlier runs; an unreadable file counts as none.
+    /// Reads the passes of earlier runs, for a run with these dependencies; an unreadable file counts as none.
     #[must_use]
-    pub fn load(report_dir: &Path) -> Self {
+    pub fn load(report_dir: &Path, dependencies: Dependencies) -> Self {
         let path = report_dir.join(FILE);
         let stored: Stored = std::fs::read(&path)
             .ok()
@@ -98,19 +92,15 @@ impl History {
         Self {
             passes: passes.into_iter().filter_map(pass).collect(),
             compiled,
+            dependencies,
             path,
         }
     }
 
-    /// Whether an earlier run has compiled these dependencies in `step`. The engine may have evicted them since.
+    /// Whether an earlier run has compiled the dependencies of this run in `step`. The engine may have evicted them since.
     #[must_use]
-    pub fn has_compiled(&self, step: Step, dependencies: &Dependencies) -> bool {
-        self.compiled.get(&step) == Some(dependencies)
-    }
-
-    /// Adds dependencies that `step` has compiled in this run.
-    pub fn add_compiled(&mut self, step: Step, dependencies: Dependencies) {
-        self.compiled.insert(step, dependencies);
+    pub fn has_compiled(&self, step: Step) -> bool {
+        self.compiled.get(&step) == Some(&self.dependencies)
     }
 
     /// Why a step with these inputs did not reuse an earlier result. `kept` returns the last pass that the runner's cache knows, for
@@ -141,14 +131,18 @@ impl History {
         }
     }
 
-    /// Records the passes of this run, and writes the file.
+    /// Records the passes of this run and the steps that have compiled its dependencies, and writes the file.
     ///
     /// # Errors
     /// When the file cannot be written (exit code 3).
     pub fn save(
         mut self,
         passes: impl IntoIterator<Item = (Step, LastPass, Inputs)>,
+        compiled: impl IntoIterator<Item = Step>,
     ) -> Result<(), Failure> {
+        for step in compiled {
+            self.compiled.insert(step, self.dependencies.clone());
+        }
         for (step, last, inputs) in passes {
             self.passes.insert(step, (last, inputs));
         }
@@ -204,14 +198,22 @@ mod tests {
             commit: "4f2a91c".to_owned(),
             time: jiff::Timestamp::UNIX_EPOCH,
         };
-        let first = History::load(folder.path());
+        let load = |lock: &str| {
+            let lock = lock.to_owned();
+            let dependencies = Dependencies {
+                lock,
+                ..Dependencies::default()
+            };
+            History::load(folder.path(), dependencies)
+        };
+        let first = load("same");
         assert_eq!(
             first.why(Step::Test, Some(&files("1")), || None).reasons,
             [Reason::First]
         );
         let passes = [Step::Test, Step::Lint].map(|step| (step, last.clone(), files("1")));
-        first.save(passes).unwrap();
-        let next = History::load(folder.path());
+        first.save(passes, []).unwrap();
+        let next = load("same");
         let why = next.why(Step::Test, Some(&files("2")), || None);
         assert_eq!(why.since, Some(last));
         assert_eq!(why.to_string(), "a.rs changed since commit 4f2a91c");
@@ -225,25 +227,17 @@ mod tests {
             next.why(Step::Smoke, None, || None).reasons,
             [Reason::Always]
         );
-        assert!(!next.has_compiled(Step::Test, &Dependencies::default()));
-        let mut third = History::load(folder.path());
-        third.add_compiled(Step::Test, Dependencies::default());
-        third.save([]).unwrap();
-        let fourth = History::load(folder.path());
-        assert!(fourth.has_compiled(Step::Test, &Dependencies::default()));
-        assert!(!fourth.has_compiled(Step::Lint, &Dependencies::default()));
-        let lock = "another".to_owned();
-        let others = Dependencies {
-            lock,
-            ..Dependencies::default()
-        };
-        assert!(!fourth.has_compiled(Step::Test, &others));
+        assert!(!next.has_compiled(Step::Test));
+        load("same").save([], [Step::Test]).unwrap();
+        assert!(load("same").has_compiled(Step::Test));
+        assert!(!load("same").has_compiled(Step::Lint));
+        assert!(!load("another").has_compiled(Step::Test));
         // The other steps keep their passes.
-        History::load(folder.path()).save([]).unwrap();
+        load("same").save([], []).unwrap();
         let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();
         assert_eq!(text.matches("a.rs").count(), 1, "{text}");
         std::fs::write(folder.path().join(FILE), "damaged").unwrap();
-        let none = History::load(folder.path());
+        let none = load("same");
         assert_eq!(
             none.why(Step::Test, Some(&files("1")), || None).reasons,
             [Reason::First]

@@ -148,7 +148,7 @@ impl Turns {
     pub fn notice(&self) -> Option<&str> {
         self.slots.as_ref()?;
         Some(if self.until_compiled {
-            "compiling the dependencies, one step after another, because there are few processors"
+            "the dependencies must be compiled with few processors: steps take turns"
         } else {
             self.description()
         })

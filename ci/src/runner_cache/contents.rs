@@ -12,6 +12,8 @@ use eyre::{OptionExt as _, WrapErr as _};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::model::lockfile::{Lockfile, Package};
+
 /// The mount point of the volume when cargo runs.
 const VOLUME: &str = "/work";
 /// Lists the entries of a volume: path, type, size, time, mode and inode, each terminated by a zero byte.
@@ -230,19 +232,9 @@ fn belongs_to_no_unit(path: &Path) -> bool {
 /// # Errors
 /// When the lockfile is invalid.
 pub(crate) fn select_from_home(files: &[File], lockfile: &str) -> eyre::Result<Vec<File>> {
-    #[derive(Deserialize)]
-    struct Lock {
-        #[serde(default)]
-        package: Vec<Package>,
-    }
-    #[derive(Deserialize)]
-    struct Package {
-        name: String,
-        version: String,
-    }
-    let lock: Lock = toml::from_str(lockfile).wrap_err("invalid Cargo.lock")?;
+    let lockfile = Lockfile::parse(lockfile).wrap_err("invalid Cargo.lock")?;
     let (mut crates, mut names) = (BTreeSet::new(), BTreeSet::new());
-    for Package { name, version } in lock.package {
+    for Package { name, version, .. } in lockfile.packages {
         crates.insert(format!("{name}-{version}.crate"));
         names.insert(name.to_lowercase());
     }

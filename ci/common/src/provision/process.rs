@@ -50,7 +50,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 pub async fn run(command: Command, what: &str, progress: &dyn Progress) -> Result<(), Failure> {
     let mut tail = Tail::default();
     let status = run_with_lines(command, what, |_, line| {
-        progress.line(line);
+        progress.line(None, line);
         tail.push(line);
     })
     .await?;

@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde::Deserialize;
-
+use crate::model::lockfile::{self, Lockfile};
 use crate::source::project::{Package, Project};
 use common::failure::{Failure, OrFail};
 use common::pins;
@@ -56,21 +55,6 @@ const COMMIT_READERS: [&str; 7] = [
     "vergen-gix",
 ];
 
-#[derive(Debug, Default, Deserialize)]
-struct Lockfile {
-    #[serde(default)]
-    package: Vec<Locked>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Locked {
-    name: String,
-    version: String,
-    source: Option<String>,
-    #[serde(default)]
-    dependencies: Vec<String>,
-}
-
 /// The needs of a workspace.
 #[derive(Debug, Default)]
 pub(super) struct Needs {
@@ -98,13 +82,13 @@ impl Needs {
     pub(super) fn examine(top: &Path, project: &Project) -> Result<Self, Failure> {
         let file = project.sources.join("Cargo.lock");
         let text = std::fs::read_to_string(&file).or_environment("cannot read Cargo.lock")?;
-        let lock: Lockfile = toml::from_str(&text).map_err(|error| {
+        let lock = Lockfile::parse(&text).map_err(|error| {
             Failure::usage("Cargo.lock is invalid")
                 .output(error.to_string())
                 .hint("Run `cargo generate-lockfile`.")
         })?;
         let mut needs = Self::default();
-        for package in &lock.package {
+        for package in &lock.packages {
             // `name version` if there are several versions.
             let names = package.dependencies.iter();
             let names = names.filter_map(|it| it.split(' ').next());
@@ -114,11 +98,11 @@ impl Needs {
         needs.toolchain(project);
         needs.libraries();
         needs.generators(project);
-        let is_old = |it: &Locked| {
+        let is_old = |it: &lockfile::Package| {
             let major = it.version.split('.').next();
             it.name == "vergen" && major.is_some_and(|it| it.parse().is_ok_and(|it: u32| it < 9))
         };
-        needs.commit(top, project, lock.package.iter().any(is_old));
+        needs.commit(top, project, lock.packages.iter().any(is_old));
         needs.git_dependencies(&lock);
         needs.repository(top);
         Ok(needs)
@@ -210,7 +194,7 @@ impl Needs {
 
     fn git_dependencies(&mut self, lock: &Lockfile) {
         let urls: BTreeSet<_> = lock
-            .package
+            .packages
             .iter()
             .filter_map(|package| package.source.as_deref()?.strip_prefix("git+"))
             .filter_map(|source| source.split(['?', '#']).next())

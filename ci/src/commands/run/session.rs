@@ -250,7 +250,6 @@ impl InSession<'_> {
             self.reporter
                 .header(&format!("toolchain {} ({})", rust.name, rust.from));
         }
-        let history = History::load(&plan.settings.report_dir);
         let machine = if self.engine.is_on_this_machine() {
             Machine::here()
         } else {
@@ -262,8 +261,9 @@ impl InSession<'_> {
             toolchain: rust.name.clone(),
             engine: self.engine.name.clone(),
         };
+        let history = History::load(&plan.settings.report_dir, dependencies);
         let are_many = LazyCell::new(|| has_many_dependencies(&lockfile));
-        let is_cold = |step| !history.has_compiled(step, &dependencies) && *are_many;
+        let is_cold = |step| !history.has_compiled(step) && *are_many;
         let turns = Turns::new(&plan.steps, jobs, memory, machine, is_cold);
         if let Some(notice) = turns.notice() {
             self.reporter.notice(notice);
@@ -280,7 +280,6 @@ impl InSession<'_> {
             stopper: self.stopper.clone(),
             cache,
             history,
-            dependencies,
             engine: self.engine.name.clone(),
             commit: plan.checkout.commit.sha.clone(),
             id: new_id(),
