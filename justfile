@@ -26,7 +26,6 @@ test *arguments:
     '{{ just_executable() }}' _nextest run --no-run
     # For `just test-times`.
     echo "$SECONDS" > target/tmp/compile-seconds
-    cargo test --workspace --locked --quiet --doc
     '{{ just_executable() }}' _nextest run "$@"
 
 # Run the tests, then print the 40 slowest ones and what they waited for

@@ -146,13 +146,6 @@ impl From<LoopbackRegistry> for Registry {
 }
 
 /// The name of a repository as the OCI distribution specification defines it, without tag or digest.
-///
-/// ```
-/// use ci::model::image_name::Repository;
-///
-/// assert!("upwind1647/status-api".parse::<Repository>().is_ok());
-/// assert!("upwind1647/status-api:latest".parse::<Repository>().is_err());
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository(String);
 
