@@ -427,6 +427,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::btree_map::Entry;
+
     use tempfile::tempdir;
 
     use super::*;
@@ -651,10 +653,19 @@ mod tests {
                 })
                 .collect();
             let directory = tempdir().unwrap();
-            let disk = Disk::open(directory.path()).unwrap();
-            let named = samples.iter().map(|sample| ("cache", *sample));
-            disk.write(named, [], (1, 1)).unwrap();
-            disk.close().unwrap();
+            let file = directory.path().join("history.redb");
+            // Written once for each number of days, because it takes long.
+            static WRITTEN: Mutex<BTreeMap<u32, Vec<u8>>> = Mutex::new(BTreeMap::new());
+            match lock(&WRITTEN).entry(days) {
+                Entry::Occupied(written) => std::fs::write(&file, written.get()).unwrap(),
+                Entry::Vacant(unwritten) => {
+                    let disk = Disk::open(directory.path()).unwrap();
+                    let named = samples.iter().map(|sample| ("cache", *sample));
+                    disk.write(named, [], (1, 1)).unwrap();
+                    disk.close().unwrap();
+                    unwritten.insert(std::fs::read(&file).unwrap());
+                }
+            }
             let machine = Self {
                 store: open_without_thread(directory.path()),
                 directory,
@@ -687,14 +698,20 @@ mod tests {
             self
         }
 
-        /// Records one sample per minute.
+        /// Records one sample per minute, and writes each.
         fn run(&mut self, minutes: u32) {
-            for _ in 0..minutes {
+            self.run_and_write_every(1, minutes);
+        }
+
+        fn run_and_write_every(&mut self, interval: u32, minutes: u32) {
+            for minute in 1..=minutes {
                 self.right += MINUTE;
                 let sample = Sample::new(self.clocks().wall, Some(Duration::from_millis(1)));
                 self.samples.push(sample);
                 self.store.add(0, sample);
-                assert!(self.store.shared.write(self.clocks()));
+                if minute % interval == 0 {
+                    assert!(self.store.shared.write(self.clocks()));
+                }
             }
         }
 
@@ -791,7 +808,7 @@ mod tests {
     #[test]
     fn roll_ups_of_minutes_and_hours_are_deleted_as_time_passes() {
         let mut machine = Machine::with_history(20);
-        machine.run(30 * 60);
+        machine.run_and_write_every(10, 30 * 60);
         let oldest = |resolution| *machine.all(resolution).keys().next().unwrap();
         assert!(oldest(Resolution::Minute) >= machine.right - 1520 * MINUTE);
         assert!(oldest(Resolution::Hour) >= machine.right - 402 * HOUR);

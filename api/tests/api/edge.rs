@@ -18,11 +18,12 @@ const LONG: Duration = Duration::from_secs(25);
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: a\r\n\r\n";
 
-fn start(connections: Option<usize>) -> SocketAddr {
-    start_with(Settings {
-        connections,
+/// Settings with which the service waits less for slow clients.
+fn short() -> Settings {
+    Settings {
+        request_timeout: Duration::from_secs(3),
         ..Settings::default()
-    })
+    }
 }
 
 fn start_with(settings: Settings) -> SocketAddr {
@@ -94,7 +95,7 @@ async fn assert_serves(address: SocketAddr) {
 
 #[actix_web::test]
 async fn rejects_malformed_requests_with_400_and_closes_the_connection() {
-    let address = start(None);
+    let address = start_with(Settings::default());
     for request in [
         "nonsense\r\n\r\n",
         "\0\0\0\0\r\n\r\n",
@@ -130,7 +131,7 @@ async fn rejects_malformed_requests_with_400_and_closes_the_connection() {
 
 #[actix_web::test]
 async fn rejects_ambiguous_framing() {
-    let address = start(None);
+    let address = start_with(Settings::default());
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     for headers in [
         "Content-Length: 5\r\nContent-Length: 6",
@@ -174,7 +175,7 @@ async fn rejects_ambiguous_framing() {
 
 #[actix_web::test]
 async fn rejects_heads_above_the_limit_and_accepts_many_cookies() {
-    let address = start(None);
+    let address = start_with(Settings::default());
     let head = |size: usize| {
         let cookies = "c".repeat(size - 60);
         format!("GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\nCookie: {cookies}\r\n\r\n")
@@ -207,7 +208,7 @@ async fn rejects_heads_above_the_limit_and_accepts_many_cookies() {
 
 #[actix_web::test]
 async fn closes_the_connection_after_a_large_second_head() {
-    let address = start(None);
+    let address = start_with(Settings::default());
     let mut socket = connect(address).await;
     socket.write_all(HEALTH.as_bytes()).await.unwrap();
     assert!(read_response(&mut socket).await.starts_with("HTTP/1.1 200"));
@@ -246,7 +247,7 @@ async fn does_not_wait_for_body(address: SocketAddr, headers: &str) {
 
 #[actix_web::test]
 async fn does_not_wait_for_bodies() {
-    let address = start(None);
+    let address = start_with(short());
     // The service keeps each connection open for a while, so they wait together.
     futures_util::future::join_all(
         [
@@ -334,7 +335,7 @@ async fn times_out_slow_heads_and_idle_connections() {
 
 #[actix_web::test]
 async fn answers_all_pipelined_requests() {
-    let address = start(None);
+    let address = start_with(Settings::default());
     let count = 5_000;
     let requests =
         HEALTH.repeat(count - 1) + "GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -352,7 +353,10 @@ async fn answers_all_pipelined_requests() {
 
 #[actix_web::test]
 async fn rejects_excess_connections_and_serves_the_others() {
-    let address = start(Some(16));
+    let address = start_with(Settings {
+        connections: Some(16),
+        ..short()
+    });
     let mut served = Vec::new();
     for _ in 0..16 {
         served.push(connect(address).await);
@@ -391,7 +395,7 @@ async fn rejects_excess_connections_and_serves_the_others() {
 
 #[actix_web::test]
 async fn serves_others_while_clients_do_not_read() {
-    let address = start(None);
+    let address = start_with(Settings::default());
     let mut clients = Vec::new();
     for _ in 0..50 {
         let mut socket = connect(address).await;

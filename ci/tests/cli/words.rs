@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use regex::{Regex, RegexBuilder};
+use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 use serde::Deserialize;
 
 const LIST: &str = ".config/retired-words.toml";
@@ -39,28 +39,40 @@ impl Exception {
     }
 }
 
-/// Compiles the patterns of retired words.
-fn compile(retired: Vec<Retired>) -> Vec<(Regex, Retired)> {
-    let compiled = retired.into_iter().map(|word| {
+/// The compiled patterns of retired words.
+struct Words {
+    each: Vec<(Regex, Retired)>,
+    /// All of them, because most files contain none.
+    any: RegexSet,
+}
+
+fn compile(retired: Vec<Retired>) -> Words {
+    let patterns: Vec<_> = retired.iter().map(|word| word.pattern.clone()).collect();
+    let any = RegexSetBuilder::new(&patterns)
+        .case_insensitive(true)
+        .build()
+        .unwrap();
+    let each = retired.into_iter().map(|word| {
         let pattern = RegexBuilder::new(&word.pattern)
             .case_insensitive(true)
             .build()
             .unwrap();
         (pattern, word)
     });
-    compiled.collect()
+    Words {
+        each: each.collect(),
+        any,
+    }
 }
 
 /// Each retired word in `text`, with file and line.
-fn found(
-    words: &[(Regex, Retired)],
-    exceptions: &[Exception],
-    file: &str,
-    text: &str,
-) -> Vec<String> {
+fn found(words: &Words, exceptions: &[Exception], file: &str, text: &str) -> Vec<String> {
     let mut found = Vec::new();
+    if !words.any.is_match(text) {
+        return found;
+    }
     for (number, line) in text.lines().enumerate() {
-        for (pattern, word) in words {
+        for (pattern, word) in &words.each {
             let Some(hit) = pattern.find(line) else {
                 continue;
             };
