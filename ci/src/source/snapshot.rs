@@ -210,34 +210,58 @@ fn temporary_folder() -> Result<tempfile::TempDir, Failure> {
 struct Borrower<'a> {
     root: &'a Path,
     folder: tempfile::TempDir,
+    /// The index of the other repository.
+    index: PathBuf,
+    /// Whether that index is in two files.
+    is_index_split: bool,
 }
 
 impl<'a> Borrower<'a> {
     fn new(root: &'a Path) -> Result<Self, Failure> {
-        let folder = temporary_folder()?;
-        let describe = ["rev-parse", "--show-object-format", "--git-path", "objects"];
+        let describe = [
+            "rev-parse",
+            "--show-object-format",
+            "--git-path",
+            "objects",
+            "--git-path",
+            "index",
+            // Prints nothing if the index is one file.
+            "--shared-index-path",
+        ];
         let described = git_text(root, describe)?;
-        let (format, objects) = described
-            .split_once('\n')
-            .ok_or_else(|| Failure::environment("git did not print the path of its objects"))?;
-        let borrower = Self { root, folder };
-        let mut init = git_command(
-            borrower.folder.path(),
-            [
-                "init",
-                "--quiet",
-                "--template=",
-                &format!("--object-format={format}"),
-            ],
-        );
-        without_settings(&mut init);
-        output_of(init, Vec::new())?;
-        let info = borrower.git_dir().join("objects/info");
-        let alternates = format!("{}\n", root.join(objects).display());
-        std::fs::create_dir_all(&info)
-            .and_then(|()| std::fs::write(info.join("alternates"), alternates))
+        let mut lines = described.lines();
+        let (Some(format), Some(objects), Some(index)) = (lines.next(), lines.next(), lines.next())
+        else {
+            return Err(Failure::environment(
+                "git did not print the paths of its objects and of its index",
+            ));
+        };
+        let borrower = Self {
+            root,
+            folder: temporary_folder()?,
+            index: root.join(index),
+            is_index_split: lines.next().is_some(),
+        };
+        borrower
+            .create(format, &root.join(objects))
             .or_environment("cannot prepare a copy of the sources")?;
         Ok(borrower)
+    }
+
+    /// Creates the repository, as <https://git-scm.com/docs/gitrepository-layout> describes it.
+    fn create(&self, format: &str, objects: &Path) -> std::io::Result<()> {
+        let directory = self.git_dir();
+        let config = format!(
+            "[core]\n\trepositoryFormatVersion = 1\n[extensions]\n\tobjectFormat = {format}\n"
+        );
+        std::fs::create_dir_all(directory.join("objects/info"))?;
+        std::fs::create_dir(directory.join("refs"))?;
+        std::fs::write(directory.join("HEAD"), "ref: refs/heads/main\n")?;
+        std::fs::write(directory.join("config"), config)?;
+        std::fs::write(
+            directory.join("objects/info/alternates"),
+            format!("{}\n", objects.display()),
+        )
     }
 
     fn git_dir(&self) -> PathBuf {
@@ -378,12 +402,8 @@ impl<'a> Borrower<'a> {
     /// Copies the repository's index, whose times tell git which files are unchanged.
     fn copy_index(&self, index: &str) -> Result<(), Failure> {
         let to = self.git_dir().join(index);
-        let from = self
-            .root
-            .join(git_text(self.root, ["rev-parse", "--git-path", "index"])?);
-        let shared = git_text(self.root, ["rev-parse", "--shared-index-path"])?;
-        if shared.is_empty() {
-            match copy_with_time(&from, &to) {
+        if !self.is_index_split {
+            match copy_with_time(&self.index, &to) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => {
