@@ -328,15 +328,33 @@ mod tests {
         let file = folder.path().join("pid");
         let script = format!("sleep 60 & echo $! > {}; wait", file.display());
         let running = run(sh(&script), "the try", &Silent);
-        let limit = std::time::Duration::from_millis(500);
-        assert!(tokio::time::timeout(limit, running).await.is_err());
-        let pid = std::fs::read_to_string(&file).expect("the script ran");
-        tokio::time::sleep(limit).await;
-        let stat =
-            std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        assert!(
-            stat.is_empty() || stat.contains(") Z "),
-            "still running: {stat}"
-        );
+        let started = until(|| {
+            let pid = std::fs::read_to_string(&file).ok()?;
+            pid.strip_suffix('\n').map(ToOwned::to_owned)
+        });
+        let pid = tokio::select! {
+            ended = running => panic!("the script waits, but ended: {ended:?}"),
+            pid = started => pid.expect("the script starts"),
+        };
+        until(|| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            (stat.is_empty() || stat.contains(") Z ")).then_some(())
+        })
+        .await
+        .expect("the group is killed");
+    }
+
+    /// Waits at most ten seconds for a value.
+    async fn until<T>(value: impl Fn() -> Option<T>) -> Result<T, tokio::time::error::Elapsed> {
+        let found = async {
+            loop {
+                if let Some(found) = value() {
+                    return found;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        let limit = std::time::Duration::from_secs(10);
+        tokio::time::timeout(limit, found).await
     }
 }

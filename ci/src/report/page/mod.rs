@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn a_huge_run_is_cut_to_the_limit() {
         let (report, log) = large();
-        let log = log.repeat(10);
+        let log = log.repeat(3);
         let mut report = report;
         let lint = report.steps.iter_mut().find(|it| it.name == Step::Lint);
         lint.unwrap().log = Some(Step::Lint.log());
