@@ -341,6 +341,8 @@ for folder in etc usr var; do
     mkdir /mnt/$folder /mnt/$folder.work
     mount -t overlay -o lowerdir=/$folder,upperdir=/mnt/$folder,workdir=/mnt/$folder.work none /$folder
 done
+# Otherwise man-db indexes all manuals after each change.
+rm -f /var/lib/man-db/auto-update
 dpkg --force-depends --remove pigz tini >/dev/null
 "#;
 
