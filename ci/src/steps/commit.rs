@@ -184,10 +184,16 @@ mod tests {
         commit: &BuildCommit,
         real: &str,
     ) -> std::path::PathBuf {
-        use std::os::unix::fs::PermissionsExt;
+        let text = folder.join("git.sh");
+        std::fs::write(&text, commit.git(sources.to_str().unwrap(), real)).unwrap();
+        // Another process writes the program: a child process that another test starts would have a copy of our open file, and
+        // nobody can execute a file that is open for writing.
         let program = folder.join("git");
-        std::fs::write(&program, commit.git(sources.to_str().unwrap(), real)).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let install = Command::new("install")
+            .args(["-m", "755"])
+            .args([&text, &program])
+            .status();
+        assert!(install.unwrap().success());
         program
     }
 

@@ -1,6 +1,6 @@
 //! Reports and messages of runs that fail before their first step.
 
-use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -103,10 +103,16 @@ fn rejects_a_missing_dagger_cli_instead_of_downloading_one() {
 fn rejects_load_without_a_container_runtime_before_building() {
     let project = Project::new("load");
     let programs = tempfile::tempdir().unwrap();
+    let text = programs.path().join("text");
+    std::fs::write(&text, "#!/bin/sh\necho no daemon answers >&2\nexit 1\n").unwrap();
     for name in ["docker", "podman", "nerdctl"] {
-        let program = programs.path().join(name);
-        std::fs::write(&program, "#!/bin/sh\necho no daemon answers >&2\nexit 1\n").unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Another process writes the program: nobody can execute a file of which a child process of another test has a copy that
+        // is open for writing.
+        let install = Command::new("install")
+            .args(["-m", "755"])
+            .args([&text, &programs.path().join(name)])
+            .status();
+        assert!(install.unwrap().success());
     }
     let path = std::env::var("PATH").unwrap();
     ci(&project, &["build", "--load"])
