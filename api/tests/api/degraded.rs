@@ -30,6 +30,16 @@ failures = 1
 successes = 1
 "#;
 
+/// The same for checks of which the first result matters, with time for it on a busy machine.
+pub const PATIENT: &str = r#"
+[defaults]
+interval = "10s"
+jitter = "0s"
+timeout = "10s"
+failures = 1
+successes = 1
+"#;
+
 /// Starts the service with a configuration file of this content.
 pub fn start_with(configuration: &str) -> String {
     let none = |_: &str| None::<OsString>;
@@ -84,10 +94,13 @@ async fn slow_response_makes_a_check_degraded_which_counts_as_up() {
     };
     let url = start_with(&format!(
         "{QUICK}{}{}",
-        check("slow", "critical = true\ndegraded-above = \"90ms\""),
+        check(
+            "slow",
+            "critical = true\ninterval = \"2s\"\ntimeout = \"2s\"\ndegraded-above = \"90ms\""
+        ),
         check(
             "fast",
-            "interval = \"3s\"\ntimeout = \"3s\"\ndegraded-above = \"2s\""
+            "interval = \"10s\"\ntimeout = \"10s\"\ndegraded-above = \"9s\""
         ),
     ));
     let mut events = get(format!("{url}/events")).await;
