@@ -30,16 +30,6 @@ failures = 1
 successes = 1
 "#;
 
-/// The same for checks of which the first result matters, with time for it on a busy machine.
-pub const PATIENT: &str = r#"
-[defaults]
-interval = "10s"
-jitter = "0s"
-timeout = "10s"
-failures = 1
-successes = 1
-"#;
-
 /// Starts the service with a configuration file of this content.
 pub fn start_with(configuration: &str) -> String {
     let none = |_: &str| None::<OsString>;

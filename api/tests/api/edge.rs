@@ -16,14 +16,21 @@ use tokio::{
 /// Longer than every timeout of the service.
 const LONG: Duration = Duration::from_secs(25);
 
+/// A limit for tests that wait until it is over.
+const SHORT: Duration = Duration::from_secs(3);
+
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Settings with which the service waits less for slow clients.
-fn short() -> Settings {
+/// Settings with this limit for slow and idle clients.
+fn with_request_timeout(limit: Duration) -> Settings {
     Settings {
-        request_timeout: Duration::from_secs(3),
+        request_timeout: limit,
         ..Settings::default()
     }
+}
+
+fn start() -> SocketAddr {
+    start_with(Settings::default())
 }
 
 fn start_with(settings: Settings) -> SocketAddr {
@@ -95,7 +102,7 @@ async fn assert_serves(address: SocketAddr) {
 
 #[actix_web::test]
 async fn rejects_malformed_requests_with_400_and_closes_the_connection() {
-    let address = start_with(Settings::default());
+    let address = start();
     for request in [
         "nonsense\r\n\r\n",
         "\0\0\0\0\r\n\r\n",
@@ -131,7 +138,7 @@ async fn rejects_malformed_requests_with_400_and_closes_the_connection() {
 
 #[actix_web::test]
 async fn rejects_ambiguous_framing() {
-    let address = start_with(Settings::default());
+    let address = start();
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     for headers in [
         "Content-Length: 5\r\nContent-Length: 6",
@@ -175,7 +182,7 @@ async fn rejects_ambiguous_framing() {
 
 #[actix_web::test]
 async fn rejects_heads_above_the_limit_and_accepts_many_cookies() {
-    let address = start_with(Settings::default());
+    let address = start();
     let head = |size: usize| {
         let cookies = "c".repeat(size - 60);
         format!("GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\nCookie: {cookies}\r\n\r\n")
@@ -208,7 +215,7 @@ async fn rejects_heads_above_the_limit_and_accepts_many_cookies() {
 
 #[actix_web::test]
 async fn closes_the_connection_after_a_large_second_head() {
-    let address = start_with(Settings::default());
+    let address = start();
     let mut socket = connect(address).await;
     socket.write_all(HEALTH.as_bytes()).await.unwrap();
     assert!(read_response(&mut socket).await.starts_with("HTTP/1.1 200"));
@@ -247,7 +254,7 @@ async fn does_not_wait_for_body(address: SocketAddr, headers: &str) {
 
 #[actix_web::test]
 async fn does_not_wait_for_bodies() {
-    let address = start_with(short());
+    let address = start_with(with_request_timeout(SHORT));
     // The service keeps each connection open for a while, so they wait together.
     futures_util::future::join_all(
         [
@@ -292,10 +299,7 @@ async fn trickle(mut socket: TcpStream, bytes: Vec<u8>) -> (String, Duration) {
 #[actix_web::test]
 async fn times_out_slow_heads_and_idle_connections() {
     let limit = Duration::from_secs(2);
-    let address = start_with(Settings {
-        request_timeout: limit,
-        ..Settings::default()
-    });
+    let address = start_with(with_request_timeout(limit));
     let head = format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(100));
     let first = async {
         let (answer, took) = trickle(connect(address).await, head.clone().into_bytes()).await;
@@ -335,7 +339,7 @@ async fn times_out_slow_heads_and_idle_connections() {
 
 #[actix_web::test]
 async fn answers_all_pipelined_requests() {
-    let address = start_with(Settings::default());
+    let address = start();
     let count = 5_000;
     let requests =
         HEALTH.repeat(count - 1) + "GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -355,7 +359,7 @@ async fn answers_all_pipelined_requests() {
 async fn rejects_excess_connections_and_serves_the_others() {
     let address = start_with(Settings {
         connections: Some(16),
-        ..short()
+        ..with_request_timeout(SHORT)
     });
     let mut served = Vec::new();
     for _ in 0..16 {
@@ -395,7 +399,7 @@ async fn rejects_excess_connections_and_serves_the_others() {
 
 #[actix_web::test]
 async fn serves_others_while_clients_do_not_read() {
-    let address = start_with(Settings::default());
+    let address = start();
     let mut clients = Vec::new();
     for _ in 0..50 {
         let mut socket = connect(address).await;

@@ -100,8 +100,8 @@ mod tests {
         let killed = Home::create(below.path()).unwrap();
         std::fs::write(killed.path.join("file"), "").unwrap();
         let left = killed.path.clone();
-        // A killed process releases its lock and removes nothing. Dropping the lock alone would not release it while another
-        // test starts a process: until that executes its program, it has a copy.
+        // A killed process releases its lock and removes nothing. Unlocked first, because a child process of another test may
+        // have inherited the open file.
         killed._lock.unlock().unwrap();
         drop(killed);
         std::fs::create_dir(below.path().join("ci-run-new")).unwrap();

@@ -186,8 +186,8 @@ mod tests {
     ) -> std::path::PathBuf {
         let text = folder.join("git.sh");
         std::fs::write(&text, commit.git(sources.to_str().unwrap(), real)).unwrap();
-        // Another process writes the program: a child process that another test starts would have a copy of our open file, and
-        // nobody can execute a file that is open for writing.
+        // Another process writes the program: a child process of another test would inherit our open file, and Linux executes no
+        // file that is open for writing.
         let program = folder.join("git");
         let install = Command::new("install")
             .args(["-m", "755"])

@@ -106,8 +106,8 @@ fn rejects_load_without_a_container_runtime_before_building() {
     let text = programs.path().join("text");
     std::fs::write(&text, "#!/bin/sh\necho no daemon answers >&2\nexit 1\n").unwrap();
     for name in ["docker", "podman", "nerdctl"] {
-        // Another process writes the program: nobody can execute a file of which a child process of another test has a copy that
-        // is open for writing.
+        // Another process writes the program: a child process of another test would inherit our open file, and Linux executes no
+        // file that is open for writing.
         let install = Command::new("install")
             .args(["-m", "755"])
             .args([&text, &programs.path().join(name)])

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
+use regex::{Regex, RegexSet};
 use serde::Deserialize;
 
 const LIST: &str = ".config/retired-words.toml";
@@ -42,26 +42,22 @@ impl Exception {
 /// The compiled patterns of retired words.
 struct Words {
     each: Vec<(Regex, Retired)>,
-    /// All of them, because most files contain none.
+    /// All patterns at once: most files contain no retired word.
     any: RegexSet,
 }
 
 fn compile(retired: Vec<Retired>) -> Words {
-    let patterns: Vec<_> = retired.iter().map(|word| word.pattern.clone()).collect();
-    let any = RegexSetBuilder::new(&patterns)
-        .case_insensitive(true)
-        .build()
-        .unwrap();
-    let each = retired.into_iter().map(|word| {
-        let pattern = RegexBuilder::new(&word.pattern)
-            .case_insensitive(true)
-            .build()
-            .unwrap();
-        (pattern, word)
-    });
+    let patterns: Vec<_> = retired
+        .iter()
+        .map(|word| format!("(?im){}", word.pattern))
+        .collect();
     Words {
-        each: each.collect(),
-        any,
+        any: RegexSet::new(&patterns).unwrap(),
+        each: patterns
+            .iter()
+            .map(|pattern| Regex::new(pattern).unwrap())
+            .zip(retired)
+            .collect(),
     }
 }
 

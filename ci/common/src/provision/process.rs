@@ -310,13 +310,9 @@ mod tests {
         let limit = std::time::Duration::from_millis(100);
         let cut = tokio::time::timeout(limit, run_uninterrupted(sh(&script), "the try"));
         assert!(cut.await.is_err());
-        for _ in 0..100 {
-            tokio::time::sleep(limit).await;
-            if file.exists() {
-                break;
-            }
-        }
-        assert!(file.exists());
+        until(|| file.exists().then_some(()))
+            .await
+            .expect("the command continues");
         let failure = run_uninterrupted(sh("echo why; exit 3"), "the try").await;
         let failure = failure.expect_err("exit 3 is a failure");
         assert_eq!(failure.output.as_deref(), Some("why"));
