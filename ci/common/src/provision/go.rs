@@ -201,6 +201,10 @@ async fn build(module: &GoModule, target: PathBuf, progress: &dyn Progress) -> R
     let mut build = go_command(&go, &source);
     build
         .env("GOTMPDIR", scratch)
+        // The compilers collect garbage less often, which saves a sixth of their CPU time, until one needs as much memory as the
+        // largest package takes anyway.
+        .env("GOGC", "400")
+        .env("GOMEMLIMIT", "3GiB")
         .args([
             "build",
             "-v",
