@@ -4,12 +4,12 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::provision::{Package, Probe, UTIL_LINUX};
+use common::provision::{Package, Probe, UTIL_LINUX, find_program};
 use serde_json::Value;
 
 use crate::harness::{KillOnDrop, git, with_own_mounts};
 use crate::installed::install;
-use crate::workflow::{Forge, cargo_home, runner_environment};
+use crate::workflow::{Forge, runner_environment};
 
 const CRON: Package = Package {
     name: "cron",
@@ -43,7 +43,9 @@ pub fn check_main_with_cron(forge: &Forge) {
     forge.restore_into(&clone);
     let bin = home.join(".cargo/bin");
     if !bin.exists() {
-        symlink(cargo_home().join("bin"), bin).unwrap();
+        // With rustup this is in cargo's home, otherwise perhaps not.
+        let cargo = find_program("cargo").unwrap();
+        symlink(cargo.parent().unwrap(), bin).unwrap();
     }
     let script = forge.path("check-main");
     std::fs::write(&script, code_block("sh", "#!/bin/sh")).unwrap();

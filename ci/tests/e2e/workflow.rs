@@ -259,7 +259,7 @@ fn home() -> PathBuf {
     PathBuf::from(std::env::var_os("HOME").unwrap())
 }
 
-pub fn cargo_home() -> PathBuf {
+fn cargo_home() -> PathBuf {
     std::env::var_os("CARGO_HOME").map_or_else(|| home().join(".cargo"), PathBuf::from)
 }
 
