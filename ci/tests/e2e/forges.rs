@@ -43,7 +43,7 @@ pub fn check_main_with_cron(forge: &Forge) {
     forge.restore_into(&clone);
     let bin = home.join(".cargo/bin");
     if !bin.exists() {
-        // With rustup this is in cargo's home, otherwise perhaps not.
+        // Without rustup, cargo is not in its own home directory.
         let cargo = find_program("cargo").unwrap();
         symlink(cargo.parent().unwrap(), bin).unwrap();
     }

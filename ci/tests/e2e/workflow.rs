@@ -267,12 +267,8 @@ fn cargo_home() -> PathBuf {
 pub fn runner_environment() -> Vec<(String, std::ffi::OsString)> {
     let root = common::provision::cache_root().unwrap();
     let rustup = std::env::var_os("RUSTUP_HOME").unwrap_or_else(|| home().join(".rustup").into());
-    let path = std::env::var_os("PATH").unwrap();
-    let mut programs: Vec<_> = std::env::split_paths(&path).collect();
-    // rustup's programs are in the home that the runner does not have.
-    programs.insert(0, cargo_home().join("bin"));
     let mut environment = vec![
-        ("PATH".to_owned(), std::env::join_paths(programs).unwrap()),
+        ("PATH".to_owned(), std::env::var_os("PATH").unwrap()),
         ("RUSTUP_HOME".to_owned(), rustup),
         ("LAB_CI_CACHE_DIR".to_owned(), root.into()),
     ];
