@@ -1,6 +1,6 @@
 //! The embedded engine: it starts, recovers from faults, and leaves nothing behind.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
@@ -152,7 +152,9 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.ci(&["engine", "down"]).run();
+        if self.cache.path().exists() {
+            self.ci(&["engine", "down"]).run();
+        }
     }
 }
 
@@ -166,10 +168,36 @@ pub fn short_folder() -> tempfile::TempDir {
         let free = it.blocks_available() * it.fragment_size();
         free > 8 << 30 && !it.flags().contains(FsFlags::ST_NOEXEC)
     });
-    tempfile::Builder::new()
+    let folder = tempfile::Builder::new()
         .prefix("ci")
         .tempdir_in(if enough { memory } else { Path::new("/tmp") })
-        .unwrap()
+        .unwrap();
+    clean_up_after(std::process::id(), folder.path());
+    folder
+}
+
+/// Stops the engine of this cache directory, and removes the directory, if it still exists when the process ends.
+///
+/// A test that is interrupted runs no destructor, and an engine is not in its process group.
+fn clean_up_after(process: u32, cache: &Path) {
+    // The path is neither an argument nor in the environment, because `processes_of` looks for it there.
+    const SCRIPT: &str = r#"
+        read -r cache
+        tail --pid="$1" -f /dev/null
+        [ -e "$cache" ] || exit 0
+        LAB_CI_CACHE_DIR="$cache" "$2" engine down
+        rm -rf --one-file-system "$cache"
+    "#;
+    let mut keeper = Command::new("setsid")
+        .args(["--fork", "sh", "-c", SCRIPT, "sh", &process.to_string()])
+        .arg(env!("CARGO_BIN_EXE_ci"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    writeln!(keeper.stdin.take().unwrap(), "{}", cache.display()).unwrap();
+    assert!(keeper.wait().unwrap().success());
 }
 
 pub fn copy(how: &[&str], from: &Path, to: &Path) {
@@ -249,6 +277,28 @@ fn send_signal_if_alive(pid: i64, signal: Signal) {
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(error) => panic!("{pid}: {error}"),
     }
+}
+
+#[test]
+fn interrupted_test_leaves_no_engine() {
+    let machine = Machine::pulled();
+    let mut test = Command::new("sleep").arg("300").spawn().unwrap();
+    clean_up_after(test.id(), machine.cache());
+    machine.up();
+    assert!(!processes_of(machine.cache()).is_empty());
+
+    test.kill().unwrap();
+    test.wait().unwrap();
+
+    let begun = Instant::now();
+    while machine.cache().exists() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the folder is left"
+        );
+        sleep(Duration::from_millis(50));
+    }
+    assert_no_process_left(machine.cache());
 }
 
 #[test]
