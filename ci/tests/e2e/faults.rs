@@ -2,6 +2,7 @@
 //! proxy.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -637,6 +638,7 @@ fn sets_no_tag_when_the_registry_becomes_unreachable() {
         GET_TAG,
         Fault::DropRequest,
         "cannot reach the registry",
+        3..=9,
     );
 }
 
@@ -648,17 +650,26 @@ fn sets_no_tag_when_uploads_fail() {
         START_UPLOAD,
         fault,
         "503 Service Unavailable",
+        3..=9,
     );
 }
 
 #[test]
 fn fails_when_the_tag_cannot_be_set() {
     let words = "took longer than 5 s to set a tag";
-    assert_no_tag("lost-tag", PUT_TAG, Fault::DropRequest, words);
+    // On a busy machine, an attempt may take its five seconds before this request.
+    assert_no_tag("lost-tag", PUT_TAG, Fault::DropRequest, words, 1..=9);
 }
 
 /// Asserts that nothing is published, and that the message contains `words`, if this fault applies to all requests of this kind.
-fn assert_no_tag(name: &str, stage: Stage, fault: Fault, words: &str) {
+/// There are so many of these `requests`.
+fn assert_no_tag(
+    name: &str,
+    stage: Stage,
+    fault: Fault,
+    words: &str,
+    requests: RangeInclusive<usize>,
+) {
     let project = Project::new(name);
     let proxy = Proxy::new();
     // After this push, only the configuration of another commit's image is new, and its uploads are counted.
@@ -666,7 +677,8 @@ fn assert_no_tag(name: &str, stage: Stage, fault: Fault, words: &str) {
     let publish = proxy.publish(&project, &[apply_always(stage, fault)]);
     let outcome = publish.assert_fails(3).clone();
     outcome.says(words).says(&proxy.address);
-    assert!((3..=9).contains(&publish.count(stage)), "{stage:?}");
+    let count = publish.count(stage);
+    assert!(requests.contains(&count), "{stage:?}: {count}");
     assert!(!proxy.tags(&project).contains(&publish.tag));
 }
 
