@@ -431,10 +431,15 @@ fn postgres_url(postgres: &Server, user: &str, more: &str) -> String {
     format!("postgresql://{user}@localhost:{}/{more}", postgres.port)
 }
 
+/// The URL with the login and the database that work.
+fn valid_postgres_url(server: &Server) -> String {
+    postgres_url(server, &format!("app:{PASSWORD}"), "postgres")
+}
+
 #[actix_web::test]
 async fn postgresql_check_goes_down_and_recovers() {
     let mut postgres = Server::postgres();
-    let url = postgres_url(&postgres, &format!("app:{PASSWORD}"), "postgres");
+    let url = valid_postgres_url(&postgres);
     let service = Service::start(&format!(
         "[[checks]]\nname = \"database\"\npostgres = \"{url}\"\ninterval = \"500ms\"\ntimeout = \"500ms\"\n"
     ));
@@ -455,9 +460,9 @@ async fn postgresql_check_goes_down_and_recovers() {
     service.state("database", "up").await;
 }
 
-/// Logs in to `postgres` as the user that is allowed everything.
+/// Logs in to `postgres` as its superuser.
 async fn administrator(postgres: &Server) -> tokio_postgres::Client {
-    let url = postgres_url(postgres, &format!("app:{PASSWORD}"), "postgres");
+    let url = valid_postgres_url(postgres);
     let login = async || {
         let login = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
         login.ok()
@@ -468,10 +473,11 @@ async fn administrator(postgres: &Server) -> tokio_postgres::Client {
 }
 
 #[actix_web::test]
-async fn postgresql_probe_replaces_a_session_that_ended_before_it() {
+async fn postgresql_probe_succeeds_after_its_session_has_ended() {
     let postgres = Server::postgres();
     let pgbouncer = Server::pgbouncer(&postgres);
     let admin = administrator(&postgres).await;
+    // Waits up to ten seconds for the end of each session but its own, and returns whether it has ended.
     let end_sessions = async || -> Vec<bool> {
         let ended = admin.query(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \
@@ -482,7 +488,7 @@ async fn postgresql_probe_replaces_a_session_that_ended_before_it() {
     };
     let clients = Clients::new(None).unwrap();
     for server in [&postgres, &pgbouncer] {
-        let url = postgres_url(server, &format!("app:{PASSWORD}"), "postgres");
+        let url = valid_postgres_url(server);
         let url = SecretUrl::new(url.parse().unwrap());
         let mut probe = Target::Postgres(postgres::Target { url }).probe(&clients);
         end_sessions().await;
@@ -499,7 +505,7 @@ async fn postgresql_behind_pgbouncer_is_checked_like_a_direct_one() {
     let mut postgres = Server::postgres();
     let pgbouncer = Server::pgbouncer(&postgres);
     let check = |name: &str, server: &Server| {
-        let url = postgres_url(server, &format!("app:{PASSWORD}"), "postgres");
+        let url = valid_postgres_url(server);
         format!(
             "[[checks]]\nname = \"{name}\"\npostgres = \"{url}\"\ninterval = \"1s\"\ntimeout = \"1s\"\n"
         )

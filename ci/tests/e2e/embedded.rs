@@ -176,9 +176,9 @@ pub fn short_folder() -> tempfile::TempDir {
     folder
 }
 
-/// Stops the engine of this cache directory, and removes the directory, if it still exists when the process ends.
+/// Waits in the background until the process ends. If the cache directory still exists then, stops its engine and removes it.
 ///
-/// A test that is interrupted runs no destructor, and an engine is not in its process group.
+/// An interrupted test runs no destructors, and its engine, a daemon, is not in its process group.
 fn clean_up_after(process: u32, cache: &Path) {
     // The path is neither an argument nor in the environment, because `processes_of` looks for it there.
     const SCRIPT: &str = r#"
@@ -188,7 +188,7 @@ fn clean_up_after(process: u32, cache: &Path) {
         LAB_CI_CACHE_DIR="$cache" "$2" engine down
         rm -rf --one-file-system "$cache"
     "#;
-    let mut keeper = Command::new("setsid")
+    let mut cleaner = Command::new("setsid")
         .args(["--fork", "sh", "-c", SCRIPT, "sh", &process.to_string()])
         .arg(env!("CARGO_BIN_EXE_ci"))
         .stdin(Stdio::piped())
@@ -196,8 +196,8 @@ fn clean_up_after(process: u32, cache: &Path) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    writeln!(keeper.stdin.take().unwrap(), "{}", cache.display()).unwrap();
-    assert!(keeper.wait().unwrap().success());
+    writeln!(cleaner.stdin.take().unwrap(), "{}", cache.display()).unwrap();
+    assert!(cleaner.wait().unwrap().success());
 }
 
 pub fn copy(how: &[&str], from: &Path, to: &Path) {

@@ -662,7 +662,7 @@ fn fails_when_the_tag_cannot_be_set() {
 }
 
 /// Asserts that nothing is published, and that the message contains `words`, if this fault applies to all requests of this kind.
-/// There are so many of these `requests`.
+/// The number of these requests must be in the range `requests`.
 fn assert_no_tag(
     name: &str,
     stage: Stage,
