@@ -361,7 +361,7 @@ echo $1 >/proc/sys/net/ipv4/ip_forward
 if [ $2 = bridge ]; then ip link add other0 type bridge; fi
 picture() {
     ip -oneline link | cut -d: -f2
-    for folder in /usr/bin /usr/sbin; do find -H $folder -maxdepth 1 -name '*tables*' -printf '%p %l %s %C@ %i\n'; done | sort
+    for folder in /usr/bin /usr/sbin; do find -H $folder -maxdepth 1 -name '*tables*' -printf '%p %l %s %C@\n'; done | sort
     iptables-save | sed '/^#/d; s/ \[.*//'
     cat /proc/sys/net/ipv4/ip_forward /etc/resolv.conf
     ls -d /run/infrastructure-lab-ci*.$(readlink /proc/self/ns/net | tr -dc 0-9) 2>&1 || true

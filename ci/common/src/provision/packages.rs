@@ -42,7 +42,7 @@ package_table! {
         Probe::File(&["/usr/lib/cni/bridge", "/opt/cni/bin/bridge", "/usr/libexec/cni/bridge"]),
         "connects the containers to a network";
     IPTABLES: "iptables", Probe::Program("iptables"), "lets the containers reach the outside network";
-    IPROUTE: "iproute2", Probe::Program("ip"), "removes the network of the containers";
+    IPROUTE: "iproute2", Probe::Program("ip"), "creates and removes the network of the containers";
     DNSMASQ: "dnsmasq-base", Probe::Program("dnsmasq"), "resolves names for the containers";
     PIGZ: "pigz", Probe::Program("pigz"), "unpacks image layers on all cores";
     GIT: "git", Probe::Program("git"), "reads the sources";

@@ -294,8 +294,12 @@ impl Engine {
         Process::read_record(&self.run().join("process"))
     }
 
+    fn network_record(&self) -> PathBuf {
+        self.run().join("network.json")
+    }
+
     fn network(&self) -> Option<Network> {
-        serde_json::from_slice(&fs::read(self.run().join("network.json")).ok()?).ok()
+        serde_json::from_slice(&fs::read(self.network_record()).ok()?).ok()
     }
 
     fn running(&self, started_now: bool) -> Result<Running, Failure> {
@@ -346,7 +350,7 @@ impl Engine {
             progress.notice("killed an embedded engine that did not answer");
         }
         self.clean().await?;
-        let mut child = self.spawn(lock)?;
+        let mut child = self.spawn(lock, progress).await?;
         let failed = |message: String| {
             Failure::environment(message)
                 .output(self.end_of_log())
@@ -450,25 +454,12 @@ impl Engine {
         true
     }
 
-    fn spawn(&self, lock: &File) -> Result<std::process::Child, Failure> {
+    async fn spawn(
+        &self,
+        lock: &File,
+        progress: &dyn Progress,
+    ) -> Result<std::process::Child, Failure> {
         let cannot = "cannot prepare the embedded engine";
-        let run = self.run();
-        let temporary = self.folder.join("tmp");
-        for folder in [&run, &self.state(), &temporary] {
-            create_private(folder)?;
-        }
-        let network = Network::choose(&self.folder);
-        let settings = serde_json::to_vec(&network).or_environment(cannot)?;
-        fs::write(run.join("network.json"), settings).or_environment(cannot)?;
-        let settings = DiskLimit::from_env()?.engine_json(&self.folder)?;
-        fs::write(self.settings(), settings).or_environment(cannot)?;
-        fs::write(run.join("start.sh"), include_str!("start.sh")).or_environment(cannot)?;
-        self.write_resolv_conf()?;
-        Network::record_forwarding()?;
-        // Keeps the log of the previous start for a failure analysis.
-        let _ = fs::rename(self.log(), self.folder.join("engine.log.old"));
-        let log = File::create(self.log()).or_environment(cannot)?;
-        let log_stderr = log.try_clone().or_environment(cannot)?;
         let program = |name: &str| {
             provision::find_program(name)
                 .ok_or_else(|| Failure::environment(format!("{name} is not installed")))
@@ -477,7 +468,21 @@ impl Engine {
             .into_iter()
             .find(|folder| Path::new(folder).join("bridge").exists())
             .ok_or_else(|| Failure::environment("no CNI plugins are installed"))?;
+        let run = self.run();
+        let temporary = self.folder.join("tmp");
+        for folder in [&run, &self.state(), &temporary] {
+            create_private(folder)?;
+        }
+        let settings = DiskLimit::from_env()?.engine_json(&self.folder)?;
+        fs::write(self.settings(), settings).or_environment(cannot)?;
+        fs::write(run.join("start.sh"), include_str!("start.sh")).or_environment(cannot)?;
+        self.write_resolv_conf()?;
+        // Keeps the log of the previous start for a failure analysis.
+        let _ = fs::rename(self.log(), self.folder.join("engine.log.old"));
+        let log = File::create(self.log()).or_environment(cannot)?;
+        let log_stderr = log.try_clone().or_environment(cannot)?;
         let path = std::env::var("PATH").unwrap_or_default();
+        let network = Network::create(&self.folder, &self.network_record(), progress).await?;
         // setsid, so that the engine outlives this process and its terminal.
         std::process::Command::new(program("setsid")?)
             .arg("sh")

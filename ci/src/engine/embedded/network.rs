@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Seek as _, Write as _};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256, Sha512};
 
 use common::failure::{Failure, OrFail};
-use common::provision::{command, find_program, output};
+use common::progress::Progress;
+use common::provision::{ALTERNATIVES, command, find_program, lock, output};
 
 /// The name and the address range of an engine's network.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -22,29 +24,54 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Chooses the network of the engine in `folder`: a fixed name, and a range that no route of this host covers.
-    pub(super) fn choose(folder: &Path) -> Self {
+    /// Creates the network of the engine in `folder`, which must not run: a fixed name, and an address range that no route of this
+    /// host covers. Writes it to the file `record` first, so that it can be removed if this process is killed.
+    pub(super) async fn create(
+        folder: &Path,
+        record: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Self, Failure> {
+        let locked = Path::new("/run/infrastructure-lab-ci.networks.lock");
+        let _lock = lock(locked, progress, "the networks of embedded engines").await?;
         let digest = Sha256::digest(folder.as_os_str().as_encoded_bytes());
-        let taken = parse_routes(&fs::read_to_string("/proc/net/route").unwrap_or_default());
-        // Dagger's own engine uses 10.87, and offices and clouds mostly use the lower ranges.
-        let start = digest[0];
-        let free = (0..100_u8)
-            .map(|step| 128 + (start.wrapping_add(step)) % 100)
-            .find(|subnet| {
-                let ours = u32::from(Ipv4Addr::new(10, *subnet, 0, 0));
-                // Two ranges overlap if they are equal under the wider mask. The default route overlaps all and is skipped.
-                !taken
-                    .iter()
-                    .any(|(net, mask)| *mask != 0 && (ours & mask & MASK) == (net & mask & MASK))
-            });
-        Self {
+        let mut network = Self {
             // The name of a link has at most 15 characters.
             name: format!("{PREFIX}{}", hex::encode(&digest[..3])),
-            subnet: free.unwrap_or(128),
+            subnet: 0,
+        };
+        // The record of this link is lost, for example with a cache directory that was removed.
+        if list_bridges().await?.contains(&network.link()) {
+            ip(&["link", "delete", &network.link()]).await?;
         }
+        let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+        network.subnet = free_subnet(digest[0], &parse_routes(&routes))?;
+        let cannot = "cannot record the embedded engine's network";
+        let json = serde_json::to_vec(&network).or_environment(cannot)?;
+        fs::write(record, json).or_environment(cannot)?;
+        network.create_link().await?;
+        // Other engines that stop from now on leave this record.
+        Self::record_forwarding()?;
+        Ok(network)
     }
 
-    pub(super) fn link(&self) -> String {
+    /// Creates the link, which the bridge plugin then uses. Its route reserves the address range before the first container starts.
+    async fn create_link(&self) -> Result<(), Failure> {
+        let link = self.link();
+        // A bridge without an address of its own takes that of a port, and so changes it when containers start or end.
+        let digest = Sha256::digest(&self.name);
+        let bytes: Vec<String> = digest[..5]
+            .iter()
+            .map(|byte| format!(":{byte:02x}"))
+            .collect();
+        let address = format!("02{}", bytes.concat());
+        let gateway = format!("10.{}.0.1/16", self.subnet);
+        ip(&["link", "add", &link, "address", &address, "type", "bridge"]).await?;
+        ip(&["address", "add", &gateway, "dev", &link]).await?;
+        ip(&["link", "set", &link, "up"]).await?;
+        Ok(())
+    }
+
+    fn link(&self) -> String {
         format!("{}0", self.name)
     }
 
@@ -53,7 +80,7 @@ impl Network {
     }
 
     /// Records that IP forwarding is off, before the engine turns it on.
-    pub(super) fn record_forwarding() -> Result<(), Failure> {
+    fn record_forwarding() -> Result<(), Failure> {
         if fs::read_to_string(FORWARDING).is_ok_and(|text| text.trim() == "0") {
             let record = forwarding_record();
             fs::write(&record, "").or_environment(format!("cannot write {}", record.display()))?;
@@ -99,9 +126,7 @@ impl Network {
         let link = self.link();
         let mut bridges = list_bridges().await?;
         if bridges.contains(&link) {
-            let mut delete = command(require_program("ip")?);
-            delete.args(["link", "delete", &link]);
-            output(delete, "ip link delete").await?;
+            ip(&["link", "delete", &link]).await?;
             bridges.retain(|bridge| *bridge != link);
             removed.push(format!("link {link}"));
         }
@@ -179,6 +204,31 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 /// The prefix of the link names of all engines.
 const PREFIX: &str = "labci";
 
+/// The second bytes of the ranges. Dagger's own engine uses 10.87, and offices and clouds mostly use the lower ranges.
+const SUBNETS: Range<u8> = 128..228;
+
+/// The first subnet from `preferred` on that no route covers.
+fn free_subnet(preferred: u8, taken: &[(u32, u32)]) -> Result<u8, Failure> {
+    let Range { start, end } = SUBNETS;
+    let count = end - start;
+    (0..count)
+        .map(|step| start + (preferred % count + step) % count)
+        .find(|subnet| {
+            let ours = u32::from(Ipv4Addr::new(10, *subnet, 0, 0));
+            // Two ranges overlap if they are equal under the wider mask. The default route overlaps all and is skipped.
+            !taken
+                .iter()
+                .any(|(net, mask)| *mask != 0 && (ours & mask & MASK) == (net & mask & MASK))
+        })
+        .ok_or_else(|| {
+            let (first, last) = (start, end - 1);
+            Failure::environment(format!(
+                "the embedded engine needs an address range, but all from 10.{first}.0.0/16 to 10.{last}.0.0/16 have routes"
+            ))
+            .hint(format!("`ip route` lists the routes. {ALTERNATIVES}"))
+        })
+}
+
 /// A file that records, until the next boot, that IP forwarding was off before the first engine started.
 fn forwarding_record() -> PathBuf {
     // Each network namespace has its own setting.
@@ -210,9 +260,14 @@ fn restore_forwarding(bridges: &[String]) -> Result<bool, Failure> {
 
 /// Lists all bridges of this network namespace. `/sys` may show another namespace.
 async fn list_bridges() -> Result<Vec<String>, Failure> {
-    let mut list = command(require_program("ip")?);
-    list.args(["-oneline", "link", "show", "type", "bridge"]);
-    Ok(parse_names(&output(list, "ip link show").await?))
+    let list = ["-oneline", "link", "show", "type", "bridge"];
+    Ok(parse_names(&ip(&list).await?))
+}
+
+async fn ip(arguments: &[&str]) -> Result<String, Failure> {
+    let mut ip = command(require_program("ip")?);
+    ip.args(arguments);
+    output(ip, &format!("ip {}", arguments.join(" "))).await
 }
 
 fn parse_names(links: &str) -> Vec<String> {
@@ -409,13 +464,16 @@ mod tests {
     }
 
     #[test]
-    fn link_name_is_short_enough() {
-        let network = Network::choose(Path::new("/some/folder"));
-        assert!(network.link().len() <= 15);
-        assert_eq!(
-            network.name,
-            Network::choose(Path::new("/some/folder")).name
-        );
-        assert!((128..228).contains(&network.subnet));
+    fn subnet_is_the_first_free_one_from_the_preferred_one_on() {
+        let route = |subnet, mask| (u32::from(Ipv4Addr::new(10, subnet, 0, 0)), mask);
+        let free = |preferred, taken: &[_]| free_subnet(preferred, taken).ok();
+        let default = (0, 0);
+        assert_eq!(free(99, &[default]), Some(227));
+        assert_eq!(free(100, &[default]), Some(128));
+        assert_eq!(free(255, &[route(183, MASK)]), Some(184));
+        let inside = (u32::from(Ipv4Addr::new(10, 227, 8, 0)), 0xffff_ff00);
+        assert_eq!(free(99, &[inside, route(128, MASK)]), Some(129));
+        assert_eq!(free(0, &[route(128, 0xffc0_0000)]), Some(192));
+        assert_eq!(free(0, &[route(0, 0xff00_0000)]), None);
     }
 }
