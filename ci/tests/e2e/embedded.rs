@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::harness::{Ci, Outcome, Project, TEST_RUNS, lock_machine, sleep};
 use crate::provisioned::{Toolchain, provision, toolchain_folder};
@@ -25,8 +26,11 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Self {
+        Self::in_folder(short_folder())
+    }
+
+    fn in_folder(cache: tempfile::TempDir) -> Self {
         let shared = provision();
-        let cache = short_folder();
         let programs = shared.copy_to(cache.path());
         Self {
             cache,
@@ -102,6 +106,12 @@ impl Machine {
         self.status()["pid"].as_i64().unwrap()
     }
 
+    /// The name and the address range of the engine's network.
+    fn network(&self) -> Value {
+        let network = std::fs::read(self.programs.join("run/network.json")).unwrap();
+        serde_json::from_slice(&network).unwrap()
+    }
+
     /// The disk usage of the engine's state.
     fn state_bytes(&self) -> u64 {
         common::provision::size_of(&self.programs.join("state"))
@@ -120,8 +130,7 @@ impl Machine {
 
     /// Stops the engine, and asserts that nothing of it is left on this machine.
     pub fn down(&self) -> Outcome {
-        let network = std::fs::read(self.programs.join("run/network.json")).unwrap();
-        let network: Value = serde_json::from_slice(&network).unwrap();
+        let network = self.network();
         let name = network["name"].as_str().unwrap();
         let range = format!(" 10.{}.", network["subnet"]);
         let before = std::fs::read_to_string("/etc/resolv.conf").unwrap();
@@ -377,8 +386,9 @@ picture >$3/before
 "$CI" engine up
 test $(cat /proc/sys/net/ipv4/ip_forward) = 1 || sleep 1
 cat /proc/sys/net/ipv4/ip_forward >$3/during
-# After a kill and a second start, the state before the first start is restored.
+# After a kill and a second start, the state before the first start is restored, even without a record of the network.
 kill -9 $(cut -d' ' -f1 "$4/run/process" | head -n 1)
+if [ $1$2 = 0none ]; then rm "$4/run/network.json"; fi
 "$CI" engine up
 "$CI" engine down
 # The kernel removes network namespaces, with their links, when it has time.
@@ -764,6 +774,35 @@ fn users_have_separate_engines_and_down_stops_only_their_own() {
         .exits(0)
         .says("stopped 1 engine");
     assert_no_process_left(two.cache());
+}
+
+#[test]
+fn engines_that_prefer_the_same_address_range_have_separate_ones() {
+    let one = Machine::pulled();
+    let preferred = |cache: &Path| {
+        let folder = cache.join(one.programs.file_name().unwrap());
+        Sha256::digest(folder.as_os_str().as_encoded_bytes())[0] % 100
+    };
+    let cache = std::iter::repeat_with(short_folder)
+        .find(|folder| preferred(folder.path()) == preferred(one.cache()));
+    let two = Machine::in_folder(cache.unwrap());
+    two.reset_to_pulled_image();
+    let mut starting = one.ci(&["engine", "up"]).into_command().spawn().unwrap();
+    two.up();
+    assert!(starting.wait().unwrap().success());
+    assert_ne!(one.network()["subnet"], two.network()["subnet"]);
+
+    let project = Project::new("address-range");
+    extend_test(
+        &project,
+        r#"let crates = "index.crates.io:443";
+        assert_ne!(std::net::ToSocketAddrs::to_socket_addrs(crates).unwrap().count(), 0);"#,
+    );
+    for machine in [&one, &two] {
+        machine.ci_in(&project, &["test"]).run().exits(0);
+    }
+    one.down();
+    two.down();
 }
 
 #[test]
