@@ -1,5 +1,6 @@
 //! Starts the image and polls its health endpoint.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -226,24 +227,24 @@ async fn poll(port: &str, settings: &Settings, started: Instant) -> Result<(), F
     let address = format!("127.0.0.1:{port}");
     let url = format!("http://{address}{}", settings.service.health);
     let trial = &settings.smoke;
-    let mut last = String::new();
+    let mut results = Results::default();
     for at in schedule(trial.tries, trial.within) {
         tokio::time::sleep_until(started + at).await;
         if trial.check == Check::Tcp {
             if stays_open(&address).await {
                 return Ok(());
             }
-            last = no_connection(settings.service.port);
+            results.add(no_connection(settings.service.port));
             continue;
         }
-        match client.get(&url).send().await {
+        results.add(match client.get(&url).send().await {
             Ok(response) if trial.statuses.contains(&response.status().as_u16()) => return Ok(()),
-            Ok(response) => last = format!("status {}", response.status()),
+            Ok(response) => format!("status {}", response.status()),
             Err(error) if error.is_timeout() => {
-                last = format!("no response within {} s", TRY_LIMIT.as_secs());
+                format!("no response within {} s", TRY_LIMIT.as_secs())
             }
-            Err(_) => last = no_connection(settings.service.port),
-        }
+            Err(_) => no_connection(settings.service.port),
+        });
     }
     let what = match trial.check {
         Check::Http => format!(
@@ -254,9 +255,34 @@ async fn poll(port: &str, settings: &Settings, started: Instant) -> Result<(), F
         Check::Tcp => format!("port {} did not accept a connection", settings.service.port),
     };
     Err(Failure::gate(format!(
-        "{what} in {} tries within {:?}; last result: {last}",
+        "{what} in {} tries within {:?}; {results}",
         trial.tries, trial.within
     )))
+}
+
+/// The different results of failed tries, each once, in the order in which they were last seen.
+#[derive(Default)]
+struct Results(Vec<String>);
+
+impl Results {
+    fn add(&mut self, result: String) {
+        self.0.retain(|other| *other != result);
+        self.0.push(result);
+    }
+}
+
+/// The last result, and the earlier ones, because a slow machine can hide a status behind a lost response.
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut newest_first = self.0.iter().rev();
+        let last = newest_first.next().map_or("none", String::as_str);
+        write!(f, "last result: {last}")?;
+        let earlier: Vec<&str> = newest_first.map(String::as_str).collect();
+        if !earlier.is_empty() {
+            write!(f, " (earlier: {})", earlier.join(", "))?;
+        }
+        Ok(())
+    }
 }
 
 /// Whether the service accepts a connection. The tunnel accepts it in any case, and closes it if the service does not.
@@ -312,6 +338,23 @@ mod tests {
         assert!(
             intervals.windows(2).all(|pair| pair[0] < pair[1]),
             "{intervals:?}"
+        );
+    }
+
+    #[test]
+    fn the_message_has_each_result_once() {
+        let mut results = Results::default();
+        results.add("no connection to port 8000".to_owned());
+        assert_eq!(
+            results.to_string(),
+            "last result: no connection to port 8000"
+        );
+        for result in ["status 500", "status 302", "status 500", "no response"] {
+            results.add(result.to_owned());
+        }
+        assert_eq!(
+            results.to_string(),
+            "last result: no response (earlier: status 500, status 302, no connection to port 8000)"
         );
     }
 

@@ -152,7 +152,7 @@ fn a_service_whose_health_needs_a_login() {
     run(&project)
         .exits(1)
         .only_fails("smoke")
-        .says("last result: status 401")
+        .says("status 401")
         .says("change the table [smoke] in ci.toml");
     set(&project, &[("# statuses = [200]", "statuses = [204, 401]")]);
     assert_passes_every_gate(&run(&project).exits(0));

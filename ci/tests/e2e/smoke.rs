@@ -119,7 +119,7 @@ fn fails_when_the_service_redirects() {
         }
     });"#;
     let run = run_smoke_test("redirects", body, SHORT_LIMIT);
-    assert_fails(run, "last result: status 302 Found", &[]);
+    assert_fails(run, "status 302 Found", &[]);
 }
 
 #[test]
