@@ -477,7 +477,7 @@ async fn postgresql_probe_succeeds_after_its_session_has_ended() {
     let postgres = Server::postgres();
     let pgbouncer = Server::pgbouncer(&postgres);
     let admin = administrator(&postgres).await;
-    // Waits up to ten seconds for the end of each session but its own, and returns whether it has ended.
+    // Waits up to ten seconds for each session but its own to end, and returns for each whether it has.
     let end_sessions = async || -> Vec<bool> {
         let ended = admin.query(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \

@@ -260,7 +260,8 @@ async fn poll(port: &str, settings: &Settings, started: Instant) -> Result<(), F
     )))
 }
 
-/// The different results of failed tries, each once, in the order in which they were last seen.
+/// The different results of the failed tries, each once, the most recent last. All are shown, because on a slow machine the last
+/// try may have no response although earlier ones had a status.
 #[derive(Default)]
 struct Results(Vec<String>);
 
@@ -271,7 +272,6 @@ impl Results {
     }
 }
 
-/// The last result, and the earlier ones, because a slow machine can hide a status behind a lost response.
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut newest_first = self.0.iter().rev();

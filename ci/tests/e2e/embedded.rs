@@ -172,14 +172,20 @@ impl Drop for Machine {
 /// The folder is in memory if there is enough: a new engine writes two gigabytes in a hundred thousand files, and syncs most of
 /// them.
 pub fn short_folder() -> tempfile::TempDir {
+    short_folder_that(|_| true)
+}
+
+/// A [`short_folder`] with an accepted path.
+fn short_folder_that(accept: impl Fn(&Path) -> bool) -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let enough = statvfs(memory).is_ok_and(|it| {
         let free = it.blocks_available() * it.fragment_size();
         free > 8 << 30 && !it.flags().contains(FsFlags::ST_NOEXEC)
     });
-    let folder = tempfile::Builder::new()
-        .prefix("ci")
-        .tempdir_in(if enough { memory } else { Path::new("/tmp") })
+    let parent = if enough { memory } else { Path::new("/tmp") };
+    let create = || tempfile::Builder::new().prefix("ci").tempdir_in(parent);
+    let folder = std::iter::repeat_with(|| create().unwrap())
+        .find(|folder| accept(folder.path()))
         .unwrap();
     clean_up_after(std::process::id(), folder.path());
     folder
@@ -783,9 +789,8 @@ fn engines_that_prefer_the_same_address_range_have_separate_ones() {
         let folder = cache.join(one.programs.file_name().unwrap());
         Sha256::digest(folder.as_os_str().as_encoded_bytes())[0] % 100
     };
-    let cache = std::iter::repeat_with(short_folder)
-        .find(|folder| preferred(folder.path()) == preferred(one.cache()));
-    let two = Machine::in_folder(cache.unwrap());
+    let cache = short_folder_that(|folder| preferred(folder) == preferred(one.cache()));
+    let two = Machine::in_folder(cache);
     two.reset_to_pulled_image();
     let mut starting = one.ci(&["engine", "up"]).into_command().spawn().unwrap();
     two.up();

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::inventory;
 use super::module::{ENGINE, PACKAGES};
-use super::network::Network;
+use super::network::{Network, require_program};
 use super::process::{End, Process};
 use super::state::{Cache, DownReport, Freed, Pruned, Running, Status};
 use crate::engine::disk::{self, DiskLimit};
@@ -460,10 +460,6 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<std::process::Child, Failure> {
         let cannot = "cannot prepare the embedded engine";
-        let program = |name: &str| {
-            provision::find_program(name)
-                .ok_or_else(|| Failure::environment(format!("{name} is not installed")))
-        };
         let cni = CNI_FOLDERS
             .into_iter()
             .find(|folder| Path::new(folder).join("bridge").exists())
@@ -484,7 +480,7 @@ impl Engine {
         let path = std::env::var("PATH").unwrap_or_default();
         let network = Network::create(&self.folder, &self.network_record(), progress).await?;
         // setsid, so that the engine outlives this process and its terminal.
-        std::process::Command::new(program("setsid")?)
+        std::process::Command::new(require_program("setsid")?)
             .arg("sh")
             .arg(run.join("start.sh"))
             .current_dir("/")
@@ -505,10 +501,10 @@ impl Engine {
             .env("ENGINE_STATE", self.state())
             .env("ENGINE_NETWORK", &network.name)
             .env("ENGINE_CIDR", network.cidr())
-            .env("RUNC", program("runc")?)
+            .env("RUNC", require_program("runc")?)
             .env("CNI_BIN", cni)
-            .env("DNSMASQ", program("dnsmasq")?)
-            .env("IPTABLES", program("iptables")?)
+            .env("DNSMASQ", require_program("dnsmasq")?)
+            .env("IPTABLES", require_program("iptables")?)
             // start.sh holds the lock until it has recorded its process, even if this process is killed before that.
             .stdin(lock.try_clone().or_environment(cannot)?)
             .stdout(log)

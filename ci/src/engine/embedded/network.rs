@@ -24,32 +24,30 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Creates the network of the engine in `folder`, which must not run: a fixed name, and an address range that no route of this
-    /// host covers. Writes it to the file `record` first, so that it can be removed if this process is killed.
+    /// Creates the network of the engine in `folder`, which must not run. Its address range is one that no route of this host covers.
+    /// The file `record` is written before the link exists, so that the network can be removed if this process is killed.
     pub(super) async fn create(
         folder: &Path,
         record: &Path,
         progress: &dyn Progress,
     ) -> Result<Self, Failure> {
-        let locked = Path::new("/run/infrastructure-lab-ci.networks.lock");
-        let _lock = lock(locked, progress, "the networks of embedded engines").await?;
+        let file = Path::new("/run/infrastructure-lab-ci.networks.lock");
+        let _lock = lock(file, progress, "the networks of embedded engines").await?;
         let digest = Sha256::digest(folder.as_os_str().as_encoded_bytes());
-        let mut network = Self {
-            // The name of a link has at most 15 characters.
-            name: format!("{PREFIX}{}", hex::encode(&digest[..3])),
-            subnet: 0,
-        };
+        let name = name_from(&digest);
+        let link = link_of(&name);
         // The record of this link is lost, for example with a cache directory that was removed.
-        if list_bridges().await?.contains(&network.link()) {
-            ip(&["link", "delete", &network.link()]).await?;
+        if list_bridges().await?.contains(&link) {
+            ip(&["link", "delete", &link]).await?;
         }
         let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-        network.subnet = free_subnet(digest[0], &parse_routes(&routes))?;
+        let subnet = free_subnet(digest[0], &parse_routes(&routes))?;
+        let network = Self { name, subnet };
         let cannot = "cannot record the embedded engine's network";
         let json = serde_json::to_vec(&network).or_environment(cannot)?;
         fs::write(record, json).or_environment(cannot)?;
         network.create_link().await?;
-        // Other engines that stop from now on leave this record.
+        // Only now, because an engine that stops removes this record if no other engine has a link.
         Self::record_forwarding()?;
         Ok(network)
     }
@@ -57,7 +55,7 @@ impl Network {
     /// Creates the link, which the bridge plugin then uses. Its route reserves the address range before the first container starts.
     async fn create_link(&self) -> Result<(), Failure> {
         let link = self.link();
-        // A bridge without an address of its own takes that of a port, and so changes it when containers start or end.
+        // A bridge without a hardware address of its own has that of one of its ports, so it would change as containers start and end.
         let digest = Sha256::digest(&self.name);
         let bytes: Vec<String> = digest[..5]
             .iter()
@@ -72,7 +70,7 @@ impl Network {
     }
 
     fn link(&self) -> String {
-        format!("{}0", self.name)
+        link_of(&self.name)
     }
 
     pub(super) fn cidr(&self) -> String {
@@ -203,6 +201,17 @@ impl Network {
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 /// The prefix of the link names of all engines.
 const PREFIX: &str = "labci";
+
+/// The name of the network of the engine whose folder has this digest.
+fn name_from(digest: &[u8]) -> String {
+    // The name of a link has at most 15 characters.
+    format!("{PREFIX}{}", hex::encode(&digest[..3]))
+}
+
+/// The name of the link of the network `name`.
+fn link_of(name: &str) -> String {
+    format!("{name}0")
+}
 
 /// The second bytes of the ranges. Dagger's own engine uses 10.87, and offices and clouds mostly use the lower ranges.
 const SUBNETS: Range<u8> = 128..228;
@@ -362,7 +371,7 @@ async fn apply(table: &str, commands: &[String]) -> Result<usize, Failure> {
         .count())
 }
 
-fn require_program(program: &str) -> Result<PathBuf, Failure> {
+pub(super) fn require_program(program: &str) -> Result<PathBuf, Failure> {
     find_program(program).ok_or_else(|| Failure::environment(format!("{program} is not installed")))
 }
 
@@ -475,5 +484,15 @@ mod tests {
         assert_eq!(free(99, &[inside, route(128, MASK)]), Some(129));
         assert_eq!(free(0, &[route(128, 0xffc0_0000)]), Some(192));
         assert_eq!(free(0, &[route(0, 0xff00_0000)]), None);
+        for preferred in 0..=u8::MAX {
+            assert!(SUBNETS.contains(&free(preferred, &[default]).unwrap()));
+        }
+    }
+
+    #[test]
+    fn link_name_is_short_enough() {
+        let name = || name_from(&Sha256::digest("/some/folder"));
+        assert!(link_of(&name()).len() <= 15);
+        assert_eq!(name(), name());
     }
 }
