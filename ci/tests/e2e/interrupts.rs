@@ -32,13 +32,6 @@ impl RandomMoments {
             .wrapping_add(1_442_695_040_888_963_407);
         f64::from((self.0 >> 40) as u32) / f64::from(1 << 24)
     }
-
-    /// A number in each of `count` equal parts of the range from 0 to 1.
-    fn spread(&mut self, count: u32) -> Vec<f64> {
-        (0..count)
-            .map(|part| (f64::from(part) + self.next()) / f64::from(count))
-            .collect()
-    }
 }
 
 /// A process that must tolerate interruptions at any moment.
@@ -67,13 +60,6 @@ impl Interruptible<'_> {
             (self.check)();
         }
         (self.check)();
-    }
-
-    /// Interrupts the process `count` times, alternately with SIGKILL and SIGINT.
-    fn interrupt(&mut self, count: u32) {
-        for (number, moment) in RandomMoments::new().spread(count).into_iter().enumerate() {
-            self.interrupt_at(moment, [Signal::SIGKILL, Signal::SIGINT][number % 2]);
-        }
     }
 }
 
@@ -241,15 +227,7 @@ impl Drop for EngineStart {
     }
 }
 
-#[test]
-fn recovers_from_interrupted_engine_starts() {
-    let engine = EngineStart::new();
-    engine.work().interrupt(2);
-    engine.assert_works();
-}
-
-/// Builds of a stand-in in a separate cache directory, by a format check on the shared engine. Only for the soak test, because
-/// each build keeps two cores busy for half a minute.
+/// Builds of a stand-in in a separate cache directory, by a format check on the shared engine.
 pub struct StandInBuild {
     machine: Machine,
     cache: tempfile::TempDir,
