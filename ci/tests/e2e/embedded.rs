@@ -52,7 +52,7 @@ impl Machine {
         if state.exists() {
             std::fs::remove_dir_all(&state).unwrap();
         }
-        copy(&["-a"], &provision().pulled_state(), &state);
+        provision().give_pulled_state(self.cache.path());
     }
 
     pub fn cache(&self) -> &Path {
@@ -191,10 +191,11 @@ fn short_folder_that(accept: impl Fn(&Path) -> bool) -> tempfile::TempDir {
     folder
 }
 
-/// Waits in the background until the process ends. If the cache directory still exists then, stops its engine and removes it.
+/// Waits in the background until the process ends. If the cache directory still exists then, stops its engine if there is one, and
+/// removes the directory.
 ///
 /// An interrupted test runs no destructors, and its engine, a daemon, is not in its process group.
-fn clean_up_after(process: u32, cache: &Path) {
+pub fn clean_up_after(process: u32, cache: &Path) {
     // The path is neither an argument nor in the environment, because `processes_of` looks for it there.
     const SCRIPT: &str = r#"
         read -r cache

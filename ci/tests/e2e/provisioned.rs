@@ -11,7 +11,7 @@ use common::pins;
 use dagger_sdk::{Container, DaggerConn};
 use nix::sys::statvfs::statvfs;
 
-use crate::embedded::{copy, short_folder};
+use crate::embedded::{clean_up_after, copy, short_folder};
 use crate::harness::{Ci, Project, lock_named};
 use crate::registry::{Registry, block_on};
 
@@ -105,8 +105,7 @@ impl Provisioned {
     }
 
     /// The state of an engine that has pulled the toolchain's image, without volumes.
-    pub fn pulled_state(&self) -> PathBuf {
-        let _lock = lock_named("pulled");
+    fn pulled_state(&self) -> PathBuf {
         let name = self.folder.file_name().unwrap().to_str().unwrap();
         let saved = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pulled-{name}"));
         let stand_ins = self.folder.parent().unwrap().join("stand-ins");
@@ -136,6 +135,37 @@ impl Provisioned {
             std::fs::rename(unfinished, &saved).unwrap();
         }
         saved
+    }
+
+    /// Gives an engine in `cache`, another cache directory, the state of one that has pulled the toolchain's image.
+    ///
+    /// The files of the image, two gigabytes, are links to a copy that all tests of this run share. Engines never write to them.
+    pub fn give_pulled_state(&self, cache: &Path) {
+        let lock = lock_named("pulled");
+        let runner = std::os::unix::process::parent_id();
+        let shared = cache.with_file_name(format!("ci-pulled-{runner}"));
+        let complete = shared.join("state");
+        if !complete.exists() {
+            let unfinished = shared.join("unfinished");
+            clean_up_after(runner, &shared);
+            let _ = std::fs::remove_dir_all(&shared);
+            std::fs::create_dir(&shared).unwrap();
+            copy(&["-a"], &self.pulled_state(), &unfinished);
+            std::fs::rename(unfinished, &complete).unwrap();
+        }
+        drop(lock);
+        let state = cache.join(self.folder.file_name().unwrap()).join("state");
+        copy(&["-al"], &complete, &state);
+        let of_images = ["worker/content/blobs", "worker/snapshots/snapshots"];
+        let others = walkdir::WalkDir::new(&complete)
+            .into_iter()
+            .filter_entry(|entry| !of_images.iter().any(|it| entry.path().ends_with(it)));
+        for other in others.map(Result::unwrap) {
+            if other.file_type().is_file() {
+                let own = state.join(other.path().strip_prefix(&complete).unwrap());
+                copy(&["-a", "--remove-destination"], other.path(), &own);
+            }
+        }
     }
 
     /// Copies the compiled cargo-auditable to `cache`, another cache directory.
