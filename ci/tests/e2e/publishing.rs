@@ -442,8 +442,8 @@ impl Secret {
     }
 
     fn is_in(&self, bytes: &[u8]) -> bool {
-        let text = String::from_utf8_lossy(bytes);
-        self.0.iter().any(|form| text.contains(form))
+        let is_in = |form: &String| memchr::memmem::find(bytes, form.as_bytes()).is_some();
+        self.0.iter().any(is_in)
     }
 
     #[track_caller]
