@@ -937,7 +937,7 @@ fn cache_stays_below_its_limit_and_volumes_in_use_survive() {
         stand_ins: &stand_ins,
     };
     toolchain.run("echo kept >/volume/file", Some("kept"));
-    let fill = format!("head -c {RESULT} /dev/urandom >/result");
+    let fill = format!("head -c {RESULT} /dev/zero >/result");
     let mut largest = 0;
     for _ in 0..12 {
         toolchain.run(&fill, None);
