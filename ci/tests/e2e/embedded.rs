@@ -14,6 +14,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::harness::{Ci, Outcome, Project, TEST_RUNS, lock_machine, sleep};
+use crate::installed::write_executable;
 use crate::provisioned::{Toolchain, provision, toolchain_folder};
 
 /// A separate cache directory with the programs and stand-ins that were built before. Its engine is stopped on drop.
@@ -52,7 +53,7 @@ impl Machine {
         if state.exists() {
             std::fs::remove_dir_all(&state).unwrap();
         }
-        provision().give_pulled_state(self.cache.path());
+        provision().link_pulled_state_to(&state);
     }
 
     pub fn cache(&self) -> &Path {
@@ -1089,9 +1090,7 @@ fn suggests_other_engines_if_go_is_missing() {
     for name in [
         "runc", "iptables", "ip", "dnsmasq", "pigz", "git", "tini", "unshare",
     ] {
-        std::fs::write(programs.join(name), "#!/bin/sh\n").unwrap();
-        let mode = PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(programs.join(name), mode).unwrap();
+        write_executable(&programs.join(name), "#!/bin/sh\n");
     }
     // `ci` also finds Go in the folder of its installer, so a mount namespace hides that folder.
     let hidden = "/usr/bin/mkdir -p /usr/local/go && /usr/bin/mount -t tmpfs none /usr/local/go && exec \"$0\" engine up";

@@ -8,7 +8,7 @@ use common::provision::{Package, Probe, UTIL_LINUX, find_program};
 use serde_json::Value;
 
 use crate::harness::{KillOnDrop, git, with_own_mounts};
-use crate::installed::install;
+use crate::installed::{install, write_executable};
 use crate::workflow::{Forge, runner_environment};
 
 const CRON: Package = Package {
@@ -48,8 +48,7 @@ pub fn check_main_with_cron(forge: &Forge) {
         symlink(cargo.parent().unwrap(), bin).unwrap();
     }
     let script = forge.path("check-main");
-    std::fs::write(&script, code_block("sh", "#!/bin/sh")).unwrap();
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    write_executable(&script, &code_block("sh", "#!/bin/sh"));
 
     // The line from the documentation, but each minute and with the settings that this machine needs.
     let (output, code) = (forge.path("output"), forge.path("code"));

@@ -1,5 +1,6 @@
 //! Installs programs for tests, system-wide or into a directory for tests. The tests of `api` use this file, too.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -13,6 +14,11 @@ const NPM: Package = Package {
     purpose: "installs tools for tests",
     probe: Probe::Program("npm"),
 };
+
+pub fn write_executable(file: &Path, text: &str) {
+    std::fs::write(file, text).unwrap();
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
 
 /// Installs the missing packages on this machine.
 pub fn install(needed: &[Package]) {

@@ -137,10 +137,11 @@ impl Provisioned {
         saved
     }
 
-    /// Gives an engine in `cache`, another cache directory, the state of one that has pulled the toolchain's image.
+    /// Creates `state`, the state of an engine in another cache directory: that of an engine which has pulled the toolchain's image.
     ///
-    /// The files of the image, two gigabytes, are links to a copy that all tests of this run share. Engines never write to them.
-    pub fn give_pulled_state(&self, cache: &Path) {
+    /// The image's files, two gigabytes, are links to a copy that all tests of this run share, because engines never write to them.
+    pub fn link_pulled_state_to(&self, state: &Path) {
+        let cache = state.ancestors().nth(2).unwrap();
         let lock = lock_named("pulled");
         let runner = std::os::unix::process::parent_id();
         let shared = cache.with_file_name(format!("ci-pulled-{runner}"));
@@ -154,8 +155,7 @@ impl Provisioned {
             std::fs::rename(unfinished, &complete).unwrap();
         }
         drop(lock);
-        let state = cache.join(self.folder.file_name().unwrap()).join("state");
-        copy(&["-al"], &complete, &state);
+        copy(&["-al"], &complete, state);
         let of_images = ["worker/content/blobs", "worker/snapshots/snapshots"];
         let others = walkdir::WalkDir::new(&complete)
             .into_iter()

@@ -442,8 +442,8 @@ impl Secret {
     }
 
     fn is_in(&self, bytes: &[u8]) -> bool {
-        let is_in = |form: &String| memchr::memmem::find(bytes, form.as_bytes()).is_some();
-        self.0.iter().any(is_in)
+        let found = |form: &String| memchr::memmem::find(bytes, form.as_bytes()).is_some();
+        self.0.iter().any(found)
     }
 
     #[track_caller]

@@ -1,6 +1,6 @@
 //! Container runtimes of the distribution: `ci` uses one that can run an engine, and detects within seconds if one cannot.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::embedded::short_folder;
 use crate::harness::{Ci, Outcome, Project};
+use crate::installed::write_executable;
 use crate::provisioned::provision;
 
 const DOCKER: Package = Package {
@@ -72,11 +73,6 @@ fn link_programs(runtimes: &[&str]) -> TempDir {
         }
     }
     folder
-}
-
-pub fn write_executable(file: &Path, text: &str) {
-    std::fs::write(file, text).unwrap();
-    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[track_caller]

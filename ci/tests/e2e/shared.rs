@@ -10,9 +10,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{Ci, Project};
-use crate::runtimes::{
-    build_dial_stdio, engine_programs, expect_success, folder, write_executable,
-};
+use crate::installed::write_executable;
+use crate::runtimes::{build_dial_stdio, engine_programs, expect_success, folder};
 
 /// The address range for benchmarks ([RFC 2544](https://www.rfc-editor.org/rfc/rfc2544)), which no real network uses.
 const RANGE: &str = "198.18.0.0/16";

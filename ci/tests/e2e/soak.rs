@@ -20,7 +20,7 @@ fn recovers_from_random_interruptions() {
     // Stand-ins take half a minute to build, which is too long for `just test`.
     let share_of_starts = if seconds > DEFAULT_SECONDS { 0.7 } else { 1.0 };
     let end = Instant::now() + Duration::from_secs(seconds);
-    // Whatever the seed, in each half once.
+    // Whatever the seed, there is one interruption in each half of a start.
     starts.interrupt_at(moments.next() / 2.0, Signal::SIGKILL);
     starts.interrupt_at(moments.next() / 2.0 + 0.5, Signal::SIGINT);
     let mut count = 2;
